@@ -1,0 +1,81 @@
+"""Small databases and stacks in temporary folders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+needs_golden = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="needs ../shared/golden")
+needs_isbi = pytest.mark.skipif(not (SHARED / "isbi2012").is_dir(), reason="needs ../shared/isbi2012")
+
+# a network and a crop that train in milliseconds
+SMALL = ["--gpu_ids", "-1", "--nch_ker", "2", "--ny_load", "32", "--nx_load", "32", "--elastic", "2"]
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty current folder, so that all default folders lie in it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def database(work):
+    """datasets/em: eight synthetic sections of 48 px, six to train on."""
+    import run_make_database
+
+    assert run_make_database.main(["--synthetic", "8", "--size", "48"]) == 0
+    return work / "datasets" / "em"
+
+
+@pytest.fixture
+def trained(database):
+    """The same with a checkpoint of epoch 1."""
+    import main
+
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    return database
+
+
+@pytest.fixture
+def fails(capfd):
+    """Runs a program that must end with one line on stderr, and returns that line."""
+
+    def run(program, argv, status=1):
+        capfd.readouterr()
+        assert program(argv) == status
+        lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("warning: ")]
+        assert len(lines) == 1, lines
+        assert "Traceback" not in lines[0]
+        return lines[0]
+
+    return run
+
+
+def start(script: str, *argv: str, **kwargs) -> subprocess.Popen:
+    """Start one of our programs as a process of its own."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(ROOT / script), *argv]
+    return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True, **kwargs)
+
+
+def write_stacks(folder: Path, num: int = 5, shape=(32, 32), dtype=np.uint8, values=(0, 255), channels=0) -> Path:
+    """Random `train-volume.tif` and `train-labels.tif` in a folder."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = (num, *shape, channels) if channels else (num, *shape)
+    volume = rng.integers(0, 200, size).astype(dtype)
+    labels = np.array(values, np.uint8)[rng.integers(0, len(values), (num, *shape))]
+    photometric = "rgb" if channels in (3, 4) else "minisblack"
+    tifffile.imwrite(folder / "train-volume.tif", volume, photometric=photometric)
+    tifffile.imwrite(folder / "train-labels.tif", labels, photometric="minisblack")
+    return folder

@@ -1,0 +1,288 @@
+"""What every other file may use: errors meant for users, whole-or-nothing writes, signals, devices."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do: one line for the user, who gets no traceback."""
+
+    status = 1
+
+
+class FlagError(UserError):
+    """A flag's value breaks the flag's rule; the program exits as argparse does."""
+
+    status = 2
+
+
+def program(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Turn what `main(argv)` raises for its user into one line on stderr and an exit status.
+
+    Parameters
+    ----------
+    main : callable
+        Takes the arguments without the program's name (`None`: those of the process).
+
+    Returns
+    -------
+    callable
+        Returns 0, the status of the `UserError` (1, or 2 for a flag), or 130 after Ctrl-C.
+    """
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            message, status = f"error: {error}", error.status
+        except KeyboardInterrupt:
+            message, status = "interrupted: nothing was left half written", 130
+        except (OSError, MemoryError, RuntimeError) as error:
+            message, status = f"error: {_explain(error)}", 1
+        print(message, file=sys.stderr)
+        return status
+
+    return run
+
+
+def _explain(error: Exception) -> str:
+    """One line for what the machine refuses; whatever is a defect of ours is raised again."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return "out of memory: lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb"
+    if isinstance(error, OSError) and error.errno:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}: check the path, the permissions and the free space"
+    raise error
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Open a file that appears under its name only when it is whole.
+
+    The bytes go to `.NAME.partial` beside the goal, are flushed to the disk, and renamed at the end; on an
+    error the partial file is removed and the old file stays.
+
+    Parameters
+    ----------
+    path : path-like
+        The goal. Its folder is made when missing.
+    mode : str
+        `"wb"`, or `"w"` for UTF-8 text.
+
+    Raises
+    ------
+    UserError
+        The folder or the disk takes no file.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open(mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        _discard(partial)
+        raise _cannot_write(path, error) from error
+    except BaseException:
+        _discard(partial)
+        raise
+
+
+@contextmanager
+def atomic_folder(parent: str | os.PathLike, names: list[str]) -> Iterator[Path]:
+    """Fill a temporary folder whose entries replace those of `parent` together, at the end.
+
+    Parameters
+    ----------
+    parent : path-like
+        Folder whose entries are replaced; made when missing. Its other entries stay.
+    names : list of str
+        Entries (files or folders) that the caller writes into the yielded folder. Old entries of these
+        names go away, also where no new one was written.
+
+    Yields
+    ------
+    Path
+        The temporary folder. After an error it is removed, and the old entries are as they were.
+
+    Raises
+    ------
+    UserError
+        The folder or the disk takes no file.
+    """
+    parent = Path(parent)
+    partial, old, done = (parent / name for name in (".partial", ".old", ".done"))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _restore(old, parent)
+        _discard(done)
+        _discard(partial)
+        partial.mkdir()
+        yield partial
+        old.mkdir()
+        for name in names:
+            if (parent / name).exists():
+                (parent / name).rename(old / name)
+        for name in names:
+            if (partial / name).exists():
+                (partial / name).rename(parent / name)
+        old.rename(done)  # from here on the new entries count, however the removal of the old ones ends
+    except OSError as error:
+        raise _cannot_write(parent, error) from error
+    finally:
+        _restore(old, parent)
+        _discard(partial)
+        _discard(done)
+
+
+def _restore(old: Path, parent: Path) -> None:
+    """Put back what a cut-off exchange had set aside."""
+    for entry in old.iterdir() if old.is_dir() else ():
+        _discard(parent / entry.name)
+        entry.rename(parent / entry.name)
+    _discard(old)
+
+
+def _discard(path: Path) -> None:
+    """Remove a file or folder if it can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.EROFS, errno.EACCES):
+                raise
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}: choose another folder, or make room")
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Key that sorts names as people count: numbers by value.
+
+    Examples
+    --------
+    >>> sorted(["10.npy", "9.npy", "a2", "a10"], key=natural_key)
+    ['9.npy', '10.npy', 'a2', 'a10']
+    """
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def check_name(flag: str, name: str) -> None:
+    """Refuse a name that is no single folder.
+
+    Raises
+    ------
+    UserError
+        The name is empty, `.` or `..`, or holds a separator or a control character.
+    """
+    if name.strip() in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name):
+        raise UserError(f"{flag} {name!r} is no folder name: use letters, digits, '-' and '_', no '/' and no '..'")
+
+
+def make_room(folder: str | os.PathLike, patterns: tuple[str, ...]) -> Path | None:
+    """Move a folder's files of an earlier run into a new subfolder `earlier-K`.
+
+    Parameters
+    ----------
+    folder : path-like
+        Need not exist.
+    patterns : tuple of str
+        Globs of the files that move.
+
+    Returns
+    -------
+    Path or None
+        The subfolder; None where nothing had to move.
+    """
+    folder = Path(folder)
+    files = [file for pattern in patterns for file in folder.glob(pattern)]
+    if not files:
+        return None
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    earlier = folder / f"earlier-{number}"
+    earlier.mkdir()
+    for file in files:
+        file.rename(earlier / file.name)
+    return earlier
+
+
+class StopRequest:
+    """While entered, SIGINT and SIGTERM set `signum` instead of ending the process.
+
+    A second SIGINT raises KeyboardInterrupt. Outside the main thread, where Python takes no handlers,
+    nothing is caught.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._old: dict[int, object] = {}
+
+    def __bool__(self) -> bool:
+        return self.signum != 0
+
+    def __enter__(self) -> StopRequest:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[signum] = signal.signal(signum, self._note)
+            except ValueError:
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _frame: object) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+def pick_device(gpu_ids: str) -> torch.device:
+    """Device that the network runs on.
+
+    Parameters
+    ----------
+    gpu_ids : str
+        `"-1"` for the CPU, or a comma-separated list of GPU numbers, of which the first is used.
+
+    Returns
+    -------
+    torch.device
+        The GPU, or the CPU with a warning on stderr where that GPU is not there.
+    """
+    import torch
+
+    first, *others = (int(number) for number in gpu_ids.split(","))
+    if first < 0:
+        return torch.device("cpu")
+    if first >= torch.cuda.device_count():
+        print(f"warning: --gpu_ids {gpu_ids}: no GPU {first} here, running on the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    if others:
+        print(f"warning: --gpu_ids {gpu_ids}: only GPU {first} is used", file=sys.stderr)
+    return torch.device("cuda", first)
