@@ -1,0 +1,112 @@
+"""Checkpoints: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils import UserError, atomic_write
+
+OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
+FORMAT = 1  # rises when a reader of the old layout would misread the new one
+
+
+def path_of(folder: Path, epoch: int) -> Path:
+    """Where the checkpoint of an epoch lies.
+
+    Examples
+    --------
+    >>> path_of(Path("checkpoints/unet/em"), 50).name
+    'model_epoch0050.pth'
+    """
+    return folder / f"model_epoch{epoch:04d}.pth"
+
+
+def epoch_of(path: Path) -> int | None:
+    """Epoch of a checkpoint by its name, with any count of digits; None for another name.
+
+    Examples
+    --------
+    >>> epoch_of(Path("model_epoch50.pth")), epoch_of(Path("model.pth"))
+    (50, None)
+    """
+    match = re.fullmatch(r"model_epoch(\d+)\.pth", path.name)
+    return int(match[1]) if match else None
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; the old file of that name stays until the new one is whole.
+
+    Parameters
+    ----------
+    path : Path
+        The goal.
+    state : dict
+        Tensors and plain Python values, with at least the keys `OURS`.
+
+    Raises
+    ------
+    UserError
+        The folder or the disk takes no file.
+    """
+    buffer = io.BytesIO()
+    torch.save(state | {"format": FORMAT}, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def find(folder: Path, epoch: int = 0) -> Path:
+    """Checkpoint of an epoch, or the newest.
+
+    Parameters
+    ----------
+    folder : Path
+        `[dir_checkpoint]/[scope]/[name_data]`.
+    epoch : int
+        0 for the newest. File names may have any count of digits.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    found = {epoch_of(path): path for path in folder.glob("model_epoch*.pth") if epoch_of(path) is not None}
+    if not found:
+        raise UserError(f"no checkpoint in {folder}: run --mode train first, or check --scope and --name_data")
+    if epoch and epoch not in found:
+        raise UserError(f"no checkpoint of epoch {epoch} in {folder}: there are {', '.join(map(str, sorted(found)))}")
+    return found[epoch or max(found)]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """State of a checkpoint, ours or pytorch-UNET's, on the CPU.
+
+    Returns
+    -------
+    dict
+        Ours as given to `save`; pytorch-UNET's has the keys `netG` and `optimG`.
+
+    Raises
+    ------
+    UserError
+        The file is no checkpoint, is truncated, or would run code when loaded.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = "it holds more than tensors and plain values, and could run code when loaded"
+        raise UserError(f"{path}: refused, {what}: use a checkpoint that main.py --mode train wrote") from error
+    except Exception as error:  # a damaged archive fails in as many ways as it has parts
+        raise UserError(f"{path}: truncated or no checkpoint: delete it, and take an older one by --epoch") from error
+    if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
+        raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
+    if state.get("format", FORMAT) > FORMAT:
+        raise UserError(f"{path}: written by a newer version of this program: update it")
+    return state

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SHARED, needs_golden
+
+import checkpoint
+from model import INITS, NORMS, UNet, class_map, class_probability, convert_legacy, init_weights, pad_to_multiple
+
+
+@pytest.mark.parametrize(("norm", "num"), [("bnorm", 23_375_041), ("inorm", 23_370_113)])
+def test_parameters_are_as_many_as_the_originals(norm, num):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in UNet(1, 1, 64, norm).parameters()) == num
+
+
+@needs_golden
+@pytest.mark.parametrize("norm", ["bnorm", "inorm"])
+def test_the_originals_checkpoint_gives_its_logits_and_resumes_to_its_losses(norm):
+    folder = SHARED / "golden" / "upstream"
+    saved = convert_legacy(checkpoint.load(folder / f"{norm}_model_epoch0003.pth"))
+    expected = np.load(folder / f"{norm}_expected.npz")
+    image, label = torch.tensor(expected["input"]), torch.tensor(expected["label"])
+    assert saved["arch"] == {"nch_in": 1, "nch_out": 1, "nch_ker": 2, "norm": norm}
+    net = UNet(**saved["arch"])
+    net.load_state_dict(saved["net"])
+    with torch.no_grad():
+        np.testing.assert_allclose(net.eval()(image).numpy(), expected["logits_eval"], atol=1e-5)
+    optimizer = torch.optim.Adam(net.train().parameters(), 1e-3, betas=(0.5, 0.999))
+    optimizer.load_state_dict(saved["optim"])
+    for loss_expected in expected["losses_resumed"]:
+        loss = F.binary_cross_entropy_with_logits(net(image), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.item() == pytest.approx(loss_expected, abs=1e-6)
+
+
+def _legacy(net: UNet) -> dict:
+    """State of a network under the original's names, written out by hand."""
+    names = {f"encoders.{i}.{j}": f"enc{i + 1}_{j + 1}" for i in range(4) for j in range(2)}
+    names |= {"bottom.0": "enc5_1", "bottom.1": "dec5_1"}
+    names |= {f"decoders.{i}.convs.{j}": f"dec{4 - i}_{2 - j}" for i in range(4) for j in range(2)}
+    state = {}
+    for key, value in net.state_dict().items():
+        for ours, theirs in names.items():
+            key = key.replace(f"{ours}.conv.", f"{theirs}.cbr.0.conv.").replace(
+                f"{ours}.norm.", f"{theirs}.cbr.1.norm."
+            )
+        for i in range(4):
+            key = key.replace(f"decoders.{i}.up.", f"unpool{4 - i}.unpooling.")
+        state["module." + key.replace("fc.", "fc.conv.")] = value
+    return state
+
+
+@pytest.mark.parametrize("norm", ["bnorm", "inorm"])
+def test_legacy_names_are_renamed_in_order(norm):
+    net = UNet(3, 2, 2, norm)
+    saved = convert_legacy({"netG": _legacy(net), "optimG": {}})
+    assert list(saved["net"]) == list(net.state_dict())
+    assert saved["arch"] == net.arguments
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [(1, 1), (5, 70), (16, 16), (33, 48)])
+def test_any_height_and_width_goes_through_every_norm(norm, size):
+    net = UNet(2, 3, 2, norm)
+    assert net(torch.randn(2, 2, *size)).shape == (2, 3, *size)
+
+
+def test_padding_reflects_and_leaves_a_fitting_image_alone():
+    x = torch.arange(33.0).expand(1, 1, 32, 33)
+    padded = pad_to_multiple(x, 16)
+    assert padded.shape == (1, 1, 32, 48)
+    assert padded[0, 0, 0, 33:36].tolist() == [31, 30, 29]
+    assert pad_to_multiple(x[..., :32], 16).equal(x[..., :32])
+
+
+def test_logits_of_a_fitting_part_do_not_depend_on_the_padding():
+    net = UNet(1, 1, 2).eval()
+    x = torch.randn(1, 1, 48, 48)
+    cut = torch.cat([x[..., :40], x[..., 31:39].flip(-1)], -1)  # what 40 columns are padded to
+    with torch.no_grad():
+        torch.testing.assert_close(net(x[..., :40]), net(cut)[..., :40])
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_first_weights_are_a_function_of_the_seed(init):
+    first, second, third = (UNet(1, 1, 2) for _ in range(3))
+    for net, seed in ((first, 1), (second, 1), (third, 2)):
+        init_weights(net, init, seed)
+    assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not first.fc.weight.equal(third.fc.weight)
+
+
+def test_probability_and_class_of_one_channel_equal_those_of_two():
+    logits = torch.randn(2, 1, 4, 4)
+    two = torch.cat([torch.zeros_like(logits), logits], 1)
+    torch.testing.assert_close(class_probability(logits), class_probability(two))
+    assert class_map(logits).equal(class_map(two))
