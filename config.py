@@ -1,0 +1,191 @@
+"""Every flag of main.py once: name, type, default, help, group and rule. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NoReturn, TypeVar
+
+from utils import FlagError, check_name
+
+SWITCH = ("on", "off")
+Rule = tuple[Callable[[Any], bool], str]
+AT_LEAST_1: Rule = (lambda value: value >= 1, "must be at least 1")
+AT_LEAST_0: Rule = (lambda value: value >= 0, "must not be negative")
+POSITIVE: Rule = (lambda value: value > 0, "must be positive")
+FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
+
+
+def is_gpu_list(value: str) -> bool:
+    """Whether a text is `-1` or a comma-separated list of GPU numbers, each named once.
+
+    Examples
+    --------
+    >>> [is_gpu_list(text) for text in ("-1", "0", "0, 1", "0,0", "cuda", "-1,0")]
+    [True, True, True, False, False, False]
+    """
+    numbers = [number.strip() for number in value.split(",")]
+    return value.strip() == "-1" or (all(n.isdecimal() for n in numbers) and len({*map(int, numbers)}) == len(numbers))
+
+
+def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
+    """One line of a table of flags: a dataclass field that also becomes a command-line flag.
+
+    Parameters
+    ----------
+    default : str, int, float or bool
+        Its type is the flag's type; a bool is given as `on` or `off`.
+    help : str
+        Shown by `--help`, followed by the default.
+    group : str
+        Heading in `--help`.
+    choices : tuple
+        The values allowed.
+    rule : (callable, str)
+        Test that a value must pass, and the words for it.
+    **extra
+        Further arguments of `argparse.add_argument`; `alias` is a second name.
+    """
+    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "rule": rule, **extra})
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Base of every table of flags: checks choices, rules and names when an instance is made."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, choices, rule = getattr(self, item.name), item.metadata["choices"], item.metadata["rule"]
+            if choices and value not in choices:
+                raise FlagError(f"--{item.name} {value}: choose from {', '.join(map(str, choices))}")
+            if rule and not rule[0](value):
+                raise FlagError(f"--{item.name} {value}: {rule[1]}")
+            if item.name in ("scope", "name_data"):
+                check_name(f"--{item.name}", value)
+
+
+@dataclass(frozen=True)
+class Config(Flags):
+    """All flags of `main.py`.
+
+    Examples
+    --------
+    >>> Config(nch_ker=4).nch_ker
+    4
+    """
+
+    mode: str = flag("train", "what to do", "run", choices=("train", "test"))
+    scope: str = flag("unet", "name of the experiment, a folder", "run")
+    name_data: str = flag("em", "name of the data, a folder", "run")
+    dir_data: str = flag("./datasets", "where the databases lie", "run")
+    dir_checkpoint: str = flag("./checkpoints", "where checkpoints go", "run")
+    dir_log: str = flag("./log", "where arg.txt and the TensorBoard events go", "run")
+    dir_result: str = flag("./results", "where test results go", "run")
+    gpu_ids: str = flag(
+        "0", "GPU number, or -1 for the CPU", "run", rule=(is_gpu_list, "must be -1 or GPU numbers with commas")
+    )
+    seed: int = flag(0, "seed of everything random", "run", rule=AT_LEAST_0)
+    train_continue: bool = flag(False, "go on from the newest checkpoint", "run")
+    epoch: int = flag(0, "checkpoint to test or to go on from; 0: the newest", "run", rule=AT_LEAST_0)
+
+    nch_in: int = flag(0, "channels of the input; 0: as the data has", "model", rule=AT_LEAST_0)
+    nch_out: int = flag(0, "channels of the output; 0: one for two classes, else one a class", "model", rule=AT_LEAST_0)
+    nch_ker: int = flag(64, "channels of the first level", "model", rule=AT_LEAST_1)
+    norm: str = flag(
+        "bnorm", "normalisation after each convolution", "model", choices=("bnorm", "inorm", "gnorm", "none")
+    )
+    init: str = flag(
+        "kaiming", "distribution of the first weights", "model", choices=("normal", "xavier", "kaiming", "orthogonal")
+    )
+
+    num_epoch: int = flag(300, "epochs; each sees every training image once", "training", rule=AT_LEAST_1)
+    batch_size: int = flag(4, "images a step", "training", rule=AT_LEAST_1)
+    lr: float = flag(1e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
+    beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
+    optim: str = flag("adam", "optimiser", "training", choices=("adam", "sgd", "rmsprop"))
+
+    ny_load: int = flag(256, "height of a training crop [px]", "data", rule=AT_LEAST_1)
+    nx_load: int = flag(256, "width of a training crop [px]", "data", rule=AT_LEAST_1)
+    cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=AT_LEAST_0)
+    num_workers: int = flag(2, "processes that read a database larger than that", "data", rule=AT_LEAST_0)
+
+    flip: bool = flag(True, "random flips", "augmentation")
+    turn: bool = flag(True, "random quarter turns; half turns where the crop is not square", "augmentation")
+    elastic: float = flag(
+        10.0, "standard deviation of the elastic displacement [px]; 0: off", "augmentation", rule=AT_LEAST_0
+    )
+    elastic_grid: int = flag(
+        3, "nodes a side of the elastic grid", "augmentation", rule=(lambda value: value >= 2, "must be at least 2")
+    )
+    brightness: float = flag(
+        0.2, "random shift, up to this many standard deviations; 0: off", "augmentation", rule=AT_LEAST_0
+    )
+    contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)
+
+    num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=AT_LEAST_1)
+    num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=AT_LEAST_1)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(FlagError.status, f"error: {message}: see {self.prog} --help\n")
+
+
+Table = TypeVar("Table", bound=Flags)
+
+
+def parse(table: type[Table], argv: list[str] | None, description: str | None) -> Table:
+    """Table of flags filled from the command line.
+
+    Parameters
+    ----------
+    table : type
+        Dataclass whose fields were made with `flag`.
+    argv : list of str or None
+        Arguments without the program's name; None: those of the process.
+    description : str or None
+        Shown by `--help`.
+
+    Returns
+    -------
+    table
+        An instance.
+
+    Raises
+    ------
+    SystemExit
+        Status 2 after an unknown flag or a value of the wrong type, 0 after `--help`.
+    UserError
+        A value breaks its rule.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    titles = dict.fromkeys(item.metadata["group"] for item in fields(table))
+    groups = {title: parser.add_argument_group(title) for title in titles}
+    for item in fields(table):
+        _add(groups[item.metadata["group"]], item.name, item.default, dict(item.metadata))
+    return table(**vars(parser.parse_args(sys.argv[1:] if argv is None else argv)))
+
+
+def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[str, Any]) -> None:
+    """Add one flag to the parser."""
+    assert default is not MISSING
+    names = [f"--{option}" for option in (name, rules.pop("alias", None)) if option]
+    choices = rules.pop("choices") or (SWITCH if isinstance(default, bool) else None)
+    shown = SWITCH[not default] if isinstance(default, bool) else default
+    help = rules["help"] if shown == "" or shown != shown else f"{rules['help']} (default: {shown})"
+    kind = {"choices": choices, "type": type(default), "metavar": None if choices else type(default).__name__.upper()}
+    if isinstance(default, bool):
+        kind |= {"type": str, "action": _Switch}
+    extra = {key: value for key, value in rules.items() if key not in ("help", "group", "rule")}
+    group.add_argument(*names, dest=name, default=default, help=help.replace("%", "%%"), **kind | extra)
+
+
+class _Switch(argparse.Action):
+    """Stores `on` as True and `off` as False."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: Any = None) -> None:
+        setattr(namespace, self.dest, value == "on")

@@ -1,0 +1,504 @@
+"""The database: its samples and its description, patches read from it, and the augmentation of a batch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from utils import UserError, natural_key
+
+Batch = dict[str, Tensor]  # input (N, C, H, W) float32, label (N, H, W) int64, index (N,) of the samples
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a database says of itself and a checkpoint keeps.
+
+    Attributes
+    ----------
+    nch_in : int
+        Channels of the input.
+    class_values : list
+        Value of each class in the label images: a number, or an [r, g, b] colour.
+    class_names : list of str
+        Name of each class. With two classes, class 1 is the foreground.
+    class_share : list of float
+        Fraction of the training pixels of each class.
+    mean, std : list of float
+        Of each channel over the training split, in grey values.
+    value_range : list of float
+        Grey values that are black and white in a picture.
+    """
+
+    nch_in: int
+    class_values: list
+    class_names: list[str]
+    class_share: list[float]
+    mean: list[float]
+    std: list[float]
+    value_range: list[float]
+
+    @property
+    def num_class(self) -> int:
+        """Number of classes."""
+        return len(self.class_values)
+
+    @classmethod
+    def from_dict(cls, values: dict, origin: Path) -> DataInfo:
+        """Description read from `dataset.json` or a checkpoint.
+
+        Raises
+        ------
+        UserError
+            An entry is missing.
+        """
+        missing = [item.name for item in fields(cls) if item.name not in values]
+        if missing:
+            raise UserError(f"{origin}: no entry {', '.join(missing)}: make the database again")
+        return cls(**{item.name: values[item.name] for item in fields(cls)})
+
+
+class SampleFile(NamedTuple):
+    """Where a sample lies: one structured `.npy`, or the original's pair `input_000.npy`, `label_000.npy`.
+
+    Attributes
+    ----------
+    input : Path
+        The file with the image.
+    label : Path or None
+        The file with the label in the pair layout.
+    """
+
+    input: Path
+    label: Path | None = None
+
+    @property
+    def num_byte(self) -> int:
+        """Size on the disk."""
+        return sum(path.stat().st_size for path in self if path)
+
+    def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image (H, W, C) and class indices (H, W), mapped from the disk and not yet read.
+
+        Parameters
+        ----------
+        class_values : list of int, optional
+            Maps the label values of the pair layout to class indices; None leaves them as they are.
+
+        Raises
+        ------
+        UserError
+            A file is no sample: pickled objects, truncated, or of the wrong shape.
+        """
+        array = _map_npy(self.input)
+        if array.dtype.names:
+            if "input" not in array.dtype.names or array.ndim != 2:
+                raise UserError(f"{self.input}: must be (H, W) with the field 'input': make the database again")
+            image = array["input"] if array["input"].ndim == 3 else array["input"][..., None]
+            label = array["label"] if "label" in array.dtype.names else None
+        else:
+            image = array if array.ndim == 3 else array[..., None]
+            label = None if self.label is None else _squeeze(_map_npy(self.label))
+            if label is not None and class_values is not None:
+                label = _to_indices(label, class_values, self.label)
+        _check_shapes(self.input, image, label)
+        return image, label
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    """Array of a `.npy`, mapped; never unpickled."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error}): make the database again") from error
+    except ValueError as error:  # pickled objects, another format, or a truncated file
+        raise UserError(f"{path}: refused as a sample ({error}): make the database again") from error
+
+
+def _squeeze(label: np.ndarray) -> np.ndarray:
+    return label[..., 0] if label.ndim == 3 and label.shape[-1] == 1 else label
+
+
+def _to_indices(label: np.ndarray, class_values: list, path: Path) -> np.ndarray:
+    """Class index of each label value."""
+    indices = np.minimum(np.searchsorted(class_values, label), len(class_values) - 1)
+    if not np.array_equal(np.asarray(class_values)[indices], label):
+        raise UserError(f"{path}: holds label values beyond {class_values}: make the database again")
+    return indices.astype(np.uint8)
+
+
+def _check_shapes(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:
+    if image.ndim != 3 or 0 in image.shape or image.dtype.kind not in "uifb":
+        raise UserError(f"{path}: input has shape {image.shape} of {image.dtype}, must be (H, W, C) numbers")
+    if label is not None and label.shape != image.shape[:2]:
+        raise UserError(f"{path}: label has shape {label.shape}, the input {image.shape[:2]}: they must agree")
+
+
+def check_values(path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int) -> None:
+    """Refuse pixels that can't be trained on.
+
+    Raises
+    ------
+    UserError
+        The input holds NaN or infinity, or the label a class index beyond the classes.
+    """
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
+    if label is not None and label.max(initial=0) >= num_class:
+        raise UserError(f"{path}: class index {label.max()} beyond the {num_class} classes: make the database again")
+
+
+def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:
+    """Write one sample.
+
+    Parameters
+    ----------
+    path : Path
+        The `.npy` file.
+    image : ndarray
+        (H, W, C) of any integer or float type.
+    label : ndarray of uint8 or None
+        (H, W) class indices.
+    """
+    dtype = [("input", image.dtype.newbyteorder("="), image.shape[2:])]
+    sample = np.empty(image.shape[:2], dtype if label is None else [*dtype, ("label", np.uint8)])
+    sample["input"] = image
+    if label is not None:
+        sample["label"] = label
+    np.save(path, sample, allow_pickle=False)
+
+
+def list_samples(folder: Path) -> list[SampleFile]:
+    """Samples of one split in the order of their numbers; the original's pair layout is found too.
+
+    Raises
+    ------
+    UserError
+        The folder is missing or holds no sample, or an input of a pair has no label.
+    """
+    names = sorted((file.name for file in folder.glob("*.npy")), key=natural_key) if folder.is_dir() else []
+    if not names:
+        raise UserError(f"{folder}: no samples there: run run_make_database.py, or check --dir_data and --name_data")
+    pairs = [name for name in names if name.startswith("input")]
+    if not pairs:
+        return [SampleFile(folder / name) for name in names]
+    lonely = [name for name in pairs if not (folder / name.replace("input", "label", 1)).is_file()]
+    if lonely and len(lonely) < len(pairs):
+        raise UserError(f"{folder}: no label for {', '.join(lonely[:5])}: add it, or remove the input")
+    return [SampleFile(folder / n, None if lonely else folder / n.replace("input", "label", 1)) for n in pairs]
+
+
+def load_info(folder: Path) -> DataInfo:
+    """Read the description of a database; where `dataset.json` is missing, take it from the training samples.
+
+    Raises
+    ------
+    UserError
+        There is no database, or `dataset.json` is damaged.
+    """
+    path = folder / "dataset.json"
+    if path.is_file():
+        try:
+            return DataInfo.from_dict(json.loads(path.read_text("utf-8")), path)
+        except ValueError as error:
+            raise UserError(f"{path}: no valid JSON ({error}): make the database again") from error
+    files = list_samples(folder / "train")
+    values = sorted({value for file in files for value in np.unique(_labelled(file)[1]).tolist()})
+    values = [0, 255] if set(values) <= {0, 255} else values
+    return describe((file.open(values) for file in files), values)
+
+
+def _labelled(file: SampleFile) -> tuple[np.ndarray, np.ndarray]:
+    image, label = file.open()
+    if label is None:
+        raise UserError(f"{file.input}: no label, so it can't be trained on: add it, or make the database again")
+    return image, label
+
+
+def describe(
+    samples: Iterable[tuple[np.ndarray, np.ndarray | None]], class_values: list, class_names: list[str] | None = None
+) -> DataInfo:
+    """Measure the description of a training split.
+
+    Parameters
+    ----------
+    samples : iterable of (ndarray, ndarray or None)
+        Image (H, W, C) and class indices (H, W) of each sample; at least one.
+    class_values : list
+        As in `DataInfo`.
+    class_names : list of str, optional
+        As in `DataInfo`; default: the values.
+    """
+    total = square = count = 0
+    low, high, share = np.inf, -np.inf, np.zeros(len(class_values))
+    for image, label in samples:
+        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
+        total, square, count = total + pixels.sum(0), square + (pixels**2).sum(0), count + len(pixels)
+        low, high = min(low, pixels.min()), max(high, pixels.max())
+        if label is not None:
+            share += np.bincount(np.ravel(label), minlength=len(class_values))
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, 0))
+    return DataInfo(
+        nch_in=image.shape[2],
+        class_values=class_values,
+        class_names=class_names or [str(value) for value in class_values],
+        class_share=(share / max(share.sum(), 1)).tolist(),
+        mean=mean.tolist(),
+        std=np.where(std > 0, std, 1.0).tolist(),
+        value_range=[0.0, 255.0] if image.dtype == np.uint8 else [float(low), float(high)],
+    )
+
+
+class Window(NamedTuple):
+    """Part of a sample; what lies outside the image is reflected.
+
+    Attributes
+    ----------
+    index : int
+        Number of the sample.
+    top, left, height, width : int
+        [px].
+    """
+
+    index: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class PatchDataset(Dataset):
+    """Windows of samples, normalised: what stands between the `.npy` files and the network.
+
+    Parameters
+    ----------
+    files : list of SampleFile
+        The samples; all are opened once, and their shapes and channels checked.
+    info : DataInfo
+        Channels, classes, mean and standard deviation.
+    labelled : bool
+        Refuse samples without a label.
+    in_memory : bool
+        Keep the samples in memory, and check their pixels now; else check each window that is read.
+
+    Raises
+    ------
+    UserError
+        A sample is damaged, has other channels or classes, or no label where it needs one.
+    """
+
+    def __init__(self, files: list[SampleFile], info: DataInfo, *, labelled: bool, in_memory: bool) -> None:
+        self.files, self.info = files, info
+        self.mean, self.std = (np.float32(values) for values in (info.mean, info.std))
+        self.shapes: list[tuple[int, int]] = []
+        self._kept: list[tuple[np.ndarray, np.ndarray | None]] = []
+        for file in files:
+            image = (_labelled(file) if labelled else file.open())[0]
+            if image.shape[2] != info.nch_in:
+                raise UserError(
+                    f"{file.input}: {image.shape[2]} channels, expected {info.nch_in}: make the database again"
+                )
+            self.shapes.append(image.shape[:2])
+            if in_memory:
+                self._kept.append(self._load(file))
+
+    def _load(self, file: SampleFile) -> tuple[np.ndarray, np.ndarray | None]:
+        image, label = file.open(self.info.class_values)
+        check_values(file.input, image, label, self.info.num_class)
+        return np.array(image), None if label is None else np.array(label)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: int | Window) -> Batch:
+        """One window, or the whole image for a number.
+
+        Returns
+        -------
+        dict
+            `input` (C, H, W) float32, normalised; `label` (H, W) uint8, if there is one; `index`.
+        """
+        window = key if isinstance(key, Window) else Window(key, 0, 0, *self.shapes[key])
+        image, label = self._read(window)
+        pixels = (image.astype(np.float32) - self.mean) / self.std  # (H, W, C)
+        sample = {"input": torch.from_numpy(pixels.transpose(2, 0, 1).copy()), "index": window.index}
+        return sample if label is None else sample | {"label": torch.from_numpy(label)}
+
+    def _read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+        """Raw pixels and class indices of a window."""
+        if self._kept:
+            image, label = self._kept[window.index]
+            return _cut(image, window), None if label is None else _cut(label, window)
+        file = self.files[window.index]
+        image, label = file.open()
+        image, label = _cut(image, window), None if label is None else _cut(label, window)
+        if label is not None and file.label is not None:
+            label = _to_indices(label, self.info.class_values, file.label)
+        check_values(file.input, image, label, self.info.num_class)
+        return image, label
+
+
+def _cut(array: np.ndarray, window: Window) -> np.ndarray:
+    """Copy of a window of an (H, W, ...) array; only the rows and columns that it covers are read."""
+    rows = _reflect(np.arange(window.top, window.top + window.height), array.shape[0])
+    columns = _reflect(np.arange(window.left, window.left + window.width), array.shape[1])
+    top, left = rows.min(), columns.min()
+    block = array[top : rows.max() + 1, left : columns.max() + 1]
+    return block[np.ix_(rows - top, columns - left)]
+
+
+def _reflect(index: np.ndarray, size: int) -> np.ndarray:
+    """Indices folded into [0, size) at the first and the last pixel.
+
+    Examples
+    --------
+    >>> _reflect(np.arange(-2, 6), 3).tolist()
+    [2, 1, 0, 1, 2, 1, 0, 1]
+    """
+    period = max(2 * (size - 1), 1)
+    index = np.abs(index) % period
+    return np.where(index < size, index, period - index)
+
+
+class PatchSampler(Sampler[list[Window]]):
+    """Batches of random windows, one window of each sample an epoch: a function of (seed, epoch) alone.
+
+    Parameters
+    ----------
+    shapes : list of (int, int)
+        Height and width of each sample [px].
+    crop : (int, int)
+        Height and width of a crop [px].
+    margin : int
+        Pixels that are read around the crop, for the elastic displacement.
+    batch_size, seed : int
+        Windows a batch (the last may be shorter), and the seed.
+    """
+
+    def __init__(self, shapes: list, crop: tuple[int, int], margin: int, batch_size: int, seed: int) -> None:
+        self.shapes, self.crop, self.margin = np.array(shapes), crop, margin
+        self.batch_size, self.seed = batch_size, seed
+        self.epoch, self.first_step = 1, 0
+
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch that is handed out next, and the step in it at which a resumed run goes on."""
+        self.epoch, self.first_step = epoch, first_step
+
+    def batches(self, epoch: int) -> list[list[Window]]:
+        """All batches of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.shapes))
+        room = np.maximum(self.shapes - self.crop, 0) + 1  # (N, 2) places for the upper left corner
+        corners = (rng.random(room.shape) * room).astype(int) - self.margin
+        height, width = (side + 2 * self.margin for side in self.crop)
+        windows = [Window(int(i), int(corners[i, 0]), int(corners[i, 1]), height, width) for i in order]
+        return [windows[i : i + self.batch_size] for i in range(0, len(windows), self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[Window]]:
+        return iter(self.batches(self.epoch)[self.first_step :])
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.shapes) / self.batch_size)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops' flips, quarter turns, elastic displacement, brightness and contrast, for a whole batch at once.
+
+    All that moves pixels is one sampling grid, so each pixel is interpolated once, and the label goes through
+    the same grid as the image. Source: Ronneberger et al. 2015, section 3.1.
+
+    Attributes
+    ----------
+    crop : (int, int)
+        Height and width that come out [px].
+    num_class : int
+        Number of classes.
+    flip, turn : bool
+        Whether to flip both axes at random, and to turn by quarters (by halves where the crop is not square).
+    elastic : float
+        Standard deviation of the displacement at the nodes of the grid [px], cut off at three times it; 0: none.
+    elastic_grid : int
+        Nodes a side; bicubic in between.
+    brightness, contrast : float
+        Largest shift, in standard deviations, and largest relative change of the gain.
+    """
+
+    crop: tuple[int, int]
+    num_class: int
+    flip: bool = True
+    turn: bool = True
+    elastic: float = 10.0
+    elastic_grid: int = 3
+    brightness: float = 0.2
+    contrast: float = 0.2
+
+    @property
+    def margin(self) -> int:
+        """Pixels around the crop that the displacement can reach."""
+        return math.ceil(3 * self.elastic)
+
+    def __call__(self, image: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Augment a batch.
+
+        Parameters
+        ----------
+        image : Tensor
+            (N, C, H + 2 margin, W + 2 margin) float32 on any device.
+        label : Tensor
+            (N, H + 2 margin, W + 2 margin) class indices.
+        rng : numpy.random.Generator
+            Draws on the CPU, so that all devices see the same numbers.
+
+        Returns
+        -------
+        image : Tensor
+            (N, C, H, W) float32.
+        label : Tensor
+            (N, H, W) int64.
+        """
+        nch = image.shape[1]
+        classes = [label == k for k in range(self.num_class)]
+        stack = torch.cat([image, torch.stack(classes, dim=1).to(image.dtype)], dim=1)
+        grid = self._grid(len(image), stack.shape[-2:], rng).to(image.device, non_blocking=True)
+        stack = F.grid_sample(stack, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        shift, gain = (
+            torch.from_numpy(rng.uniform(-limit, limit, (len(image), 1, 1, 1)).astype(np.float32)).to(image.device)
+            for limit in (self.brightness, self.contrast)
+        )
+        return stack[:, :nch] * (1 + gain) + shift, stack[:, nch:].argmax(dim=1)
+
+    def _grid(self, num: int, shape: tuple[int, int], rng: np.random.Generator) -> Tensor:
+        """Where each pixel of the result is read: (N, H, W, 2) as (x, y) in [-1, 1], as `grid_sample` wants it."""
+        offset = torch.cartesian_prod(*(torch.arange(n) - (n - 1) / 2 for n in self.crop)).view(*self.crop, 2)
+        offset = offset + self._displacement(num, rng)  # (N, H, W, 2) (y, x) from the middle [px]
+        offset = torch.einsum("nij,nhwj->nhwi", self._turns(num, rng), offset)
+        return (2 * offset / torch.tensor(shape)).flip(-1)
+
+    def _displacement(self, num: int, rng: np.random.Generator) -> Tensor:
+        """Elastic displacement (N, H, W, 2) [px]."""
+        nodes = torch.from_numpy(rng.normal(0, 1, (num, 2, self.elastic_grid, self.elastic_grid)).astype(np.float32))
+        field = F.interpolate(nodes * self.elastic, size=self.crop, mode="bicubic", align_corners=True)
+        return field.clamp(-self.margin, self.margin).movedim(1, -1)
+
+    def _turns(self, num: int, rng: np.random.Generator) -> Tensor:
+        """Flips and quarter turns as matrices (N, 2, 2) of 0, 1 and -1."""
+        signs = 1.0 - 2.0 * rng.integers(0, 2, (num, 2)) if self.flip else np.ones((num, 2))
+        quarters = rng.integers(0, 4, num) if self.turn else np.zeros(num, int)
+        if self.crop[0] != self.crop[1]:
+            quarters = quarters * 2
+        cos, sin = np.array([1, 0, -1, 0])[quarters % 4], np.array([0, 1, 0, -1])[quarters % 4]
+        turns = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=1)
+        return torch.from_numpy((signs[:, :, None] * turns).astype(np.float32))

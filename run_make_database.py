@@ -1,0 +1,344 @@
+"""Make a database of .npy samples from image stacks or folders of images.
+
+python run_make_database.py --name_data em                            datasets/em/train-volume.tif, train-labels.tif
+python run_make_database.py --name_data mine --input raw --label masks           two folders, or two TIFF stacks
+python run_make_database.py --name_data demo --synthetic                         a synthetic stack
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import tifffile
+from tqdm import tqdm
+
+import isbi
+import phantom
+from config import AT_LEAST_0, Flags, flag, parse
+from dataset import SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
+from images import Frame, list_frames, sha256
+from utils import UserError, atomic_folder, atomic_write, program
+
+MAX_CLASS = 32
+NO_LABEL = "none"
+VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
+
+
+@dataclass(frozen=True)
+class DatabaseFlags(Flags):
+    """All flags of `run_make_database.py`."""
+
+    dir_data: str = flag("./datasets", "where the databases lie", "database")
+    name_data: str = flag("em", "name of the data, a folder", "database")
+    overwrite: bool = flag(False, "replace a database that is there", "database", nargs="?", const="on")
+
+    input: str = flag("", "stack or folder of images (default: train-volume.tif in the database)", "source")
+    label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source")
+    threshold: float = flag(float("nan"), "make two classes: label values above it are class 1", "source")
+    class_names: str = flag("", "names of the classes in the order of their values, with commas", "source")
+    synthetic: int = flag(
+        0,
+        "draw a stack of N sections (30 if N is left out) and use it",
+        "source",
+        nargs="?",
+        const=30,
+        metavar="N",
+        rule=AT_LEAST_0,
+    )
+    size: int = flag(
+        256,
+        "height and width of a synthetic section [px]",
+        "source",
+        rule=(lambda value: value >= 32, "must be at least 32"),
+    )
+    download: bool = flag(False, "fetch the ISBI 2012 EM stack and use it", "source", nargs="?", const="on")
+    url: str = flag(isbi.URL, "where to fetch it", "source")
+
+    num_val: int = flag(-1, "samples for validation; -1: a tenth, at least one", "split")
+    num_test: int = flag(-1, "samples for the test; -1: a tenth, at least one", "split")
+    split: str = flag(
+        "contiguous", "blocks in the order of the stack, or a random choice", "split", choices=("contiguous", "random")
+    )
+    seed: int = flag(0, "seed of the random split and of the synthetic stack", "split", rule=AT_LEAST_0)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the image with its labels, if there is one."""
+
+    input: Frame
+    label: Frame | None
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    """Make a database as the flags say.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments without the program's name; default: those of the process.
+    """
+    flags = parse(DatabaseFlags, argv, __doc__)
+    folder = Path(flags.dir_data) / flags.name_data
+    if not flags.overwrite and any((folder / name).exists() for name in (*SPLITS, "dataset.json")):
+        raise UserError(f"{folder} holds a database: add --overwrite to replace it, or choose another --name_data")
+    _make_sources(flags, folder)
+    pairs = _pairs(flags, folder)
+    splits = _split(pairs, flags)
+    _check_images(pairs)
+    classes = _find_classes(pairs, flags.threshold)
+    names = _class_names(flags, classes)
+    with atomic_folder(folder, [*SPLITS, "dataset.json"]) as partial:
+        files = _write_samples(partial, splits, classes)
+        info = describe((SampleFile(file).open() for file in files["train"] or files["test"]), classes.values, names)
+        text = json.dumps(asdict(info) | _provenance(flags, pairs, splits), indent=1)
+        (partial / "dataset.json").write_text(text + "\n", "utf-8")
+    _report(folder, splits, info)
+
+
+def _make_sources(flags: DatabaseFlags, folder: Path) -> None:
+    """Draw or fetch the stacks that the flags ask for."""
+    if flags.download and not _is_isbi(folder):
+        _refuse_to_replace(flags, [folder / name for name in isbi.PIXELS])
+        isbi.download(folder, flags.url)
+    if flags.synthetic:
+        paths = [folder / VOLUME, folder / LABELS]
+        _refuse_to_replace(flags, paths)
+        for path, stack in zip(paths, phantom.em_stack(flags.synthetic, flags.size, flags.seed), strict=True):
+            with atomic_write(path) as file:
+                tifffile.imwrite(file, stack, photometric="minisblack")  # else 3 or 4 sections would be taken for RGB
+
+
+def _is_isbi(folder: Path) -> bool:
+    """Whether the challenge's stacks lie there already."""
+    return all((folder / n).is_file() and isbi.pixel_hash(folder / n) == pixels for n, pixels in isbi.PIXELS.items())
+
+
+def _refuse_to_replace(flags: DatabaseFlags, paths: list[Path]) -> None:
+    there = [str(path) for path in paths if path.exists()]
+    if there and not flags.overwrite:
+        raise UserError(f"{' and '.join(there)} would be replaced: choose another --name_data, or add --overwrite")
+
+
+def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
+    """Images with their labels: pages in order, or the files of two folders by name."""
+    source, target = Path(flags.input or folder / VOLUME), Path(flags.label or folder / LABELS)
+    images = list_frames(source)
+    if flags.label == NO_LABEL:
+        return [Pair(image, None) for image in images]
+    labels = list_frames(target)
+    if source.is_dir() and target.is_dir():
+        return _pairs_by_name(images, labels, source, target)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{source} has {len(images)} pages, {target} has {len(labels)}: they must have one label a page"
+        )
+    return [Pair(*both) for both in zip(images, labels, strict=True)]
+
+
+def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Path, target: Path) -> list[Pair]:
+    """Pair frames whose files have one name, the type apart; or, if no two have, one number."""
+    for key in (lambda frame: (frame.path.stem, frame.index), lambda frame: (_number(frame.path.stem), frame.index)):
+        of_images, of_labels = ({key(frame): frame for frame in frames} for frames in (images, labels))
+        unique = len(of_images) == len(images) and len(of_labels) == len(labels)
+        if unique and of_images.keys() & of_labels.keys():
+            break
+    lonely = [str(frame) for frame in images if not unique or key(frame) not in of_labels]
+    lonely += [str(frame) for frame in labels if not unique or key(frame) not in of_images]
+    if lonely:
+        more = f" and {len(lonely) - 10} more" if len(lonely) > 10 else ""
+        listed = ", ".join(lonely[:10]) + more
+        raise UserError(f"no partner for {listed}: give an image in {source} and its label in {target} the same name")
+    return [Pair(frame, of_labels[key(frame)]) for frame in images]
+
+
+def _number(stem: str) -> str:
+    """Last number in a name, without leading zeros; the name if there is none."""
+    numbers = re.findall(r"\d+", stem)
+    return numbers[-1].lstrip("0") if numbers else stem
+
+
+def _split(pairs: list[Pair], flags: DatabaseFlags) -> dict[str, list[Pair]]:
+    """Share the pairs out; what has no label can only be tested."""
+    if pairs[0].label is None:
+        return {"train": [], "val": [], "test": pairs}
+    tenth = max(1, round(len(pairs) / 10))
+    num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
+    num_train = len(pairs) - num_val - num_test
+    if num_train < 1:
+        what = f"{len(pairs)} images, {num_val} for validation, {num_test} for the test"
+        raise UserError(f"{what}: none is left to train on: lower --num_val or --num_test")
+    order = np.arange(len(pairs))
+    if flags.split == "random":
+        order = np.random.default_rng(flags.seed).permutation(len(pairs))
+    blocks = np.split(order, [num_train, num_train + num_val])
+    return {split: [pairs[i] for i in np.sort(block)] for split, block in zip(SPLITS, blocks, strict=True)}
+
+
+def _check_images(pairs: list[Pair]) -> None:
+    """Refuse images that don't go together, or that can't be trained on."""
+    first = pairs[0].input.read()
+    for pair in _progress(pairs, "check"):
+        image = pair.input.read()
+        check_values(pair.input, image, None, 0)
+        if (image.dtype, image.shape[2]) != (first.dtype, first.shape[2]):
+            what = f"{image.dtype} with {image.shape[2]} channels, {pairs[0].input} {first.dtype} with {first.shape[2]}"
+            raise UserError(f"{pair.input} is {what}: convert them to one type")
+        if pair.label and pair.label.read().shape[:2] != image.shape[:2]:
+            sizes = f"{pair.label.read().shape[:2]}, {pair.input} {image.shape[:2]}"
+            raise UserError(f"{pair.label} has (height, width) {sizes}: they must agree")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How label pixels become class indices.
+
+    Attributes
+    ----------
+    values : list
+        Of each class: a grey value, an [r, g, b] colour, or words where a threshold makes the classes.
+    keys : ndarray
+        The same as sorted numbers, see `label_keys`; empty with a threshold.
+    threshold : float
+        NaN for none.
+    """
+
+    values: list
+    keys: np.ndarray
+    threshold: float
+
+    def indices(self, label: np.ndarray) -> np.ndarray:
+        """Class indices (H, W) uint8 of a label image (H, W, C)."""
+        keys = label_keys(label, colour=isinstance(self.values[0], list))
+        return (keys > self.threshold if self.keys.size == 0 else np.searchsorted(self.keys, keys)).astype(np.uint8)
+
+
+def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
+    """One number a pixel, (H, W) of a label image (H, W, C): its grey value, or its colour as 0xRRGGBB.
+
+    Examples
+    --------
+    >>> label_keys(np.uint8([[[255, 0, 1]]]), colour=True).tolist() == [[0xFF0001]]
+    True
+    """
+    if not colour:
+        return label[..., 0]
+    return (np.broadcast_to(label, (*label.shape[:2], 3)).astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(-1)
+
+
+def _find_classes(pairs: list[Pair], threshold: float) -> Classes:
+    """Classes of all label images."""
+    frames = [pair.label for pair in pairs if pair.label]
+    colour = any(_is_colour(frame) for frame in frames)
+    if not np.isnan(threshold):
+        if colour:
+            raise UserError(f"--threshold {threshold:g}: the labels are colours: leave it out, or give grey labels")
+        return Classes([f"<= {threshold:g}", f"> {threshold:g}"], np.array([]), threshold)
+    counts: Counter = Counter()
+    for frame in _progress(frames, "labels"):
+        keys, numbers = np.unique(label_keys(frame.read(), colour), return_counts=True)
+        counts.update(dict(zip(keys.tolist(), numbers.tolist(), strict=True)))
+        if len(counts) > MAX_CLASS or any(key != key for key in counts):
+            _refuse_labels(frame, counts, colour)
+    keys = sorted(counts)
+    if len(keys) == 1:
+        raise UserError(f"{frames[0].path}: all labels have the one value {keys[0]}: annotate at least two classes")
+    return Classes([_rgb(key) for key in keys] if colour else keys, np.array(keys), threshold)
+
+
+def _refuse_labels(frame: Frame, counts: Counter, colour: bool) -> NoReturn:
+    total = sum(counts.values())
+    frequent = ", ".join(f"{_rgb(key) if colour else key} ({n / total:.1%})" for key, n in counts.most_common(8))
+    raise UserError(
+        f"{frame}: {len(counts)} distinct label values, at most {MAX_CLASS} classes are allowed; the most frequent are"
+        f" {frequent}: save the labels without compression loss or interpolation, or make two classes by --threshold T"
+    )
+
+
+def _is_colour(frame: Frame) -> bool:
+    """Whether a label image has three channels that differ."""
+    label = frame.read()
+    colour = label.shape[2] == 3 and (label != label[..., :1]).any()
+    if label.shape[2] not in (1, 3) or (colour and label.dtype != np.uint8):
+        raise UserError(f"{frame}: {label.shape[2]} channels of {label.dtype}: labels must be grey or 8-bit colours")
+    return bool(colour)
+
+
+def _rgb(key: int) -> list[int]:
+    return [key >> 16, key >> 8 & 255, key & 255]
+
+
+def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
+    """Names as the flag gives them, else those of a stack we know, else the values."""
+    if flags.class_names:
+        names = [name.strip() for name in flags.class_names.split(",")]
+        if len(set(names)) != len(classes.values) or not all(re.fullmatch(r"[\w -]+", name) for name in names):
+            what = f"the labels have {len(classes.values)} classes, {classes.values}"
+            raise UserError(f"--class_names {flags.class_names}: {what}: give each one name of letters and digits")
+        return names
+    known = flags.synthetic or flags.download
+    return ["membrane", "cell"] if known else [str(value) for value in classes.values]
+
+
+def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes) -> dict[str, list[Path]]:
+    """Write all samples, and return their files."""
+    files: dict[str, list[Path]] = {split: [] for split in splits}
+    jobs = [(split, number, pair) for split, pairs in splits.items() for number, pair in enumerate(pairs)]
+    for split, number, pair in _progress(jobs, "write"):
+        (folder / split).mkdir(exist_ok=True)
+        files[split].append(folder / split / f"{number:05d}.npy")
+        label = None if pair.label is None else classes.indices(pair.label.read())
+        write_sample(files[split][-1], pair.input.read(), label)
+    return files
+
+
+def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: dict[str, list[Pair]]) -> dict[str, Any]:
+    """Where the samples come from."""
+    frames = [frame for pair in pairs for frame in (pair.input, pair.label) if frame]
+    sources = dict.fromkeys(frame.path for frame in frames)
+    return {
+        "split": {"kind": flags.split, "seed": flags.seed},
+        "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
+        "samples": {
+            split: [
+                {"file": f"{number:05d}.npy", "source": pair.input.path.name, "frame": pair.input.index}
+                for number, pair in enumerate(members)
+            ]
+            for split, members in splits.items()
+        },
+    }
+
+
+def _report(folder: Path, splits: dict[str, list[Pair]], info: DataInfo) -> None:
+    """Say what was made."""
+    image = next(pair for members in splits.values() for pair in members).input.read()
+    sizes = {pair.input.read().shape[:2] for members in splits.values() for pair in members}
+    shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:5]) + (" ..." if len(sizes) > 5 else "")
+    print(f"{folder}: " + ", ".join(f"{len(members)} {split}" for split, members in splits.items()))
+    print(f"images: {shown} px, {info.nch_in} channel(s) of {image.dtype}")
+    for index, value in enumerate(info.class_values):
+        role = " (foreground)" if info.num_class == 2 and index == 1 else ""
+        name, share = info.class_names[index], info.class_share[index]
+        print(f"class {index}{role}: {name}, label value {value}, {share:.1%} of pixels")
+    print(f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}")
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _progress(items: list, what: str) -> Iterable:
+    return tqdm(items, desc=what, disable=None, leave=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dataset import (
+    Augmentation,
+    DataInfo,
+    PatchDataset,
+    PatchSampler,
+    SampleFile,
+    Window,
+    describe,
+    list_samples,
+    load_info,
+    write_sample,
+)
+from utils import UserError
+
+INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])
+
+
+def write_coordinates(path, height=40, width=50):
+    """A sample whose pixels say where they are."""
+    y, x = np.mgrid[:height, :width]
+    write_sample(path, np.stack([y, x], -1).astype(np.uint16), ((y // 4 + x // 4) % 2).astype(np.uint8))
+
+
+def coordinates(tmp_path, **kwargs) -> PatchDataset:
+    write_coordinates(tmp_path / "0.npy")
+    info = DataInfo(2, [0, 255], ["a", "b"], [0.5, 0.5], [0.0, 0.0], [1.0, 1.0], [0.0, 255.0])
+    return PatchDataset(list_samples(tmp_path), info, labelled=True, **{"in_memory": True} | kwargs)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, ">u2"])
+def test_a_sample_keeps_type_and_values_and_is_read_by_windows(tmp_path, dtype):
+    image = np.arange(24).reshape(4, 3, 2).astype(dtype)
+    write_sample(tmp_path / "0.npy", image, np.ones((4, 3), np.uint8))
+    mapped = np.load(tmp_path / "0.npy", mmap_mode="r")
+    assert mapped["input"][1:3, 0:2].tolist() == image[1:3, 0:2].tolist()
+    assert mapped["input"].dtype == np.dtype(dtype).newbyteorder("=")
+    assert mapped["label"].dtype == np.uint8
+
+
+def test_the_originals_pair_layout_is_read(tmp_path):
+    (tmp_path / "train").mkdir()
+    label = np.array([[0, 255], [255, 255]], np.uint8)
+    for number in (2, 10):
+        np.save(tmp_path / "train" / f"input_{number:03d}.npy", np.full((2, 2), number, np.uint8))
+        np.save(tmp_path / "train" / f"label_{number:03d}.npy", label)
+    info = load_info(tmp_path)
+    assert (info.class_values, info.mean, info.class_share) == ([0, 255], [6.0], [0.25, 0.75])
+    for in_memory in (True, False):
+        data = PatchDataset(list_samples(tmp_path / "train"), info, labelled=True, in_memory=in_memory)
+        assert data[0]["label"].tolist() == [[0, 1], [1, 1]]
+        assert data[1]["input"].tolist() == [[[1.0, 1.0], [1.0, 1.0]]]  # (10 - 6) / 4
+
+
+def test_samples_are_ordered_by_number(tmp_path):
+    for name in ("10.npy", "9.npy", "00002.npy"):
+        write_sample(tmp_path / name, np.zeros((2, 2, 1), np.uint8), None)
+    assert [file.input.name for file in list_samples(tmp_path)] == ["00002.npy", "9.npy", "10.npy"]
+
+
+def test_description_of_a_split_worked_out_by_hand():
+    samples = [
+        (np.uint8([[[0], [2]]]), np.uint8([[0, 1]])),
+        (np.uint8([[[4], [6]]]), np.uint8([[1, 1]])),
+    ]
+    info = describe(iter(samples), [0, 255])
+    assert (info.mean, info.std, info.class_share) == ([3.0], [pytest.approx(5**0.5)], [0.25, 0.75])
+    assert describe(iter([(np.uint16([[[7]]]), None)]), [0, 1]).std == [1.0]
+
+
+def test_a_window_beyond_the_image_is_reflected(tmp_path):
+    data = coordinates(tmp_path)
+    sample = data[Window(0, -2, 48, 4, 4)]
+    assert sample["input"][0, :, 0].tolist() == [2, 1, 0, 1]
+    assert sample["input"][1, 0].tolist() == [48, 49, 48, 47]
+    assert sample["label"].shape == (4, 4)
+
+
+def test_memory_and_disk_give_the_same_windows(tmp_path):
+    window = Window(0, -3, 30, 30, 30)
+    kept, streamed = coordinates(tmp_path)[window], coordinates(tmp_path, in_memory=False)[window]
+    assert all(torch.equal(torch.as_tensor(kept[name]), torch.as_tensor(streamed[name])) for name in kept)
+
+
+def test_random_crop_reaches_the_first_and_the_last_row_and_column():
+    sampler = PatchSampler([(12, 10)], (8, 8), margin=3, batch_size=1, seed=0)
+    corners = {(w.top + 3, w.left + 3) for epoch in range(200) for batch in sampler.batches(epoch) for w in batch}
+    assert corners == {(y, x) for y in range(5) for x in range(3)}
+
+
+def test_an_epoch_sees_every_sample_once_and_is_a_function_of_seed_and_epoch():
+    sampler = PatchSampler([(40, 40)] * 7, (32, 32), 0, batch_size=3, seed=5)
+    batches = sampler.batches(4)
+    assert [len(batch) for batch in batches] == [3, 3, 1] and len(sampler) == 3
+    assert sorted(w.index for batch in batches for w in batch) == list(range(7))
+    assert sampler.batches(4) == batches != sampler.batches(5)
+    assert PatchSampler([(40, 40)] * 7, (32, 32), 0, 3, seed=6).batches(4) != batches
+    sampler.set_epoch(4, first_step=2)
+    assert list(sampler) == batches[2:]
+
+
+def test_the_number_of_processes_changes_nothing(database):
+    info = load_info(database)
+    data = PatchDataset(list_samples(database / "train"), info, labelled=True, in_memory=False)
+    sampler = PatchSampler(data.shapes, (32, 32), 4, 4, seed=0)
+    runs = [[batch["input"] for batch in DataLoader(data, batch_sampler=sampler, num_workers=num)] for num in (0, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def augmented(image, label, seed=0, **kwargs):
+    flags = {"flip": False, "turn": False, "elastic": 0.0, "brightness": 0.0, "contrast": 0.0} | kwargs
+    augment = Augmentation((image.shape[2] - 2 * int(np.ceil(3 * flags["elastic"])),) * 2, 2, **flags)
+    return augment(image, label, np.random.default_rng(seed))
+
+
+def test_all_switched_off_changes_nothing():
+    image, label = torch.randn(2, 1, 16, 16), torch.randint(0, 2, (2, 16, 16))
+    out, out_label = augmented(image, label)
+    torch.testing.assert_close(out, image, atol=1e-4, rtol=0)
+    assert out_label.equal(label)
+
+
+def test_flips_and_turns_are_the_eight_of_the_square_exactly():
+    image = torch.rand(1, 1, 8, 8)
+    label = (image[:, 0] > 0.5).long()
+    eight = [torch.rot90(m, k, (-2, -1)) for m in (image, image.flip(-1)) for k in range(4)]
+    found = set()
+    for seed in range(60):
+        out, out_label = augmented(image, label, seed, flip=True, turn=True)
+        matches = [i for i, one in enumerate(eight) if torch.allclose(one, out, atol=1e-4)]
+        assert len(matches) == 1
+        assert out_label.equal((eight[matches[0]][:, 0] > 0.5).long())
+        found.update(matches)
+    assert len(found) == 8
+    seen = {augmented(image, label, seed, flip=True)[0].sum(2).argmax().item() for seed in range(40)}
+    assert len(seen) == 2  # without turns, columns stay columns
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel(seed):
+    size, margin = 64, 30
+    y, x = torch.meshgrid(*(2 * (torch.arange(float(size + 2 * margin)),)), indexing="ij")
+    label = ((y // 8 + x // 8) % 2).long()
+    image = torch.stack([y, x])[None]
+    augment = Augmentation((size, size), 2, elastic=10.0, brightness=0.0, contrast=0.0)
+    out, out_label = augment(image, label[None], np.random.default_rng(seed))
+    where = out[0].round().long()  # the channels say where each pixel was read
+    nearby = [
+        label[(where[0] + dy).clamp(0, len(y) - 1), (where[1] + dx).clamp(0, len(y) - 1)]
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+    ]
+    assert torch.stack([n == out_label[0] for n in nearby]).any(0).all()
+    assert (nearby[4] == out_label[0]).float().mean() > 0.9
+    assert where.min() >= 0 and where.max() < len(y)
+
+
+def test_elastic_displacement_has_its_deviation_and_its_bound():
+    augment = Augmentation((33, 33), 2, elastic=10.0)
+    field = augment._displacement(400, np.random.default_rng(0))
+    assert field[:, ::16, ::16].std().item() == pytest.approx(10, rel=0.05)  # at the nodes of the 3x3 grid
+    assert field.abs().max() <= augment.margin == 30
+
+
+def test_brightness_and_contrast_keep_their_limits():
+    image, label = torch.ones(200, 1, 4, 4), torch.zeros(200, 4, 4)
+    out = augmented(image, label, brightness=0.3)[0] - 1
+    assert 0.25 < out.abs().max() <= 0.3 and out.std((1, 2, 3)).max() < 1e-6
+    gain = augmented(image, label, contrast=0.1)[0]
+    assert 0.9 <= gain.min() < 0.92 and 1.08 < gain.max() <= 1.1
+
+
+def test_augmentation_is_a_function_of_its_generator():
+    image, label = torch.randn(2, 1, 32, 32), torch.randint(0, 2, (2, 32, 32))
+    first, again, other = (augmented(image, label, seed, flip=True, elastic=2.0)[0] for seed in (1, 1, 2))
+    assert first.equal(again) and not first.equal(other)
+
+
+def test_a_crop_that_is_not_square_is_turned_by_halves():
+    augment = Augmentation((8, 16), 2, flip=False, elastic=0.0, brightness=0.0, contrast=0.0)
+    image = torch.rand(20, 1, 8, 16)
+    out, _ = augment(image, torch.zeros(20, 8, 16), np.random.default_rng(0))
+    same = torch.isclose(out, image, atol=1e-4).flatten(1).all(1)
+    turned = torch.isclose(out, image.flip(2, 3), atol=1e-4).flatten(1).all(1)
+    assert (same ^ turned).all() and same.any() and turned.any()
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this code must not run",))
+
+
+def _object_array(path):
+    np.save(path, np.array([Evil()], dtype=object), allow_pickle=True)
+
+
+def _pickle(path):
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+def _archive(path):
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+
+
+def _truncated(path):
+    write_sample(path, np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8), np.uint8))
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (_object_array, "Python objects"),
+        (_pickle, "refused"),
+        (_truncated, "refused"),
+        (lambda path: path.write_bytes(b""), "refused"),
+        (_archive, "refused"),
+        (lambda path: np.save(path, np.zeros((2, 2, 1, 1))), "shape"),
+        (lambda path: np.save(path, np.zeros((0, 2))), "shape"),
+        (lambda path: np.save(path, np.zeros((2, 2), [("image", np.uint8)])), "field 'input'"),
+        (lambda path: write_sample(path, np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)), "3 channels"),
+        (lambda path: write_sample(path, np.zeros((2, 2, 1), np.uint8), np.full((2, 2), 2, np.uint8)), "class index 2"),
+        (lambda path: write_sample(path, np.full((2, 2, 1), np.nan, np.float32), np.zeros((2, 2), np.uint8)), "NaN"),
+        (lambda path: write_sample(path, np.zeros((2, 2, 1), np.uint8), None), "no label"),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_bad_sample_is_refused_by_name(tmp_path, capfd, write, words, in_memory):
+    write(tmp_path / "00000.npy")
+    with pytest.raises(UserError, match=words) as error:
+        PatchDataset([SampleFile(tmp_path / "00000.npy")], INFO, labelled=True, in_memory=in_memory)[0]
+    assert "00000.npy" in str(error.value)
+    assert "must not run" not in capfd.readouterr().out
+
+
+def test_an_input_without_its_label_is_refused_where_others_have_one(tmp_path):
+    for name in ("input_0", "label_0", "input_1"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((2, 2), np.uint8))
+    with pytest.raises(UserError, match=r"input_1\.npy"):
+        list_samples(tmp_path)
+
+
+def test_a_damaged_description_is_refused(tmp_path):
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match="JSON"):
+        load_info(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({"nch_in": 1}))
+    with pytest.raises(UserError, match="class_values"):
+        load_info(tmp_path)

@@ -1,0 +1,122 @@
+import importlib.util
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from images import list_frames, read_frames
+from utils import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def stack(num=5, size=32, dtype=np.uint8):
+    return RNG.integers(0, 255, (num, size, size)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32, np.float32, np.float64, ">u2"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_stack_keeps_its_type_and_pixels(tmp_path, dtype, compression):
+    pixels = stack(dtype=dtype)
+    order = ">" if dtype == ">u2" else "<"
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="minisblack", compression=compression, byteorder=order)
+    frames = list_frames(path)
+    assert len(frames) == 5
+    assert np.array_equal(np.stack([frame.read() for frame in frames])[..., 0], pixels)
+    assert frames[3].read().dtype.type is np.dtype(dtype).type
+    assert str(frames[3]) == f"{path}, page 4"
+
+
+@pytest.mark.parametrize(("num", "size"), [(3, 32), (4, 32), (1, 32)])
+def test_three_or_four_pages_are_no_colours(tmp_path, num, size):
+    tifffile.imwrite(tmp_path / "a.tif", stack(num, size), photometric="minisblack")
+    assert [frame.read().shape for frame in list_frames(tmp_path / "a.tif")] == [(size, size, 1)] * num
+
+
+@pytest.mark.parametrize(("channels", "kept"), [(3, 3), (4, 3)])
+def test_rgb_keeps_its_channels_and_drops_alpha(tmp_path, channels, kept):
+    pixels = RNG.integers(0, 255, (2, 8, 9, channels)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    Image.fromarray(pixels[0]).save(tmp_path / "a.png")
+    assert np.array_equal(np.stack(read_frames(tmp_path / "a.tif")), pixels[..., :kept])
+    assert np.array_equal(read_frames(tmp_path / "a.png")[0], pixels[0, ..., :kept])
+
+
+def test_an_imagej_hyperstack_has_its_channels_last(tmp_path):
+    pixels = RNG.integers(0, 255, (4, 2, 8, 9)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "ZCYX"})
+    assert np.array_equal(np.stack(read_frames(tmp_path / "a.tif")), pixels.transpose(0, 2, 3, 1))
+
+
+def test_pages_of_different_size_are_frames_in_order(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for size in (8, 12, 8):
+            tif.write(np.full((size, size), size, np.uint8), photometric="minisblack")
+    assert [frame.shape[0] for frame in read_frames(tmp_path / "a.tif")] == [8, 12, 8]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "P", "LA", "RGBA"])
+def test_every_mode_of_png_is_read(tmp_path, mode):
+    image = (
+        Image.fromarray(stack(1, 8, np.uint16)[0]) if mode == "I;16" else Image.fromarray(stack(1, 8)[0]).convert(mode)
+    )
+    image.save(tmp_path / "a.png")
+    channels = 3 if mode in ("P", "RGBA") else 1
+    assert read_frames(tmp_path / "a.png")[0].shape == (8, 8, channels)
+
+
+def test_a_folder_is_read_in_natural_order(tmp_path):
+    for name in ("im10.png", "im9.png", "im1.tif", "notes.txt", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"")
+    for name in ("im10.png", "im9.png"):
+        Image.fromarray(stack(1, 8)[0]).save(tmp_path / name)
+    tifffile.imwrite(tmp_path / "im1.tif", stack(2, 8), photometric="minisblack")
+    assert [(f.path.name, f.index) for f in list_frames(tmp_path)] == [
+        ("im1.tif", 0),
+        ("im1.tif", 1),
+        ("im9.png", 0),
+        ("im10.png", 0),
+    ]
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.9, 0.97])
+def test_a_truncated_tiff_is_refused_wherever_it_ends(tmp_path, compression, fraction):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stack(10), photometric="minisblack", compression=compression)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * fraction)])
+    with pytest.raises(UserError, match=r"a\.tif"):
+        read_frames(path)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+@pytest.mark.parametrize("content", [b"", b"no image at all", bytes(200)])
+def test_what_is_no_image_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        read_frames(tmp_path / name)
+
+
+def test_a_truncated_png_is_refused(tmp_path):
+    Image.fromarray(stack(1, 64)[0]).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"a\.png"):
+        read_frames(tmp_path / "a.png")
+
+
+def test_a_compression_that_needs_a_package_names_it(tmp_path):
+    if importlib.util.find_spec("imagecodecs"):
+        pytest.skip("imagecodecs is installed")
+    Image.fromarray(stack(1, 64)[0]).save(tmp_path / "a.tif", compression="tiff_lzw")
+    with pytest.raises(UserError, match="pip install imagecodecs"):
+        read_frames(tmp_path / "a.tif")
+
+
+def test_a_missing_source_and_an_empty_folder_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        list_frames(tmp_path / "none.tif")
+    with pytest.raises(UserError, match="no image"):
+        list_frames(tmp_path)

@@ -1,0 +1,251 @@
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import SHARED, needs_isbi, start, write_stacks
+from PIL import Image
+
+import run_make_database
+from run_make_database import main
+
+
+def load(folder, split="train", number=0):
+    return np.load(folder / split / f"{number:05d}.npy")
+
+
+def info(folder):
+    return json.loads((folder / "dataset.json").read_text())
+
+
+def snapshot(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_default_command_reads_the_stacks_in_the_database(work, capsys):
+    folder = write_stacks(work / "datasets" / "em", num=12)
+    assert main(["--dir_data", "./datasets", "--name_data", "em"]) == 0
+    assert [len(list((folder / split).iterdir())) for split in ("train", "val", "test")] == [10, 1, 1]
+    volume, labels = tifffile.imread(folder / "train-volume.tif"), tifffile.imread(folder / "train-labels.tif")
+    assert np.array_equal(load(folder, "test")["input"][..., 0], volume[11])
+    assert np.array_equal(load(folder, "val")["label"] * 255, labels[10])
+    facts = info(folder)
+    assert facts["class_values"] == [0, 255]
+    assert facts["mean"] == [pytest.approx(volume[:10].mean())]
+    assert facts["std"] == [pytest.approx(volume[:10].std())]
+    assert facts["class_share"][1] == pytest.approx((labels[:10] == 255).mean())
+    assert facts["samples"]["test"] == [{"file": "00000.npy", "source": "train-volume.tif", "frame": 11}]
+    assert [source["name"] for source in facts["sources"]] == ["train-volume.tif", "train-labels.tif"]
+    out = capsys.readouterr().out
+    assert "10 train, 1 val, 1 test" in out and "foreground" in out
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(work):
+    write_stacks(work / "s", num=10)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        argv = ["--name_data", name, "--input", "s/train-volume.tif", "--label", "s/train-labels.tif"]
+        assert main([*argv, "--split", "random", "--seed", str(seed), "--num_val", "2"]) == 0
+    a, b, c = (snapshot(work / "datasets" / name) for name in "abc")
+    assert a == b != c
+    frames = [s["frame"] for of in info(work / "datasets" / "a")["samples"].values() for s in of]
+    assert sorted(frames) == list(range(10)) != frames
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [0, 3, 4])
+def test_types_and_channels_are_kept(work, dtype, channels):
+    folder = write_stacks(work / "datasets" / "em", dtype=dtype, channels=channels)
+    assert main([]) == 0
+    assert load(folder)["input"].dtype == dtype
+    assert load(folder)["input"].shape == (32, 32, 3 if channels else 1)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), (0, 1, 2), (3, 7, 20, 255)])
+def test_label_values_are_mapped_to_classes_in_order(work, values, capsys):
+    folder = write_stacks(work / "datasets" / "em", values=values)
+    assert main([]) == 0
+    labels = tifffile.imread(folder / "train-labels.tif")
+    assert np.array_equal(np.array(values)[load(folder)["label"]], labels[0])
+    assert info(folder)["class_values"] == list(values)
+    out = capsys.readouterr().out
+    assert all(f"label value {value}," in out for value in values)
+
+
+def write_folders(work, names, label_names=None, sizes=None):
+    rng = np.random.default_rng(0)
+    for folder, of in (("raw", names), ("masks", label_names or names)):
+        (work / folder).mkdir()
+        for i, name in enumerate(of):
+            size = (sizes or [(32, 40)] * len(of))[i]
+            pixels = rng.integers(0, 2, size, np.uint8) * 255
+            Image.fromarray(pixels).save(work / folder / name)
+    return ["--input", "raw", "--label", "masks"]
+
+
+def test_folders_are_paired_by_name_in_natural_order_with_any_size(work):
+    argv = write_folders(work, [f"im{i}.png" for i in (9, 10, 11)], sizes=[(32, 33), (40, 50), (64, 32)])
+    assert main(argv) == 0
+    folder = work / "datasets" / "em"
+    assert [load(folder, split).shape for split in ("train", "val", "test")] == [(32, 33), (40, 50), (64, 32)]
+    assert [s["source"] for of in info(folder)["samples"].values() for s in of] == ["im9.png", "im10.png", "im11.png"]
+
+
+def test_folders_whose_names_differ_are_paired_by_number(work):
+    argv = write_folders(work, ["img_001.png", "img_002.png", "img_010.png"], ["mask1.tif", "mask2.tif", "mask10.tif"])
+    assert main(argv) == 0
+    label = np.asarray(Image.open(work / "masks" / "mask10.tif"))
+    assert np.array_equal(load(work / "datasets" / "em", "test")["label"] * 255, label)
+
+
+def test_what_has_no_partner_is_listed(work, fails):
+    argv = write_folders(work, ["a.png", "b.png", "c.png"], ["a.png", "b.png", "d.png"])
+    line = fails(main, argv)
+    assert "raw/c.png" in line and "masks/d.png" in line
+    assert not (work / "datasets" / "em" / "train").exists()
+
+
+def test_colours_are_classes(work):
+    argv = write_folders(work, ["1.png", "2.png", "3.png"])
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)
+    for path in (work / "masks").iterdir():
+        Image.fromarray(colours[np.arange(32 * 40).reshape(32, 40) % 3]).save(path)
+    assert main([*argv, "--class_names", "none, blue, red"]) == 0
+    folder = work / "datasets" / "em"
+    assert info(folder)["class_values"] == [[0, 0, 0], [0, 0, 255], [255, 0, 0]]
+    assert info(folder)["class_names"] == ["none", "blue", "red"]
+    assert load(folder)["label"][0, :3].tolist() == [0, 2, 1]
+
+
+def test_grey_saved_as_rgb_is_grey(work):
+    argv = write_folders(work, ["1.png", "2.png", "3.png"])
+    for path in (work / "masks").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    assert main(argv) == 0
+    assert info(work / "datasets" / "em")["class_values"] == [0, 255]
+
+
+def test_an_interpolated_mask_is_refused_and_a_threshold_takes_it(work, fails):
+    folder = write_stacks(work / "datasets" / "em")
+    labels = np.tile(np.arange(64, dtype=np.uint8) * 4, (5, 16, 1)).reshape(5, 32, 32)
+    tifffile.imwrite(folder / "train-labels.tif", labels, photometric="minisblack")
+    line = fails(main, [])
+    assert "64 distinct" in line and "--threshold" in line and "(1.6%)" in line
+    assert main(["--threshold", "127"]) == 0
+    assert np.array_equal(load(folder)["label"], labels[0] > 127)
+    assert info(folder)["class_values"] == ["<= 127", "> 127"]
+
+
+def test_images_without_labels_are_all_for_the_test(work):
+    write_stacks(work / "datasets" / "em")
+    assert main(["--label", "none"]) == 0
+    assert load(work / "datasets" / "em", "test", 4).dtype.names == ("input",)
+
+
+def test_an_old_database_is_replaced_only_on_demand_and_its_stacks_stay(work, fails):
+    folder = write_stacks(work / "datasets" / "em", num=6)
+    assert main([]) == 0
+    before = snapshot(folder)
+    assert "--overwrite" in fails(main, ["--num_val", "3"])
+    assert snapshot(folder) == before
+    assert main(["--num_val", "3", "--overwrite"]) == 0
+    assert len(list((folder / "val").iterdir())) == 3
+    assert snapshot(folder)["train-volume.tif"] == before["train-volume.tif"]
+
+
+def test_a_failure_while_overwriting_leaves_the_old_database(work, fails, monkeypatch):
+    folder = write_stacks(work / "datasets" / "em")
+    assert main([]) == 0
+    before = snapshot(folder)
+    assert "2 classes" in fails(main, ["--overwrite", "--class_names", "a,b,c"])
+    monkeypatch.setattr(run_make_database, "_provenance", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main(["--overwrite"]) == 130
+    assert snapshot(folder) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_run_that_is_killed_leaves_the_old_database(work):
+    folder = write_stacks(work / "datasets" / "em", num=200, shape=(64, 64))
+    assert main(["--num_val", "7"]) == 0
+    process = start("run_make_database.py", "--overwrite", cwd=work)
+    while process.poll() is None and not (folder / ".partial" / "train").exists():
+        pass
+    process.kill()
+    process.communicate()
+    assert len(list((folder / "val").iterdir())) in (7, 20)  # the old, or, had it been that fast, the new
+    assert main(["--overwrite", "--num_val", "5"]) == 0
+    assert not (folder / ".partial").exists()
+
+
+def test_synthetic_makes_stacks_and_database(work):
+    assert main(["--synthetic", "5", "--size", "32", "--name_data", "demo"]) == 0
+    folder = work / "datasets" / "demo"
+    assert tifffile.imread(folder / "train-volume.tif").shape == (5, 32, 32)
+    assert info(folder)["class_names"] == ["membrane", "cell"]
+
+
+def test_synthetic_does_not_replace_a_stack(work, fails):
+    folder = write_stacks(work / "datasets" / "em")
+    before = snapshot(folder)
+    assert "would be replaced" in fails(main, ["--synthetic", "5"])
+    assert snapshot(folder) == before
+
+
+def _labels(folder, labels):
+    tifffile.imwrite(folder / "train-labels.tif", labels, photometric="minisblack")
+
+
+def _truncate(folder):
+    path = folder / "train-volume.tif"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def _nan(folder):
+    tifffile.imwrite(folder / "train-volume.tif", np.full((5, 32, 32), np.nan, np.float32), photometric="minisblack")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "argv", "words"),
+    [
+        (lambda f: (f / "train-volume.tif").unlink(), [], "no such file"),
+        (lambda f: _labels(f, np.zeros((4, 32, 32), np.uint8)), [], "5 pages"),
+        (lambda f: _labels(f, np.zeros((5, 32, 30), np.uint8)), [], "(32, 30)"),
+        (lambda f: _labels(f, np.zeros((5, 32, 32), np.uint8)), [], "one value"),
+        (_truncate, [], "truncated"),
+        (lambda f: (f / "train-labels.tif").write_bytes(b""), [], "train-labels.tif"),
+        (_nan, [], "NaN"),
+        (lambda f: None, ["--num_test", "5"], "none is left to train"),
+        (lambda f: None, ["--class_names", "a/b,c"], "--class_names"),
+        (lambda f: None, ["--name_data", "../em"], "--name_data"),
+        (lambda f: None, ["--label", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(work, fails, spoil, argv, words):
+    folder = write_stacks(work / "datasets" / "em")
+    spoil(folder)
+    before = snapshot(work)
+    assert words in fails(main, argv)
+    assert snapshot(work) == before
+
+
+def test_an_unreadable_or_odd_image_in_a_folder_is_named(work, fails):
+    argv = write_folders(work, ["1.png", "2.png", "3.png"])
+    Image.fromarray(np.zeros((32, 40), np.uint16)).save(work / "raw" / "3.png")
+    assert "raw/3.png is uint16" in fails(main, argv)
+    (work / "raw" / "3.png").write_bytes(b"no image")
+    assert "raw/3.png" in fails(main, argv)
+
+
+@needs_isbi
+def test_the_real_stack_becomes_the_known_database(work, capsys):
+    isbi = SHARED / "isbi2012"
+    argv = ["--input", str(isbi / "train-volume.tif"), "--label", str(isbi / "train-labels.tif")]
+    assert main([*argv, "--num_val", "3", "--num_test", "3", "--class_names", "membrane,cell"]) == 0
+    folder = work / "datasets" / "em"
+    labels = np.concatenate(
+        [load(folder, split, i)["label"] for split, i in (("train", 0), ("train", 23), ("test", 2))]
+    )
+    assert labels.shape == (3 * 512, 512)
+    assert np.array_equal(load(folder, "test", 2)["input"][..., 0], tifffile.imread(isbi / "train-volume.tif")[29])
+    assert "24 train, 3 val, 3 test" in capsys.readouterr().out
