@@ -1,0 +1,33 @@
+"""U-Net for microscopy: train it on a database, or test it.
+
+python run_make_database.py --help       make a database from a stack
+python main.py --mode train --name_data em
+python main.py --mode test  --name_data em
+"""
+
+from __future__ import annotations
+
+import sys
+
+from config import Config, parse
+from utils import program
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    """Train or test as the flags say, and return the exit status.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments without the program's name; default: those of the process.
+    """
+    config = parse(Config, argv, __doc__)
+    from train import Trainer  # here, so that --help needs no torch
+
+    trainer = Trainer(config)
+    return {"train": trainer.train, "test": trainer.test}[config.mode]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import main
+from config import Config, parse
+from utils import FlagError, UserError
+
+
+def test_a_misspelled_field_fails():
+    with pytest.raises(TypeError):
+        Config(nch_kerr=4)
+
+
+def test_help_imports_no_torch():
+    code = "import sys, main\ntry: main.main(['--help'])\nexcept SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "0 False"
+    assert "--nch_ker" in out
+
+
+@pytest.mark.parametrize("argv", [["--no_such_flag"], ["--lr", "fast"], ["--mode", "dance"], ["--nch_k", "4"]])
+def test_a_bad_flag_is_one_line_and_status_2(argv, capsys):
+    with pytest.raises(SystemExit) as error:
+        main.main(argv)
+    assert error.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("values", [{"batch_size": 0}, {"lr": -1.0}, {"gpu_ids": "cuda"}, {"norm": "lnorm"}])
+def test_a_value_beyond_its_rule_is_refused(values):
+    with pytest.raises(FlagError, match=next(iter(values))):
+        Config(**values)
+
+
+def test_a_value_beyond_its_rule_ends_with_status_2(fails):
+    assert "--batch_size 0: must be at least 1" in fails(main.main, ["--batch_size", "0"], status=2)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../em", "a\\b", "a\nb"])
+@pytest.mark.parametrize("flag", ["scope", "name_data"])
+def test_a_name_that_is_no_folder_is_refused(flag, name, fails):
+    with pytest.raises(UserError):
+        Config(**{flag: name})
+    assert f"--{flag}" in fails(main.main, [f"--{flag}", name])
+
+
+def test_the_original_commands_parse():
+    argv = (
+        "--mode train --scope unet --name_data em --dir_data ./datasets --dir_log ./log"
+        " --dir_checkpoint ./checkpoints --gpu_ids 0,1 --train_continue on --num_epoch 300 --batch_size 4 --lr_G 1e-4"
+        " --beta1 0.5 --optim rmsprop --norm inorm --nch_ker 64 --ny_load 512 --nx_load 512 --num_freq_disp 5"
+        " --num_freq_save 50 --seed 1 --num_workers 8"
+    )
+    config = parse(Config, argv.split(), None)
+    assert (config.lr, config.train_continue, config.gpu_ids, config.nx_load) == (1e-4, True, "0,1", 512)
+    assert parse(Config, ["--gpu_ids", "-1", "--train_continue", "off"], None).gpu_ids == "-1"

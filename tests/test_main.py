@@ -1,0 +1,210 @@
+import json
+import resource
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, SMALL, needs_golden
+from PIL import Image
+
+import display_result
+import main
+import run_make_database
+from dataset import write_sample
+
+TEST = ["--mode", "test", "--gpu_ids", "-1"]
+
+
+def test_the_four_commands_end_to_end(trained, work, capsys):
+    assert main.main(TEST) == 0
+    assert display_result.main(["--num", "5"]) == 0
+    folder = work / "results" / "unet" / "em"
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    pictures = [f"images/0000-{kind}.png" for kind in ("input", "label", "output")]
+    assert names == ["figure.png", *pictures, "index.html", "metrics.csv", "metrics.json"]
+    sample = np.load(trained / "test" / "00000.npy")
+    with Image.open(folder / "images" / "0000-input.png") as picture:
+        assert np.array_equal(np.asarray(picture), sample["input"][..., 0])
+    with Image.open(folder / "images" / "0000-label.png") as picture:
+        assert np.array_equal(np.asarray(picture), sample["label"] * 255)
+    scores = json.loads((folder / "metrics.json").read_text())
+    assert scores["foreground"] == "cell" and scores["classes"] == {"membrane": 0, "cell": 255}
+    share = (sample["label"] == 1).mean()
+    assert scores["majority"]["dice_cell"] == pytest.approx(2 * share / (1 + share))
+    assert scores["mean"]["dice_cell"] == scores["images"][0]["dice_cell"]
+    out = capsys.readouterr().out
+    assert "dice_membrane" in out and "all cell" in out and "foreground is cell" in out
+
+
+def test_the_pictures_fit_the_scores(trained, work):
+    assert main.main(TEST) == 0
+    folder = work / "results" / "unet" / "em"
+    label, output = (np.asarray(Image.open(folder / "images" / f"0000-{kind}.png")) for kind in ("label", "output"))
+    error = json.loads((folder / "metrics.json").read_text())["mean"]["pixel_error"]
+    assert np.mean((output > 127.5) != (label > 0)) == pytest.approx(error, abs=0.01)
+
+
+def test_the_architecture_comes_from_the_checkpoint_and_an_epoch_can_be_chosen(trained, work, capsys):
+    assert main.main([*SMALL, "--num_epoch", "3", "--num_freq_save", "1", "--train_continue", "on"]) == 0
+    assert main.main([*TEST, "--nch_ker", "64", "--norm", "inorm", "--epoch", "2"]) == 0
+    assert "epoch 2" in capsys.readouterr().out
+
+
+def test_a_second_test_leaves_nothing_of_the_first(trained, work):
+    assert main.main(TEST) == 0
+    stale = work / "results" / "unet" / "em" / "images" / "0007-output.png"
+    stale.touch()
+    assert main.main(TEST) == 0
+    assert not stale.exists()
+
+
+def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
+    sample = np.load(trained / "test" / "00000.npy")
+    write_sample(trained / "test" / "00001.npy", sample["input"][:33, :40].copy(), None)
+    assert main.main(TEST) == 0
+    names = {path.name for path in (work / "results" / "unet" / "em" / "images").iterdir()}
+    assert "0001-output.png" in names and "0001-label.png" not in names
+    shutil.rmtree(trained / "test")
+    (trained / "test").mkdir()
+    write_sample(trained / "test" / "00000.npy", sample["input"], None)
+    assert main.main(TEST) == 0
+    assert "mean" in (work / "results" / "unet" / "em" / "metrics.csv").read_text()
+
+
+def test_an_output_of_one_class_is_warned_of(trained, work, capsys):
+    path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
+    saved = torch.load(path)
+    saved["net"]["fc.weight"].zero_()
+    saved["net"]["fc.bias"].fill_(9.0)
+    torch.save(saved, path)
+    assert main.main(TEST) == 0
+    assert "one class only" in capsys.readouterr().err
+
+
+@needs_golden
+def test_the_originals_checkpoint_and_layout_are_tested_and_trained_on(work):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        (work / "datasets" / "em" / split).mkdir(parents=True)
+        np.save(work / "datasets" / "em" / split / "input_000.npy", rng.integers(0, 256, (32, 32), np.uint8))
+        np.save(work / "datasets" / "em" / split / "label_000.npy", rng.integers(0, 2, (32, 32), np.uint8) * 255)
+    folder = work / "checkpoints" / "unet" / "em"
+    folder.mkdir(parents=True)
+    shutil.copy(SHARED / "golden" / "upstream" / "inorm_model_epoch0003.pth", folder / "model_epoch0003.pth")
+    assert main.main(TEST) == 0
+    assert main.main([*SMALL, "--norm", "inorm", "--num_epoch", "4", "--train_continue", "on"]) == 0
+    assert main.main(TEST) == 0
+
+
+def _other_channels(data, _):
+    shutil.rmtree(data)
+    assert run_make_database.main(["--synthetic", "5", "--size", "48"]) == 0
+    for file in data.glob("*/*.npy"):
+        sample = np.load(file)
+        write_sample(file, np.repeat(sample["input"], 3, -1), sample["label"])
+    info = json.loads((data / "dataset.json").read_text()) | {"nch_in": 3, "mean": [0.0] * 3, "std": [1.0] * 3}
+    (data / "dataset.json").write_text(json.dumps(info))
+
+
+def _other_classes(data, _):
+    info = json.loads((data / "dataset.json").read_text()) | {"class_values": [0, 1]}
+    (data / "dataset.json").write_text(json.dumps(info))
+
+
+def _truncated(_, checkpoints):
+    path = checkpoints / "model_epoch0001.pth"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _foreign(_, checkpoints):
+    torch.save({"state_dict": {}}, checkpoints / "model_epoch0001.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def _evil(_, checkpoints):
+    torch.save({"net": Evil()}, checkpoints / "model_epoch0001.pth")
+
+
+def _truncated_sample(data, _):
+    for file in data.glob("*/00000.npy"):
+        file.write_bytes(file.read_bytes()[:-100])
+
+
+def _class_beyond(data, _):
+    for file in data.glob("*/00000.npy"):
+        sample = np.load(file)
+        sample["label"][0, 0] = 2
+        np.save(file, sample)
+
+
+@pytest.mark.parametrize("argv", [TEST, [*SMALL, "--train_continue", "on", "--num_epoch", "2"]])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda data, _: shutil.rmtree(data), "run_make_database.py"),
+        (lambda data, _: [file.unlink() for file in data.glob("*/*.npy")], "no samples"),
+        (_other_channels, "nch_in 3"),
+        (_other_classes, "class_values [0, 1]"),
+        (_truncated_sample, "00000.npy"),
+        (_class_beyond, "class index 2"),
+        (lambda _, checkpoints: shutil.rmtree(checkpoints), "no checkpoint"),
+        (_truncated, "truncated"),
+        (_foreign, "another program"),
+        (_evil, "could run code"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_lost(trained, work, fails, argv, spoil, words):
+    main.main(TEST)
+    checkpoints = work / "checkpoints" / "unet" / "em"
+    spoil(trained, checkpoints)
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    assert words in fails(main.main, argv)
+    assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--nch_in", "3"], "--nch_in 3"),
+        (["--nch_out", "3"], "--nch_out 3"),
+        (["--train_continue", "on", "--nch_ker", "8"], "--nch_ker 8"),
+        (["--train_continue", "on", "--norm", "inorm"], "--norm inorm"),
+        (["--train_continue", "on", "--epoch", "7"], "no checkpoint of epoch 7"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(trained, fails, argv, words):
+    assert words in fails(main.main, [*SMALL, "--num_epoch", "2", *argv])
+
+
+def test_a_crop_larger_than_the_image_is_padded_with_a_warning(database, capsys):
+    argv = ["--gpu_ids", "-1", "--nch_ker", "2", "--ny_load", "64", "--nx_load", "80", "--num_epoch", "1"]
+    assert main.main(argv) == 0
+    assert "smaller than the crop" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--dir_log", "--dir_checkpoint"])
+def test_a_folder_that_cannot_be_written_ends_a_training_in_one_line(database, work, fails, flag):
+    (work / "file").touch()
+    assert "file" in fails(main.main, [*SMALL, "--num_epoch", "1", flag, str(work / "file")])
+
+
+def test_a_result_folder_that_cannot_be_written_is_named(trained, work, fails):
+    (work / "file").touch()
+    assert "cannot write" in fails(main.main, [*TEST, "--dir_result", str(work / "file")])
+
+
+def test_a_disk_that_fills_up_leaves_the_old_results(trained, work, fails):
+    assert main.main(TEST) == 0
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        assert "cannot write" in fails(main.main, TEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before

@@ -1,0 +1,204 @@
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import checkpoint
+import main
+from config import Config
+from dataset import write_sample
+from model import UNet
+from train import Trainer, run_epoch, segmentation_loss
+
+
+def checkpoint_of(work, epoch, scope="unet"):
+    return checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth")
+
+
+def curves(work, scope="unet"):
+    """Points of each curve as (epoch, value), as TensorBoard shows them; the throughput left out."""
+    events = EventAccumulator(str(work / "log" / scope / "em")).Reload()
+    names = [name for name in events.Tags()["scalars"] if name != "images_per_second"]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
+def same(a, b):
+    """Whether two states hold the same bits."""
+    if isinstance(a, torch.Tensor):
+        return a.equal(b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+@pytest.fixture
+def stop_at_forward():
+    """Raises a signal when a network is called for the n-th time."""
+    hooks = []
+
+    def arm(signum, call):
+        calls = []
+
+        def hook(module, _):
+            if isinstance(module, UNet):
+                calls.append(module)
+                if len(calls) == call:
+                    signal.raise_signal(signum)
+
+        hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(hook))
+
+    yield arm
+    for hook in hooks:
+        hook.remove()
+
+
+def test_run_epoch_trains_if_and_only_if_there_is_an_optimiser():
+    net = UNet(1, 1, 2)
+    batches = [{"input": torch.randn(2, 1, 32, 32), "label": torch.randint(0, 2, (2, 32, 32))}]
+    before = [p.clone() for p in net.parameters()]
+    seen = []
+    losses = run_epoch(
+        net, batches, observe=lambda batch, logits, loss: seen.append((logits.requires_grad, net.training))
+    )
+    assert seen == [(False, False)] and len(losses) == 1
+    assert all(a.equal(b) for a, b in zip(before, net.parameters(), strict=True))
+    run_epoch(net, batches, torch.optim.SGD(net.parameters(), 0.1))
+    assert net.training and not all(a.equal(b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_both_losses_agree_on_two_classes():
+    logits, label = torch.randn(2, 1, 4, 4), torch.randint(0, 2, (2, 4, 4))
+    two = torch.cat([torch.zeros_like(logits), logits], 1)
+    torch.testing.assert_close(segmentation_loss(logits, label), segmentation_loss(two, label))
+
+
+@pytest.mark.parametrize("optim", ["adam", "sgd", "rmsprop"])
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
+    flags = [*SMALL, "--num_freq_save", "2", "--optim", optim, "--lr", "1e-2"]
+    assert main.main([*flags, "--scope", "whole", "--num_epoch", "5"]) == 0
+    assert main.main([*flags, "--num_epoch", "3"]) == 0
+    assert main.main([*flags, "--num_epoch", "5", "--train_continue", "on"]) == 0
+    whole, resumed = checkpoint_of(work, 5, "whole"), checkpoint_of(work, 5)
+    assert same(whole["net"], resumed["net"]) and same(whole["optim"], resumed["optim"])
+    assert curves(work, "whole") == curves(work)
+    assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("signum", "call"), [(signal.SIGINT, 6), (signal.SIGTERM, 7), (signal.SIGINT, 8)])
+def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
+    database, work, stop_at_forward, signum, call, capfd
+):
+    # an epoch calls the network three times to train (6 images, batches of 2) and once to validate
+    flags = [*SMALL, "--num_epoch", "3", "--batch_size", "2"]
+    assert main.main([*flags, "--scope", "whole"]) == 0
+    stop_at_forward(signum, call)
+    assert main.main(flags) == 128 + signum
+    message = capfd.readouterr().err.splitlines()[-1]
+    assert f"after step {min(call - 4, 3)} of 3" in message and "--train_continue on" in message
+    assert not checkpoint_of(work, 2)["whole"]
+    assert main.main([*flags, "--train_continue", "on"]) == 0
+    whole, resumed = checkpoint_of(work, 3, "whole"), checkpoint_of(work, 3)
+    assert same(whole["net"], resumed["net"]) and same(whole["optim"], resumed["optim"])
+    assert curves(work, "whole") == curves(work)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_leaves_whole_checkpoints_and_goes_on(database, work, sent):
+    flags = [*SMALL, "--num_freq_save", "1"]
+    process = start("main.py", *flags, "--num_epoch", "100000", cwd=work)
+    folder = work / "checkpoints" / "unet" / "em"
+    deadline = time.monotonic() + 60
+    while not (folder / "model_epoch0003.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if sent == signal.SIGKILL else 143), err
+    assert "Traceback" not in err
+    epochs = [checkpoint.load(path)["epoch"] for path in folder.glob("*.pth")]
+    last = max(epochs) + 2
+    assert main.main([*flags, "--num_epoch", str(last), "--train_continue", "on"]) == 0
+    assert main.main([*flags, "--num_epoch", str(last), "--scope", "whole"]) == 0
+    assert same(checkpoint_of(work, last)["net"], checkpoint_of(work, last, "whole")["net"])
+    assert curves(work, "whole") == curves(work)
+
+
+def test_streaming_from_disk_with_processes_trains_the_same_weights(database, work):
+    flags = [*SMALL, "--num_epoch", "2", "--batch_size", "3"]
+    for scope, more in (("memory", []), ("disk", ["--cache_gb", "0", "--num_workers", "2"])):
+        assert main.main([*flags, "--scope", scope, *more]) == 0
+    assert same(checkpoint_of(work, 2, "memory")["net"], checkpoint_of(work, 2, "disk")["net"])
+
+
+def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
+    before = (work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth").read_bytes()
+    assert main.main([*SMALL, "--num_epoch", "2", "--num_freq_save", "2"]) == 0
+    folder = work / "checkpoints" / "unet" / "em"
+    assert sorted(path.name for path in folder.iterdir()) == ["earlier-1", "model_epoch0002.pth"]
+    assert (folder / "earlier-1" / "model_epoch0001.pth").read_bytes() == before
+    assert (work / "log" / "unet" / "em" / "earlier-1" / "arg.txt").exists()
+    assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2]
+
+
+def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, work, capsys):
+    assert main.main([*SMALL, "--num_epoch", "2", "--lr", "0.5", "--train_continue", "on"]) == 0
+    assert "--lr is 0.5, was 0.001" in capsys.readouterr().out
+    saved = checkpoint_of(work, 2)
+    assert saved["optim"]["param_groups"][0]["lr"] == 0.5
+    assert saved["optim"]["state"][0]["step"] == 4  # two epochs of two batches
+    assert main.main([*SMALL, "--num_epoch", "2", "--train_continue", "on"]) == 0
+    assert "already" in capsys.readouterr().out
+
+
+def test_the_folders_hold_what_the_design_says(trained, work):
+    log = work / "log" / "unet" / "em"
+    assert any(re.match(r"events\.out\.tfevents", path.name) for path in log.iterdir())
+    assert re.search(r"^nch_ker +2$", (log / "arg.txt").read_text(), re.MULTILINE)
+    events = EventAccumulator(str(log)).Reload()
+    assert {
+        "loss/train",
+        "loss/val",
+        "learning_rate",
+        "dice/cell",
+        "iou/cell",
+        "pixel_error",
+        "images_per_second",
+    } <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["images"]) == {"input", "label", "output"}
+
+
+def test_a_loss_that_breaks_down_stops_before_saving_and_names_the_samples(database, work, fails):
+    line = fails(main.main, [*SMALL, "--num_epoch", "9", "--optim", "sgd", "--lr", "1e30", "--norm", "none"])
+    assert re.search(r"the loss is (nan|inf) in .*epoch \d", line)
+    assert re.search(r"\d{5}\.npy", line)
+    assert not list((work / "checkpoints").rglob("*.pth"))
+
+
+def test_losses_are_averaged_over_images_not_batches(database, work):
+    trainer = Trainer(Config(gpu_ids="-1", nch_ker=2, ny_load=32, nx_load=32, batch_size=4))
+    state = trainer._begin()
+    train, _ = trainer._loaders(state.info)  # six images: batches of four and two
+    scores = trainer._train_epoch(state, train)
+    assert scores["loss/train"] == pytest.approx((4 * state.losses[0] + 2 * state.losses[1]) / 6)
+
+
+def test_three_classes_of_two_channels_train(work, capsys):
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 4), ("val", 1), ("test", 1)):
+        (work / "datasets" / "em" / split).mkdir(parents=True)
+        for i in range(num):
+            label = np.repeat(rng.integers(0, 3, (6, 6), np.uint8), 8, 0).repeat(8, 1)
+            image = np.stack([label == 1, label == 2], -1) * 1000 + rng.normal(0, 50, (48, 48, 2))
+            write_sample(work / "datasets" / "em" / split / f"{i}.npy", image.astype(np.uint16), label)
+    assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "60", "--lr", "1e-2"]) == 0
+    assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
+    assert "dice_2" in capsys.readouterr().out
+    saved = checkpoint_of(work, 60)
+    assert saved["arch"]["nch_in"] == 2 and saved["arch"]["nch_out"] == 3
+    scores = (work / "results" / "unet" / "em" / "metrics.csv").read_text().splitlines()
+    header, mean = scores[0].split(","), scores[-1].split(",")
+    assert float(mean[header.index("dice_2")]) > 0.9

@@ -1,0 +1,458 @@
+"""Training and testing: one loop over batches, and the Trainer that sets it up."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import checkpoint
+import metrics
+import report
+from config import Config
+from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, list_samples, load_info
+from model import UNet, class_map, class_probability, convert_legacy, init_weights
+from utils import StopRequest, UserError, atomic_folder, make_room, pick_device
+
+Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
+
+OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": lambda params, lr, beta1: torch.optim.Adam(params, lr, betas=(beta1, 0.999)),
+    "sgd": lambda params, lr, beta1: torch.optim.SGD(params, lr, momentum=beta1),
+    "rmsprop": lambda params, lr, beta1: torch.optim.RMSprop(params, lr, momentum=beta1),
+}
+PER_RUN = {"mode", "train_continue", "epoch", "num_epoch", "gpu_ids"}  # flags that a resumed run may well change
+RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
+
+
+def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean over the pixels of binary cross entropy (one channel) or cross entropy (more).
+
+    Parameters
+    ----------
+    logits : Tensor
+        (N, 1, H, W) of class 1, or (N, K, H, W).
+    label : Tensor
+        (N, H, W) class indices.
+    """
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits.dtype))
+    return F.cross_entropy(logits, label.long())
+
+
+def run_epoch(
+    net: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer | None = None,
+    observe: Observer | None = None,
+) -> list[Tensor]:
+    """Go once through batches; train if and only if there is an optimiser.
+
+    Parameters
+    ----------
+    net : nn.Module
+        (N, C, H, W) to logits (N, K, H, W).
+    batches : iterable of dict
+        On the device of the network; the loss of one without a label is NaN.
+    optimizer : Optimizer, optional
+        Steps once a batch.
+    observe : callable, optional
+        Gets each batch, its logits and its loss.
+
+    Returns
+    -------
+    list of Tensor
+        Mean loss of each batch, still on the device: nothing here waits for it.
+    """
+    net.train(optimizer is not None)
+    losses = []
+    with torch.set_grad_enabled(optimizer is not None):
+        for batch in batches:
+            logits = net(batch["input"])
+            loss = segmentation_loss(logits, batch["label"]) if "label" in batch else logits.new_tensor(torch.nan)
+            if optimizer is not None:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            losses.append(loss.detach())
+            if observe is not None:
+                observe(batch, logits, losses[-1])
+    return losses
+
+
+def pictures_of(batch: Batch, logits: Tensor, info: DataInfo) -> report.Pictures:
+    """Pictures of the first image of a batch: input, label if there is one, and output."""
+    pixels = batch["input"][0].movedim(0, -1).cpu().numpy() * np.float32(info.std) + np.float32(info.mean)
+    pictures = {"input": report.input_picture(pixels, info.value_range)}
+    if "label" in batch:
+        pictures["label"] = report.label_picture(batch["label"][0].cpu().numpy(), info.num_class)
+    return pictures | {"output": report.probability_picture(class_probability(logits[:1])[0].cpu().numpy())}
+
+
+@dataclass
+class TrainState:
+    """Where a training stands.
+
+    Attributes
+    ----------
+    net, optimizer
+        With their weights and moments.
+    info : DataInfo
+        Of the data that the network was first trained on.
+    epoch : int
+        The epoch in work, from 1.
+    losses : list of float
+        Loss of each batch of that epoch so far.
+    """
+
+    net: UNet
+    optimizer: torch.optim.Optimizer
+    info: DataInfo
+    epoch: int = 1
+    losses: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """Sets up the data, the network and the log of a run, and trains or tests.
+
+    Parameters
+    ----------
+    config : Config
+        The flags.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.dir_data = Path(config.dir_data) / config.name_data
+        self.dir_checkpoint, self.dir_log, self.dir_result = (
+            Path(folder) / config.scope / config.name_data
+            for folder in (config.dir_checkpoint, config.dir_log, config.dir_result)
+        )
+        self.device = pick_device(config.gpu_ids)
+        self.stop = StopRequest()
+
+    def train(self) -> int:
+        """Train to the last epoch.
+
+        Returns
+        -------
+        int
+            Exit status: 0, or 130 and 143 after SIGINT and SIGTERM, with the state saved.
+
+        Raises
+        ------
+        UserError
+            The data or the checkpoint can't be used, or the loss is no longer finite.
+        """
+        state = self._resume() if self.config.train_continue else self._begin()
+        last = self.config.num_epoch
+        if state.epoch > last:
+            print(f"trained to epoch {state.epoch - 1} already: raise --num_epoch {last} to go on")
+            return 0
+        train, val = self._loaders(state.info)
+        self._open_folders(state)
+        with closing(report.TrainingLog(self.dir_log, state.epoch, last)) as log, self.stop:
+            while state.epoch <= last:
+                scores = self._train_epoch(state, train)
+                if val and not self.stop:
+                    scores |= self._validate(state, val, log)
+                if self.stop:
+                    return self._save_stopped(state, num_step=len(train))
+                log.scalars(state.epoch, scores)
+                if state.epoch % self.config.num_freq_save == 0 or state.epoch == last:
+                    path = self._save(state, whole=True)
+                state.epoch, state.losses = state.epoch + 1, []
+        print(f"trained to epoch {last}, saved {path}")
+        return 0
+
+    def _begin(self) -> TrainState:
+        """First state, shaped after the data."""
+        config, info = self.config, load_info(self.dir_data)
+        if info.num_class < 2:
+            raise UserError(f"{self.dir_data}: the labels hold one class only, {info.class_values}: nothing to learn")
+        if config.nch_in not in (0, info.nch_in):
+            raise UserError(f"--nch_in {config.nch_in}: the images in {self.dir_data} have {info.nch_in} channels")
+        allowed = (1, 2) if info.num_class == 2 else (info.num_class,)
+        if config.nch_out not in (0, *allowed):
+            raise UserError(
+                f"--nch_out {config.nch_out}: {info.num_class} classes need {' or '.join(map(str, allowed))}"
+            )
+        net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm)
+        init_weights(net, config.init, config.seed)
+        net.to(self.device)
+        return TrainState(net, self._optimizer(net), info)
+
+    def _resume(self) -> TrainState:
+        """State of a checkpoint; the flags of this run hold for all but the architecture."""
+        config, path = self.config, checkpoint.find(self.dir_checkpoint, self.config.epoch)
+        saved = self._load(path)
+        for name, value in saved["arch"].items():
+            if getattr(config, name) not in (0, value):
+                raise UserError(f"--{name} {getattr(config, name)}: {path} was trained with --{name} {value}")
+        for name, value in saved["config"].items():
+            if name not in PER_RUN and not name.startswith("dir_") and getattr(config, name, value) != value:
+                print(f"note: --{name} is {getattr(config, name)}, was {value}")
+        net = self._network(saved)
+        optimizer = self._optimizer(net)
+        if saved["config"]["optim"] == config.optim:
+            _load_moments(optimizer, saved["optim"])
+        print(f"going on from {path}")
+        place = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
+        return TrainState(net, optimizer, DataInfo(**saved["data"]), *place)
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        """Checkpoint in our layout, checked against the database."""
+        saved = checkpoint.load(path)
+        if "netG" in saved:  # pytorch-UNET's, with no description inside; it scaled [0, 255] to [-1, 1]
+            info = load_info(self.dir_data)
+            info = replace(info, mean=[127.5] * info.nch_in, std=[127.5] * info.nch_in)
+            return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
+        info = DataInfo.from_dict(saved["data"], path)
+        here = load_info(self.dir_data) if (self.dir_data / "dataset.json").is_file() else info
+        for what in ("nch_in", "class_values"):
+            if getattr(here, what) != getattr(info, what):
+                ours, theirs = getattr(here, what), getattr(info, what)
+                raise UserError(
+                    f"{self.dir_data}: {what} {ours}, but {path} was trained with {theirs}: use its database"
+                )
+        return saved
+
+    def _network(self, saved: dict[str, Any]) -> UNet:
+        """Network of a checkpoint, on the device."""
+        net = UNet(**saved["arch"])
+        net.load_state_dict(saved["net"])
+        return net.to(self.device)
+
+    def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        return OPTIMS[self.config.optim](net.parameters(), self.config.lr, self.config.beta1)
+
+    def _loaders(self, info: DataInfo) -> tuple[DataLoader, DataLoader | None]:
+        """Loaders of training patches and, if there is a validation split, of its whole images."""
+        config = self.config
+        splits = ["train", "val"] if (self.dir_data / "val").is_dir() else ["train"]
+        files = {split: list_samples(self.dir_data / split) for split in splits}
+        in_memory = sum(file.num_byte for split in splits for file in files[split]) <= config.cache_gb * 1e9
+        data = {split: PatchDataset(files[split], info, labelled=True, in_memory=in_memory) for split in splits}
+        workers = 0 if in_memory else config.num_workers
+        options = {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "worker_init_fn": _ignore_interrupt,
+            "pin_memory": self.device.type == "cuda",
+        }
+        augment, shapes = self._augmentation(info), data["train"].shapes
+        small = sum(height < augment.crop[0] or width < augment.crop[1] for height, width in shapes)
+        if small:
+            what = f"{small} of {len(shapes)} images are smaller than the crop of {augment.crop} px"
+            print(f"warning: {what}: padded by reflection; lower --ny_load and --nx_load", file=sys.stderr)
+        sampler = PatchSampler(shapes, augment.crop, augment.margin, config.batch_size, config.seed)
+        val = DataLoader(data["val"], **options) if "val" in data else None
+        return DataLoader(data["train"], batch_sampler=sampler, **options), val
+
+    def _augmentation(self, info: DataInfo) -> Augmentation:
+        c = self.config
+        crop = (c.ny_load, c.nx_load)
+        return Augmentation(crop, info.num_class, c.flip, c.turn, c.elastic, c.elastic_grid, c.brightness, c.contrast)
+
+    def _open_folders(self, state: TrainState) -> None:
+        """Set an earlier run aside, write arg.txt, and say what is about to be trained."""
+        if not self.config.train_continue:
+            patterns = {self.dir_checkpoint: ("model_epoch*.pth",), self.dir_log: ("events.out.tfevents*", "arg.txt")}
+            for moved in filter(None, (make_room(folder, names) for folder, names in patterns.items())):
+                print(f"the earlier run is kept in {moved}")
+        report.write_arguments(self.dir_log / "arg.txt", asdict(self.config) | state.net.arguments)
+        names, shares = state.info.class_names, state.info.class_share
+        print("training pixels: " + ", ".join(f"{n} {share:.1%}" for n, share in zip(names, shares, strict=True)))
+        print(f"{sum(p.numel() for p in state.net.parameters()):,} weights on {self.device}", flush=True)
+
+    def _batches(self, loader: DataLoader) -> Iterator[Batch]:
+        """Batches on the device, until a stop is asked for."""
+        for batch in loader:
+            if self.stop:
+                return
+            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _augmented(self, state: TrainState, loader: DataLoader) -> Iterator[Batch]:
+        """Batches of the epoch that are still to do, each augmented by (seed, epoch, step)."""
+        augment, first = self._augmentation(state.info), len(state.losses)
+        loader.batch_sampler.set_epoch(state.epoch, first)
+        for step, batch in enumerate(self._batches(loader), first + 1):
+            rng = np.random.default_rng((self.config.seed, state.epoch, step))
+            batch["input"], batch["label"] = augment(batch["input"], batch["label"], rng)
+            yield batch
+
+    def _train_epoch(self, state: TrainState, loader: DataLoader) -> report.Scores:
+        """Train what is left of an epoch; the losses go into the state."""
+        start, first = time.perf_counter(), len(state.losses)
+        losses = run_epoch(state.net, self._augmented(state, loader), state.optimizer)
+        state.losses += _read(losses)  # the epoch's one wait for the device
+        seconds = time.perf_counter() - start
+        batches = loader.batch_sampler.batches(state.epoch)[: len(state.losses)]
+        for step, (loss, batch) in enumerate(zip(state.losses, batches, strict=True), 1):
+            files = [loader.dataset.files[window.index] for window in batch]
+            _check_finite(loss, f"epoch {state.epoch}, step {step}", files)
+        sizes = [len(batch) for batch in batches]
+        return {
+            "loss/train": float(np.average(state.losses, weights=sizes)) if sizes else 0.0,
+            "learning_rate": state.optimizer.param_groups[0]["lr"],
+            "images_per_second": sum(sizes[first:]) / seconds,
+        }
+
+    def _validate(self, state: TrainState, loader: DataLoader, log: report.TrainingLog) -> report.Scores:
+        """Scores over the whole validation images, without augmentation."""
+        info, counts = state.info, []
+        show = state.epoch % self.config.num_freq_disp == 0 or state.epoch in (1, self.config.num_epoch)
+
+        def observe(batch: Batch, logits: Tensor, _loss: Tensor) -> None:
+            if show and not counts:
+                log.images(state.epoch, pictures_of(batch, logits, info))
+            counts.append(metrics.confusion_matrix(batch["label"], class_map(logits), info.num_class))
+
+        losses = _read(run_epoch(state.net, self._batches(loader), observe=observe))
+        for loss, file in zip(losses, loader.dataset.files, strict=False):  # fewer losses after a stop
+            _check_finite(loss, f"the validation of epoch {state.epoch}", [file])
+        matrices = torch.cat(counts).cpu().numpy() if counts else ()
+        scores = metrics.mean_scores([metrics.confusion_scores(matrix, info.class_names) for matrix in matrices])
+        return {"loss/val": float(np.mean(losses or 0))} | {_curve(name): value for name, value in scores.items()}
+
+    def _save(self, state: TrainState, whole: bool) -> Path:
+        """Write the checkpoint of an epoch, whole or interrupted."""
+        path = checkpoint.path_of(self.dir_checkpoint, state.epoch)
+        values = {
+            "net": state.net.state_dict(),
+            "optim": state.optimizer.state_dict(),
+            "arch": state.net.arguments,
+            "data": asdict(state.info),
+            "config": asdict(self.config),
+            "epoch": state.epoch,
+            "whole": whole,
+            "losses": state.losses,
+        }
+        checkpoint.save(path, values)
+        return path
+
+    def _save_stopped(self, state: TrainState, num_step: int) -> int:
+        """Save in the middle of an epoch, say how to go on, and return the exit status."""
+        path = self._save(state, whole=False)
+        again = report.command_line([] if self.config.train_continue else ["--train_continue", "on"])
+        where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
+        print(f"stopped in {where}, saved {path}; to go on: {again}", file=sys.stderr)
+        return 128 + self.stop.signum
+
+    def test(self) -> int:
+        """Segment the test split with a checkpoint, and write pictures, `index.html` and scores.
+
+        Raises
+        ------
+        UserError
+            There is no checkpoint or no test sample, they don't fit, or the results can't be written.
+        """
+        path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
+        saved = self._load(path)
+        info, net = DataInfo(**saved["data"]), self._network(saved)
+        data = PatchDataset(list_samples(self.dir_data / "test"), info, labelled=False, in_memory=False)
+        with atomic_folder(self.dir_result, RESULTS) as folder:
+            scorer = _Scorer(folder / "images", data.files, info)
+            run_epoch(net, self._batches(DataLoader(data)), observe=scorer)
+            facts = {"command": report.command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
+            report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
+            title = f"{self.config.scope} / {self.config.name_data}: {scorer.foreground}"
+            report.write_index(folder, title, scorer.table(), facts | saved["config"])
+        print(report.format_table(scorer.table()))
+        print(f"epoch {saved['epoch']}; {scorer.foreground}\npictures and scores: {self.dir_result / 'index.html'}")
+        if len(scorer.predicted) == 1:
+            print(
+                "warning: the output of every image is one class only: train longer, or check the labels",
+                file=sys.stderr,
+            )
+        return 0
+
+
+class _Scorer:
+    """Observer of a test: writes the pictures of each image and keeps its scores."""
+
+    def __init__(self, folder: Path, files: list[SampleFile], info: DataInfo) -> None:
+        self.folder, self.files, self.info = folder, files, info
+        self.rows: list[dict[str, Any]] = []
+        self.baseline: list[report.Scores] = []
+        self.predicted: set[int] = set()
+        self.majority = int(np.argmax(info.class_share))
+
+    def __call__(self, batch: Batch, logits: Tensor, loss: Tensor) -> None:
+        number, classes, names = len(self.rows), class_map(logits), self.info.class_names
+        report.save_images(self.folder, number, pictures_of(batch, logits, self.info))
+        self.predicted |= set(classes.unique().tolist())
+        row = {"image": f"{number:04d}", "sample": self.files[number].input.name}
+        if "label" in batch:
+            matrix = metrics.confusion_matrix(batch["label"], classes, self.info.num_class)[0].cpu().numpy()
+            row |= {"loss": loss.item()} | metrics.confusion_scores(matrix, names)
+            majority = metrics.majority_confusion(matrix, self.majority)
+            self.baseline.append(metrics.confusion_scores(majority, names))
+        self.rows.append(row)
+
+    @property
+    def foreground(self) -> str:
+        """Which class is which, in words."""
+        of = [f"{name} = {value}" for name, value in zip(self.info.class_names, self.info.class_values, strict=True)]
+        return f"classes {', '.join(of)}" + (f"; foreground is {self.info.class_names[1]}" if len(of) == 2 else "")
+
+    def summary(self) -> dict[str, Any]:
+        """What the scores are of, their mean, and the baseline."""
+        numbers = [{k: v for k, v in row.items() if k not in ("image", "sample")} for row in self.rows]
+        return {
+            "split": "test",
+            "classes": dict(zip(self.info.class_names, self.info.class_values, strict=True)),
+            "foreground": self.info.class_names[1] if self.info.num_class == 2 else None,
+            "mean": metrics.mean_scores(numbers),
+            "majority_class": self.info.class_names[self.majority],
+            "majority": metrics.mean_scores(self.baseline),
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows of the images, of their mean, and of always saying the majority class."""
+        summary = self.summary()
+        last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
+        return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]
+
+
+def _read(losses: list[Tensor]) -> list[float]:
+    """Losses as numbers, fetched from the device in one piece."""
+    return torch.stack(losses).tolist() if losses else []
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's moments, and keep the learning rate and the like of this run's flags."""
+    flags = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, flags, strict=True):
+        group.update(values)
+
+
+def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
+    """Stop a training that has broken down."""
+    if not np.isfinite(loss):
+        names = ", ".join(str(file.input) for file in files)
+        raise UserError(
+            f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
+        )
+
+
+def _curve(score: str) -> str:
+    """Name of a score's curve: TensorBoard groups by what stands before the slash."""
+    return score.replace("_", "/", 1) if score.startswith(("dice_", "iou_")) else score
+
+
+def _ignore_interrupt(_worker: int) -> None:
+    """Leave Ctrl-C to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
