@@ -61,6 +61,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
         file.write(buffer.getbuffer())
 
 
+def list_epochs(folder: Path) -> dict[int, Path]:
+    """Checkpoints in a folder by their epoch."""
+    return {epoch_of(path): path for path in folder.glob("model_epoch*.pth") if epoch_of(path) is not None}
+
+
 def find(folder: Path, epoch: int = 0) -> Path:
     """Checkpoint of an epoch, or the newest.
 
@@ -76,7 +81,7 @@ def find(folder: Path, epoch: int = 0) -> Path:
     UserError
         There is none.
     """
-    found = {epoch_of(path): path for path in folder.glob("model_epoch*.pth") if epoch_of(path) is not None}
+    found = list_epochs(folder)
     if not found:
         raise UserError(f"no checkpoint in {folder}: run --mode train first, or check --scope and --name_data")
     if epoch and epoch not in found:

@@ -12,10 +12,13 @@ from utils import FlagError, check_name
 
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
-AT_LEAST_1: Rule = (lambda value: value >= 1, "must be at least 1")
-AT_LEAST_0: Rule = (lambda value: value >= 0, "must not be negative")
 POSITIVE: Rule = (lambda value: value > 0, "must be positive")
 FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
+
+
+def at_least(least: int) -> Rule:
+    """Rule for a number that must not be smaller than another."""
+    return lambda value: value >= least, f"must be at least {least}"
 
 
 def is_gpu_list(value: str) -> bool:
@@ -28,6 +31,11 @@ def is_gpu_list(value: str) -> bool:
     """
     numbers = [number.strip() for number in value.split(",")]
     return value.strip() == "-1" or (all(n.isdecimal() for n in numbers) and len({*map(int, numbers)}) == len(numbers))
+
+
+GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
+NORM = ("bnorm", "inorm", "gnorm", "none")
+INIT = ("normal", "xavier", "kaiming", "orthogonal")
 
 
 def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
@@ -65,6 +73,11 @@ class Flags:
             if item.name in ("scope", "name_data"):
                 check_name(f"--{item.name}", value)
 
+    def as_typed(self) -> dict[str, Any]:
+        """Flags with their values as one types them."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in values.items()}
+
 
 @dataclass(frozen=True)
 class Config(Flags):
@@ -83,49 +96,37 @@ class Config(Flags):
     dir_checkpoint: str = flag("./checkpoints", "where checkpoints go", "run")
     dir_log: str = flag("./log", "where arg.txt and the TensorBoard events go", "run")
     dir_result: str = flag("./results", "where test results go", "run")
-    gpu_ids: str = flag(
-        "0", "GPU number, or -1 for the CPU", "run", rule=(is_gpu_list, "must be -1 or GPU numbers with commas")
-    )
-    seed: int = flag(0, "seed of everything random", "run", rule=AT_LEAST_0)
+    gpu_ids: str = flag("0", "GPU number, or -1 for the CPU", "run", rule=GPU_LIST)
+    seed: int = flag(0, "seed of everything random", "run", rule=at_least(0))
     train_continue: bool = flag(False, "go on from the newest checkpoint", "run")
-    epoch: int = flag(0, "checkpoint to test or to go on from; 0: the newest", "run", rule=AT_LEAST_0)
+    epoch: int = flag(0, "checkpoint to test or to go on from; 0: the newest", "run", rule=at_least(0))
 
-    nch_in: int = flag(0, "channels of the input; 0: as the data has", "model", rule=AT_LEAST_0)
-    nch_out: int = flag(0, "channels of the output; 0: one for two classes, else one a class", "model", rule=AT_LEAST_0)
-    nch_ker: int = flag(64, "channels of the first level", "model", rule=AT_LEAST_1)
-    norm: str = flag(
-        "bnorm", "normalisation after each convolution", "model", choices=("bnorm", "inorm", "gnorm", "none")
-    )
-    init: str = flag(
-        "kaiming", "distribution of the first weights", "model", choices=("normal", "xavier", "kaiming", "orthogonal")
-    )
+    nch_in: int = flag(0, "channels of the input; 0: as the data has", "model", rule=at_least(0))
+    nch_out: int = flag(0, "channels of the output; 0: 1 for two classes, else one a class", "model", rule=at_least(0))
+    nch_ker: int = flag(64, "channels of the first level", "model", rule=at_least(1))
+    norm: str = flag("bnorm", "normalisation after each convolution", "model", choices=NORM)
+    init: str = flag("kaiming", "distribution of the first weights", "model", choices=INIT)
 
-    num_epoch: int = flag(300, "epochs; each sees every training image once", "training", rule=AT_LEAST_1)
-    batch_size: int = flag(4, "images a step", "training", rule=AT_LEAST_1)
+    num_epoch: int = flag(300, "epochs; each sees every training image once", "training", rule=at_least(1))
+    batch_size: int = flag(4, "images a step", "training", rule=at_least(1))
     lr: float = flag(1e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
     beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
     optim: str = flag("adam", "optimiser", "training", choices=("adam", "sgd", "rmsprop"))
 
-    ny_load: int = flag(256, "height of a training crop [px]", "data", rule=AT_LEAST_1)
-    nx_load: int = flag(256, "width of a training crop [px]", "data", rule=AT_LEAST_1)
-    cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=AT_LEAST_0)
-    num_workers: int = flag(2, "processes that read a database larger than that", "data", rule=AT_LEAST_0)
+    ny_load: int = flag(256, "height of a training crop [px]", "data", rule=at_least(1))
+    nx_load: int = flag(256, "width of a training crop [px]", "data", rule=at_least(1))
+    cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=at_least(0))
+    num_workers: int = flag(2, "processes that read a database larger than that", "data", rule=at_least(0))
 
     flip: bool = flag(True, "random flips", "augmentation")
     turn: bool = flag(True, "random quarter turns; half turns where the crop is not square", "augmentation")
-    elastic: float = flag(
-        10.0, "standard deviation of the elastic displacement [px]; 0: off", "augmentation", rule=AT_LEAST_0
-    )
-    elastic_grid: int = flag(
-        3, "nodes a side of the elastic grid", "augmentation", rule=(lambda value: value >= 2, "must be at least 2")
-    )
-    brightness: float = flag(
-        0.2, "random shift, up to this many standard deviations; 0: off", "augmentation", rule=AT_LEAST_0
-    )
+    elastic: float = flag(10.0, "deviation of the elastic displacement [px]; 0: off", "augmentation", rule=at_least(0))
+    elastic_grid: int = flag(3, "nodes a side of the elastic grid", "augmentation", rule=at_least(2))
+    brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=at_least(0))
     contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)
 
-    num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=AT_LEAST_1)
-    num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=AT_LEAST_1)
+    num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=at_least(1))
+    num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=at_least(1))
 
 
 class _Parser(argparse.ArgumentParser):

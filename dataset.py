@@ -19,6 +19,7 @@ from utils import UserError, natural_key
 
 Batch = dict[str, Tensor]  # input (N, C, H, W) float32, label (N, H, W) int64, index (N,) of the samples
 SPLITS = ("train", "val", "test")
+MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class DataInfo:
         UserError
             An entry is missing.
         """
-        missing = [item.name for item in fields(cls) if item.name not in values]
+        missing = [item.name for item in fields(cls) if not isinstance(values, dict) or item.name not in values]
         if missing:
             raise UserError(f"{origin}: no entry {', '.join(missing)}: make the database again")
         return cls(**{item.name: values[item.name] for item in fields(cls)})
@@ -151,11 +152,13 @@ def check_values(path: Path, image: np.ndarray, label: np.ndarray | None, num_cl
     Raises
     ------
     UserError
-        The input holds NaN or infinity, or the label a class index beyond the classes.
+        The input holds NaN or infinity, or the label anything but class indices.
     """
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
-    if label is not None and label.max(initial=0) >= num_class:
+    if label is not None and (label.dtype.kind not in "bui" or label.min() < 0):
+        raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not whole: make the database again")
+    if label is not None and label.max() >= num_class:
         raise UserError(f"{path}: class index {label.max()} beyond the {num_class} classes: make the database again")
 
 
@@ -215,6 +218,8 @@ def load_info(folder: Path) -> DataInfo:
             raise UserError(f"{path}: no valid JSON ({error}): make the database again") from error
     files = list_samples(folder / "train")
     values = sorted({value for file in files for value in np.unique(_labelled(file)[1]).tolist()})
+    if len(values) > MAX_CLASS:
+        raise UserError(f"{folder}/train: {len(values)} label values, at most {MAX_CLASS} may be: use class labels")
     values = [0, 255] if set(values) <= {0, 255} else values
     return describe((file.open(values) for file in files), values)
 
@@ -334,7 +339,7 @@ class PatchDataset(Dataset):
         image, label = self._read(window)
         pixels = (image.astype(np.float32) - self.mean) / self.std  # (H, W, C)
         sample = {"input": torch.from_numpy(pixels.transpose(2, 0, 1).copy()), "index": window.index}
-        return sample if label is None else sample | {"label": torch.from_numpy(label)}
+        return sample if label is None else sample | {"label": torch.from_numpy(label.astype(np.uint8))}
 
     def _read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
         """Raw pixels and class indices of a window."""

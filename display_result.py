@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import AT_LEAST_1, Flags, flag, parse
+from config import Flags, at_least, flag, parse
 from report import KINDS
 from utils import UserError, atomic_write, natural_key, program
 
@@ -23,10 +23,8 @@ class DisplayFlags(Flags):
     dir_result: str = flag("./results", "where test results lie", "figure")
     scope: str = flag("unet", "name of the experiment, a folder", "figure")
     name_data: str = flag("em", "name of the data, a folder", "figure")
-    num: int = flag(5, "images to show", "figure", rule=AT_LEAST_1)
-    save: str = flag(
-        "", "file to write, of any type that matplotlib writes (default: figure.png in the folder)", "figure"
-    )
+    num: int = flag(5, "images to show", "figure", rule=at_least(1))
+    save: str = flag("", "file of any type that matplotlib writes (default: figure.png in the folder)", "figure")
     show: bool = flag(False, "open a window, too", "figure", nargs="?", const="on")
 
 

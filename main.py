@@ -1,6 +1,6 @@
 """U-Net for microscopy: train it on a database, or test it.
 
-python run_make_database.py --help       make a database from a stack
+python run_make_database.py --name_data em  (first: make the database)
 python main.py --mode train --name_data em
 python main.py --mode test  --name_data em
 """

@@ -153,9 +153,9 @@ _PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{title}</title>
 <style>
-body {{ font: 14px sans-serif; margin: 2em; }}
+body {{ font: 14px sans-serif; margin: 1em; }}
 table {{ border-collapse: collapse; margin-bottom: 2em; }}
-th, td {{ padding: 4px 8px; text-align: right; border-bottom: 1px solid #ccc; }}
+th, td {{ padding: 4px 6px; text-align: center; border-bottom: 1px solid #ccc; }}
 .facts th, .facts td {{ text-align: left; font-family: monospace; font-weight: normal; }}
 img {{ width: 256px; image-rendering: pixelated; display: block; }}
 </style>

@@ -1,8 +1,8 @@
 """Make a database of .npy samples from image stacks or folders of images.
 
-python run_make_database.py --name_data em                            datasets/em/train-volume.tif, train-labels.tif
-python run_make_database.py --name_data mine --input raw --label masks           two folders, or two TIFF stacks
-python run_make_database.py --name_data demo --synthetic                         a synthetic stack
+datasets/em/train-volume.tif and train-labels.tif:  python run_make_database.py --name_data em
+two folders, or two stacks:  python run_make_database.py --name_data mine --input IMAGES --label LABELS
+a synthetic stack:           python run_make_database.py --name_data demo --synthetic
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 import isbi
 import phantom
-from config import AT_LEAST_0, Flags, flag, parse
-from dataset import SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
+from config import Flags, at_least, flag, parse
+from dataset import MAX_CLASS, SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
 from images import Frame, list_frames, sha256
 from utils import UserError, atomic_folder, atomic_write, program
 
-MAX_CLASS = 32
 NO_LABEL = "none"
+N = {"nargs": "?", "const": 30, "metavar": "N"}
+SPLIT_KINDS = ("contiguous", "random")
 VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
 
 
@@ -44,30 +45,15 @@ class DatabaseFlags(Flags):
     label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source")
     threshold: float = flag(float("nan"), "make two classes: label values above it are class 1", "source")
     class_names: str = flag("", "names of the classes in the order of their values, with commas", "source")
-    synthetic: int = flag(
-        0,
-        "draw a stack of N sections (30 if N is left out) and use it",
-        "source",
-        nargs="?",
-        const=30,
-        metavar="N",
-        rule=AT_LEAST_0,
-    )
-    size: int = flag(
-        256,
-        "height and width of a synthetic section [px]",
-        "source",
-        rule=(lambda value: value >= 32, "must be at least 32"),
-    )
+    synthetic: int = flag(0, "draw a stack of N sections (30 if left out), and use it", "source", rule=at_least(0), **N)
+    size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=at_least(32))
     download: bool = flag(False, "fetch the ISBI 2012 EM stack and use it", "source", nargs="?", const="on")
     url: str = flag(isbi.URL, "where to fetch it", "source")
 
-    num_val: int = flag(-1, "samples for validation; -1: a tenth, at least one", "split")
-    num_test: int = flag(-1, "samples for the test; -1: a tenth, at least one", "split")
-    split: str = flag(
-        "contiguous", "blocks in the order of the stack, or a random choice", "split", choices=("contiguous", "random")
-    )
-    seed: int = flag(0, "seed of the random split and of the synthetic stack", "split", rule=AT_LEAST_0)
+    num_val: int = flag(-1, "samples for validation; -1: a tenth, at least one", "split", rule=at_least(-1))
+    num_test: int = flag(-1, "samples for the test; -1: a tenth, at least one", "split", rule=at_least(-1))
+    split: str = flag("contiguous", "blocks in the order of the stack, or mixed", "split", choices=SPLIT_KINDS)
+    seed: int = flag(0, "seed of the random split and of the synthetic stack", "split", rule=at_least(0))
 
 
 @dataclass(frozen=True)

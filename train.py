@@ -23,7 +23,7 @@ import report
 from config import Config
 from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, list_samples, load_info
 from model import UNet, class_map, class_probability, convert_legacy, init_weights
-from utils import StopRequest, UserError, atomic_folder, make_room, pick_device
+from utils import StopRequest, UserError, atomic_folder, move_aside, pick_device
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
@@ -114,6 +114,8 @@ class TrainState:
         The epoch in work, from 1.
     losses : list of float
         Loss of each batch of that epoch so far.
+    saved_epoch : int
+        Epoch of the checkpoint it was loaded from; 0 for none.
     """
 
     net: UNet
@@ -121,6 +123,7 @@ class TrainState:
     info: DataInfo
     epoch: int = 1
     losses: list[float] = field(default_factory=list)
+    saved_epoch: int = 0
 
 
 class Trainer:
@@ -209,7 +212,7 @@ class Trainer:
             _load_moments(optimizer, saved["optim"])
         print(f"going on from {path}")
         place = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
-        return TrainState(net, optimizer, DataInfo(**saved["data"]), *place)
+        return TrainState(net, optimizer, DataInfo(**saved["data"]), *place, saved_epoch=saved["epoch"])
 
     def _load(self, path: Path) -> dict[str, Any]:
         """Checkpoint in our layout, checked against the database."""
@@ -266,12 +269,14 @@ class Trainer:
         return Augmentation(crop, info.num_class, c.flip, c.turn, c.elastic, c.elastic_grid, c.brightness, c.contrast)
 
     def _open_folders(self, state: TrainState) -> None:
-        """Set an earlier run aside, write arg.txt, and say what is about to be trained."""
-        if not self.config.train_continue:
-            patterns = {self.dir_checkpoint: ("model_epoch*.pth",), self.dir_log: ("events.out.tfevents*", "arg.txt")}
-            for moved in filter(None, (make_room(folder, names) for folder, names in patterns.items())):
-                print(f"the earlier run is kept in {moved}")
-        report.write_arguments(self.dir_log / "arg.txt", asdict(self.config) | state.net.arguments)
+        """Set aside what an earlier run would mix in, write arg.txt, and say what is about to be trained."""
+        epochs = checkpoint.list_epochs(self.dir_checkpoint)
+        stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch]
+        logs = [] if state.saved_epoch else [*self.dir_log.glob("events.out.tfevents*")]
+        for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
+            if moved := move_aside(folder, files):
+                print(f"what an earlier run left is kept in {moved}")
+        report.write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
         names, shares = state.info.class_names, state.info.class_share
         print("training pixels: " + ", ".join(f"{n} {share:.1%}" for n, share in zip(names, shares, strict=True)))
         print(f"{sum(p.numel() for p in state.net.parameters()):,} weights on {self.device}", flush=True)
@@ -368,7 +373,7 @@ class Trainer:
             facts = {"command": report.command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
             report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
             title = f"{self.config.scope} / {self.config.name_data}: {scorer.foreground}"
-            report.write_index(folder, title, scorer.table(), facts | saved["config"])
+            report.write_index(folder, title, scorer.table(), facts | {f"--{k}": v for k, v in saved["config"].items()})
         print(report.format_table(scorer.table()))
         print(f"epoch {saved['epoch']}; {scorer.foreground}\npictures and scores: {self.dir_result / 'index.html'}")
         if len(scorer.predicted) == 1:

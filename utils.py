@@ -49,7 +49,7 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return main(argv) or 0
         except UserError as error:
-            message, status = f"error: {error}", error.status
+            message, status = f"error: {_last_line(str(error))}", error.status
         except KeyboardInterrupt:
             message, status = "interrupted: nothing was left half written", 130
         except (OSError, MemoryError, RuntimeError) as error:
@@ -58,6 +58,13 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         return status
 
     return run
+
+
+def _last_line(message: str) -> str:
+    """Message of an error; one that comes from a loader process has its traceback in front."""
+    if "Original Traceback" in message:
+        return message.strip().splitlines()[-1].partition(": ")[2]
+    return message
 
 
 def _explain(error: Exception) -> str:
@@ -201,23 +208,21 @@ def check_name(flag: str, name: str) -> None:
         raise UserError(f"{flag} {name!r} is no folder name: use letters, digits, '-' and '_', no '/' and no '..'")
 
 
-def make_room(folder: str | os.PathLike, patterns: tuple[str, ...]) -> Path | None:
-    """Move a folder's files of an earlier run into a new subfolder `earlier-K`.
+def move_aside(folder: Path, files: list[Path]) -> Path | None:
+    """Move files of an earlier run into a new subfolder `earlier-K`.
 
     Parameters
     ----------
-    folder : path-like
-        Need not exist.
-    patterns : tuple of str
-        Globs of the files that move.
+    folder : Path
+        Gets the subfolder.
+    files : list of Path
+        Files in that folder.
 
     Returns
     -------
     Path or None
-        The subfolder; None where nothing had to move.
+        The subfolder; None where no file had to move.
     """
-    folder = Path(folder)
-    files = [file for pattern in patterns for file in folder.glob(pattern)]
     if not files:
         return None
     number = 1

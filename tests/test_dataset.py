@@ -252,6 +252,7 @@ def test_a_damaged_description_is_refused(tmp_path):
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match="JSON"):
         load_info(tmp_path)
-    (tmp_path / "dataset.json").write_text(json.dumps({"nch_in": 1}))
-    with pytest.raises(UserError, match="class_values"):
-        load_info(tmp_path)
+    for content in ([], 3, {"nch_in": 1}):
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="class_values"):
+            load_info(tmp_path)

@@ -93,7 +93,7 @@ def test_a_truncated_tiff_is_refused_wherever_it_ends(tmp_path, compression, fra
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
-@pytest.mark.parametrize("content", [b"", b"no image at all", bytes(200)])
+@pytest.mark.parametrize("content", [b"", b"no image at all", bytes(200), b"II*\0" + bytes(4)])
 def test_what_is_no_image_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):

@@ -140,8 +140,16 @@ def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
     folder = work / "checkpoints" / "unet" / "em"
     assert sorted(path.name for path in folder.iterdir()) == ["earlier-1", "model_epoch0002.pth"]
     assert (folder / "earlier-1" / "model_epoch0001.pth").read_bytes() == before
-    assert (work / "log" / "unet" / "em" / "earlier-1" / "arg.txt").exists()
+    assert len(list((work / "log" / "unet" / "em" / "earlier-1").iterdir())) == 1
     assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2]
+
+
+def test_going_on_from_an_older_epoch_sets_the_newer_ones_aside(trained, work):
+    flags = [*SMALL, "--num_freq_save", "1", "--train_continue", "on"]
+    assert main.main([*flags, "--num_epoch", "4"]) == 0
+    assert main.main([*flags, "--num_epoch", "3", "--epoch", "1", "--num_freq_save", "9"]) == 0
+    assert checkpoint.find(work / "checkpoints" / "unet" / "em").name == "model_epoch0003.pth"
+    assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2, 3]
 
 
 def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, work, capsys):
@@ -157,7 +165,7 @@ def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, 
 def test_the_folders_hold_what_the_design_says(trained, work):
     log = work / "log" / "unet" / "em"
     assert any(re.match(r"events\.out\.tfevents", path.name) for path in log.iterdir())
-    assert re.search(r"^nch_ker +2$", (log / "arg.txt").read_text(), re.MULTILINE)
+    assert re.search(r"^--nch_ker +2$", (log / "arg.txt").read_text(), re.MULTILINE)
     events = EventAccumulator(str(log)).Reload()
     assert {
         "loss/train",
