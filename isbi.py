@@ -45,7 +45,6 @@ def download(folder: Path, url: str = URL, pixels: dict[str, str] | None = None)
     """
     print(TERMS)
     pixels = PIXELS if pixels is None else pixels
-    folder.mkdir(parents=True, exist_ok=True)
     archive, unpacked = folder / ".download", folder / ".unpacked"
     fetch(url, archive)
     try:
@@ -80,6 +79,7 @@ def fetch(url: str, path: Path) -> None:
         with _open(url, start) as answer:
             start = start if answer.status == 206 else 0
             size = int(answer.headers.get("Content-Length", 0)) + start
+            path.parent.mkdir(parents=True, exist_ok=True)
             with (
                 path.open("ab" if start else "wb") as file,
                 tqdm(

@@ -171,11 +171,14 @@ class Trainer:
                 if val and not self.stop:
                     scores |= self._validate(state, val, log)
                 if self.stop:
-                    return self._save_stopped(state, num_step=len(train))
+                    path = self._save(state, whole=False)
+                    break
                 log.scalars(state.epoch, scores)
                 if state.epoch % self.config.num_freq_save == 0 or state.epoch == last:
                     path = self._save(state, whole=True)
                 state.epoch, state.losses = state.epoch + 1, []
+        if state.epoch <= last:
+            return self._say_stopped(state, len(train), path)
         print(f"trained to epoch {last}, saved {path}")
         return 0
 
@@ -347,9 +350,8 @@ class Trainer:
         checkpoint.save(path, values)
         return path
 
-    def _save_stopped(self, state: TrainState, num_step: int) -> int:
-        """Save in the middle of an epoch, say how to go on, and return the exit status."""
-        path = self._save(state, whole=False)
+    def _say_stopped(self, state: TrainState, num_step: int, path: Path) -> int:
+        """Say where a training was stopped and how to go on; returns the exit status."""
         again = report.command_line([] if self.config.train_continue else ["--train_continue", "on"])
         where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
         print(f"stopped in {where}, saved {path}; to go on: {again}", file=sys.stderr)

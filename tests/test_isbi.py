@@ -128,3 +128,4 @@ def test_without_a_network_one_line_names_the_address(work, fails):
         url = f"http://127.0.0.1:{free.getsockname()[1]}/a.zip"
     for address in (url, url + "/none", "no address"):
         assert address in fails(run_make_database.main, ["--download", "--url", address])
+    assert list(work.iterdir()) == []
