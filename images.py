@@ -72,7 +72,7 @@ def _count(path: Path) -> int:
 
 
 def read_frames(path: Path) -> list[np.ndarray]:
-    """All frames of one file, (H, W, C) each, of the file's own type.
+    """All frames of one file, (H, W, C) each, of the file's own type; one bit becomes 0 and 255.
 
     Uncompressed TIFF stacks are mapped, not loaded.
 
@@ -99,7 +99,7 @@ def _read_frames(path: Path, _version: int) -> list[np.ndarray]:
         raise UserError(f"{path}: damaged, truncated or no image ({str(error).strip()}){hint}") from error
     if not frames or any(0 in frame.shape for frame in frames):
         raise UserError(f"{path}: holds no page with pixels: check or replace the file")
-    return frames
+    return [frame * np.uint8(255) if frame.dtype == bool else frame for frame in frames]
 
 
 def _read_tiff(path: Path) -> list[np.ndarray]:

@@ -238,7 +238,8 @@ def _find_classes(pairs: list[Pair], threshold: float) -> Classes:
     keys = sorted(counts)
     if len(keys) == 1:
         raise UserError(f"{frames[0].path}: all labels have the one value {keys[0]}: annotate at least two classes")
-    return Classes([_rgb(key) for key in keys] if colour else keys, np.array(keys), threshold)
+    values = [_rgb(key) if colour else int(key) if key == int(key) else key for key in keys]  # 1, not 1.0
+    return Classes(values, np.array(keys), threshold)
 
 
 def _refuse_labels(frame: Frame, counts: Counter, colour: bool) -> NoReturn:
@@ -272,7 +273,12 @@ def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
             raise UserError(f"--class_names {flags.class_names}: {what}: give each one name of letters and digits")
         return names
     known = flags.synthetic or flags.download
-    return ["membrane", "cell"] if known else [str(value) for value in classes.values]
+    return ["membrane", "cell"] if known else [_name(value) for value in classes.values]
+
+
+def _name(value: Any) -> str:
+    """Name of a class that has none: its value, or its colour as in HTML."""
+    return "#" + bytes(value).hex() if isinstance(value, list) else str(value)
 
 
 def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes) -> dict[str, list[Path]]:

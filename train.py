@@ -411,7 +411,8 @@ class _Scorer:
     @property
     def foreground(self) -> str:
         """Which class is which, in words."""
-        of = [f"{name} = {value}" for name, value in zip(self.info.class_names, self.info.class_values, strict=True)]
+        pairs = zip(self.info.class_names, self.info.class_values, strict=True)
+        of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
         return f"classes {', '.join(of)}" + (f"; foreground is {self.info.class_names[1]}" if len(of) == 2 else "")
 
     def summary(self) -> dict[str, Any]:

@@ -118,6 +118,17 @@ def test_colours_are_classes(work):
     assert load(folder)["label"][0, :3].tolist() == [0, 2, 1]
 
 
+@pytest.mark.parametrize(("dtype", "values"), [(bool, [0, 255]), (np.float32, [0, 1]), (np.uint16, [0, 1])])
+def test_labels_of_any_type_are_read(work, dtype, values):
+    folder = write_stacks(work / "datasets" / "em", values=(0, 1))
+    labels = tifffile.imread(folder / "train-labels.tif")
+    tifffile.imwrite(folder / "train-labels.tif", labels.astype(dtype), photometric="minisblack")
+    assert main([]) == 0
+    assert np.array_equal(load(folder)["label"], labels[0])
+    assert info(folder)["class_values"] == values
+    assert info(folder)["class_names"] == [str(value) for value in values]
+
+
 def test_grey_saved_as_rgb_is_grey(work):
     argv = write_folders(work, ["1.png", "2.png", "3.png"])
     for path in (work / "masks").iterdir():
