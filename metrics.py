@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
+
+THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # at which the ISBI 2012 challenge looks
 
 
 def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray, num_class: int) -> Tensor:
@@ -129,6 +134,228 @@ def majority_confusion(confusion: np.ndarray, majority: int) -> np.ndarray:
     answer = np.zeros_like(confusion)
     answer[..., majority] = confusion.sum(-1)
     return answer
+
+
+class Contingency(NamedTuple):
+    """How the foreground of a ground truth is shared out by a proposal, in pixels.
+
+    Attributes
+    ----------
+    joint : ndarray of float64
+        Pixels of each pair of a true and a proposed segment that meet, p_ij.
+    truth : ndarray of float64
+        Pixels of each true segment.
+    proposal : ndarray of float64
+        Pixels of each proposed segment, inside the foreground of the truth.
+    num_line : int
+        Foreground pixels that no proposed segment holds; each counts as a segment of its own.
+    num_pixel : int
+        All pixels of the image.
+    """
+
+    joint: np.ndarray
+    truth: np.ndarray
+    proposal: np.ndarray
+    num_line: int
+    num_pixel: int
+
+
+def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
+    """Contingency table of two segmentations over the foreground of the first.
+
+    Parameters
+    ----------
+    truth, proposal : ndarray of int
+        (H, W) segment numbers; 0 is border.
+
+    Examples
+    --------
+    >>> table = contingency(np.array([[1, 1, 1, 2, 0]]), np.array([[1, 1, 0, 1, 1]]))
+    >>> table.joint.tolist(), table.truth.tolist(), table.proposal.tolist(), table.num_line
+    ([2.0, 1.0], [3.0, 1.0], [3.0], 1)
+    """
+    foreground = truth > 0
+    true, proposed = truth[foreground].astype(np.int64), proposal[foreground].astype(np.int64)
+    inside = proposed > 0
+    stride = int(proposal.max(initial=0)) + 1
+    pairs = true[inside] * stride + proposed[inside]
+    counts = [np.unique(values, return_counts=True)[1] for values in (pairs, true, proposed[inside])]
+    return Contingency(*(count.astype(np.float64) for count in counts), int(np.sum(~inside)), truth.size)
+
+
+def v_rand(table: Contingency) -> float:
+    """Foreground-restricted Rand score V_Rand, the F-score of pairs of pixels.
+
+    Parameters
+    ----------
+    table : Contingency
+        Of a ground truth and a proposal whose borders are one pixel wide, see `thin_borders`.
+
+    Returns
+    -------
+    float
+        In [0, 1], 1 is best; 1 where the truth has no foreground.
+        Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, equation 3, and the challenge's own
+        code, which adds the border's pixels over all pixels to both sums.
+
+    Examples
+    --------
+    >>> v_rand(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 1]])))  # P = 8 / 8, R = 8 / 16
+    0.6666666666666666
+    """
+    lines = table.num_line / table.num_pixel
+    joint = np.sum(table.joint**2) + lines
+    return _f_score(joint, np.sum(table.truth**2), np.sum(table.proposal**2) + lines)
+
+
+def v_info(table: Contingency) -> float:
+    """Foreground-restricted information score V_Info, the F-score of mutual information.
+
+    Parameters
+    ----------
+    table : Contingency
+        As for `v_rand`.
+
+    Returns
+    -------
+    float
+        In [0, 1], 1 is best; 1 where truth and proposal are one segment each.
+        Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, equation 6.
+
+    Examples
+    --------
+    >>> round(v_info(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 2, 3]]))), 6)  # 2 log 2 / (2.5 log 2)
+    0.8
+    """
+    total = table.truth.sum()
+    if total == 0:
+        return 1.0
+    lines = table.num_line / total * np.log(total)
+    truth, proposal, joint = (
+        -np.sum(count / total * np.log(count / total)) + extra
+        for count, extra in ((table.truth, 0.0), (table.proposal, lines), (table.joint, lines))
+    )
+    entropy = truth + proposal
+    return float(np.clip(2 * (entropy - joint) / entropy, 0, 1)) if entropy > 0 else 1.0
+
+
+def _f_score(joint: float, truth: float, proposal: float) -> float:
+    """Harmonic mean of joint / truth and joint / proposal; 1 where there is no truth."""
+    if truth == 0:
+        return 1.0
+    return float(2 * joint / (truth + proposal))
+
+
+def thin_borders(mask: np.ndarray) -> np.ndarray:
+    """Segments of a mask, grown until the borders between them are one pixel wide.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        (H, W), True inside the cells.
+
+    Returns
+    -------
+    ndarray of int32
+        (H, W) segment numbers from 1; 0 on the borders. Segments and growth are 4-connected, as in the
+        challenge's code; only the order of flooding inside a plateau differs from it.
+    """
+    from skimage.segmentation import watershed
+
+    segments = ndimage.label(mask)[0]
+    return watershed(~mask, segments, connectivity=1, watershed_line=True) if mask.any() else segments
+
+
+def challenge_scores(
+    label: np.ndarray, probability: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS
+) -> dict[str, np.ndarray]:
+    """Scores of the ISBI 2012 challenge of one image at each threshold.
+
+    Parameters
+    ----------
+    label : ndarray of int or bool
+        (H, W), 1 inside the cells and 0 on membranes.
+    probability : ndarray of float
+        (H, W) probability of cell in [0, 1].
+    thresholds : tuple of float
+        A pixel is cell where its probability is greater.
+
+    Returns
+    -------
+    dict of str to ndarray
+        `v_rand`, `v_info` and `pixel_error`, (T,) each in [0, 1], all after or without thinning as the challenge
+        has it. Its score of a stack is the maximum over the thresholds of the mean over the images.
+    """
+    truth = ndimage.label(label)[0]
+    rows = []
+    for threshold in thresholds:
+        mask = probability > threshold
+        table = contingency(truth, thin_borders(mask))
+        rows.append((v_rand(table), v_info(table), float(np.mean(mask != (label > 0)))))
+    return dict(zip(("v_rand", "v_info", "pixel_error"), np.array(rows).T, strict=True))
+
+
+def rand_error(label: np.ndarray, probability: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS) -> float:
+    """Foreground-restricted Rand error as the challenge first had it: 1 - maximal F-score, without thinning.
+
+    Parameters
+    ----------
+    label, probability : ndarray
+        (N, H, W), as for `challenge_scores`; pairs of pixels are counted over the whole stack.
+    thresholds : tuple of float
+        As for `challenge_scores`.
+
+    Returns
+    -------
+    float
+        In [0, 1], 0 is best. Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
+    """
+    truths = [ndimage.label(image)[0] for image in label]
+    scores = []
+    for threshold in thresholds:
+        sums = np.zeros(3)
+        for truth, image in zip(truths, probability, strict=True):
+            table = contingency(truth, ndimage.label(image > threshold)[0])
+            single = [table.num_line, 0, table.num_line]
+            sums += [np.sum(count**2) + n for count, n in zip(table[:3], single, strict=True)]
+        scores.append(_f_score(*sums))
+    return 1.0 - max(scores)
+
+
+def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5) -> dict[str, float]:
+    """Scores of objects that are found: F1, and mean overlap of the matched.
+
+    Parameters
+    ----------
+    truth, proposal : ndarray of int
+        (H, W) object numbers; 0 is background. Of masks, give the 4-connected components.
+    overlap : float
+        Two objects match where their intersection over union is greater; from 0.5 on, at most one matches.
+
+    Returns
+    -------
+    dict of str to float
+        `object_f1`, 2 TP / (2 TP + FP + FN), and `matched_iou`, the mean over the matches; both in [0, 1], and 1
+        where neither has an object. Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7.
+
+    Examples
+    --------
+    >>> object_scores(np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 1, 0, 2]]))
+    {'object_f1': 0.5, 'matched_iou': 0.6666666666666666}
+    """
+    from skimage.segmentation import relabel_sequential
+
+    true, proposed = (relabel_sequential(image)[0].ravel().astype(np.int64) for image in (truth, proposal))
+    num = int(proposed.max(initial=0)) + 1
+    joint = np.bincount(true * num + proposed, minlength=(int(true.max(initial=0)) + 1) * num).reshape(-1, num)
+    union = joint.sum(1)[1:, None] + joint.sum(0)[None, 1:] - joint[1:, 1:]
+    ious = joint[1:, 1:] / np.maximum(union, 1)
+    matched = ious[ious > overlap]
+    objects = sum(ious.shape)
+    return {
+        "object_f1": 2 * len(matched) / objects if objects else 1.0,
+        "matched_iou": float(matched.mean()) if len(matched) else float(objects == 0),
+    }
 
 
 def confusion_scores(confusion: np.ndarray, names: list[str]) -> dict[str, float]:

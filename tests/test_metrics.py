@@ -1,10 +1,28 @@
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SHARED
 
-from metrics import confusion_matrix, confusion_scores, dice, iou, majority_confusion, mean_scores, pixel_error
+from metrics import (
+    challenge_scores,
+    confusion_matrix,
+    confusion_scores,
+    contingency,
+    dice,
+    iou,
+    majority_confusion,
+    mean_scores,
+    object_scores,
+    pixel_error,
+    rand_error,
+    thin_borders,
+    v_info,
+    v_rand,
+)
 
 LABEL = np.array([[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
 PREDICTION = np.array([[[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
@@ -48,3 +66,78 @@ def test_scores_carry_the_names_of_their_classes():
     assert scores["dice_a"] == pytest.approx(2 / 3)
     assert scores["iou_c"] == 1
     assert mean_scores([scores, scores]) == pytest.approx(scores)
+
+
+def load_case(path):
+    """Label and probability of a golden case; the levels are divided in float32 and compared in float64."""
+    with np.load(path) as case:
+        return case["label"], (case["prob"].astype(np.float32) / np.float32(255)).astype(np.float64)
+
+
+def golden_cases():
+    local = sorted((Path(__file__).parent / "golden").glob("voronoi_*.npz"))
+    real = SHARED / "golden" / "isbi_metrics" / "isbi_real.npz"
+    return [*local, pytest.param(real, marks=pytest.mark.skipif(not real.exists(), reason="needs ../shared/golden"))]
+
+
+@pytest.mark.parametrize("path", golden_cases(), ids=lambda path: path.stem)
+def test_scores_agree_with_fijis_own_code(path):
+    expected = json.loads((path.parent / "expected.json").read_text())[path.stem]
+    labels, probabilities = load_case(path)
+    thresholds = tuple(expected["thresholds"][:-1])  # at 1.0 the truth has no cell left
+    scores = [challenge_scores(*pair, thresholds) for pair in zip(labels, probabilities, strict=True)]
+    for name, theirs, tolerance in (
+        ("v_rand", "v_rand_thin", 2e-3),
+        ("v_info", "v_info_thin", 2e-3),
+        ("pixel_error", "pixel_error", 1e-6),
+    ):
+        ours = np.mean([score[name] for score in scores], axis=0)
+        np.testing.assert_allclose(ours, expected[theirs][:-1], atol=tolerance)
+        if name != "pixel_error":
+            assert ours.max() == pytest.approx(expected[f"max_{theirs}"], abs=1e-3)
+    assert rand_error(labels, probabilities, thresholds) == pytest.approx(expected["rand_error"], abs=1e-6)
+
+
+def test_v_rand_and_v_info_of_a_split_and_a_merger_by_hand():
+    whole, halves = np.ones((2, 4), int), np.array([[1, 1, 2, 2]] * 2)
+    merger, split = contingency(halves, whole), contingency(whole, halves)
+    assert v_rand(merger) == v_rand(split) == pytest.approx(2 * 32 / (32 + 64))  # 4^2 + 4^2 of 8^2
+    assert v_info(merger) == v_info(split) == 0  # one segment tells nothing of two
+    assert v_rand(contingency(halves, halves)) == v_info(contingency(halves, halves)) == 1
+    lost = contingency(whole, np.zeros((2, 4), int))  # each pixel a segment of its own
+    assert v_rand(lost) == pytest.approx(2 * 1 / (64 + 1)) and v_info(lost) == pytest.approx(0, abs=1e-12)
+
+
+def test_thin_borders_are_one_pixel_wide_and_part_the_segments():
+    mask = np.zeros((9, 11), bool)
+    mask[2:7, 1:4] = mask[1:8, 8:10] = True
+    segments = thin_borders(mask)
+    assert np.array_equal(segments[mask] > 0, np.ones(mask.sum(), bool))
+    assert ((segments == 0).sum(1) == 1).all()  # one border pixel a row
+    left, right = np.unique(segments[2:7, 1:4]), np.unique(segments[1:8, 8:10])
+    assert len(left) == len(right) == 1 and left != right
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_empty_and_full_masks_have_scores_from_0_to_1(value):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, (16, 16))
+    constant = np.full((16, 16), float(value))
+    for truth, probability in ((label, constant), (constant, label * 1.0), (constant, constant)):
+        scores = challenge_scores(truth, probability)
+        assert all(values.min() >= 0 and values.max() <= 1 for values in scores.values())
+        assert 0 <= rand_error(truth[None], probability[None]) <= 1
+        objects = object_scores(truth.astype(int), (probability > 0.5).astype(int))
+        assert all(0 <= score <= 1 for score in objects.values())
+    assert challenge_scores(constant, constant)["v_rand"].tolist() == [1.0] * 9
+
+
+def test_objects_are_matched_by_more_than_half():
+    truth = np.array([[1, 1, 1, 0, 2, 2, 2, 0, 3, 3]])
+    proposal = np.array([[7, 7, 0, 0, 9, 9, 9, 9, 0, 0]])
+    scores = object_scores(truth, proposal)  # 2 of 3 and 3 of 4 pixels; object 3 is missed
+    assert scores["object_f1"] == pytest.approx(2 * 2 / (3 + 2))
+    assert scores["matched_iou"] == pytest.approx((2 / 3 + 3 / 4) / 2)
+    assert object_scores(truth, truth) == {"object_f1": 1.0, "matched_iou": 1.0}
+    assert object_scores(truth, 0 * truth) == {"object_f1": 0.0, "matched_iou": 0.0}
+    assert object_scores(truth.clip(1), truth.clip(1))["object_f1"] == 1.0  # no background at all
