@@ -111,7 +111,11 @@ class Config(Flags):
     batch_size: int = flag(4, "images a step", "training", rule=at_least(1))
     lr: float = flag(1e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
     beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
-    optim: str = flag("adam", "optimiser", "training", choices=("adam", "sgd", "rmsprop"))
+    optim: str = flag("adam", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
+    schedule: str = flag("constant", "learning rate over the run", "training", choices=("constant", "cosine"))
+    warmup: float = flag(0.0, "epochs in which the learning rate rises", "training", rule=at_least(0))
+    clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=at_least(0))
+    average: float = flag(0.0, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=at_least(1))
     nx_load: int = flag(256, "width of a training crop [px]", "data", rule=at_least(1))
@@ -124,6 +128,8 @@ class Config(Flags):
     elastic_grid: int = flag(3, "nodes a side of the elastic grid", "augmentation", rule=at_least(2))
     brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=at_least(0))
     contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)
+
+    tta: bool = flag(False, "average the test over the eight flips and quarter turns", "test")
 
     num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=at_least(1))
     num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=at_least(1))

@@ -109,6 +109,33 @@ class UNet(nn.Module):
         return self.fc(x)[..., :height, :width]
 
 
+class EightFold(nn.Module):
+    """A network averaged over the eight flips and quarter turns of its input.
+
+    `forward` returns logits whose probability is the mean of the eight probabilities.
+
+    Parameters
+    ----------
+    net : nn.Module
+        (N, C, H, W) to logits (N, 1, H, W) or (N, K, H, W).
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to logits, as the network's."""
+        total = 0
+        for flip in (False, True):
+            for quarters in range(4):
+                turned = torch.rot90(x.flip(-1) if flip else x, quarters, (-2, -1))
+                back = torch.rot90(class_probability(self.net(turned)), -quarters, (-2, -1))
+                total = total + (back.flip(-1) if flip else back)
+        logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))
+        return logits if self.net.fc.out_channels > 1 else logits[:, 1:] - logits[:, :1]
+
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Image padded at the bottom and right to sides that are multiples of a number, and at least twice it.
 
@@ -209,8 +236,7 @@ def class_probability(logits: Tensor) -> Tensor:
     """
     if logits.shape[1] > 1:
         return logits.softmax(dim=1)
-    foreground = logits.sigmoid()
-    return torch.cat([1 - foreground, foreground], dim=1)
+    return torch.cat([-logits, logits], dim=1).sigmoid()  # 1 - sigmoid would round small probabilities to 0
 
 
 def class_map(logits: Tensor) -> Tensor:

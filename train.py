@@ -22,16 +22,12 @@ import metrics
 import report
 from config import Config
 from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, list_samples, load_info
-from model import UNet, class_map, class_probability, convert_legacy, init_weights
+from model import EightFold, UNet, class_map, class_probability, convert_legacy, init_weights
+from optim import OPTIMS, MovingAverage, learning_rate, load_moments
 from utils import StopRequest, UserError, atomic_folder, move_aside, pick_device
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
-OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda params, lr, beta1: torch.optim.Adam(params, lr, betas=(beta1, 0.999)),
-    "sgd": lambda params, lr, beta1: torch.optim.SGD(params, lr, momentum=beta1),
-    "rmsprop": lambda params, lr, beta1: torch.optim.RMSprop(params, lr, momentum=beta1),
-}
 PER_RUN = {"mode", "train_continue", "epoch", "num_epoch", "gpu_ids"}  # flags that a resumed run may well change
 RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
 
@@ -56,6 +52,7 @@ def run_epoch(
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer | None = None,
     observe: Observer | None = None,
+    clip: float = 0.0,
 ) -> list[Tensor]:
     """Go once through batches; train if and only if there is an optimiser.
 
@@ -69,6 +66,8 @@ def run_epoch(
         Steps once a batch.
     observe : callable, optional
         Gets each batch, its logits and its loss.
+    clip : float
+        Largest norm of the gradient; 0 for any.
 
     Returns
     -------
@@ -84,6 +83,8 @@ def run_epoch(
             if optimizer is not None:
                 optimizer.zero_grad()
                 loss.backward()
+                if clip:
+                    nn.utils.clip_grad_norm_(net.parameters(), clip)
                 optimizer.step()
             losses.append(loss.detach())
             if observe is not None:
@@ -116,6 +117,8 @@ class TrainState:
         Loss of each batch of that epoch so far.
     saved_epoch : int
         Epoch of the checkpoint it was loaded from; 0 for none.
+    average : MovingAverage or None
+        Of the weights, if there is one.
     """
 
     net: UNet
@@ -124,6 +127,12 @@ class TrainState:
     epoch: int = 1
     losses: list[float] = field(default_factory=list)
     saved_epoch: int = 0
+    average: MovingAverage | None = None
+
+    @property
+    def best_net(self) -> nn.Module:
+        """The network to validate and test with: the average, if there is one."""
+        return self.average.net if self.average else self.net
 
 
 class Trainer:
@@ -197,7 +206,7 @@ class Trainer:
         net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm)
         init_weights(net, config.init, config.seed)
         net.to(self.device)
-        return TrainState(net, self._optimizer(net), info)
+        return TrainState(net, self._optimizer(net), info, average=self._average(net))
 
     def _resume(self) -> TrainState:
         """State of a checkpoint; the flags of this run hold for all but the architecture."""
@@ -209,13 +218,15 @@ class Trainer:
         for name, value in saved["config"].items():
             if name not in PER_RUN and not name.startswith("dir_") and getattr(config, name, value) != value:
                 print(f"note: --{name} is {getattr(config, name)}, was {value}")
-        net = self._network(saved)
-        optimizer = self._optimizer(net)
+        net = self._network(saved, saved["net"])
+        average, optimizer = self._average(net), self._optimizer(net)
+        if average and saved.get("average"):
+            average.load_state_dict(saved["average"])
         if saved["config"]["optim"] == config.optim:
-            _load_moments(optimizer, saved["optim"])
+            load_moments(optimizer, saved["optim"])
         print(f"going on from {path}")
         place = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
-        return TrainState(net, optimizer, DataInfo(**saved["data"]), *place, saved_epoch=saved["epoch"])
+        return TrainState(net, optimizer, DataInfo(**saved["data"]), *place, saved["epoch"], average)
 
     def _load(self, path: Path) -> dict[str, Any]:
         """Checkpoint in our layout, checked against the database."""
@@ -234,11 +245,14 @@ class Trainer:
                 )
         return saved
 
-    def _network(self, saved: dict[str, Any]) -> UNet:
-        """Network of a checkpoint, on the device."""
+    def _network(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> UNet:
+        """Network of a checkpoint with some of its weights, on the device."""
         net = UNet(**saved["arch"])
-        net.load_state_dict(saved["net"])
+        net.load_state_dict(weights)
         return net.to(self.device)
+
+    def _average(self, net: nn.Module) -> MovingAverage | None:
+        return MovingAverage(net, self.config.average) if self.config.average else None
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         return OPTIMS[self.config.optim](net.parameters(), self.config.lr, self.config.beta1)
@@ -292,18 +306,28 @@ class Trainer:
             yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _augmented(self, state: TrainState, loader: DataLoader) -> Iterator[Batch]:
-        """Batches of the epoch that are still to do, each augmented by (seed, epoch, step)."""
-        augment, first = self._augmentation(state.info), len(state.losses)
+        """Batches of the epoch that are still to do; augmentation and learning rate depend on the place alone."""
+        config, augment, first = self.config, self._augmentation(state.info), len(state.losses)
         loader.batch_sampler.set_epoch(state.epoch, first)
+        num_step, warmup = (round(epochs * len(loader)) for epochs in (config.num_epoch, config.warmup))
         for step, batch in enumerate(self._batches(loader), first + 1):
-            rng = np.random.default_rng((self.config.seed, state.epoch, step))
+            rng = np.random.default_rng((config.seed, state.epoch, step))
+            place = (state.epoch - 1) * len(loader) + step - 1
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(place, num_step, config.lr, config.schedule, warmup)
             batch["input"], batch["label"] = augment(batch["input"], batch["label"], rng)
             yield batch
 
     def _train_epoch(self, state: TrainState, loader: DataLoader) -> report.Scores:
         """Train what is left of an epoch; the losses go into the state."""
         start, first = time.perf_counter(), len(state.losses)
-        losses = run_epoch(state.net, self._augmented(state, loader), state.optimizer)
+
+        def observe(*_: Any) -> None:
+            if state.average:
+                state.average.update(state.net)
+
+        batches = self._augmented(state, loader)
+        losses = run_epoch(state.net, batches, state.optimizer, observe, self.config.clip)
         state.losses += _read(losses)  # the epoch's one wait for the device
         seconds = time.perf_counter() - start
         batches = loader.batch_sampler.batches(state.epoch)[: len(state.losses)]
@@ -327,7 +351,7 @@ class Trainer:
                 log.images(state.epoch, pictures_of(batch, logits, info))
             counts.append(metrics.confusion_matrix(batch["label"], class_map(logits), info.num_class))
 
-        losses = _read(run_epoch(state.net, self._batches(loader), observe=observe))
+        losses = _read(run_epoch(state.best_net, self._batches(loader), observe=observe))
         for loss, file in zip(losses, loader.dataset.files, strict=False):  # fewer losses after a stop
             _check_finite(loss, f"the validation of epoch {state.epoch}", [file])
         matrices = torch.cat(counts).cpu().numpy() if counts else ()
@@ -346,6 +370,7 @@ class Trainer:
             "epoch": state.epoch,
             "whole": whole,
             "losses": state.losses,
+            "average": state.average.state_dict() if state.average else None,
         }
         checkpoint.save(path, values)
         return path
@@ -367,7 +392,10 @@ class Trainer:
         """
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = self._load(path)
-        info, net = DataInfo(**saved["data"]), self._network(saved)
+        info = DataInfo(**saved["data"])
+        net = self._network(saved, (saved.get("average") or saved)["net"])
+        if self.config.tta:
+            net = EightFold(net)
         data = PatchDataset(list_samples(self.dir_data / "test"), info, labelled=False, in_memory=False)
         with atomic_folder(self.dir_result, RESULTS) as folder:
             scorer = _Scorer(folder / "images", data.files, info)
@@ -437,14 +465,6 @@ class _Scorer:
 def _read(losses: list[Tensor]) -> list[float]:
     """Losses as numbers, fetched from the device in one piece."""
     return torch.stack(losses).tolist() if losses else []
-
-
-def _load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's moments, and keep the learning rate and the like of this run's flags."""
-    flags = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, values in zip(optimizer.param_groups, flags, strict=True):
-        group.update(values)
 
 
 def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:

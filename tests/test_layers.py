@@ -9,7 +9,7 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
-    ["config", "model", "dataset", "metrics", "checkpoint", "report", "phantom", "images"],
+    ["config", "model", "dataset", "metrics", "checkpoint", "report", "phantom", "images", "optim"],
     ["isbi"],
     ["train", "run_make_database", "display_result"],
     ["main"],

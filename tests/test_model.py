@@ -3,9 +3,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SHARED, needs_golden
+from torch import nn
 
 import checkpoint
-from model import INITS, NORMS, UNet, class_map, class_probability, convert_legacy, init_weights, pad_to_multiple
+from model import (
+    INITS,
+    NORMS,
+    EightFold,
+    UNet,
+    class_map,
+    class_probability,
+    convert_legacy,
+    init_weights,
+    pad_to_multiple,
+)
 
 
 @pytest.mark.parametrize(("norm", "num"), [("bnorm", 23_375_041), ("inorm", 23_370_113)])
@@ -98,3 +109,25 @@ def test_probability_and_class_of_one_channel_equal_those_of_two():
     two = torch.cat([torch.zeros_like(logits), logits], 1)
     torch.testing.assert_close(class_probability(logits), class_probability(two))
     assert class_map(logits).equal(class_map(two))
+
+
+@pytest.mark.parametrize("nch_out", [1, 3])
+def test_the_eight_fold_average_turns_with_its_input(nch_out):
+    net = UNet(1, nch_out, 2).eval()
+    x = torch.randn(2, 1, 32, 48)
+    with torch.no_grad():
+        one, eight = class_probability(net(x)), class_probability(EightFold(net)(x))
+        turned = class_probability(EightFold(net)(torch.rot90(x, 1, (-2, -1)).flip(-1)))
+    torch.testing.assert_close(torch.rot90(turned.flip(-1), -1, (-2, -1)), eight)
+    torch.testing.assert_close(eight.sum(1), torch.ones(2, 32, 48))
+    assert not torch.allclose(one, eight, atol=1e-4)
+
+
+def test_certain_pixels_keep_their_loss_in_the_eight_fold_average():
+    class Certain(nn.Module):
+        fc = nn.Conv2d(1, 1, 1)
+
+        def forward(self, x):
+            return torch.full_like(x, 30.0)
+
+    assert EightFold(Certain())(torch.zeros(1, 1, 4, 4)).mean().item() == pytest.approx(30, abs=1e-3)

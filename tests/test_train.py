@@ -127,6 +127,43 @@ def test_a_killed_process_leaves_whole_checkpoints_and_goes_on(database, work, s
     assert curves(work, "whole") == curves(work)
 
 
+FULL = ["--optim", "adamw", "--schedule", "cosine", "--warmup", "1", "--clip", "1", "--average", "0.9"]
+
+
+def test_a_run_with_every_part_of_the_recipe_resumes_bit_for_bit(database, work, stop_at_forward):
+    flags = [*SMALL, *FULL, "--num_epoch", "4", "--batch_size", "2"]
+    assert main.main([*flags, "--scope", "whole"]) == 0
+    stop_at_forward(signal.SIGTERM, 6)
+    assert main.main(flags) == 143
+    assert main.main([*flags, "--train_continue", "on"]) == 0
+    whole, resumed = checkpoint_of(work, 4, "whole"), checkpoint_of(work, 4)
+    assert all(same(whole[name], resumed[name]) for name in ("net", "optim", "average"))
+    assert curves(work, "whole") == curves(work)
+    rates = [rate for _, rate in curves(work)["learning_rate"]]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.1 * rates[0]
+
+
+def test_the_average_is_what_is_validated_and_tested(database, work):
+    flags = [*SMALL, "--num_epoch", "3", "--lr", "0.1"]
+    assert main.main([*flags, "--average", "0.9"]) == 0
+    assert main.main([*flags, "--scope", "plain"]) == 0
+    averaged, plain = checkpoint_of(work, 3), checkpoint_of(work, 3, "plain")
+    assert same(averaged["net"], plain["net"])  # the average does not touch the training
+    assert not same(averaged["average"]["net"], averaged["net"])
+    assert curves(work)["loss/val"] != curves(work, "plain")["loss/val"]
+    for scope in ("unet", "plain"):
+        assert main.main(["--mode", "test", "--gpu_ids", "-1", "--scope", scope]) == 0
+    losses = [(work / "results" / scope / "em" / "metrics.csv").read_text() for scope in ("unet", "plain")]
+    assert losses[0] != losses[1]
+
+
+def test_a_gradient_is_clipped_to_its_norm():
+    net = UNet(1, 1, 2)
+    batches = [{"input": 100 * torch.randn(2, 1, 32, 32), "label": torch.ones(2, 32, 32)}]
+    run_epoch(net, batches, torch.optim.SGD(net.parameters(), 0.0), clip=1e-3)
+    assert torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
 def test_streaming_from_disk_with_processes_trains_the_same_weights(database, work):
     flags = [*SMALL, "--num_epoch", "2", "--batch_size", "3"]
     for scope, more in (("memory", []), ("disk", ["--cache_gb", "0", "--num_workers", "2"])):

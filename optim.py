@@ -1,0 +1,99 @@
+"""Optimisers, the learning rate over a run, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": lambda params, lr, beta1: torch.optim.Adam(params, lr, betas=(beta1, 0.999)),
+    "adamw": lambda params, lr, beta1: torch.optim.AdamW(params, lr, betas=(beta1, 0.999)),
+    "sgd": lambda params, lr, beta1: torch.optim.SGD(params, lr, momentum=beta1),
+    "rmsprop": lambda params, lr, beta1: torch.optim.RMSprop(params, lr, momentum=beta1),
+}
+
+
+def _constant(_progress: float) -> float:
+    return 1.0
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "cosine": _cosine}
+
+
+def learning_rate(step: int, num_step: int, lr: float, schedule: str, warmup: int) -> float:
+    """Learning rate of one step: a function of the place in the run alone, so that resuming changes nothing.
+
+    Parameters
+    ----------
+    step : int
+        Step of the run, from 0.
+    num_step : int
+        Steps of the whole run; a longer run on resume follows the curve of the longer run.
+    lr : float
+        The rate after the warm-up.
+    schedule : {"constant", "cosine"}
+        `cosine` falls to 0 at the end; Loshchilov and Hutter 2017, arXiv 1608.03983.
+    warmup : int
+        Steps in which the rate rises linearly to `lr`.
+
+    Examples
+    --------
+    >>> [round(learning_rate(step, 10, 1.0, "cosine", warmup=2), 3) for step in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.038]
+    """
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr * SCHEDULES[schedule]((step - warmup) / max(num_step - warmup, 1))
+
+
+class MovingAverage:
+    """Exponential moving average of the weights and statistics of a network.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Where the average starts; a copy is kept.
+    decay : float
+        Share of the old average at each step; smaller in the first steps, so that the start is soon forgotten.
+        Source: Polyak and Juditsky 1992, doi 10.1137/0330046; start as in TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.decay, self.num_step = decay, 0
+
+    def update(self, net: nn.Module) -> None:
+        """Take in the weights after a step."""
+        self.num_step += 1
+        new = 1 - min(self.decay, (1 + self.num_step) / (10 + self.num_step))
+        for average, value in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, new)
+            else:
+                average.copy_(value)  # the count of batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"net": self.net.state_dict(), "num_step": self.num_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        self.net.load_state_dict(state["net"])
+        self.num_step = state["num_step"]
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's moments, and keep the learning rate and the like of this run's flags."""
+    flags = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, flags, strict=True):
+        group.update(values)
