@@ -7,7 +7,7 @@ DEMO := --name_data demo --gpu_ids -1
 
 demo: .venv/.installed
 	$(BIN)/python run_make_database.py --name_data demo --synthetic 20 --num_test 3 --overwrite
-	$(BIN)/python main.py --mode train $(DEMO) --nch_ker 16 --ny_load 192 --nx_load 192 --num_epoch 30 --lr 3e-3
+	$(BIN)/python main.py --mode train $(DEMO) --nch_ker 16 --ny_load 192 --nx_load 192 --num_epoch 30
 	$(BIN)/python main.py --mode test $(DEMO)
 	$(BIN)/python display_result.py --name_data demo
 	@echo

@@ -108,14 +108,15 @@ class Config(Flags):
     init: str = flag("kaiming", "distribution of the first weights", "model", choices=INIT)
 
     num_epoch: int = flag(300, "epochs; each sees every training image once", "training", rule=at_least(1))
+    max_minutes: float = flag(0.0, "end by the clock instead of --num_epoch; 0: off", "training", rule=at_least(0))
     batch_size: int = flag(4, "images a step", "training", rule=at_least(1))
-    lr: float = flag(1e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
+    lr: float = flag(2e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
     beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
-    optim: str = flag("adam", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
-    schedule: str = flag("constant", "learning rate over the run", "training", choices=("constant", "cosine"))
-    warmup: float = flag(0.0, "epochs in which the learning rate rises", "training", rule=at_least(0))
+    optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
+    schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
+    warmup: float = flag(0.0, "share of the run in which the learning rate rises", "training", rule=FRACTION)
     clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=at_least(0))
-    average: float = flag(0.0, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
+    average: float = flag(0.99, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=at_least(1))
     nx_load: int = flag(256, "width of a training crop [px]", "data", rule=at_least(1))
@@ -132,6 +133,7 @@ class Config(Flags):
     tta: bool = flag(False, "average the test over the eight flips and quarter turns", "test")
 
     num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=at_least(1))
+    num_freq_score: int = flag(50, "epochs between two scorings of segments (V_Rand, V_Info)", "log", rule=at_least(1))
     num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=at_least(1))
 
 

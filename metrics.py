@@ -266,10 +266,31 @@ def thin_borders(mask: np.ndarray) -> np.ndarray:
     return watershed(~mask, segments, connectivity=1, watershed_line=True) if mask.any() else segments
 
 
+def mask_scores(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Scores of the segments of one mask: V_Rand and V_Info after thinning the borders, and object scores.
+
+    Parameters
+    ----------
+    label, mask : ndarray of int or bool
+        (H, W), 1 inside the cells or objects, whose 4-connected components are the segments.
+
+    Returns
+    -------
+    dict of str to float
+        `v_rand`, `v_info`, `object_f1` and `matched_iou`, each in [0, 1].
+    """
+    truth, proposal = ndimage.label(label)[0], ndimage.label(mask)[0]
+    table = contingency(truth, thin_borders(mask > 0))
+    return {"v_rand": v_rand(table), "v_info": v_info(table)} | object_scores(truth, proposal)
+
+
 def challenge_scores(
     label: np.ndarray, probability: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS
 ) -> dict[str, np.ndarray]:
     """Scores of the ISBI 2012 challenge of one image at each threshold.
+
+    The challenge's score of a stack is the maximum over the thresholds of the mean over the images, and for the
+    Rand error what `rand_error` makes of the sum over the images.
 
     Parameters
     ----------
@@ -283,43 +304,37 @@ def challenge_scores(
     Returns
     -------
     dict of str to ndarray
-        `v_rand`, `v_info` and `pixel_error`, (T,) each in [0, 1], all after or without thinning as the challenge
-        has it. Its score of a stack is the maximum over the thresholds of the mean over the images.
+        `v_rand` and `v_info` after thinning, and `pixel_error`, (T,) each in [0, 1]; `rand_counts` (T, 3).
     """
     truth = ndimage.label(label)[0]
-    rows = []
+    scores: dict[str, list] = {"v_rand": [], "v_info": [], "pixel_error": [], "rand_counts": []}
     for threshold in thresholds:
         mask = probability > threshold
-        table = contingency(truth, thin_borders(mask))
-        rows.append((v_rand(table), v_info(table), float(np.mean(mask != (label > 0)))))
-    return dict(zip(("v_rand", "v_info", "pixel_error"), np.array(rows).T, strict=True))
+        thinned = contingency(truth, thin_borders(mask))
+        scores["v_rand"].append(v_rand(thinned))
+        scores["v_info"].append(v_info(thinned))
+        scores["pixel_error"].append(np.mean(mask != (label > 0)))
+        plain = contingency(truth, ndimage.label(mask)[0])
+        single = (plain.num_line, 0, plain.num_line)
+        scores["rand_counts"].append([np.sum(count**2) + n for count, n in zip(plain[:3], single, strict=True)])
+    return {name: np.array(values) for name, values in scores.items()}
 
 
-def rand_error(label: np.ndarray, probability: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS) -> float:
+def rand_error(counts: np.ndarray) -> float:
     """Foreground-restricted Rand error as the challenge first had it: 1 - maximal F-score, without thinning.
 
     Parameters
     ----------
-    label, probability : ndarray
-        (N, H, W), as for `challenge_scores`; pairs of pixels are counted over the whole stack.
-    thresholds : tuple of float
-        As for `challenge_scores`.
+    counts : ndarray of float
+        (T, 3) pairs of pixels at each threshold that truth and proposal, the truth, and the proposal put into one
+        segment: the sum of `rand_counts` over the images.
 
     Returns
     -------
     float
         In [0, 1], 0 is best. Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
     """
-    truths = [ndimage.label(image)[0] for image in label]
-    scores = []
-    for threshold in thresholds:
-        sums = np.zeros(3)
-        for truth, image in zip(truths, probability, strict=True):
-            table = contingency(truth, ndimage.label(image > threshold)[0])
-            single = [table.num_line, 0, table.num_line]
-            sums += [np.sum(count**2) + n for count, n in zip(table[:3], single, strict=True)]
-        scores.append(_f_score(*sums))
-    return 1.0 - max(scores)
+    return 1.0 - max(_f_score(*row) for row in counts)
 
 
 def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5) -> dict[str, float]:

@@ -29,30 +29,28 @@ def _cosine(progress: float) -> float:
 SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "cosine": _cosine}
 
 
-def learning_rate(step: int, num_step: int, lr: float, schedule: str, warmup: int) -> float:
+def learning_rate(progress: float, lr: float, schedule: str, warmup: float) -> float:
     """Learning rate of one step: a function of the place in the run alone, so that resuming changes nothing.
 
     Parameters
     ----------
-    step : int
-        Step of the run, from 0.
-    num_step : int
-        Steps of the whole run; a longer run on resume follows the curve of the longer run.
+    progress : float
+        Share of the run that is over before the step, in [0, 1]; a longer run on resume follows its own curve.
     lr : float
         The rate after the warm-up.
     schedule : {"constant", "cosine"}
         `cosine` falls to 0 at the end; Loshchilov and Hutter 2017, arXiv 1608.03983.
-    warmup : int
-        Steps in which the rate rises linearly to `lr`.
+    warmup : float
+        Share of the run in which the rate rises linearly to `lr`.
 
     Examples
     --------
-    >>> [round(learning_rate(step, 10, 1.0, "cosine", warmup=2), 3) for step in (0, 1, 2, 6, 9)]
-    [0.5, 1.0, 1.0, 0.5, 0.038]
+    >>> [round(learning_rate(step / 10, 1.0, "cosine", warmup=0.2), 3) for step in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    return lr * SCHEDULES[schedule]((step - warmup) / max(num_step - warmup, 1))
+    if progress < warmup:
+        return lr * progress / warmup
+    return lr * SCHEDULES[schedule]((progress - warmup) / max(1 - warmup, 1e-9))
 
 
 class MovingAverage:
@@ -92,8 +90,8 @@ class MovingAverage:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's moments, and keep the learning rate and the like of this run's flags."""
-    flags = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    """Load an optimiser's moments and last learning rate, and keep what else this run's flags say."""
+    flags = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, values in zip(optimizer.param_groups, flags, strict=True):
         group.update(values)

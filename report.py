@@ -211,18 +211,21 @@ class TrainingLog:
     ----------
     folder : Path
         Where the events go.
-    first, last : int
-        The epochs of this run. What an interrupted run wrote of epochs from `first` on is hidden.
+    first : int
+        First epoch of this run. What an interrupted run wrote of epochs from it on is hidden.
+    last : int or None
+        Last epoch; None for a run that ends by the clock.
     """
 
-    def __init__(self, folder: Path, first: int, last: int) -> None:
+    def __init__(self, folder: Path, first: int, last: int | None) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tqdm import tqdm
 
         self.writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")  # two runs may start in one second
         self._write(first, session_log={"status": "START"})
         self.bar = tqdm(total=last, initial=first - 1, unit="epoch", disable=None, dynamic_ncols=True)
-        self.first, self.last, self.start = first, last, time.monotonic()
+        self.of = f"/{last}" if last else ""
+        self.start, self.before = time.monotonic(), (first - 1) / last if last else 0.0
 
     def _write(self, epoch: int, **what: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -230,15 +233,16 @@ class TrainingLog:
         self.writer.write_event(Event(wall_time=time.time(), step=epoch, **what))
         self.writer.flush()
 
-    def scalars(self, epoch: int, scores: Scores) -> None:
-        """Add one point to each curve, and show the progress."""
+    def scalars(self, epoch: int, scores: Scores, progress: float) -> None:
+        """Add one point to each curve, and show the progress, the share of the run that is over."""
         self._write(epoch, summary={"value": [{"tag": name, "simple_value": value} for name, value in scores.items()]})
         shown = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in _SHOWN}
-        self.bar.set_postfix(shown, refresh=False)
+        left = self._left(progress)
+        self.bar.set_postfix(shown | {"left": left}, refresh=False)
         self.bar.update()
         if self.bar.disable:
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"epoch {epoch}/{self.last}  {text}  {self._left(epoch)} left", flush=True)
+            print(f"epoch {epoch}{self.of}  {text}  {left} left", flush=True)
 
     def images(self, epoch: int, pictures: Pictures) -> None:
         """Add pictures, (H, W) or (H, W, 3) uint8."""
@@ -247,10 +251,10 @@ class TrainingLog:
         for name, picture in pictures.items():
             self._write(epoch, summary=image(name, picture, dataformats="HW" if picture.ndim == 2 else "HWC"))
 
-    def _left(self, epoch: int) -> str:
-        """Time to the last epoch at the pace so far."""
-        pace = (time.monotonic() - self.start) / (epoch - self.first + 1)
-        minutes, seconds = divmod(round(pace * (self.last - epoch)), 60)
+    def _left(self, progress: float) -> str:
+        """Time to the end at the pace so far."""
+        pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)
+        minutes, seconds = divmod(round(pace * (1 - progress)), 60)
         return f"{minutes}:{seconds:02d}"
 
     def close(self) -> None:

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import checkpoint
-import metrics
 import report
 from config import Config
 from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, list_samples, load_info
-from model import EightFold, UNet, class_map, class_probability, convert_legacy, init_weights
+from evaluate import TestScorer, ValidationScorer
+from model import EightFold, UNet, convert_legacy, init_weights
 from optim import OPTIMS, MovingAverage, learning_rate, load_moments
 from utils import StopRequest, UserError, atomic_folder, move_aside, pick_device
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
-PER_RUN = {"mode", "train_continue", "epoch", "num_epoch", "gpu_ids"}  # flags that a resumed run may well change
+PER_RUN = {"mode", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}  # may well change on a resume
 RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
 
 
@@ -92,15 +92,6 @@ def run_epoch(
     return losses
 
 
-def pictures_of(batch: Batch, logits: Tensor, info: DataInfo) -> report.Pictures:
-    """Pictures of the first image of a batch: input, label if there is one, and output."""
-    pixels = batch["input"][0].movedim(0, -1).cpu().numpy() * np.float32(info.std) + np.float32(info.mean)
-    pictures = {"input": report.input_picture(pixels, info.value_range)}
-    if "label" in batch:
-        pictures["label"] = report.label_picture(batch["label"][0].cpu().numpy(), info.num_class)
-    return pictures | {"output": report.probability_picture(class_probability(logits[:1])[0].cpu().numpy())}
-
-
 @dataclass
 class TrainState:
     """Where a training stands.
@@ -119,6 +110,10 @@ class TrainState:
         Epoch of the checkpoint it was loaded from; 0 for none.
     average : MovingAverage or None
         Of the weights, if there is one.
+    threshold : float
+        Probability of class 1 over which the validation scored best.
+    seconds : float
+        Time trained before this process.
     """
 
     net: UNet
@@ -128,6 +123,8 @@ class TrainState:
     losses: list[float] = field(default_factory=list)
     saved_epoch: int = 0
     average: MovingAverage | None = None
+    threshold: float = 0.5
+    seconds: float = 0.0
 
     @property
     def best_net(self) -> nn.Module:
@@ -153,6 +150,7 @@ class Trainer:
         )
         self.device = pick_device(config.gpu_ids)
         self.stop = StopRequest()
+        self.start = time.monotonic()
 
     def train(self) -> int:
         """Train to the last epoch.
@@ -168,28 +166,40 @@ class Trainer:
             The data or the checkpoint can't be used, or the loss is no longer finite.
         """
         state = self._resume() if self.config.train_continue else self._begin()
-        last = self.config.num_epoch
-        if state.epoch > last:
-            print(f"trained to epoch {state.epoch - 1} already: raise --num_epoch {last} to go on")
+        if self._progress(state, state.epoch - 1) >= 1:
+            print(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to go on")
             return 0
         train, val = self._loaders(state.info)
         self._open_folders(state)
-        with closing(report.TrainingLog(self.dir_log, state.epoch, last)) as log, self.stop:
-            while state.epoch <= last:
+        last_epoch = None if self.config.max_minutes else self.config.num_epoch
+        finished = False
+        with closing(report.TrainingLog(self.dir_log, state.epoch, last_epoch)) as log, self.stop:
+            while not finished:
                 scores = self._train_epoch(state, train)
+                last = self._progress(state, state.epoch) >= 1
                 if val and not self.stop:
-                    scores |= self._validate(state, val, log)
+                    scores |= self._validate(state, val, log, last)
                 if self.stop:
                     path = self._save(state, whole=False)
                     break
-                log.scalars(state.epoch, scores)
-                if state.epoch % self.config.num_freq_save == 0 or state.epoch == last:
+                log.scalars(state.epoch, scores, self._progress(state, state.epoch))
+                if last or state.epoch % self.config.num_freq_save == 0:
                     path = self._save(state, whole=True)
-                state.epoch, state.losses = state.epoch + 1, []
-        if state.epoch <= last:
+                state.epoch, state.losses, finished = state.epoch + 1, [], last
+        if not finished:
             return self._say_stopped(state, len(train), path)
-        print(f"trained to epoch {last}, saved {path}")
+        print(f"trained to epoch {state.epoch - 1}, saved {path}")
         return 0
+
+    def _progress(self, state: TrainState, epochs: float) -> float:
+        """Share of the run that is over when so many epochs are, or by the clock; in [0, 1]."""
+        if self.config.max_minutes:
+            return min(self._seconds(state) / (60 * self.config.max_minutes), 1.0)
+        return min(epochs / self.config.num_epoch, 1.0)
+
+    def _seconds(self, state: TrainState) -> float:
+        """Time trained so far, that of the runs before included [s]."""
+        return state.seconds + time.monotonic() - self.start
 
     def _begin(self) -> TrainState:
         """First state, shaped after the data."""
@@ -225,8 +235,9 @@ class Trainer:
         if saved["config"]["optim"] == config.optim:
             load_moments(optimizer, saved["optim"])
         print(f"going on from {path}")
-        place = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
-        return TrainState(net, optimizer, DataInfo(**saved["data"]), *place, saved["epoch"], average)
+        epoch, losses = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
+        kept = {name: saved[name] for name in ("threshold", "seconds") if name in saved}
+        return TrainState(net, optimizer, DataInfo(**saved["data"]), epoch, losses, saved["epoch"], average, **kept)
 
     def _load(self, path: Path) -> dict[str, Any]:
         """Checkpoint in our layout, checked against the database."""
@@ -309,14 +320,15 @@ class Trainer:
         """Batches of the epoch that are still to do; augmentation and learning rate depend on the place alone."""
         config, augment, first = self.config, self._augmentation(state.info), len(state.losses)
         loader.batch_sampler.set_epoch(state.epoch, first)
-        num_step, warmup = (round(epochs * len(loader)) for epochs in (config.num_epoch, config.warmup))
-        for step, batch in enumerate(self._batches(loader), first + 1):
-            rng = np.random.default_rng((config.seed, state.epoch, step))
-            place = (state.epoch - 1) * len(loader) + step - 1
+        for step, batch in enumerate(self._batches(loader), first):
+            progress = self._progress(state, state.epoch - 1 + step / len(loader))
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(place, num_step, config.lr, config.schedule, warmup)
+                group["lr"] = learning_rate(progress, config.lr, config.schedule, config.warmup)
+            rng = np.random.default_rng((config.seed, state.epoch, step + 1))
             batch["input"], batch["label"] = augment(batch["input"], batch["label"], rng)
             yield batch
+            if config.max_minutes and self._progress(state, 0) >= 1:
+                return
 
     def _train_epoch(self, state: TrainState, loader: DataLoader) -> report.Scores:
         """Train what is left of an epoch; the losses go into the state."""
@@ -341,22 +353,23 @@ class Trainer:
             "images_per_second": sum(sizes[first:]) / seconds,
         }
 
-    def _validate(self, state: TrainState, loader: DataLoader, log: report.TrainingLog) -> report.Scores:
+    def _validate(self, state: TrainState, loader: DataLoader, log: report.TrainingLog, last: bool) -> report.Scores:
         """Scores over the whole validation images, without augmentation."""
-        info, counts = state.info, []
-        show = state.epoch % self.config.num_freq_disp == 0 or state.epoch in (1, self.config.num_epoch)
-
-        def observe(batch: Batch, logits: Tensor, _loss: Tensor) -> None:
-            if show and not counts:
-                log.images(state.epoch, pictures_of(batch, logits, info))
-            counts.append(metrics.confusion_matrix(batch["label"], class_map(logits), info.num_class))
-
-        losses = _read(run_epoch(state.best_net, self._batches(loader), observe=observe))
+        config = self.config
+        scorer = ValidationScorer(
+            state.info,
+            pictures=last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0,
+            challenge=last or state.epoch % config.num_freq_score == 0,
+        )
+        losses = _read(run_epoch(state.best_net, self._batches(loader), observe=scorer))
         for loss, file in zip(losses, loader.dataset.files, strict=False):  # fewer losses after a stop
             _check_finite(loss, f"the validation of epoch {state.epoch}", [file])
-        matrices = torch.cat(counts).cpu().numpy() if counts else ()
-        scores = metrics.mean_scores([metrics.confusion_scores(matrix, info.class_names) for matrix in matrices])
-        return {"loss/val": float(np.mean(losses or 0))} | {_curve(name): value for name, value in scores.items()}
+        if self.stop:
+            return {}
+        log.images(state.epoch, scorer.pictures or {})
+        if scorer.challenge:
+            state.threshold = scorer.challenge.best_threshold
+        return {"loss/val": float(np.mean(losses))} | scorer.scores()
 
     def _save(self, state: TrainState, whole: bool) -> Path:
         """Write the checkpoint of an epoch, whole or interrupted."""
@@ -370,6 +383,8 @@ class Trainer:
             "epoch": state.epoch,
             "whole": whole,
             "losses": state.losses,
+            "threshold": state.threshold,
+            "seconds": self._seconds(state),
             "average": state.average.state_dict() if state.average else None,
         }
         checkpoint.save(path, values)
@@ -394,72 +409,27 @@ class Trainer:
         saved = self._load(path)
         info = DataInfo(**saved["data"])
         net = self._network(saved, (saved.get("average") or saved)["net"])
-        if self.config.tta:
-            net = EightFold(net)
         data = PatchDataset(list_samples(self.dir_data / "test"), info, labelled=False, in_memory=False)
         with atomic_folder(self.dir_result, RESULTS) as folder:
-            scorer = _Scorer(folder / "images", data.files, info)
-            run_epoch(net, self._batches(DataLoader(data)), observe=scorer)
+            scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
+            run_epoch(EightFold(net) if self.config.tta else net, self._batches(DataLoader(data)), observe=scorer)
             facts = {"command": report.command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
             report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
-            title = f"{self.config.scope} / {self.config.name_data}: {scorer.foreground}"
+            title = f"{self.config.scope} / {self.config.name_data}: {scorer.legend}"
             report.write_index(folder, title, scorer.table(), facts | {f"--{k}": v for k, v in saved["config"].items()})
-        print(report.format_table(scorer.table()))
-        print(f"epoch {saved['epoch']}; {scorer.foreground}\npictures and scores: {self.dir_result / 'index.html'}")
-        if len(scorer.predicted) == 1:
-            print(
-                "warning: the output of every image is one class only: train longer, or check the labels",
-                file=sys.stderr,
-            )
+        self._say_scores(scorer, saved["epoch"])
         return 0
 
-
-class _Scorer:
-    """Observer of a test: writes the pictures of each image and keeps its scores."""
-
-    def __init__(self, folder: Path, files: list[SampleFile], info: DataInfo) -> None:
-        self.folder, self.files, self.info = folder, files, info
-        self.rows: list[dict[str, Any]] = []
-        self.baseline: list[report.Scores] = []
-        self.predicted: set[int] = set()
-        self.majority = int(np.argmax(info.class_share))
-
-    def __call__(self, batch: Batch, logits: Tensor, loss: Tensor) -> None:
-        number, classes, names = len(self.rows), class_map(logits), self.info.class_names
-        report.save_images(self.folder, number, pictures_of(batch, logits, self.info))
-        self.predicted |= set(classes.unique().tolist())
-        row = {"image": f"{number:04d}", "sample": self.files[number].input.name}
-        if "label" in batch:
-            matrix = metrics.confusion_matrix(batch["label"], classes, self.info.num_class)[0].cpu().numpy()
-            row |= {"loss": loss.item()} | metrics.confusion_scores(matrix, names)
-            majority = metrics.majority_confusion(matrix, self.majority)
-            self.baseline.append(metrics.confusion_scores(majority, names))
-        self.rows.append(row)
-
-    @property
-    def foreground(self) -> str:
-        """Which class is which, in words."""
-        pairs = zip(self.info.class_names, self.info.class_values, strict=True)
-        of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
-        return f"classes {', '.join(of)}" + (f"; foreground is {self.info.class_names[1]}" if len(of) == 2 else "")
-
-    def summary(self) -> dict[str, Any]:
-        """What the scores are of, their mean, and the baseline."""
-        numbers = [{k: v for k, v in row.items() if k not in ("image", "sample")} for row in self.rows]
-        return {
-            "split": "test",
-            "classes": dict(zip(self.info.class_names, self.info.class_values, strict=True)),
-            "foreground": self.info.class_names[1] if self.info.num_class == 2 else None,
-            "mean": metrics.mean_scores(numbers),
-            "majority_class": self.info.class_names[self.majority],
-            "majority": metrics.mean_scores(self.baseline),
-        }
-
-    def table(self) -> list[dict[str, Any]]:
-        """Rows of the images, of their mean, and of always saying the majority class."""
-        summary = self.summary()
-        last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
-        return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]
+    def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
+        """Print the table of a test, and what it is of."""
+        print(report.format_table(scorer.table()))
+        print(f"epoch {epoch}; {scorer.legend}")
+        if challenge := scorer.summary()["challenge"]:
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())
+            print(f"as the ISBI 2012 challenge takes them, best of thresholds 0.1 to 0.9 on this test: {scores}")
+        print(f"pictures and scores: {self.dir_result / 'index.html'}")
+        if len(scorer.predicted) == 1:
+            print("warning: the output of every image is one class: train longer, or check the labels", file=sys.stderr)
 
 
 def _read(losses: list[Tensor]) -> list[float]:
@@ -474,11 +444,6 @@ def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
         raise UserError(
             f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
         )
-
-
-def _curve(score: str) -> str:
-    """Name of a score's curve: TensorBoard groups by what stands before the slash."""
-    return score.replace("_", "/", 1) if score.startswith(("dice_", "iou_")) else score
 
 
 def _ignore_interrupt(_worker: int) -> None:

@@ -50,6 +50,9 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
             return main(argv) or 0
         except UserError as error:
             message, status = f"error: {_last_line(str(error))}", error.status
+        except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         except KeyboardInterrupt:
             message, status = "interrupted: nothing was left half written", 130
         except (OSError, MemoryError, RuntimeError) as error:

@@ -10,7 +10,7 @@ from conftest import ROOT
 ROWS = [
     ["utils"],
     ["config", "model", "dataset", "metrics", "checkpoint", "report", "phantom", "images", "optim"],
-    ["isbi"],
+    ["isbi", "evaluate"],
     ["train", "run_make_database", "display_result"],
     ["main"],
 ]

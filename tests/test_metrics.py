@@ -15,6 +15,7 @@ from metrics import (
     dice,
     iou,
     majority_confusion,
+    mask_scores,
     mean_scores,
     object_scores,
     pixel_error,
@@ -95,7 +96,8 @@ def test_scores_agree_with_fijis_own_code(path):
         np.testing.assert_allclose(ours, expected[theirs][:-1], atol=tolerance)
         if name != "pixel_error":
             assert ours.max() == pytest.approx(expected[f"max_{theirs}"], abs=1e-3)
-    assert rand_error(labels, probabilities, thresholds) == pytest.approx(expected["rand_error"], abs=1e-6)
+    error = rand_error(sum(score["rand_counts"] for score in scores))
+    assert error == pytest.approx(expected["rand_error"], abs=1e-6)
 
 
 def test_v_rand_and_v_info_of_a_split_and_a_merger_by_hand():
@@ -125,10 +127,9 @@ def test_empty_and_full_masks_have_scores_from_0_to_1(value):
     constant = np.full((16, 16), float(value))
     for truth, probability in ((label, constant), (constant, label * 1.0), (constant, constant)):
         scores = challenge_scores(truth, probability)
+        assert 0 <= rand_error(scores.pop("rand_counts")) <= 1
         assert all(values.min() >= 0 and values.max() <= 1 for values in scores.values())
-        assert 0 <= rand_error(truth[None], probability[None]) <= 1
-        objects = object_scores(truth.astype(int), (probability > 0.5).astype(int))
-        assert all(0 <= score <= 1 for score in objects.values())
+        assert all(0 <= score <= 1 for score in mask_scores(truth, probability > 0.5).values())
     assert challenge_scores(constant, constant)["v_rand"].tolist() == [1.0] * 9
 
 

@@ -6,10 +6,11 @@ from optim import MovingAverage, learning_rate
 
 
 def test_the_rate_rises_then_falls_to_the_end():
-    rates = [learning_rate(step, 100, 2.0, "cosine", warmup=10) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == max(rates) == 2.0
+    rates = [learning_rate(step / 100, 2.0, "cosine", warmup=0.1) for step in range(100)]
+    assert rates[0] == 0 and rates[5] == pytest.approx(1.0) and rates[10] == max(rates) == 2.0
     assert rates[55] == pytest.approx(1.0) and 0 < rates[99] < 0.01
-    assert {learning_rate(step, 100, 2.0, "constant", warmup=0) for step in range(100)} == {2.0}
+    assert learning_rate(1.0, 2.0, "cosine", warmup=0.0) == pytest.approx(0)
+    assert {learning_rate(step / 100, 2.0, "constant", warmup=0.0) for step in range(101)} == {2.0}
 
 
 def test_the_average_of_two_steps_by_hand():

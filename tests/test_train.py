@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, start
+from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
@@ -21,9 +21,10 @@ def checkpoint_of(work, epoch, scope="unet"):
 
 
 def curves(work, scope="unet"):
-    """Points of each curve as (epoch, value), as TensorBoard shows them; the throughput left out."""
+    """Points of each curve as (epoch, value), as TensorBoard shows them; those of every epoch that are no times."""
     events = EventAccumulator(str(work / "log" / scope / "em")).Reload()
-    names = [name for name in events.Tags()["scalars"] if name != "images_per_second"]
+    other = {"images_per_second", "max/v_rand", "max/v_info", "min_pixel_error", "rand_error"}
+    names = set(events.Tags()["scalars"]) - other
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 
@@ -79,7 +80,8 @@ def test_both_losses_agree_on_two_classes():
 
 @pytest.mark.parametrize("optim", ["adam", "sgd", "rmsprop"])
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
-    flags = [*SMALL, "--num_freq_save", "2", "--optim", optim, "--lr", "1e-2"]
+    # a cosine that ends at epoch 3 is another run than one that ends at 5
+    flags = [*SMALL, "--num_freq_save", "2", "--schedule", "constant", "--optim", optim, "--lr", "1e-2"]
     assert main.main([*flags, "--scope", "whole", "--num_epoch", "5"]) == 0
     assert main.main([*flags, "--num_epoch", "3"]) == 0
     assert main.main([*flags, "--num_epoch", "5", "--train_continue", "on"]) == 0
@@ -89,9 +91,18 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
     assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("signum", "call"), [(signal.SIGINT, 6), (signal.SIGTERM, 7), (signal.SIGINT, 8)])
+@pytest.mark.parametrize(
+    ("signum", "call", "epoch", "step"),
+    [
+        (signal.SIGINT, 6, 2, 2),
+        (signal.SIGTERM, 7, 2, 3),
+        (signal.SIGINT, 8, 2, 3),  # in the validation
+        (signal.SIGTERM, 9, 3, 1),  # in the last epoch
+        (signal.SIGINT, 12, 3, 3),  # in the last validation
+    ],
+)
 def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
-    database, work, stop_at_forward, signum, call, capfd
+    database, work, stop_at_forward, signum, call, epoch, step, capfd
 ):
     # an epoch calls the network three times to train (6 images, batches of 2) and once to validate
     flags = [*SMALL, "--num_epoch", "3", "--batch_size", "2"]
@@ -99,35 +110,16 @@ def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
     stop_at_forward(signum, call)
     assert main.main(flags) == 128 + signum
     message = capfd.readouterr().err.splitlines()[-1]
-    assert f"after step {min(call - 4, 3)} of 3" in message and "--train_continue on" in message
-    assert not checkpoint_of(work, 2)["whole"]
+    assert f"epoch {epoch} after step {step} of 3" in message and "--train_continue on" in message
+    assert not checkpoint_of(work, epoch)["whole"]
     assert main.main([*flags, "--train_continue", "on"]) == 0
     whole, resumed = checkpoint_of(work, 3, "whole"), checkpoint_of(work, 3)
     assert same(whole["net"], resumed["net"]) and same(whole["optim"], resumed["optim"])
     assert curves(work, "whole") == curves(work)
+    assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_process_leaves_whole_checkpoints_and_goes_on(database, work, sent):
-    flags = [*SMALL, "--num_freq_save", "1"]
-    process = start("main.py", *flags, "--num_epoch", "100000", cwd=work)
-    folder = work / "checkpoints" / "unet" / "em"
-    deadline = time.monotonic() + 60
-    while not (folder / "model_epoch0003.pth").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == (-9 if sent == signal.SIGKILL else 143), err
-    assert "Traceback" not in err
-    epochs = [checkpoint.load(path)["epoch"] for path in folder.glob("*.pth")]
-    last = max(epochs) + 2
-    assert main.main([*flags, "--num_epoch", str(last), "--train_continue", "on"]) == 0
-    assert main.main([*flags, "--num_epoch", str(last), "--scope", "whole"]) == 0
-    assert same(checkpoint_of(work, last)["net"], checkpoint_of(work, last, "whole")["net"])
-    assert curves(work, "whole") == curves(work)
-
-
-FULL = ["--optim", "adamw", "--schedule", "cosine", "--warmup", "1", "--clip", "1", "--average", "0.9"]
+FULL = ["--optim", "adamw", "--schedule", "cosine", "--warmup", "0.2", "--clip", "1", "--average", "0.9"]
 
 
 def test_a_run_with_every_part_of_the_recipe_resumes_bit_for_bit(database, work, stop_at_forward):
@@ -140,13 +132,29 @@ def test_a_run_with_every_part_of_the_recipe_resumes_bit_for_bit(database, work,
     assert all(same(whole[name], resumed[name]) for name in ("net", "optim", "average"))
     assert curves(work, "whole") == curves(work)
     rates = [rate for _, rate in curves(work)["learning_rate"]]
-    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.1 * rates[0]
+    assert rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.2 * rates[0]
+
+
+def test_a_run_by_the_clock_ends_in_time_with_the_schedule_and_goes_on(database, work):
+    flags = [*SMALL, *FULL, "--num_epoch", "1"]
+    start = time.monotonic()
+    assert main.main([*flags, "--max_minutes", "0.04"]) == 0
+    assert time.monotonic() - start < 10
+    path = checkpoint.find(work / "checkpoints" / "unet" / "em")
+    epoch = checkpoint.epoch_of(path)
+    rates = [rate for _, rate in curves(work)["learning_rate"]]
+    assert len(rates) == epoch > 2 and rates[-1] < 0.1 * max(rates)
+    assert checkpoint.load(path)["seconds"] >= 2.4
+    assert main.main([*flags, "--max_minutes", "0.04", "--train_continue", "on"]) == 0
+    assert checkpoint.find(path.parent) == path
+    assert main.main([*flags, "--max_minutes", "0.06", "--train_continue", "on"]) == 0
+    assert checkpoint.epoch_of(checkpoint.find(path.parent)) > epoch
 
 
 def test_the_average_is_what_is_validated_and_tested(database, work):
     flags = [*SMALL, "--num_epoch", "3", "--lr", "0.1"]
     assert main.main([*flags, "--average", "0.9"]) == 0
-    assert main.main([*flags, "--scope", "plain"]) == 0
+    assert main.main([*flags, "--average", "0", "--scope", "plain"]) == 0
     averaged, plain = checkpoint_of(work, 3), checkpoint_of(work, 3, "plain")
     assert same(averaged["net"], plain["net"])  # the average does not touch the training
     assert not same(averaged["average"]["net"], averaged["net"])
@@ -190,8 +198,9 @@ def test_going_on_from_an_older_epoch_sets_the_newer_ones_aside(trained, work):
 
 
 def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, work, capsys):
-    assert main.main([*SMALL, "--num_epoch", "2", "--lr", "0.5", "--train_continue", "on"]) == 0
-    assert "--lr is 0.5, was 0.001" in capsys.readouterr().out
+    more = ["--num_epoch", "2", "--train_continue", "on"]
+    assert main.main([*SMALL, *more, "--lr", "0.5", "--schedule", "constant"]) == 0
+    assert "--lr is 0.5, was 0.002" in capsys.readouterr().out
     saved = checkpoint_of(work, 2)
     assert saved["optim"]["param_groups"][0]["lr"] == 0.5
     assert saved["optim"]["state"][0]["step"] == 4  # two epochs of two batches

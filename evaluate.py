@@ -1,0 +1,170 @@
+"""Observers of validation and test: what is scored and pictured of each image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import metrics
+import report
+from dataset import Batch, DataInfo, SampleFile
+from model import class_map, class_probability
+
+
+def pictures_of(batch: Batch, logits: Tensor, info: DataInfo) -> report.Pictures:
+    """Pictures of the first image of a batch: input, label if there is one, and output."""
+    pixels = batch["input"][0].movedim(0, -1).cpu().numpy() * np.float32(info.std) + np.float32(info.mean)
+    pictures = {"input": report.input_picture(pixels, info.value_range)}
+    if "label" in batch:
+        pictures["label"] = report.label_picture(batch["label"][0].cpu().numpy(), info.num_class)
+    return pictures | {"output": report.probability_picture(class_probability(logits[:1])[0].cpu().numpy())}
+
+
+class Challenge:
+    """Scores of the ISBI 2012 challenge of a stack of images, summed up image by image."""
+
+    def __init__(self) -> None:
+        self._scores: list[dict[str, np.ndarray]] = []
+
+    def add(self, label: np.ndarray, probability: np.ndarray) -> None:
+        """Add an image: label (H, W) of 0 and 1, and probability (H, W) of class 1."""
+        self._scores.append(metrics.challenge_scores(label, probability))
+
+    def means(self, name: str) -> np.ndarray:
+        """Mean over the images of a score at each threshold, (T,)."""
+        return np.mean([scores[name] for scores in self._scores], axis=0)
+
+    @property
+    def best_threshold(self) -> float:
+        """Threshold of the highest V_Info; V_Rand swings with single mergers of large cells."""
+        return metrics.THRESHOLDS[int(self.means("v_info").argmax())]
+
+    def summary(self) -> report.Scores:
+        """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error."""
+        return {
+            "max_v_rand": float(self.means("v_rand").max()),
+            "max_v_info": float(self.means("v_info").max()),
+            "min_pixel_error": float(self.means("pixel_error").min()),
+            "rand_error": metrics.rand_error(sum(scores["rand_counts"] for scores in self._scores)),
+        }
+
+
+class ValidationScorer:
+    """Counts pixels on the device, and on demand keeps pictures and computes the scores of the challenge.
+
+    Parameters
+    ----------
+    info : DataInfo
+        Classes.
+    pictures : bool
+        Keep those of the first image.
+    challenge : bool
+        Score segments, too; only two classes have such scores.
+    """
+
+    def __init__(self, info: DataInfo, *, pictures: bool, challenge: bool) -> None:
+        self.info = info
+        self.pictures: report.Pictures | None = {} if pictures else None
+        self.challenge = Challenge() if challenge and info.num_class == 2 else None
+        self._counts: list[Tensor] = []
+
+    def __call__(self, batch: Batch, logits: Tensor, _loss: Tensor) -> None:
+        """Take in a batch of one image."""
+        if self.pictures == {}:
+            self.pictures = pictures_of(batch, logits, self.info)
+        if self.challenge:
+            probability = class_probability(logits)[0, 1].cpu().numpy()
+            self.challenge.add(batch["label"][0].cpu().numpy(), probability)
+        self._counts.append(metrics.confusion_matrix(batch["label"], class_map(logits), self.info.num_class))
+
+    def scores(self) -> report.Scores:
+        """Mean scores, under the names of their curves: TensorBoard groups by what stands before the slash."""
+        rows = [metrics.confusion_scores(m, self.info.class_names) for m in torch.cat(self._counts).cpu().numpy()]
+        scores = metrics.mean_scores(rows) | (self.challenge.summary() if self.challenge else {})
+        return {
+            name.replace("_", "/", 1) if name.startswith(("dice_", "iou_", "max_")) else name: value
+            for name, value in scores.items()
+        }
+
+
+class TestScorer:
+    """Writes the pictures of each tested image, and keeps its scores.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the pictures go.
+    files : list of SampleFile
+        The samples in the order of the batches, which hold one image each.
+    info : DataInfo
+        Classes.
+    threshold : float
+        With two classes, segments are scored where the probability of class 1 is greater. Pixels count for the
+        likeliest class.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    def __init__(self, folder: Path, files: list[SampleFile], info: DataInfo, threshold: float) -> None:
+        self.folder, self.files, self.info, self.threshold = folder, files, info, threshold
+        self.rows: list[dict[str, Any]] = []
+        self.baseline: list[report.Scores] = []
+        self.predicted: set[int] = set()
+        self.majority = int(np.argmax(info.class_share))
+        self.challenge = Challenge()
+
+    def __call__(self, batch: Batch, logits: Tensor, loss: Tensor) -> None:
+        """Take in a batch of one image."""
+        number, probability = len(self.rows), class_probability(logits)[0].cpu().numpy()
+        report.save_images(self.folder, number, pictures_of(batch, logits, self.info))
+        classes, mask = probability.argmax(0), probability[1] > self.threshold
+        self.predicted |= set(np.unique(classes).tolist())
+        row = {"image": f"{number:04d}", "sample": self.files[number].input.name}
+        if "label" in batch:
+            label = batch["label"][0].cpu().numpy()
+            row |= {"loss": loss.item()} | self._scores(label, classes, mask)
+            answer = np.full_like(classes, self.majority)
+            self.baseline.append(self._scores(label, answer, answer))
+            if self.info.num_class == 2:
+                self.challenge.add(label, probability[1])
+        self.rows.append(row)
+
+    def _scores(self, label: np.ndarray, classes: np.ndarray, mask: np.ndarray) -> report.Scores:
+        """Scores of one class map, and with two classes of the segments of one mask, (H, W) each."""
+        matrix = metrics.confusion_matrix(label[None], classes[None], self.info.num_class)[0].numpy()
+        scores = metrics.confusion_scores(matrix, self.info.class_names)
+        return scores | metrics.mask_scores(label, mask) if self.info.num_class == 2 else scores
+
+    @property
+    def legend(self) -> str:
+        """Which class is which, and what is scored at which threshold, in words."""
+        pairs = zip(self.info.class_names, self.info.class_values, strict=True)
+        of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
+        foreground = f"; foreground is {self.info.class_names[1]}; pixels at 0.5, segments at {self.threshold:g}"
+        return f"classes {', '.join(of)}" + (foreground if len(of) == 2 else "")
+
+    def summary(self) -> dict[str, Any]:
+        """What the scores are of, their mean, the baseline, and the challenge's maxima over the thresholds."""
+        two = self.info.num_class == 2
+        numbers = [{k: v for k, v in row.items() if k not in ("image", "sample")} for row in self.rows]
+        return {
+            "split": "test",
+            "classes": dict(zip(self.info.class_names, self.info.class_values, strict=True)),
+            "foreground": self.info.class_names[1] if two else None,
+            "pixel_threshold": 0.5 if two else None,
+            "segment_threshold": self.threshold if two else None,
+            "mean": metrics.mean_scores(numbers),
+            "majority_class": self.info.class_names[self.majority],
+            "majority": metrics.mean_scores(self.baseline),
+            "challenge": self.challenge.summary() if two and self.baseline else None,
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows of the images, of their mean, and of always saying the majority class."""
+        summary = self.summary()
+        last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
+        return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]
