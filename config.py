@@ -130,7 +130,7 @@ class Config(Flags):
     brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=at_least(0))
     contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)
 
-    tta: bool = flag(False, "average the test over the eight flips and quarter turns", "test")
+    tta: bool = flag(True, "average the test over the eight flips and quarter turns", "test")
 
     num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=at_least(1))
     num_freq_score: int = flag(50, "epochs between two scorings of segments (V_Rand, V_Info)", "log", rule=at_least(1))
