@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from config import Config
 from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, list_samples, load_info
 from evaluate import TestScorer, ValidationScorer
 from model import EightFold, UNet, convert_legacy, init_weights
-from optim import OPTIMS, MovingAverage, learning_rate, load_moments
+from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from utils import StopRequest, UserError, atomic_folder, move_aside, pick_device
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
@@ -228,12 +228,13 @@ class Trainer:
         for name, value in saved["config"].items():
             if name not in PER_RUN and not name.startswith("dir_") and getattr(config, name, value) != value:
                 print(f"note: --{name} is {getattr(config, name)}, was {value}")
-        net = self._network(saved, saved["net"])
-        average, optimizer = self._average(net), self._optimizer(net)
-        if average and saved.get("average"):
-            average.load_state_dict(saved["average"])
-        if saved["config"]["optim"] == config.optim:
-            load_moments(optimizer, saved["optim"])
+        with _fitting(path):
+            net = self._network(saved, saved["net"])
+            average, optimizer = self._average(net), self._optimizer(net)
+            if average and saved.get("average"):
+                average.load_state_dict(saved["average"])
+            if have_the_same_moments(saved["config"]["optim"], config.optim):
+                load_moments(optimizer, saved["optim"])
         print(f"going on from {path}")
         epoch, losses = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
         kept = {name: saved[name] for name in ("threshold", "seconds") if name in saved}
@@ -245,7 +246,8 @@ class Trainer:
         if "netG" in saved:  # pytorch-UNET's, with no description inside; it scaled [0, 255] to [-1, 1]
             info = load_info(self.dir_data)
             info = replace(info, mean=[127.5] * info.nch_in, std=[127.5] * info.nch_in)
-            return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
+            with _fitting(path):
+                return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
         info = DataInfo.from_dict(saved["data"], path)
         here = load_info(self.dir_data) if (self.dir_data / "dataset.json").is_file() else info
         for what in ("nch_in", "class_values"):
@@ -408,7 +410,8 @@ class Trainer:
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = self._load(path)
         info = DataInfo(**saved["data"])
-        net = self._network(saved, (saved.get("average") or saved)["net"])
+        with _fitting(path):
+            net = self._network(saved, (saved.get("average") or saved)["net"])
         data = PatchDataset(list_samples(self.dir_data / "test"), info, labelled=False, in_memory=False)
         with atomic_folder(self.dir_result, RESULTS) as folder:
             scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
@@ -430,6 +433,17 @@ class Trainer:
         print(f"pictures and scores: {self.dir_result / 'index.html'}")
         if len(scorer.predicted) == 1:
             print("warning: the output of every image is one class: train longer, or check the labels", file=sys.stderr)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Turn what a checkpoint of another network makes fail into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its weights are not those of this network: use a checkpoint of this U-Net") from error
 
 
 def _read(losses: list[Tensor]) -> list[float]:

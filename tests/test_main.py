@@ -102,6 +102,8 @@ def test_the_originals_checkpoint_and_layout_are_tested_and_trained_on(work):
     shutil.copy(SHARED / "golden" / "upstream" / "inorm_model_epoch0003.pth", folder / "model_epoch0003.pth")
     assert main.main(TEST) == 0
     assert main.main([*SMALL, "--norm", "inorm", "--num_epoch", "4", "--train_continue", "on"]) == 0
+    saved = torch.load(folder / "model_epoch0004.pth")
+    assert saved["optim"]["state"][0]["step"] == 4  # three of the original's and one of ours
     assert main.main(TEST) == 0
 
 
@@ -127,6 +129,16 @@ def _truncated(_, checkpoints):
 
 def _foreign(_, checkpoints):
     torch.save({"state_dict": {}}, checkpoints / "model_epoch0001.pth")
+
+
+def _other_network(_, checkpoints):
+    torch.save({"netG": {"enc1_1.weight": torch.zeros(3)}, "optimG": {}}, checkpoints / "model_epoch0001.pth")
+
+
+def _other_weights(_, checkpoints):
+    saved = torch.load(checkpoints / "model_epoch0001.pth")
+    saved["arch"]["nch_out"] = 3
+    torch.save(saved | {"average": None}, checkpoints / "model_epoch0001.pth")
 
 
 class Evil:
@@ -166,6 +178,8 @@ TRAIN = [*SMALL, "--train_continue", "on", "--num_epoch", "2"]
         (lambda _, checkpoints: shutil.rmtree(checkpoints), "no checkpoint"),
         (_truncated, "truncated"),
         (_foreign, "another program"),
+        (_other_network, "not those of this network"),
+        (_other_weights, "not those of this network"),
         (_evil, "could run code"),
     ],
 )
