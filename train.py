@@ -24,7 +24,7 @@ from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, S
 from evaluate import TestScorer, ValidationScorer
 from model import EightFold, UNet, convert_legacy, init_weights
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
-from utils import StopRequest, UserError, atomic_folder, move_aside, pick_device
+from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_device
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
@@ -300,6 +300,7 @@ class Trainer:
 
     def _open_folders(self, state: TrainState) -> None:
         """Set aside what an earlier run would mix in, write arg.txt, and say what is about to be trained."""
+        check_writable(self.dir_checkpoint)
         epochs = checkpoint.list_epochs(self.dir_checkpoint)
         stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch]
         logs = [] if state.saved_epoch else [*self.dir_log.glob("events.out.tfevents*")]

@@ -117,6 +117,19 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder, and try now what hours of work will rely on later.
+
+    Raises
+    ------
+    UserError
+        The folder takes no file.
+    """
+    with atomic_write(folder / ".writable", "w"):
+        pass
+    (folder / ".writable").unlink()
+
+
 @contextmanager
 def atomic_folder(parent: str | os.PathLike, names: list[str]) -> Iterator[Path]:
     """Fill a temporary folder whose entries replace those of `parent` together, at the end.

@@ -12,6 +12,7 @@ import display_result
 import main
 import run_make_database
 from dataset import write_sample
+from model import UNet
 
 TEST = ["--mode", "test", "--gpu_ids", "-1"]
 
@@ -213,8 +214,9 @@ def test_a_crop_larger_than_the_image_is_padded_with_a_warning(database, capsys)
 
 
 @pytest.mark.parametrize("flag", ["--dir_log", "--dir_checkpoint"])
-def test_a_folder_that_cannot_be_written_ends_a_training_in_one_line(database, work, fails, flag):
+def test_a_folder_that_cannot_be_written_ends_a_training_before_it_begins(database, work, fails, flag, monkeypatch):
     (work / "file").touch()
+    monkeypatch.setattr(UNet, "forward", None)  # no step is taken
     assert "file" in fails(main.main, [*SMALL, "--num_epoch", "1", flag, str(work / "file")])
 
 
