@@ -316,13 +316,8 @@ class PatchDataset(Dataset):
                     f"{file.input}: {image.shape[2]} channels, expected {info.nch_in}: make the database again"
                 )
             self.shapes.append(image.shape[:2])
-            if in_memory:
-                self._kept.append(self._load(file))
-
-    def _load(self, file: SampleFile) -> tuple[np.ndarray, np.ndarray | None]:
-        image, label = file.open(self.info.class_values)
-        check_values(file.input, image, label, self.info.num_class)
-        return np.array(image), None if label is None else np.array(label)
+        if in_memory:
+            self._kept = [self._read(Window(i, 0, 0, *shape)) for i, shape in enumerate(self.shapes)]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -344,11 +339,9 @@ class PatchDataset(Dataset):
     def _read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
         """Raw pixels and class indices of a window."""
         if self._kept:
-            image, label = self._kept[window.index]
-            return _cut(image, window), None if label is None else _cut(label, window)
+            return tuple(None if array is None else _cut(array, window) for array in self._kept[window.index])
         file = self.files[window.index]
-        image, label = file.open()
-        image, label = _cut(image, window), None if label is None else _cut(label, window)
+        image, label = (None if array is None else _cut(array, window) for array in file.open())
         if label is not None and file.label is not None:
             label = _to_indices(label, self.info.class_values, file.label)
         check_values(file.input, image, label, self.info.num_class)

@@ -215,9 +215,11 @@ class TrainingLog:
         First epoch of this run. What an interrupted run wrote of epochs from it on is hidden.
     last : int or None
         Last epoch; None for a run that ends by the clock.
+    progress : float
+        Share of the run that was over before.
     """
 
-    def __init__(self, folder: Path, first: int, last: int | None) -> None:
+    def __init__(self, folder: Path, first: int, last: int | None, progress: float) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tqdm import tqdm
 
@@ -225,7 +227,7 @@ class TrainingLog:
         self._write(first, session_log={"status": "START"})
         self.bar = tqdm(total=last, initial=first - 1, unit="epoch", disable=None, dynamic_ncols=True)
         self.of = f"/{last}" if last else ""
-        self.start, self.before = time.monotonic(), (first - 1) / last if last else 0.0
+        self.start, self.before = time.monotonic(), progress
 
     def _write(self, epoch: int, **what: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event

@@ -166,14 +166,15 @@ class Trainer:
             The data or the checkpoint can't be used, or the loss is no longer finite.
         """
         state = self._resume() if self.config.train_continue else self._begin()
-        if self._progress(state, state.epoch - 1) >= 1:
+        progress = self._progress(state, state.epoch - 1)
+        if progress >= 1:
             print(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to go on")
             return 0
         train, val = self._loaders(state.info)
         self._open_folders(state)
         last_epoch = None if self.config.max_minutes else self.config.num_epoch
         finished = False
-        with closing(report.TrainingLog(self.dir_log, state.epoch, last_epoch)) as log, self.stop:
+        with closing(report.TrainingLog(self.dir_log, state.epoch, last_epoch, progress)) as log, self.stop:
             while not finished:
                 scores = self._train_epoch(state, train)
                 last = self._progress(state, state.epoch) >= 1
@@ -303,7 +304,8 @@ class Trainer:
         check_writable(self.dir_checkpoint)
         epochs = checkpoint.list_epochs(self.dir_checkpoint)
         stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch]
-        logs = [] if state.saved_epoch else [*self.dir_log.glob("events.out.tfevents*")]
+        logs = [*self.dir_log.glob("events.out.tfevents*"), *self.dir_log.glob("arg.txt")]
+        logs = [] if state.saved_epoch else logs
         for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
             if moved := move_aside(folder, files):
                 print(f"what an earlier run left is kept in {moved}")

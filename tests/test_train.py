@@ -185,7 +185,8 @@ def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
     folder = work / "checkpoints" / "unet" / "em"
     assert sorted(path.name for path in folder.iterdir()) == ["earlier-1", "model_epoch0002.pth"]
     assert (folder / "earlier-1" / "model_epoch0001.pth").read_bytes() == before
-    assert len(list((work / "log" / "unet" / "em" / "earlier-1").iterdir())) == 1
+    kept = sorted(path.name.split(".")[0] for path in (work / "log" / "unet" / "em" / "earlier-1").iterdir())
+    assert kept == ["arg", "events"]
     assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2]
 
 
