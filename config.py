@@ -35,6 +35,7 @@ def is_gpu_list(value: str) -> bool:
 
 GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
 NORM = ("bnorm", "inorm", "gnorm", "none")
+AMP = ("auto", "off", "bf16")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 
 
@@ -116,6 +117,7 @@ class Config(Flags):
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
     warmup: float = flag(0.0, "share of the run in which the learning rate rises", "training", rule=FRACTION)
     clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=at_least(0))
+    amp: str = flag("auto", "bfloat16 in training; auto: where the machine computes it", "training", choices=AMP)
     average: float = flag(0.99, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=at_least(1))

@@ -24,7 +24,7 @@ from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, S
 from evaluate import TestScorer, ValidationScorer
 from model import EightFold, UNet, convert_legacy, init_weights
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
-from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_device
+from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_device, pick_precision
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
@@ -52,7 +52,9 @@ def run_epoch(
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer | None = None,
     observe: Observer | None = None,
+    *,
     clip: float = 0.0,
+    precision: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Go once through batches; train if and only if there is an optimiser.
 
@@ -68,6 +70,8 @@ def run_epoch(
         Gets each batch, its logits and its loss.
     clip : float
         Largest norm of the gradient; 0 for any.
+    precision : torch.dtype, optional
+        Of the network's arithmetic, see `pick_precision`; logits and loss are float32.
 
     Returns
     -------
@@ -78,7 +82,9 @@ def run_epoch(
     losses = []
     with torch.set_grad_enabled(optimizer is not None):
         for batch in batches:
-            logits = net(batch["input"])
+            with torch.autocast(batch["input"].device.type, precision, enabled=precision is not None):
+                logits = net(batch["input"])
+            logits = logits.float()
             loss = segmentation_loss(logits, batch["label"]) if "label" in batch else logits.new_tensor(torch.nan)
             if optimizer is not None:
                 optimizer.zero_grad()
@@ -149,6 +155,7 @@ class Trainer:
             for folder in (config.dir_checkpoint, config.dir_log, config.dir_result)
         )
         self.device = pick_device(config.gpu_ids)
+        self.precision = pick_precision(config.amp, self.device)
         self.stop = StopRequest()
         self.start = time.monotonic()
 
@@ -216,7 +223,7 @@ class Trainer:
             )
         net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm)
         init_weights(net, config.init, config.seed)
-        net.to(self.device)
+        net.to(self.device, memory_format=torch.channels_last)
         return TrainState(net, self._optimizer(net), info, average=self._average(net))
 
     def _resume(self) -> TrainState:
@@ -263,7 +270,7 @@ class Trainer:
         """Network of a checkpoint with some of its weights, on the device."""
         net = UNet(**saved["arch"])
         net.load_state_dict(weights)
-        return net.to(self.device)
+        return net.to(self.device, memory_format=torch.channels_last)
 
     def _average(self, net: nn.Module) -> MovingAverage | None:
         return MovingAverage(net, self.config.average) if self.config.average else None
@@ -344,7 +351,9 @@ class Trainer:
                 state.average.update(state.net)
 
         batches = self._augmented(state, loader)
-        losses = run_epoch(state.net, batches, state.optimizer, observe, self.config.clip)
+        losses = run_epoch(
+            state.net, batches, state.optimizer, observe, clip=self.config.clip, precision=self.precision
+        )
         state.losses += _read(losses)  # the epoch's one wait for the device
         seconds = time.perf_counter() - start
         batches = loader.batch_sampler.batches(state.epoch)[: len(state.losses)]
@@ -366,7 +375,7 @@ class Trainer:
             pictures=last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0,
             challenge=last or state.epoch % config.num_freq_score == 0,
         )
-        losses = _read(run_epoch(state.best_net, self._batches(loader), observe=scorer))
+        losses = _read(run_epoch(state.best_net, self._batches(loader), observe=scorer, precision=self.precision))
         for loss, file in zip(losses, loader.dataset.files, strict=False):  # fewer losses after a stop
             _check_finite(loss, f"the validation of epoch {state.epoch}", [file])
         if self.stop:

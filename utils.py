@@ -307,3 +307,29 @@ def pick_device(gpu_ids: str) -> torch.device:
     if others:
         print(f"warning: --gpu_ids {gpu_ids}: only GPU {first} is used", file=sys.stderr)
     return torch.device("cuda", first)
+
+
+def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
+    """Type that the network computes in while it trains; weights, normalisation's statistics and losses are float32.
+
+    Parameters
+    ----------
+    amp : {"auto", "off", "bf16"}
+        `auto` takes bfloat16 where the device has instructions for it: elsewhere it is slower than float32.
+    device : torch.device
+        What the network runs on.
+
+    Returns
+    -------
+    torch.dtype or None
+        For `torch.autocast`; None for float32 throughout.
+    """
+    import torch
+
+    if amp == "auto" and device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif amp == "auto":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = amp == "bf16"
+    return torch.bfloat16 if fast else None
