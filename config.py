@@ -35,6 +35,7 @@ def is_gpu_list(value: str) -> bool:
 
 GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
 NORM = ("bnorm", "inorm", "gnorm", "none")
+LOSS = ("bce", "wbce", "dice", "bce+dice")
 AMP = ("auto", "off", "bf16")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 
@@ -106,6 +107,8 @@ class Config(Flags):
     nch_out: int = flag(0, "channels of the output; 0: 1 for two classes, else one a class", "model", rule=at_least(0))
     nch_ker: int = flag(64, "channels of the first level", "model", rule=at_least(1))
     norm: str = flag("bnorm", "normalisation after each convolution", "model", choices=NORM)
+    pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
+    dropout: float = flag(0.0, "share of values dropped at the bottom", "model", rule=FRACTION)
     init: str = flag("kaiming", "distribution of the first weights", "model", choices=INIT)
 
     num_epoch: int = flag(300, "epochs; each sees every training image once", "training", rule=at_least(1))
@@ -113,6 +116,9 @@ class Config(Flags):
     batch_size: int = flag(4, "images a step", "training", rule=at_least(1))
     lr: float = flag(2e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
     beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
+    loss: str = flag("bce", "wbce has the paper's weight map", "training", choices=LOSS)
+    w0: float = flag(10.0, "wbce: weight between two objects that touch", "training", rule=at_least(0))
+    sigma: float = flag(5.0, "wbce: reach of that weight [px]", "training", rule=POSITIVE)
     optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
     warmup: float = flag(0.0, "share of the run in which the learning rate rises", "training", rule=FRACTION)
@@ -132,6 +138,11 @@ class Config(Flags):
     brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=at_least(0))
     contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)
 
+    gamma: float = flag(0.0, "largest logarithm of a random gamma; 0: off", "augmentation", rule=at_least(0))
+    blur: float = flag(0.0, "largest deviation of a random blur [px]; 0: off", "augmentation", rule=at_least(0))
+    noise: float = flag(0.0, "random noise, in standard deviations; 0: off", "augmentation", rule=at_least(0))
+
+    split: str = flag("test", "which samples to test", "test", choices=("test", "val", "train"))
     tta: bool = flag(True, "average the test over the eight flips and quarter turns", "test")
 
     num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=at_least(1))

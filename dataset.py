@@ -17,8 +17,10 @@ from torch.utils.data import Dataset, Sampler
 
 from utils import UserError, natural_key
 
-Batch = dict[str, Tensor]  # input (N, C, H, W) float32, label (N, H, W) int64, index (N,) of the samples
+# input (N, C, H, W) float32, label (N, H, W) int64, distance (N, H, W) float32 [px], index (N,) of the samples
+Batch = dict[str, Tensor]
 SPLITS = ("train", "val", "test")
+DISTANCE = ".distance.npy"  # ends the name of the file with `losses.border_distance` of a sample
 MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
 
 
@@ -88,6 +90,11 @@ class SampleFile(NamedTuple):
     def num_byte(self) -> int:
         """Size on the disk."""
         return sum(path.stat().st_size for path in self if path)
+
+    @property
+    def distance(self) -> Path:
+        """File beside the sample with the distance that the weight map is made of."""
+        return self.input.with_suffix(DISTANCE)
 
     def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Image (H, W, C) and class indices (H, W), mapped from the disk and not yet read.
@@ -190,7 +197,8 @@ def list_samples(folder: Path) -> list[SampleFile]:
     UserError
         The folder is missing or holds no sample, or an input of a pair has no label.
     """
-    names = sorted((file.name for file in folder.glob("*.npy")), key=natural_key) if folder.is_dir() else []
+    files = folder.glob("*.npy") if folder.is_dir() else []
+    names = sorted((file.name for file in files if not file.name.endswith(DISTANCE)), key=natural_key)
     if not names:
         raise UserError(f"{folder}: no samples there: run run_make_database.py, or check --dir_data and --name_data")
     pairs = [name for name in names if name.startswith("input")]
@@ -297,6 +305,8 @@ class PatchDataset(Dataset):
         Refuse samples without a label.
     in_memory : bool
         Keep the samples in memory, and check their pixels now; else check each window that is read.
+    distances : bool
+        Read the `SampleFile.distance` of each, too.
 
     Raises
     ------
@@ -304,11 +314,13 @@ class PatchDataset(Dataset):
         A sample is damaged, has other channels or classes, or no label where it needs one.
     """
 
-    def __init__(self, files: list[SampleFile], info: DataInfo, *, labelled: bool, in_memory: bool) -> None:
-        self.files, self.info = files, info
+    def __init__(
+        self, files: list[SampleFile], info: DataInfo, *, labelled: bool, in_memory: bool, distances: bool = False
+    ) -> None:
+        self.files, self.info, self.distances = files, info, distances
         self.mean, self.std = (np.float32(values) for values in (info.mean, info.std))
         self.shapes: list[tuple[int, int]] = []
-        self._kept: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self._kept: list[dict[str, np.ndarray]] = []
         for file in files:
             image = (_labelled(file) if labelled else file.open())[0]
             if image.shape[2] != info.nch_in:
@@ -328,24 +340,29 @@ class PatchDataset(Dataset):
         Returns
         -------
         dict
-            `input` (C, H, W) float32, normalised; `label` (H, W) uint8, if there is one; `index`.
+            `input` (C, H, W) float32, normalised; `label` (H, W) uint8, if there is one; `distance` (H, W) float32,
+            if wanted; `index`.
         """
         window = key if isinstance(key, Window) else Window(key, 0, 0, *self.shapes[key])
-        image, label = self._read(window)
-        pixels = (image.astype(np.float32) - self.mean) / self.std  # (H, W, C)
+        arrays = self._read(window)
+        pixels = (arrays["input"].astype(np.float32) - self.mean) / self.std  # (H, W, C)
         sample = {"input": torch.from_numpy(pixels.transpose(2, 0, 1).copy()), "index": window.index}
-        return sample if label is None else sample | {"label": torch.from_numpy(label.astype(np.uint8))}
+        types = {"label": np.uint8, "distance": np.float32}
+        return sample | {name: torch.from_numpy(arrays[name].astype(types[name])) for name in types if name in arrays}
 
-    def _read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
-        """Raw pixels and class indices of a window."""
+    def _read(self, window: Window) -> dict[str, np.ndarray]:
+        """Raw pixels, class indices if there are any, and the distance if it is wanted, of a window."""
         if self._kept:
-            return tuple(None if array is None else _cut(array, window) for array in self._kept[window.index])
+            return {name: _cut(array, window) for name, array in self._kept[window.index].items()}
         file = self.files[window.index]
         image, label = (None if array is None else _cut(array, window) for array in file.open())
         if label is not None and file.label is not None:
             label = _to_indices(label, self.info.class_values, file.label)
         check_values(file.input, image, label, self.info.num_class)
-        return image, label
+        arrays = {"input": image, "label": label}
+        if self.distances:
+            arrays["distance"] = _cut(_map_npy(file.distance), window)
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _cut(array: np.ndarray, window: Window) -> np.ndarray:
@@ -413,7 +430,7 @@ class PatchSampler(Sampler[list[Window]]):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crops' flips, quarter turns, elastic displacement, brightness and contrast, for a whole batch at once.
+    """Random crops' flips, quarter turns, elastic displacement, blur, noise and changes of grey, a batch at once.
 
     All that moves pixels is one sampling grid, so each pixel is interpolated once, and the label goes through
     the same grid as the image. Source: Ronneberger et al. 2015, section 3.1.
@@ -432,6 +449,12 @@ class Augmentation:
         Nodes a side; bicubic in between.
     brightness, contrast : float
         Largest shift, in standard deviations, and largest relative change of the gain.
+    gamma : float
+        Largest logarithm of the exponent of the grey values, scaled to [0, 1] in each image.
+    blur : float
+        Largest standard deviation of a Gaussian filter [px].
+    noise : float
+        Largest standard deviation of Gaussian noise, in those of the data.
     """
 
     crop: tuple[int, int]
@@ -442,41 +465,58 @@ class Augmentation:
     elastic_grid: int = 3
     brightness: float = 0.2
     contrast: float = 0.2
+    gamma: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
 
     @property
     def margin(self) -> int:
         """Pixels around the crop that the displacement can reach."""
         return math.ceil(3 * self.elastic)
 
-    def __call__(self, image: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Augment a batch.
 
         Parameters
         ----------
-        image : Tensor
-            (N, C, H + 2 margin, W + 2 margin) float32 on any device.
-        label : Tensor
-            (N, H + 2 margin, W + 2 margin) class indices.
+        batch : dict
+            `input` (N, C, H + 2 margin, W + 2 margin) float32 on any device; `label`, and `distance` if there is one,
+            (N, H + 2 margin, W + 2 margin).
         rng : numpy.random.Generator
-            Draws on the CPU, so that all devices see the same numbers.
+            Draws on the CPU, so that all devices see the same numbers; the noise alone is drawn on the device.
 
         Returns
         -------
-        image : Tensor
-            (N, C, H, W) float32.
-        label : Tensor
-            (N, H, W) int64.
+        dict
+            The same entries: `input` (N, C, H, W) float32, `label` (N, H, W) int64, `distance` (N, H, W) float32.
         """
-        nch = image.shape[1]
-        classes = [label == k for k in range(self.num_class)]
-        stack = torch.cat([image, torch.stack(classes, dim=1).to(image.dtype)], dim=1)
+        image = batch["input"]
+        classes = torch.stack([batch["label"] == k for k in range(self.num_class)], dim=1)
+        planes = [image, classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
+        stack = torch.cat(planes, dim=1)
         grid = self._grid(len(image), stack.shape[-2:], rng).to(image.device, non_blocking=True)
         stack = F.grid_sample(stack, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-        shift, gain = (
-            torch.from_numpy(rng.uniform(-limit, limit, (len(image), 1, 1, 1)).astype(np.float32)).to(image.device)
-            for limit in (self.brightness, self.contrast)
-        )
-        return stack[:, :nch] * (1 + gain) + shift, stack[:, nch:].argmax(dim=1)
+        image, classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
+        moved = {"input": self._shaded(image, rng), "label": _likeliest(classes)}
+        return batch | moved | ({"distance": distance[0][:, 0]} if distance else {})
+
+    def _shaded(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """Image (N, C, H, W) with other sharpness, noise and grey values."""
+
+        def draw(limit: float) -> Tensor:
+            return torch.from_numpy(rng.uniform(-limit, limit, (len(image), 1, 1, 1)).astype(np.float32)).to(image)
+
+        if self.blur:
+            image = _blurred(image, draw(self.blur).abs())
+        if self.noise:
+            generator = torch.Generator(image.device).manual_seed(int(rng.integers(2**63)))
+            normal = torch.randn(image.shape, generator=generator, device=image.device)
+            image = image + draw(self.noise) * normal
+        if self.gamma:
+            low, high = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
+            span = (high - low).clamp_min(1e-6)
+            image = ((image - low) / span) ** torch.exp(draw(self.gamma)) * span + low
+        return image * (1 + draw(self.contrast)) + draw(self.brightness)
 
     def _grid(self, num: int, shape: tuple[int, int], rng: np.random.Generator) -> Tensor:
         """Where each pixel of the result is read: (N, H, W, 2) as (x, y) in [-1, 1], as `grid_sample` wants it."""
@@ -500,3 +540,24 @@ class Augmentation:
         cos, sin = np.array([1, 0, -1, 0])[quarters % 4], np.array([0, 1, 0, -1])[quarters % 4]
         turns = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=1)
         return torch.from_numpy((signs[:, :, None] * turns).astype(np.float32))
+
+
+def _likeliest(planes: Tensor) -> Tensor:
+    """Class (N, H, W) whose plane of (N, K, H, W) is greatest; `argmax` over a short axis is far slower on a CPU."""
+    best, classes = planes[:, 0], torch.zeros_like(planes[:, 0], dtype=torch.int64)
+    for k in range(1, planes.shape[1]):
+        classes = torch.where(planes[:, k] > best, k, classes)
+        best = torch.maximum(planes[:, k], best)
+    return classes
+
+
+def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian filter of images (N, C, H, W), one deviation (N, 1, 1, 1) [px] each; reflected at the edges."""
+    num, nch, height, width = image.shape
+    radius = min(math.ceil(3 * float(sigma.max())), height - 1, width - 1)
+    x = torch.arange(-radius, radius + 1, device=image.device)
+    kernel = torch.exp(-((x / sigma.clamp_min(1e-3)) ** 2) / 2)  # (N, 1, 1, 2 radius + 1)
+    kernel = (kernel / kernel.sum(-1, keepdim=True)).repeat_interleave(nch, dim=0)
+    padded = F.pad(image, (radius,) * 4, mode="reflect").view(1, num * nch, height + 2 * radius, width + 2 * radius)
+    rows = F.conv2d(padded, kernel, groups=num * nch)
+    return F.conv2d(rows, kernel.transpose(2, 3), groups=num * nch).view(image.shape)

@@ -152,7 +152,6 @@ class TestScorer:
         two = self.info.num_class == 2
         numbers = [{k: v for k, v in row.items() if k not in ("image", "sample")} for row in self.rows]
         return {
-            "split": "test",
             "classes": dict(zip(self.info.class_names, self.info.class_values, strict=True)),
             "foreground": self.info.class_names[1] if two else None,
             "pixel_threshold": 0.5 if two else None,

@@ -20,6 +20,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "gnorm": lambda nch: nn.GroupNorm(math.gcd(8, nch), nch),
     "none": lambda _: nn.Identity(),
 }
+POOLS: dict[str, Callable[[int], nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 INITS: dict[str, Callable[..., Tensor]] = {
     "normal": lambda weight, generator: nn.init.normal_(weight, 0.0, 0.02, generator=generator),
     "xavier": lambda weight, generator: nn.init.xavier_normal_(weight, generator=generator),
@@ -65,6 +66,11 @@ class UNet(nn.Module):
         Channels of the first level; each level down has twice as many.
     norm : {"bnorm", "inorm", "gnorm", "none"}
         Normalisation after each convolution.
+    pool : {"avg", "max"}
+        2x2 pooling between the levels; the paper has `max`.
+    dropout : float
+        Probability in training that a value at the bottom is dropped; the paper has dropout there. No part of
+        `arguments`: the weights fit any.
 
     Notes
     -----
@@ -79,9 +85,17 @@ class UNet(nn.Module):
     torch.Size([2, 1, 33, 48])
     """
 
-    def __init__(self, nch_in: int, nch_out: int, nch_ker: int = 64, norm: str = "bnorm") -> None:
+    def __init__(
+        self,
+        nch_in: int,
+        nch_out: int,
+        nch_ker: int = 64,
+        norm: str = "bnorm",
+        pool: str = "avg",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.arguments = {"nch_in": nch_in, "nch_out": nch_out, "nch_ker": nch_ker, "norm": norm}
+        self.arguments = {"nch_in": nch_in, "nch_out": nch_out, "nch_ker": nch_ker, "norm": norm, "pool": pool}
         widths = [nch_ker * 2**level for level in range(NUM_LEVEL + 1)]  # 64, 128, 256, 512, 1024
         ins = [nch_in, *widths[:-2]]
         outs = [widths[0], *widths[:-2]]  # a decoder hands the level above its own width; the topmost keeps it
@@ -93,7 +107,8 @@ class UNet(nn.Module):
             Decoder(nch, out, norm) for nch, out in zip(widths[-2::-1], outs[::-1], strict=True)
         )
         self.fc = nn.Conv2d(nch_ker, nch_out, kernel_size=1)
-        self.pool = nn.AvgPool2d(2)
+        self.pool = POOLS[pool](2)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, nch_in, H, W) to logits (N, nch_out, H, W), any height and width."""
@@ -103,7 +118,7 @@ class UNet(nn.Module):
         for encoder in self.encoders:
             skips.append(encoder(x))
             x = self.pool(skips[-1])
-        x = self.bottom(x)
+        x = self.dropout(self.bottom(x))
         for decoder in self.decoders:
             x = decoder(x, skips.pop())
         return self.fc(x)[..., :height, :width]
@@ -260,5 +275,6 @@ def convert_legacy(saved: dict[str, dict]) -> dict[str, Any]:
     net = rename_legacy(saved["netG"])
     first = net["encoders.0.0.conv.weight"]
     norm = "bnorm" if "encoders.0.0.norm.running_mean" in net else "inorm"
-    arch = {"nch_in": first.shape[1], "nch_out": net["fc.weight"].shape[0], "nch_ker": first.shape[0], "norm": norm}
+    nch_in, nch_out, nch_ker = first.shape[1], net["fc.weight"].shape[0], first.shape[0]
+    arch = {"nch_in": nch_in, "nch_out": nch_out, "nch_ker": nch_ker, "norm": norm, "pool": "avg"}
     return {"net": net, "optim": saved["optimG"], "arch": arch, "config": {"optim": "adam"}, "whole": True}

@@ -13,38 +13,33 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import checkpoint
 import report
 from config import Config
 from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, list_samples, load_info
 from evaluate import TestScorer, ValidationScorer
+from losses import LOSSES, Loss, border_distance, cross_entropy, pixel_weight
 from model import EightFold, UNet, convert_legacy, init_weights
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
-from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_device, pick_precision
+from utils import (
+    StopRequest,
+    UserError,
+    atomic_folder,
+    atomic_write,
+    check_writable,
+    move_aside,
+    pick_device,
+    pick_precision,
+)
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
 PER_RUN = {"mode", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}  # may well change on a resume
 RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
-
-
-def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Mean over the pixels of binary cross entropy (one channel) or cross entropy (more).
-
-    Parameters
-    ----------
-    logits : Tensor
-        (N, 1, H, W) of class 1, or (N, K, H, W).
-    label : Tensor
-        (N, H, W) class indices.
-    """
-    if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits.dtype))
-    return F.cross_entropy(logits, label.long())
 
 
 def run_epoch(
@@ -53,6 +48,7 @@ def run_epoch(
     optimizer: torch.optim.Optimizer | None = None,
     observe: Observer | None = None,
     *,
+    criterion: Loss = cross_entropy,
     clip: float = 0.0,
     precision: torch.dtype | None = None,
 ) -> list[Tensor]:
@@ -68,6 +64,8 @@ def run_epoch(
         Steps once a batch.
     observe : callable, optional
         Gets each batch, its logits and its loss.
+    criterion : callable
+        Loss of logits, label, and the batch's `weight` if there is one.
     clip : float
         Largest norm of the gradient; 0 for any.
     precision : torch.dtype, optional
@@ -85,7 +83,10 @@ def run_epoch(
             with torch.autocast(batch["input"].device.type, precision, enabled=precision is not None):
                 logits = net(batch["input"])
             logits = logits.float()
-            loss = segmentation_loss(logits, batch["label"]) if "label" in batch else logits.new_tensor(torch.nan)
+            if "label" in batch:
+                loss = criterion(logits, batch["label"], batch.get("weight"))
+            else:
+                loss = logits.new_tensor(torch.nan)
             if optimizer is not None:
                 optimizer.zero_grad()
                 loss.backward()
@@ -221,7 +222,7 @@ class Trainer:
             raise UserError(
                 f"--nch_out {config.nch_out}: {info.num_class} classes need {' or '.join(map(str, allowed))}"
             )
-        net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm)
+        net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm, config.pool, config.dropout)
         init_weights(net, config.init, config.seed)
         net.to(self.device, memory_format=torch.channels_last)
         return TrainState(net, self._optimizer(net), info, average=self._average(net))
@@ -268,7 +269,7 @@ class Trainer:
 
     def _network(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> UNet:
         """Network of a checkpoint with some of its weights, on the device."""
-        net = UNet(**saved["arch"])
+        net = UNet(**saved["arch"], dropout=self.config.dropout)
         net.load_state_dict(weights)
         return net.to(self.device, memory_format=torch.channels_last)
 
@@ -284,7 +285,13 @@ class Trainer:
         splits = ["train", "val"] if (self.dir_data / "val").is_dir() else ["train"]
         files = {split: list_samples(self.dir_data / split) for split in splits}
         in_memory = sum(file.num_byte for split in splits for file in files[split]) <= config.cache_gb * 1e9
-        data = {split: PatchDataset(files[split], info, labelled=True, in_memory=in_memory) for split in splits}
+        weighted = config.loss == "wbce"
+        if weighted:
+            _keep_distances(files["train"], info)
+        data = {
+            split: PatchDataset(part, info, labelled=True, in_memory=in_memory, distances=weighted and split == "train")
+            for split, part in files.items()
+        }
         workers = 0 if in_memory else config.num_workers
         options = {
             "num_workers": workers,
@@ -304,7 +311,8 @@ class Trainer:
     def _augmentation(self, info: DataInfo) -> Augmentation:
         c = self.config
         crop = (c.ny_load, c.nx_load)
-        return Augmentation(crop, info.num_class, c.flip, c.turn, c.elastic, c.elastic_grid, c.brightness, c.contrast)
+        names = ("flip", "turn", "elastic", "elastic_grid", "brightness", "contrast", "gamma", "blur", "noise")
+        return Augmentation(crop, info.num_class, **{name: getattr(c, name) for name in names})
 
     def _open_folders(self, state: TrainState) -> None:
         """Set aside what an earlier run would mix in, write arg.txt, and say what is about to be trained."""
@@ -337,7 +345,11 @@ class Trainer:
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, config.lr, config.schedule, config.warmup)
             rng = np.random.default_rng((config.seed, state.epoch, step + 1))
-            batch["input"], batch["label"] = augment(batch["input"], batch["label"], rng)
+            batch = augment(batch, rng)
+            if "distance" in batch:
+                share = state.info.class_share
+                batch["weight"] = pixel_weight(batch["label"], batch["distance"], share, config.w0, config.sigma)
+            torch.manual_seed(int(rng.integers(2**63)))  # for dropout
             yield batch
             if config.max_minutes and self._progress(state, 0) >= 1:
                 return
@@ -351,9 +363,8 @@ class Trainer:
                 state.average.update(state.net)
 
         batches = self._augmented(state, loader)
-        losses = run_epoch(
-            state.net, batches, state.optimizer, observe, clip=self.config.clip, precision=self.precision
-        )
+        options = {"criterion": LOSSES[self.config.loss], "clip": self.config.clip, "precision": self.precision}
+        losses = run_epoch(state.net, batches, state.optimizer, observe, **options)
         state.losses += _read(losses)  # the epoch's one wait for the device
         seconds = time.perf_counter() - start
         batches = loader.batch_sampler.batches(state.epoch)[: len(state.losses)]
@@ -412,7 +423,7 @@ class Trainer:
         return 128 + self.stop.signum
 
     def test(self) -> int:
-        """Segment the test split with a checkpoint, and write pictures, `index.html` and scores.
+        """Segment the test split (or another) with a checkpoint, and write pictures, `index.html` and scores.
 
         Raises
         ------
@@ -424,11 +435,12 @@ class Trainer:
         info = DataInfo(**saved["data"])
         with _fitting(path):
             net = self._network(saved, (saved.get("average") or saved)["net"])
-        data = PatchDataset(list_samples(self.dir_data / "test"), info, labelled=False, in_memory=False)
+        data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False, in_memory=False)
         with atomic_folder(self.dir_result, RESULTS) as folder:
             scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
             run_epoch(EightFold(net) if self.config.tta else net, self._batches(DataLoader(data)), observe=scorer)
             facts = {"command": report.command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
+            facts["split"] = self.config.split
             report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
             title = f"{self.config.scope} / {self.config.name_data}: {scorer.legend}"
             report.write_index(folder, title, scorer.table(), facts | {f"--{k}": v for k, v in saved["config"].items()})
@@ -470,6 +482,18 @@ def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
         raise UserError(
             f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
         )
+
+
+def _keep_distances(files: list[SampleFile], info: DataInfo) -> None:
+    """Compute what the weight map is made of, once a sample, and keep it beside the sample."""
+    for file in tqdm(files, desc="weight map", disable=None, leave=False):
+        changed = max(path.stat().st_mtime_ns for path in file if path)
+        if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
+            label = file.open(info.class_values)[1]
+            if label is None:
+                return  # said by the dataset
+            with atomic_write(file.distance) as goal:
+                np.save(goal, border_distance(label))
 
 
 def _ignore_interrupt(_worker: int) -> None:

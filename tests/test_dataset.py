@@ -117,7 +117,11 @@ def test_the_number_of_processes_changes_nothing(database):
 def augmented(image, label, seed=0, **kwargs):
     flags = {"flip": False, "turn": False, "elastic": 0.0, "brightness": 0.0, "contrast": 0.0} | kwargs
     augment = Augmentation((image.shape[2] - 2 * int(np.ceil(3 * flags["elastic"])),) * 2, 2, **flags)
-    return augment(image, label, np.random.default_rng(seed))
+    return of(augment({"input": image, "label": label}, np.random.default_rng(seed)))
+
+
+def of(batch):
+    return batch["input"], batch["label"]
 
 
 def test_all_switched_off_changes_nothing():
@@ -150,7 +154,10 @@ def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel
     label = ((y // 8 + x // 8) % 2).long()
     image = torch.stack([y, x])[None]
     augment = Augmentation((size, size), 2, elastic=10.0, brightness=0.0, contrast=0.0)
-    out, out_label = augment(image, label[None], np.random.default_rng(seed))
+    batch = {"input": image, "label": label[None], "distance": (x / 2)[None]}
+    batch = augment(batch, np.random.default_rng(seed))
+    out, out_label = of(batch)
+    torch.testing.assert_close(batch["distance"], out[:, 1] / 2, atol=1e-3, rtol=0)  # the same grid
     where = out[0].round().long()  # the channels say where each pixel was read
     nearby = [
         label[(where[0] + dy).clamp(0, len(y) - 1), (where[1] + dx).clamp(0, len(y) - 1)]
@@ -177,16 +184,45 @@ def test_brightness_and_contrast_keep_their_limits():
     assert 0.9 <= gain.min() < 0.92 and 1.08 < gain.max() <= 1.1
 
 
+def test_gamma_keeps_the_ends_of_each_image_and_the_order_of_its_values():
+    image = torch.rand(50, 1, 6, 6).sort(-1).values * 3 - 1
+    out = augmented(image, torch.zeros(50, 6, 6), gamma=0.5)[0]
+    assert (out.diff(dim=-1) >= 0).all()
+    for end in (torch.amin, torch.amax):
+        torch.testing.assert_close(end(out, (1, 2, 3)), end(image, (1, 2, 3)), atol=1e-4, rtol=1e-4)
+    bent = (out - image).flatten(1).abs().amax(1)
+    assert bent.max() > 0.2 and (out > image + 1e-3).any() and (out < image - 1e-3).any()
+
+
+def test_noise_has_at_most_its_deviation():
+    image = torch.zeros(100, 1, 32, 32)
+    out = augmented(image, torch.zeros(100, 32, 32), noise=0.3)[0]
+    deviations = out.std((1, 2, 3))
+    assert 0.27 < deviations.max() < 0.32 and deviations.min() < 0.02
+
+
+def test_blur_is_a_gaussian_of_at_most_its_deviation_and_keeps_the_mean():
+    image = torch.zeros(60, 2, 41, 41)
+    image[:, :, 20, 20] = 1
+    out = augmented(image, torch.zeros(60, 41, 41), blur=2.0)[0]
+    torch.testing.assert_close(out.sum((2, 3)), torch.ones(60, 2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out[:, 0], out[:, 1])
+    x = torch.arange(41.0) - 20
+    sigma = (out[:, 0].sum(1) * x**2).sum(1).sqrt()
+    assert 1.8 < sigma.max() < 2.02 and sigma.min() < 0.2
+
+
 def test_augmentation_is_a_function_of_its_generator():
     image, label = torch.randn(2, 1, 32, 32), torch.randint(0, 2, (2, 32, 32))
-    first, again, other = (augmented(image, label, seed, flip=True, elastic=2.0)[0] for seed in (1, 1, 2))
+    grey = {"gamma": 0.2, "blur": 1.0, "noise": 0.2}
+    first, again, other = (augmented(image, label, seed, flip=True, elastic=2.0, **grey)[0] for seed in (1, 1, 2))
     assert first.equal(again) and not first.equal(other)
 
 
 def test_a_crop_that_is_not_square_is_turned_by_halves():
     augment = Augmentation((8, 16), 2, flip=False, elastic=0.0, brightness=0.0, contrast=0.0)
     image = torch.rand(20, 1, 8, 16)
-    out, _ = augment(image, torch.zeros(20, 8, 16), np.random.default_rng(0))
+    out, _ = of(augment({"input": image, "label": torch.zeros(20, 8, 16)}, np.random.default_rng(0)))
     same = torch.isclose(out, image, atol=1e-4).flatten(1).all(1)
     turned = torch.isclose(out, image.flip(2, 3), atol=1e-4).flatten(1).all(1)
     assert (same ^ turned).all() and same.any() and turned.any()

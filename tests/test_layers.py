@@ -10,7 +10,7 @@ from conftest import ROOT
 ROWS = [
     ["utils"],
     ["config", "model", "dataset", "metrics", "checkpoint", "report", "phantom", "images", "optim"],
-    ["isbi", "evaluate"],
+    ["isbi", "evaluate", "losses"],
     ["train", "run_make_database", "display_result"],
     ["main"],
 ]

@@ -32,7 +32,7 @@ def test_the_originals_checkpoint_gives_its_logits_and_resumes_to_its_losses(nor
     saved = convert_legacy(checkpoint.load(folder / f"{norm}_model_epoch0003.pth"))
     expected = np.load(folder / f"{norm}_expected.npz")
     image, label = torch.tensor(expected["input"]), torch.tensor(expected["label"])
-    assert saved["arch"] == {"nch_in": 1, "nch_out": 1, "nch_ker": 2, "norm": norm}
+    assert saved["arch"] == {"nch_in": 1, "nch_out": 1, "nch_ker": 2, "norm": norm, "pool": "avg"}
     net = UNet(**saved["arch"])
     net.load_state_dict(saved["net"])
     with torch.no_grad():

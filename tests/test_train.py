@@ -1,3 +1,4 @@
+import json
 import re
 import signal
 import time
@@ -11,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import checkpoint
 import main
 from config import Config
-from dataset import write_sample
+from dataset import SampleFile, list_samples, write_sample
 from model import UNet
-from train import Trainer, run_epoch, segmentation_loss
+from train import Trainer, run_epoch
 
 
 def checkpoint_of(work, epoch, scope="unet"):
@@ -72,12 +73,6 @@ def test_run_epoch_trains_if_and_only_if_there_is_an_optimiser():
     assert net.training and not all(a.equal(b) for a, b in zip(before, net.parameters(), strict=True))
 
 
-def test_both_losses_agree_on_two_classes():
-    logits, label = torch.randn(2, 1, 4, 4), torch.randint(0, 2, (2, 4, 4))
-    two = torch.cat([torch.zeros_like(logits), logits], 1)
-    torch.testing.assert_close(segmentation_loss(logits, label), segmentation_loss(two, label))
-
-
 @pytest.mark.parametrize("optim", ["adam", "sgd", "rmsprop"])
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
     # a cosine that ends at epoch 3 is another run than one that ends at 5
@@ -120,6 +115,7 @@ def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
 
 
 FULL = ["--optim", "adamw", "--schedule", "cosine", "--warmup", "0.2", "--clip", "1", "--average", "0.9"]
+FULL += ["--loss", "wbce", "--dropout", "0.3", "--gamma", "0.2", "--blur", "1", "--noise", "0.2"]
 
 
 def test_a_run_with_every_part_of_the_recipe_resumes_bit_for_bit(database, work, stop_at_forward):
@@ -257,3 +253,44 @@ def test_three_classes_of_two_channels_train(work, capsys):
     scores = (work / "results" / "unet" / "em" / "metrics.csv").read_text().splitlines()
     header, mean = scores[0].split(","), scores[-1].split(",")
     assert float(mean[header.index("dice_2")]) > 0.9
+
+
+def test_a_weight_map_is_kept_beside_the_sample_and_made_anew_when_that_changes(database, work):
+    flags = [*SMALL, "--num_epoch", "1", "--loss", "wbce"]
+    assert main.main(flags) == 0
+    kept = sorted((database / "train").glob("*.distance.npy"))
+    assert len(kept) == len(list_samples(database / "train")) == 6 and not list((database / "val").glob("*distance*"))
+    first, times = np.load(kept[0]), [path.stat().st_mtime_ns for path in kept]
+    assert main.main(flags) == 0
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    sample = list_samples(database / "train")[0].input
+    image, label = (np.array(array) for array in SampleFile(sample).open())
+    write_sample(sample, image, np.ascontiguousarray(label[:, ::-1]))
+    assert main.main(flags) == 0
+    assert np.array_equal(np.load(kept[0]), first[:, ::-1]) and kept[1].stat().st_mtime_ns == times[1]
+
+
+@pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])
+@pytest.mark.parametrize("nch_out", ["1", "2"])
+def test_every_loss_learns(database, work, loss, nch_out):
+    flags = [*SMALL, "--nch_ker", "4", "--num_epoch", "20", "--lr", "1e-2", "--loss", loss, "--nch_out", nch_out]
+    assert main.main(flags) == 0
+    losses = [value for _, value in curves(work)["loss/train"]]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_papers_recipe_trains(database, work):
+    paper = "--norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant --average 0"
+    assert main.main([*SMALL, *paper.split(), "--batch_size", "1", "--loss", "wbce", "--num_epoch", "2"]) == 0
+    assert checkpoint_of(work, 2)["arch"]["pool"] == "max"
+    assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
+
+
+def test_another_split_can_be_tested(database, work, capsys):
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert main.main(["--mode", "test", "--gpu_ids", "-1", "--split", "val"]) == 0
+    metrics = json.loads((work / "results" / "unet" / "em" / "metrics.json").read_text())
+    assert metrics["split"] == "val"
+    assert len(list((work / "results" / "unet" / "em" / "images").glob("*-output.png"))) == len(
+        list_samples(database / "val")
+    )

@@ -1,0 +1,152 @@
+"""Train and score recipes on the ISBI 2012 stack by the protocol of benchmarks/README.md, and print the table.
+
+    python benchmarks/quality.py --minutes 10 --nch_ker 16 --seeds 3 --recipe default
+
+Sections 0-20 train, 21-23 validate, 24-29 test. Choices are made on `--split val`; `--split test` is for the end.
+Each run adds a JSON line to WORK/runs.jsonl; a run that is there already is not trained again, so that a table can
+be made in several sittings. To run two at once, give each OMP_NUM_THREADS=1, and --num_epoch instead of --minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ORIGINAL = (
+    "--norm inorm --init normal --optim adam --lr 1e-4 --beta1 0.5 --schedule constant --average 0"
+    " --turn off --elastic 0 --brightness 0 --contrast 0"
+)
+PAPER = (
+    "--norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant --average 0"
+    " --batch_size 1 --loss wbce --brightness 0 --contrast 0"
+)
+RECIPES = {
+    "default": "",
+    "original": ORIGINAL,
+    "paper": PAPER,
+    "amp off": "--amp off",
+    "inorm": "--norm inorm",
+    "gnorm": "--norm gnorm",
+    "max pooling": "--pool max",
+    "dropout 0.5": "--dropout 0.5",
+    "batch 2": "--batch_size 2",
+    "batch 8": "--batch_size 8",
+    "crop 512": "--ny_load 512 --nx_load 512 --batch_size 1",
+    "crop 128": "--ny_load 128 --nx_load 128 --batch_size 16",
+    "lr 5e-4": "--lr 5e-4",
+    "lr 1e-3": "--lr 1e-3",
+    "lr 4e-3": "--lr 4e-3",
+    "warmup 0.05": "--warmup 0.05",
+    "constant": "--schedule constant",
+    "adam": "--optim adam",
+    "sgd": "--optim sgd --lr 0.05",
+    "clip 1": "--clip 1",
+    "average 0": "--average 0",
+    "average 0.999": "--average 0.999",
+    "wbce": "--loss wbce",
+    "wbce, w0 3": "--loss wbce --w0 3",
+    "wbce, w0 0": "--loss wbce --w0 0",
+    "dice": "--loss dice",
+    "bce+dice": "--loss bce+dice",
+    "elastic 0": "--elastic 0",
+    "elastic 15": "--elastic 15",
+    "elastic 10, grid 5": "--elastic_grid 5",
+    "brightness, contrast 0": "--brightness 0 --contrast 0",
+    "brightness, contrast 0.5": "--brightness 0.5 --contrast 0.4",
+    "gamma 0.3": "--gamma 0.3",
+    "blur 1": "--blur 1",
+    "noise 0.2": "--noise 0.2",
+    "turn off": "--turn off",
+}
+SCORES = ("bce", "pixel_error", "v_rand", "v_info")
+
+
+def main() -> None:
+    """Do what the flags say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10, help="of training, for each run")
+    parser.add_argument("--num_epoch", type=int, default=0, help="train so long instead of --minutes")
+    parser.add_argument("--nch_ker", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--recipe", default="default", help=f"names with ';' between: {'; '.join(RECIPES)}")
+    parser.add_argument("--flags", default="", help="more flags of main.py, for every recipe")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="what is scored")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "isbi2012", help="folder of the stacks")
+    parser.add_argument("--work", type=Path, default=Path("quality"), help="folder for the runs")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not (args.work / "datasets").is_dir():
+        make_database(args.data, args.work)
+    runs = [run(args, recipe.strip(), seed) for seed in range(args.seeds) for recipe in args.recipe.split(";")]
+    print(table(runs))
+
+
+def make_database(data: Path, work: Path) -> None:
+    """Split the stack as the protocol says."""
+    stacks = ["--input", data / "train-volume.tif", "--label", data / "train-labels.tif"]
+    program("run_make_database.py", work, *stacks, "--num_val", 3, "--num_test", 6, "--class_names", "membrane,cell")
+
+
+def run(args: argparse.Namespace, recipe: str, seed: int) -> dict:
+    """Train and score once, or find it done."""
+    length = ["--num_epoch", args.num_epoch] if args.num_epoch else ["--max_minutes", args.minutes]
+    flags = f"{RECIPES[recipe]} {args.flags}".split()
+    what = {"recipe": recipe, "flags": flags, "length": length, "nch_ker": args.nch_ker, "seed": seed}
+    log = args.work / "runs.jsonl"
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    found = [row for row in done if row.items() >= (what | {"split": args.split}).items()]
+    if found:
+        return found[0]
+    scope = f"{recipe}-{seed}".translate(str.maketrans(" ,+", "___"))
+    place = ["--scope", scope, "--gpu_ids", "-1"]
+    start = time.perf_counter()
+    train = ["--nch_ker", args.nch_ker, *length, *flags, "--seed", seed]
+    program("main.py", args.work, "--mode", "train", *place, "--num_freq_save", 100000, *train)
+    seconds = time.perf_counter() - start
+    program("main.py", args.work, "--mode", "test", *place, "--split", args.split)
+    row = what | {"split": args.split, "seconds": round(seconds, 1)} | scores(args.work / "results" / scope / "em")
+    row |= {"date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine()}
+    with log.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def scores(folder: Path) -> dict:
+    """Scores of a test: BCE at the network's own probabilities, the others the best of nine thresholds."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    best = metrics["challenge"]
+    values = metrics["mean"]["loss"], best["min_pixel_error"], best["max_v_rand"], best["max_v_info"]
+    return dict(zip(SCORES, values, strict=True)) | {"epoch": metrics["epoch"]}
+
+
+def program(name: str, work: Path, *flags: object) -> None:
+    """Run one of the project's programs in the folder of the runs."""
+    with (work / "log.txt").open("a") as log:
+        subprocess.run([sys.executable, ROOT / name, *map(str, flags)], cwd=work, stdout=log, stderr=log, check=True)
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown: a row for each recipe, mean and standard deviation over the seeds."""
+    lines = ["| recipe | seeds | epochs | " + " | ".join(SCORES) + " |", "|---" * (3 + len(SCORES)) + "|"]
+    for recipe in dict.fromkeys(row["recipe"] for row in runs):
+        rows = [row for row in runs if row["recipe"] == recipe]
+        cells = [recipe, str(len(rows)), f"{mean(row['epoch'] for row in rows):.0f}"]
+        for score in SCORES:
+            values = [row[score] for row in rows]
+            cells.append(f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else ""))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

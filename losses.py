@@ -1,0 +1,131 @@
+"""What a training minimises: the losses, and the weight map of the U-Net paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from model import class_probability
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of logits, label, and a weight for each pixel
+
+REACH = 40  # [px] farther than this is far: exp(-40^2 / (2 * 10^2)) is 3e-4
+
+
+def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over the pixels of binary cross entropy (one channel) or cross entropy (more).
+
+    Parameters
+    ----------
+    logits : Tensor
+        (N, 1, H, W) of class 1, or (N, K, H, W).
+    label : Tensor
+        (N, H, W) class indices.
+    weight : Tensor, optional
+        (N, H, W), for a weighted mean.
+    """
+    if logits.shape[1] == 1:
+        losses = F.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits.dtype), reduction="none")
+    else:
+        losses = F.cross_entropy(logits, label.long(), reduction="none")
+    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+
+
+def dice_loss(logits: Tensor, label: Tensor, _weight: Tensor | None = None) -> Tensor:
+    """One minus the soft Dice coefficient of the batch, mean over the classes; the background is one of them.
+
+    Parameters
+    ----------
+    logits, label : Tensor
+        As for `cross_entropy`. Source: Milletari et al. 2016, arXiv 1606.04797.
+    """
+    probability = class_probability(logits)  # (N, K, H, W)
+    truth = torch.stack([label == k for k in range(probability.shape[1])], dim=1).to(probability.dtype)
+    both, areas = (x.sum(dim=(0, 2, 3)) for x in (probability * truth, probability + truth))
+    return 1 - ((2 * both + 1) / (areas + 1)).mean()  # + 1: an absent class is no loss
+
+
+def _sum_of_both(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    return cross_entropy(logits, label, weight) + dice_loss(logits, label)
+
+
+LOSSES: dict[str, Loss] = {
+    "bce": cross_entropy,
+    "wbce": cross_entropy,  # is given the weight map
+    "dice": dice_loss,
+    "bce+dice": _sum_of_both,
+}
+
+
+def border_distance(label: np.ndarray) -> np.ndarray:
+    """Distance to the nearest object plus distance to the second nearest, d1 + d2 of the paper's weight map.
+
+    Parameters
+    ----------
+    label : ndarray of int
+        (H, W) class indices. The objects are the 4-connected components of each class but 0.
+
+    Returns
+    -------
+    ndarray of float16
+        (H, W) [px]; exact up to `REACH`, and at most twice that where there is no second object near.
+        Source: Ronneberger et al. 2015, arXiv 1505.04597, equation 2.
+
+    Examples
+    --------
+    >>> border_distance(np.array([[1, 0, 0, 1, 1]]))[0, 1:3]  # 1 px from one and 2 px from the other
+    array([3., 3.], dtype=float16)
+    """
+    objects = _number_objects(label)
+    if objects.max(initial=0) < 2:
+        return np.full(label.shape, 2 * REACH, np.float16)
+    first, index = ndimage.distance_transform_edt(objects == 0, return_indices=True)
+    nearest = objects[tuple(index)]
+    second = np.full(label.shape, np.inf)
+    for number, box in enumerate(ndimage.find_objects(nearest), 1):
+        box = tuple(slice(max(side.start - REACH, 0), side.stop + REACH) for side in box)
+        alone = (objects[box] == 0) | (objects[box] == number)
+        if not alone.all():
+            to_others = ndimage.distance_transform_edt(alone)
+            second[box] = np.where(nearest[box] == number, to_others, second[box])
+    return np.minimum(first + second, 2 * REACH).astype(np.float16)
+
+
+def _number_objects(label: np.ndarray) -> np.ndarray:
+    """4-connected components of each class but 0, numbered from 1."""
+    numbers = np.zeros(label.shape, np.int32)
+    for k in range(1, int(label.max(initial=0)) + 1):
+        components = ndimage.label(label == k)[0]
+        numbers += np.where(components > 0, components + numbers.max(), 0).astype(np.int32)
+    return numbers
+
+
+def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float], w0: float, sigma: float) -> Tensor:
+    """Weight of each pixel in the loss: balance of the classes, and more where two objects nearly touch.
+
+    w = w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), the second term on background alone.
+
+    Parameters
+    ----------
+    label : Tensor
+        (N, H, W) class indices.
+    distance : Tensor
+        (N, H, W) d1 + d2 [px], see `border_distance`.
+    class_share : list of float
+        Fraction of the training pixels of each class; w_c is such that the mean weight of the classes is 1.
+    w0, sigma : float
+        Height and width [px] of the border's weight. Source: Ronneberger et al. 2015, equation 2.
+
+    Examples
+    --------
+    >>> pixel_weight(torch.tensor([[[0, 0, 1]]]), torch.tensor([[[0.0, 80.0, 0.0]]]), [0.25, 0.75], 10.0, 5.0)
+    tensor([[[12.0000,  2.0000,  0.6667]]])
+    """
+    balance = 1 / (len(class_share) * torch.tensor(class_share).clamp_min(1e-3))
+    border = w0 * torch.exp(-(distance**2) / (2 * sigma**2))
+    return balance.to(label.device)[label] + torch.where(label == 0, border, 0)
