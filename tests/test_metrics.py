@@ -23,6 +23,7 @@ from metrics import (
     thin_borders,
     v_info,
     v_rand,
+    warping_scores,
 )
 
 LABEL = np.array([[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
@@ -129,7 +130,9 @@ def test_empty_and_full_masks_have_scores_from_0_to_1(value):
         scores = challenge_scores(truth, probability)
         assert 0 <= rand_error(scores.pop("rand_counts")) <= 1
         assert all(values.min() >= 0 and values.max() <= 1 for values in scores.values())
-        assert all(0 <= score <= 1 for score in mask_scores(truth, probability > 0.5).values())
+        scores = mask_scores(truth, probability > 0.5)
+        assert all(score >= 0 for score in scores.values())
+        assert all(score <= 1 for name, score in scores.items() if not name.startswith("num_"))
     assert challenge_scores(constant, constant)["v_rand"].tolist() == [1.0] * 9
 
 
@@ -142,3 +145,24 @@ def test_objects_are_matched_by_more_than_half():
     assert object_scores(truth, truth) == {"object_f1": 1.0, "matched_iou": 1.0}
     assert object_scores(truth, 0 * truth) == {"object_f1": 0.0, "matched_iou": 0.0}
     assert object_scores(truth.clip(1), truth.clip(1))["object_f1"] == 1.0  # no background at all
+
+
+def test_a_deformed_cell_is_no_topological_error_and_a_hole_is_neither_split_nor_merger():
+    label, moved = np.zeros((2, 24, 24), bool)
+    label[4:16, 4:16] = moved[6:20, 2:12] = True
+    assert warping_scores(label, moved) == {"warping_error": 0.0, "num_split": 0, "num_merger": 0}
+    moved[12, 7] = False
+    assert warping_scores(label, moved) == {"warping_error": 1 / 576, "num_split": 0, "num_merger": 0}
+
+
+def test_splits_and_mergers_of_cells_in_a_row():
+    label = np.ones((20, 40), bool)
+    label[:, ::10] = False  # four cells between walls at 0, 10, 20, 30
+    mask = np.roll(label, 1, axis=1)
+    mask[:, 0] = False
+    assert warping_scores(label, mask)["warping_error"] == 0  # the walls shifted
+    mask[5:15, 11] = mask[5:15, 21] = True  # two walls broken
+    mask[:, 36:38] = False  # and a cell cut in two by a broad line
+    scores = warping_scores(label, mask)
+    assert (scores["num_split"], scores["num_merger"]) == (1, 2)
+    assert scores["warping_error"] == (1 + 1 + 20) / 800  # a pixel joins, a line of 20 cuts
