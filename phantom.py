@@ -1,6 +1,9 @@
-"""A synthetic stack that looks like electron microscopy of nervous tissue, with its labels."""
+"""Synthetic images with their labels: a stack like electron microscopy of nervous tissue, and fluorescent nuclei."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -8,6 +11,7 @@ from scipy.spatial import cKDTree
 from scipy.special import expit
 
 MEMBRANE, CELL = 0, 255  # label values of the ISBI 2012 stack
+BACKGROUND, NUCLEUS = 0, 255
 
 
 def em_stack(num: int, size: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -101,3 +105,79 @@ def _add_organelle(rng: np.random.Generator, image: np.ndarray, middle: np.ndarr
     rim = np.exp(-(((radius - 1) * short / 1.1) ** 2))
     cristae = 0.06 * np.sin(along * 1.6) if mitochondrion else 0.0
     image += inside * (cristae - 0.17 if mitochondrion else 0.06) - 0.2 * rim
+
+
+def nuclei_images(
+    num: int, size: int = 256, seed: int = 0, share: float = 0.15
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Draw bright nuclei on a dark, noisy background, in images of different sizes.
+
+    Nuclei differ in size, shape and brightness and may touch. Background and light are uneven, blurred haze from
+    other depths is no nucleus, and the noise is that of photons and of the camera.
+
+    Parameters
+    ----------
+    num : int
+        Number of images.
+    size : int
+        Mean height and width [px]; each lies between 0.7 and 1.3 of it.
+    seed : int
+        The same seed gives the same images.
+    share : float
+        Fraction of the pixels that nuclei cover, about.
+
+    Returns
+    -------
+    images : list of ndarray of uint16
+        (H, W) each.
+    labels : list of ndarray of uint8
+        (H, W) each, 0 for background and 255 for nucleus.
+
+    Examples
+    --------
+    >>> images, labels = nuclei_images(2, size=64)
+    >>> images[0].dtype, images[0].shape == labels[0].shape, images[0].shape == images[1].shape
+    (dtype('uint16'), True, False)
+    """
+    rng = np.random.default_rng(seed)
+    images, labels = [], []
+    for _ in range(num):
+        shape = tuple(rng.integers(int(0.7 * size), int(1.3 * size) + 1, 2))
+        label, light = np.zeros(shape, bool), np.zeros(shape)
+        while label.mean() < share:
+            _add_nucleus(rng, label, light)
+        images.append(_photograph(rng, light))
+        labels.append(np.where(label, NUCLEUS, BACKGROUND).astype(np.uint8))
+    return images, labels
+
+
+def _add_nucleus(rng: np.random.Generator, label: np.ndarray, light: np.ndarray) -> None:
+    """Draw one nucleus, an ellipse with a wavy rim and a mottled inside, into the mask and the light."""
+    y, x = np.indices(label.shape) - rng.uniform(0, label.shape)[:, None, None]
+    turn = rng.uniform(0, np.pi)
+    along, across = y * np.sin(turn) + x * np.cos(turn), y * np.cos(turn) - x * np.sin(turn)
+    long = rng.uniform(6, 13)  # [px]
+    short = long * rng.uniform(0.6, 1.0)
+    angle = np.arctan2(across, along)
+    radius = np.hypot(along / long, across / short) * (1 + 0.08 * np.cos(3 * angle + rng.uniform(0, 2 * np.pi)))
+    mottled = 1 + 0.25 * np.cos(along * rng.uniform(0.5, 1.0)) * np.cos(across * rng.uniform(0.5, 1.0))
+    label |= radius < 1
+    np.maximum(light, (radius < 1) * mottled * rng.uniform(0.35, 1.0), out=light)
+
+
+def _photograph(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
+    """Picture of the light through a microscope, uint16."""
+    height, width = light.shape
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j] - rng.uniform(0, 1, (2, 1, 1))
+    haze = gaussian_filter(np.roll(light, rng.integers(20, 100, 2), (0, 1)), 12)
+    uneven = 1 - 0.35 * np.hypot(y, x)
+    photons = 120 * (gaussian_filter(light, 1.2) + 0.4 * haze + 0.08) * uneven
+    counts = 20 * rng.poisson(photons) + 300 + rng.normal(0, 40, light.shape)
+    return np.clip(counts, 0, 65535).round().astype(np.uint16)
+
+
+PHANTOMS: dict[str, Callable[..., tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]] = {
+    "em": em_stack,
+    "nuclei": nuclei_images,
+    "rare": partial(nuclei_images, share=0.02),
+}

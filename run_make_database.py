@@ -3,6 +3,7 @@
 datasets/em/train-volume.tif and train-labels.tif:  python run_make_database.py --name_data em
 two folders, or two stacks:  python run_make_database.py --name_data mine --input IMAGES --label LABELS
 a synthetic stack:           python run_make_database.py --name_data demo --synthetic
+synthetic nuclei:            python run_make_database.py --name_data nuclei --synthetic --phantom nuclei
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,12 +26,14 @@ import phantom
 from config import Flags, at_least, flag, parse
 from dataset import MAX_CLASS, SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
 from images import Frame, list_frames, sha256
-from utils import UserError, atomic_folder, atomic_write, program
+from utils import UserError, atomic_folder, program
 
 NO_LABEL = "none"
 N = {"nargs": "?", "const": 30, "metavar": "N"}
 SPLIT_KINDS = ("contiguous", "random")
 VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
+FOLDERS = ("images", "labels")  # where synthetic images of different sizes go
+CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class DatabaseFlags(Flags):
     threshold: float = flag(float("nan"), "make two classes: label values above it are class 1", "source")
     class_names: str = flag("", "names of the classes in the order of their values, with commas", "source")
     synthetic: int = flag(0, "draw a stack of N sections (30 if left out), and use it", "source", rule=at_least(0), **N)
+    phantom: str = flag("em", "what to draw: rare is nuclei on 2 % of the pixels", "source", choices=(*CLASS_NAMES,))
     size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=at_least(32))
     download: bool = flag(False, "fetch the ISBI 2012 EM stack and use it", "source", nargs="?", const="on")
     url: str = flag(isbi.URL, "where to fetch it", "source")
@@ -97,11 +101,28 @@ def _make_sources(flags: DatabaseFlags, folder: Path) -> None:
         _refuse_to_replace(flags, [folder / name for name in isbi.PIXELS])
         isbi.download(folder, flags.url)
     if flags.synthetic:
-        paths = [folder / VOLUME, folder / LABELS]
+        stacks = phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed)
+        paths = _default_sources(flags, folder)
         _refuse_to_replace(flags, paths)
-        for path, stack in zip(paths, phantom.em_stack(flags.synthetic, flags.size, flags.seed), strict=True):
-            with atomic_write(path) as file:
-                tifffile.imwrite(file, stack, photometric="minisblack")  # else 3 or 4 sections would be taken for RGB
+        with atomic_folder(folder, [path.name for path in paths]) as partial:
+            for path, stack in zip(paths, stacks, strict=True):
+                _write_stack(partial / path.name, stack)
+
+
+def _default_sources(flags: DatabaseFlags, folder: Path) -> list[Path]:
+    """Where images and labels lie when the flags don't say."""
+    return [folder / name for name in (FOLDERS if flags.synthetic and flags.phantom != "em" else (VOLUME, LABELS))]
+
+
+def _write_stack(path: Path, stack: Sequence[np.ndarray]) -> None:
+    """Write images of one size as a TIFF stack, others as a folder of TIFF files."""
+    options = {"photometric": "minisblack"}  # else 3 or 4 sections would be taken for RGB
+    if path.suffix:
+        tifffile.imwrite(path, stack, **options)
+        return
+    path.mkdir()
+    for number, image in enumerate(stack):
+        tifffile.imwrite(path / f"{number:04d}.tif", image, **options)
 
 
 def _is_isbi(folder: Path) -> bool:
@@ -117,7 +138,8 @@ def _refuse_to_replace(flags: DatabaseFlags, paths: list[Path]) -> None:
 
 def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
     """Images with their labels: pages in order, or the files of two folders by name."""
-    source, target = Path(flags.input or folder / VOLUME), Path(flags.label or folder / LABELS)
+    given = zip((flags.input, flags.label), _default_sources(flags, folder), strict=True)
+    source, target = (Path(path or default) for path, default in given)
     images = list_frames(source)
     if flags.label == NO_LABEL:
         return [Pair(image, None) for image in images]
@@ -272,8 +294,9 @@ def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
             what = f"the labels have {len(classes.values)} classes, {classes.values}"
             raise UserError(f"--class_names {flags.class_names}: {what}: give each one name of letters and digits")
         return names
-    known = flags.synthetic or flags.download
-    return ["membrane", "cell"] if known else [_name(value) for value in classes.values]
+    if flags.synthetic or flags.download:
+        return CLASS_NAMES[flags.phantom]
+    return [_name(value) for value in classes.values]
 
 
 def _name(value: Any) -> str:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from phantom import CELL, MEMBRANE, em_stack
+from phantom import CELL, MEMBRANE, NUCLEUS, em_stack, nuclei_images
 
 
 def test_the_stack_is_a_function_of_its_seed():
@@ -22,3 +22,15 @@ def test_membranes_are_the_smaller_part_and_darker_but_not_by_their_grey_value_a
 def test_neighbouring_sections_look_more_alike_than_distant_ones():
     labels = em_stack(8, 128)[1]
     assert np.mean(labels[0] != labels[1]) < 0.7 * np.mean(labels[0] != labels[7])
+
+
+def test_nuclei_have_the_share_that_is_asked_for_and_differ_in_size():
+    for share, limit in ((0.15, 0.2), (0.02, 0.05)):
+        images, labels = nuclei_images(6, size=128, seed=1, share=share)
+        assert all(share <= (label == NUCLEUS).mean() < limit for label in labels)
+        assert len({image.shape for image in images}) == 6 and images[0].dtype == np.uint16
+        inside = np.mean([image[label > 0].mean() for image, label in zip(images, labels, strict=True)])
+        outside = np.mean([image[label == 0].mean() for image, label in zip(images, labels, strict=True)])
+        assert inside > 1.5 * outside
+    again = nuclei_images(6, size=128, seed=1, share=0.02)
+    assert all((a == b).all() for a, b in zip(again[0], images, strict=True))

@@ -260,3 +260,15 @@ def test_the_real_stack_becomes_the_known_database(work, capsys):
     assert labels.shape == (3 * 512, 512)
     assert np.array_equal(load(folder, "test", 2)["input"][..., 0], tifffile.imread(isbi / "train-volume.tif")[29])
     assert "24 train, 3 val, 3 test" in capsys.readouterr().out
+
+
+def test_synthetic_nuclei_make_folders_of_images_of_different_sizes(work):
+    flags = ["--synthetic", "6", "--size", "48", "--name_data", "n", "--phantom", "nuclei"]
+    assert main(flags) == 0
+    folder = work / "datasets" / "n"
+    info = json.loads((folder / "dataset.json").read_text())
+    assert info["class_names"] == ["background", "nucleus"]
+    shapes = {np.load(path).shape for path in folder.rglob("*.npy")}
+    assert len(shapes) == 6
+    assert main([*flags, "--synthetic", "4", "--overwrite"]) == 0
+    assert len(list((folder / "images").iterdir())) == len(list((folder / "labels").iterdir())) == 4
