@@ -27,13 +27,13 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
     label : Tensor
         (N, H, W) class indices.
     weight : Tensor, optional
-        (N, H, W), for a weighted mean.
+        (N, H, W), a factor of each pixel's loss, as in equation 1 of the paper.
     """
     if logits.shape[1] == 1:
         losses = F.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits.dtype), reduction="none")
     else:
         losses = F.cross_entropy(logits, label.long(), reduction="none")
-    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+    return (losses if weight is None else losses * weight).mean()
 
 
 def dice_loss(logits: Tensor, label: Tensor, _weight: Tensor | None = None) -> Tensor:

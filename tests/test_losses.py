@@ -19,7 +19,7 @@ def test_both_cross_entropies_agree_on_two_classes_with_and_without_weights():
 def test_a_weighted_cross_entropy_is_worked_out_by_hand():
     logits, label = torch.tensor([[[[0.0, 0.0]]]]), torch.tensor([[[0, 1]]])
     logits[..., 1] = np.log(3)  # -log(3 / 4) for class 1
-    expected = (3 * np.log(2) + 1 * np.log(4 / 3)) / 4
+    expected = (3 * np.log(2) + 1 * np.log(4 / 3)) / 2
     assert cross_entropy(logits, label, torch.tensor([[[3.0, 1.0]]])).item() == pytest.approx(expected, rel=1e-5)
 
 
