@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -474,7 +474,7 @@ class Augmentation:
         """Pixels around the crop that the displacement can reach."""
         return math.ceil(3 * self.elastic)
 
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    def __call__(self, batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
         """Augment a batch.
 
         Parameters
@@ -482,8 +482,9 @@ class Augmentation:
         batch : dict
             `input` (N, C, H + 2 margin, W + 2 margin) float32 on any device; `label`, and `distance` if there is one,
             (N, H + 2 margin, W + 2 margin).
-        rng : numpy.random.Generator
-            Draws on the CPU, so that all devices see the same numbers; the noise alone is drawn on the device.
+        rngs : sequence of numpy.random.Generator
+            One a sample, so that it changes nothing in which batch a sample is. They draw on the CPU, so that all
+            devices see the same numbers; the noise alone is drawn on the device.
 
         Returns
         -------
@@ -494,47 +495,49 @@ class Augmentation:
         classes = torch.stack([batch["label"] == k for k in range(self.num_class)], dim=1)
         planes = [image, classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
         stack = torch.cat(planes, dim=1)
-        grid = self._grid(len(image), stack.shape[-2:], rng).to(image.device, non_blocking=True)
+        grid = self._grid(stack.shape[-2:], rngs).to(image.device, non_blocking=True)
         stack = F.grid_sample(stack, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
         image, classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
-        moved = {"input": self._shaded(image, rng), "label": _likeliest(classes)}
+        moved = {"input": self._shaded(image, rngs), "label": _likeliest(classes)}
         return batch | moved | ({"distance": distance[0][:, 0]} if distance else {})
 
-    def _shaded(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+    def _shaded(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Image (N, C, H, W) with other sharpness, noise and grey values."""
 
         def draw(limit: float) -> Tensor:
-            return torch.from_numpy(rng.uniform(-limit, limit, (len(image), 1, 1, 1)).astype(np.float32)).to(image)
+            return torch.tensor([rng.uniform(-limit, limit) for rng in rngs]).view(-1, 1, 1, 1).to(image)
 
         if self.blur:
-            image = _blurred(image, draw(self.blur).abs())
+            image = _blurred(image, draw(self.blur).abs(), math.ceil(3 * self.blur))
         if self.noise:
-            generator = torch.Generator(image.device).manual_seed(int(rng.integers(2**63)))
-            normal = torch.randn(image.shape, generator=generator, device=image.device)
-            image = image + draw(self.noise) * normal
+            seeds = [int(rng.integers(2**63)) for rng in rngs]
+            generators = [torch.Generator(image.device).manual_seed(seed) for seed in seeds]
+            normal = [torch.randn(image.shape[1:], generator=g, device=image.device) for g in generators]
+            image = image + draw(self.noise) * torch.stack(normal)
         if self.gamma:
             low, high = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
             span = (high - low).clamp_min(1e-6)
             image = ((image - low) / span) ** torch.exp(draw(self.gamma)) * span + low
         return image * (1 + draw(self.contrast)) + draw(self.brightness)
 
-    def _grid(self, num: int, shape: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    def _grid(self, shape: tuple[int, int], rngs: Sequence[np.random.Generator]) -> Tensor:
         """Where each pixel of the result is read: (N, H, W, 2) as (x, y) in [-1, 1], as `grid_sample` wants it."""
         offset = torch.cartesian_prod(*(torch.arange(n) - (n - 1) / 2 for n in self.crop)).view(*self.crop, 2)
-        offset = offset + self._displacement(num, rng)  # (N, H, W, 2) (y, x) from the middle [px]
-        offset = torch.einsum("nij,nhwj->nhwi", self._turns(num, rng), offset)
+        offset = offset + self._displacement(rngs)  # (N, H, W, 2) (y, x) from the middle [px]
+        offset = torch.einsum("nij,nhwj->nhwi", self._turns(rngs), offset)
         return (2 * offset / torch.tensor(shape)).flip(-1)
 
-    def _displacement(self, num: int, rng: np.random.Generator) -> Tensor:
+    def _displacement(self, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Elastic displacement (N, H, W, 2) [px]."""
-        nodes = torch.from_numpy(rng.normal(0, 1, (num, 2, self.elastic_grid, self.elastic_grid)).astype(np.float32))
-        field = F.interpolate(nodes * self.elastic, size=self.crop, mode="bicubic", align_corners=True)
+        nodes = np.stack([rng.normal(0, self.elastic, (2, self.elastic_grid, self.elastic_grid)) for rng in rngs])
+        nodes = torch.from_numpy(nodes.astype(np.float32))
+        field = F.interpolate(nodes, size=self.crop, mode="bicubic", align_corners=True)
         return field.clamp(-self.margin, self.margin).movedim(1, -1)
 
-    def _turns(self, num: int, rng: np.random.Generator) -> Tensor:
+    def _turns(self, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Flips and quarter turns as matrices (N, 2, 2) of 0, 1 and -1."""
-        signs = 1.0 - 2.0 * rng.integers(0, 2, (num, 2)) if self.flip else np.ones((num, 2))
-        quarters = rng.integers(0, 4, num) if self.turn else np.zeros(num, int)
+        drawn = np.stack([rng.integers(0, (2, 2, 4)) for rng in rngs])
+        signs, quarters = 1.0 - 2.0 * drawn[:, :2] * self.flip, drawn[:, 2] * self.turn
         if self.crop[0] != self.crop[1]:
             quarters = quarters * 2
         cos, sin = np.array([1, 0, -1, 0])[quarters % 4], np.array([0, 1, 0, -1])[quarters % 4]
@@ -551,10 +554,10 @@ def _likeliest(planes: Tensor) -> Tensor:
     return classes
 
 
-def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
+def _blurred(image: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Gaussian filter of images (N, C, H, W), one deviation (N, 1, 1, 1) [px] each; reflected at the edges."""
     num, nch, height, width = image.shape
-    radius = min(math.ceil(3 * float(sigma.max())), height - 1, width - 1)
+    radius = min(radius, height - 1, width - 1)
     x = torch.arange(-radius, radius + 1, device=image.device)
     kernel = torch.exp(-((x / sigma.clamp_min(1e-3)) ** 2) / 2)  # (N, 1, 1, 2 radius + 1)
     kernel = (kernel / kernel.sum(-1, keepdim=True)).repeat_interleave(nch, dim=0)

@@ -344,12 +344,13 @@ class Trainer:
             progress = self._progress(state, state.epoch - 1 + step / len(loader))
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, config.lr, config.schedule, config.warmup)
-            rng = np.random.default_rng((config.seed, state.epoch, step + 1))
-            batch = augment(batch, rng)
+            windows = loader.batch_sampler.batches(state.epoch)[step]
+            rngs = [np.random.default_rng((config.seed, state.epoch, window.index)) for window in windows]
+            batch = augment(batch, rngs)
             if "distance" in batch:
                 share = state.info.class_share
                 batch["weight"] = pixel_weight(batch["label"], batch["distance"], share, config.w0, config.sigma)
-            torch.manual_seed(int(rng.integers(2**63)))  # for dropout
+            torch.manual_seed(int(rngs[0].integers(2**63)))  # for dropout
             yield batch
             if config.max_minutes and self._progress(state, 0) >= 1:
                 return

@@ -117,7 +117,11 @@ def test_the_number_of_processes_changes_nothing(database):
 def augmented(image, label, seed=0, **kwargs):
     flags = {"flip": False, "turn": False, "elastic": 0.0, "brightness": 0.0, "contrast": 0.0} | kwargs
     augment = Augmentation((image.shape[2] - 2 * int(np.ceil(3 * flags["elastic"])),) * 2, 2, **flags)
-    return of(augment({"input": image, "label": label}, np.random.default_rng(seed)))
+    return of(augment({"input": image, "label": label}, generators(len(image), seed)))
+
+
+def generators(num, seed=0):
+    return [np.random.default_rng((seed, i)) for i in range(num)]
 
 
 def of(batch):
@@ -155,7 +159,7 @@ def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel
     image = torch.stack([y, x])[None]
     augment = Augmentation((size, size), 2, elastic=10.0, brightness=0.0, contrast=0.0)
     batch = {"input": image, "label": label[None], "distance": (x / 2)[None]}
-    batch = augment(batch, np.random.default_rng(seed))
+    batch = augment(batch, generators(1, seed))
     out, out_label = of(batch)
     torch.testing.assert_close(batch["distance"], out[:, 1] / 2, atol=1e-3, rtol=0)  # the same grid
     where = out[0].round().long()  # the channels say where each pixel was read
@@ -171,7 +175,7 @@ def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel
 
 def test_elastic_displacement_has_its_deviation_and_its_bound():
     augment = Augmentation((33, 33), 2, elastic=10.0)
-    field = augment._displacement(400, np.random.default_rng(0))
+    field = augment._displacement(generators(400))
     assert field[:, ::16, ::16].std().item() == pytest.approx(10, rel=0.05)  # at the nodes of the 3x3 grid
     assert field.abs().max() <= augment.margin == 30
 
@@ -219,10 +223,19 @@ def test_augmentation_is_a_function_of_its_generator():
     assert first.equal(again) and not first.equal(other)
 
 
+def test_a_sample_is_augmented_alike_in_any_batch():
+    image, label = torch.randn(3, 1, 44, 44), torch.randint(0, 2, (3, 44, 44))
+    augment = Augmentation((32, 32), 2, elastic=2.0, gamma=0.2, blur=1.0, noise=0.2)
+    whole = augment({"input": image, "label": label}, generators(3))
+    alone = augment({"input": image[2:], "label": label[2:]}, generators(3)[2:])
+    torch.testing.assert_close(whole["input"][2:], alone["input"])
+    assert whole["label"][2:].equal(alone["label"])
+
+
 def test_a_crop_that_is_not_square_is_turned_by_halves():
     augment = Augmentation((8, 16), 2, flip=False, elastic=0.0, brightness=0.0, contrast=0.0)
     image = torch.rand(20, 1, 8, 16)
-    out, _ = of(augment({"input": image, "label": torch.zeros(20, 8, 16)}, np.random.default_rng(0)))
+    out, _ = of(augment({"input": image, "label": torch.zeros(20, 8, 16)}, generators(20)))
     same = torch.isclose(out, image, atol=1e-4).flatten(1).all(1)
     turned = torch.isclose(out, image.flip(2, 3), atol=1e-4).flatten(1).all(1)
     assert (same ^ turned).all() and same.any() and turned.any()
