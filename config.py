@@ -100,6 +100,7 @@ class Config(Flags):
     dir_result: str = flag("./results", "where test results go", "run")
     gpu_ids: str = flag("0", "GPU number, or -1 for the CPU", "run", rule=GPU_LIST)
     seed: int = flag(0, "seed of everything random", "run", rule=at_least(0))
+    dist_timeout: float = flag(600.0, "wait so long for another process [s]", "run", rule=POSITIVE)
     train_continue: bool = flag(False, "go on from the newest checkpoint", "run")
     epoch: int = flag(0, "checkpoint to test or to go on from; 0: the newest", "run", rule=at_least(0))
 

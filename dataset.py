@@ -400,11 +400,25 @@ class PatchSampler(Sampler[list[Window]]):
         Pixels that are read around the crop, for the elastic displacement.
     batch_size, seed : int
         Windows a batch (the last may be shorter), and the seed.
+    rank, num_process : int
+        This process gets every `num_process`-th window of a batch, from number `rank` on; where that is none, the
+        batch's first window, to be given no weight.
     """
 
-    def __init__(self, shapes: list, crop: tuple[int, int], margin: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        shapes: list,
+        crop: tuple[int, int],
+        margin: int,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        num_process: int = 1,
+    ) -> None:
         self.shapes, self.crop, self.margin = np.array(shapes), crop, margin
         self.batch_size, self.seed = batch_size, seed
+        self.rank, self.num_process = rank, num_process
         self.epoch, self.first_step = 1, 0
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -412,7 +426,7 @@ class PatchSampler(Sampler[list[Window]]):
         self.epoch, self.first_step = epoch, first_step
 
     def batches(self, epoch: int) -> list[list[Window]]:
-        """All batches of an epoch."""
+        """All batches of an epoch, those of all processes together."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.shapes))
         room = np.maximum(self.shapes - self.crop, 0) + 1  # (N, 2) places for the upper left corner
@@ -422,7 +436,12 @@ class PatchSampler(Sampler[list[Window]]):
         return [windows[i : i + self.batch_size] for i in range(0, len(windows), self.batch_size)]
 
     def __iter__(self) -> Iterator[list[Window]]:
-        return iter(self.batches(self.epoch)[self.first_step :])
+        for batch in self.batches(self.epoch)[self.first_step :]:
+            yield self.share(batch) or batch[:1]
+
+    def share(self, batch: list[Window]) -> list[Window]:
+        """What this process gets of a batch."""
+        return batch[self.rank :: self.num_process]
 
     def __len__(self) -> int:
         return math.ceil(len(self.shapes) / self.batch_size)

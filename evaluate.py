@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import metrics
 import report
 from dataset import Batch, DataInfo, SampleFile
 from model import class_map, class_probability
+
+Gather = Callable[[list], list]  # lists of all processes, joined
 
 
 def pictures_of(batch: Batch, logits: Tensor, info: DataInfo) -> report.Pictures:
@@ -28,15 +32,15 @@ class Challenge:
     """Scores of the ISBI 2012 challenge of a stack of images, summed up image by image."""
 
     def __init__(self) -> None:
-        self._scores: list[dict[str, np.ndarray]] = []
+        self.scores: list[dict[str, np.ndarray]] = []
 
     def add(self, label: np.ndarray, probability: np.ndarray) -> None:
         """Add an image: label (H, W) of 0 and 1, and probability (H, W) of class 1."""
-        self._scores.append(metrics.challenge_scores(label, probability))
+        self.scores.append(metrics.challenge_scores(label, probability))
 
     def means(self, name: str) -> np.ndarray:
         """Mean over the images of a score at each threshold, (T,)."""
-        return np.mean([scores[name] for scores in self._scores], axis=0)
+        return np.mean([scores[name] for scores in self.scores], axis=0)
 
     @property
     def best_threshold(self) -> float:
@@ -49,7 +53,7 @@ class Challenge:
             "max_v_rand": float(self.means("v_rand").max()),
             "max_v_info": float(self.means("v_info").max()),
             "min_pixel_error": float(self.means("pixel_error").min()),
-            "rand_error": metrics.rand_error(sum(scores["rand_counts"] for scores in self._scores)),
+            "rand_error": metrics.rand_error(sum(scores["rand_counts"] for scores in self.scores)),
         }
 
 
@@ -64,28 +68,44 @@ class ValidationScorer:
         Keep those of the first image.
     challenge : bool
         Score segments, too; only two classes have such scores.
+
+    Attributes
+    ----------
+    losses : list of float
+        Of each image, after `finish`.
     """
 
     def __init__(self, info: DataInfo, *, pictures: bool, challenge: bool) -> None:
         self.info = info
         self.pictures: report.Pictures | None = {} if pictures else None
         self.challenge = Challenge() if challenge and info.num_class == 2 else None
-        self._counts: list[Tensor] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def __call__(self, batch: Batch, logits: Tensor, _loss: Tensor) -> None:
+    def __call__(self, batch: Batch, logits: Tensor, loss: Tensor) -> None:
         """Take in a batch of one image."""
         if self.pictures == {}:
             self.pictures = pictures_of(batch, logits, self.info)
         if self.challenge:
             probability = class_probability(logits)[0, 1].cpu().numpy()
             self.challenge.add(batch["label"][0].cpu().numpy(), probability)
-        self._counts.append(metrics.confusion_matrix(batch["label"], class_map(logits), self.info.num_class))
+        counts = metrics.confusion_matrix(batch["label"], class_map(logits), self.info.num_class)
+        self._seen.append((batch["index"], loss[None], counts))
+
+    def finish(self, gather: Gather = list) -> None:
+        """Fetch the counts from the device, and put the images of all processes in order."""
+        columns = [torch.cat(column).cpu().numpy() for column in zip(*self._seen, strict=True)]
+        challenges = self.challenge.scores if self.challenge else [None] * len(self._seen)
+        rows = sorted(gather(list(zip(*columns, challenges, strict=True))), key=lambda row: row[0])
+        self.losses = [float(row[1]) for row in rows]
+        self._matrices = [row[2] for row in rows]
+        if self.challenge:
+            self.challenge.scores = [row[3] for row in rows]
 
     def scores(self) -> report.Scores:
         """Mean scores, under the names of their curves: TensorBoard groups by what stands before the slash."""
-        rows = [metrics.confusion_scores(m, self.info.class_names) for m in torch.cat(self._counts).cpu().numpy()]
+        rows = [metrics.confusion_scores(matrix, self.info.class_names) for matrix in self._matrices]
         scores = metrics.mean_scores(rows) | (self.challenge.summary() if self.challenge else {})
-        return {
+        return {"loss/val": float(np.mean(self.losses))} | {
             name.replace("_", "/", 1) if name.startswith(("dice_", "iou_", "max_")) else name: value
             for name, value in scores.items()
         }
@@ -99,12 +119,21 @@ class TestScorer:
     folder : Path
         Where the pictures go.
     files : list of SampleFile
-        The samples in the order of the batches, which hold one image each.
+        The samples that the `index` of a batch counts; a batch holds one image.
     info : DataInfo
         Classes.
     threshold : float
         With two classes, segments are scored where the probability of class 1 is greater. Pixels count for the
         likeliest class.
+
+    Attributes
+    ----------
+    rows : list of dict
+        Scores of each image.
+    baseline : list of dict
+        Scores of always saying the majority class.
+    predicted : set of int
+        Classes that came out at all.
     """
 
     __test__ = False  # no test of pytest's
@@ -119,7 +148,7 @@ class TestScorer:
 
     def __call__(self, batch: Batch, logits: Tensor, loss: Tensor) -> None:
         """Take in a batch of one image."""
-        number, probability = len(self.rows), class_probability(logits)[0].cpu().numpy()
+        number, probability = int(batch["index"]), class_probability(logits)[0].cpu().numpy()
         report.save_images(self.folder, number, pictures_of(batch, logits, self.info))
         classes, mask = probability.argmax(0), probability[1] > self.threshold
         self.predicted |= set(np.unique(classes).tolist())
@@ -132,6 +161,15 @@ class TestScorer:
             if self.info.num_class == 2:
                 self.challenge.add(label, probability[1])
         self.rows.append(row)
+
+    def finish(self, gather: Gather) -> None:
+        """Put the images of all processes in order."""
+        parts = zip_longest(self.rows, self.baseline, self.challenge.scores)
+        images = sorted(gather(list(parts)), key=lambda image: int(image[0]["image"]))
+        self.rows, self.baseline, self.challenge.scores = (
+            [part for part in column if part is not None] for column in zip(*images, strict=True)
+        )
+        self.predicted = set().union(*gather([self.predicted]))
 
     def _scores(self, label: np.ndarray, classes: np.ndarray, mask: np.ndarray) -> report.Scores:
         """Scores of one class map, and with two classes of the segments of one mask, (H, W) each."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from config import Config, parse
-from utils import program
+from utils import pick_device, program
 
 
 @program
@@ -23,10 +23,15 @@ def main(argv: list[str] | None = None) -> int:
         Arguments without the program's name; default: those of the process.
     """
     config = parse(Config, argv, __doc__)
-    from train import Trainer  # here, so that --help needs no torch
+    import parallel  # here, so that --help needs no torch
+    from train import Trainer
 
-    trainer = Trainer(config)
-    return {"train": trainer.train, "test": trainer.test}[config.mode]()
+    if (num_gpu := parallel.num_gpu(config.gpu_ids)) > 1 and not parallel.is_worker():
+        return parallel.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
+    device = pick_device(config.gpu_ids)
+    with parallel.joined(device, config.dist_timeout) as world:
+        trainer = Trainer(config, device, world)
+        return {"train": trainer.train, "test": trainer.test}[config.mode]()
 
 
 if __name__ == "__main__":

@@ -265,4 +265,14 @@ class TrainingLog:
         self.writer.close()
 
 
+class NoLog:
+    """Stands for a `TrainingLog` in the processes that have none."""
+
+    def scalars(self, *_: Any) -> None:
+        """Do nothing."""
+
+    def images(self, *_: Any) -> None:
+        """Do nothing."""
+
+
 _SHOWN = ("loss", "dice", "pixel_error", "images_per_second")

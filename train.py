@@ -6,8 +6,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import checkpoint
+import parallel
 import report
 from config import Config
 from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, list_samples, load_info
@@ -25,6 +27,7 @@ from evaluate import TestScorer, ValidationScorer
 from losses import LOSSES, Loss, border_distance, cross_entropy, pixel_weight
 from model import EightFold, UNet, convert_legacy, init_weights
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
+from parallel import World
 from utils import (
     StopRequest,
     UserError,
@@ -32,7 +35,6 @@ from utils import (
     atomic_write,
     check_writable,
     move_aside,
-    pick_device,
     pick_precision,
 )
 
@@ -84,7 +86,7 @@ def run_epoch(
                 logits = net(batch["input"])
             logits = logits.float()
             if "label" in batch:
-                loss = criterion(logits, batch["label"], batch.get("weight"))
+                loss = criterion(logits, batch["label"], batch.get("weight")) * batch.get("share", 1)
             else:
                 loss = logits.new_tensor(torch.nan)
             if optimizer is not None:
@@ -146,18 +148,21 @@ class Trainer:
     ----------
     config : Config
         The flags.
+    device : torch.device
+        What to compute on.
+    world : World, optional
+        The processes that share the work; default: this one alone.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, device: torch.device, world: World | None = None) -> None:
+        self.config, self.device, self.world = config, device, world or World()
         self.dir_data = Path(config.dir_data) / config.name_data
         self.dir_checkpoint, self.dir_log, self.dir_result = (
             Path(folder) / config.scope / config.name_data
             for folder in (config.dir_checkpoint, config.dir_log, config.dir_result)
         )
-        self.device = pick_device(config.gpu_ids)
         self.precision = pick_precision(config.amp, self.device)
-        self.stop = StopRequest()
+        self.stop, self.stopping = StopRequest(), 0  # the second is what all processes know of
         self.start = time.monotonic()
 
     def train(self) -> int:
@@ -173,32 +178,51 @@ class Trainer:
         UserError
             The data or the checkpoint can't be used, or the loss is no longer finite.
         """
-        state = self._resume() if self.config.train_continue else self._begin()
+        goes_on = parallel.restarts() and checkpoint.list_epochs(self.dir_checkpoint)
+        state = self._resume() if self.config.train_continue or goes_on else self._begin()
         progress = self._progress(state, state.epoch - 1)
         if progress >= 1:
-            print(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to go on")
+            self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to go on")
             return 0
         train, val = self._loaders(state.info)
-        self._open_folders(state)
-        last_epoch = None if self.config.max_minutes else self.config.num_epoch
-        finished = False
-        with closing(report.TrainingLog(self.dir_log, state.epoch, last_epoch, progress)) as log, self.stop:
-            while not finished:
-                scores = self._train_epoch(state, train)
-                last = self._progress(state, state.epoch) >= 1
-                if val and not self.stop:
+        net = self.world.wrap(state.net)
+        if self.world.first:
+            self._open_folders(state)
+        with self._log(state, progress) as log, self.stop:
+            last = False
+            while not (last or self.stopping):
+                scores = self._train_epoch(state, net, train)
+                last = self._agree(state, state.epoch) >= 1
+                if val is not None and not self.stopping:
                     scores |= self._validate(state, val, log, last)
-                if self.stop:
-                    path = self._save(state, whole=False)
-                    break
-                log.scalars(state.epoch, scores, self._progress(state, state.epoch))
-                if last or state.epoch % self.config.num_freq_save == 0:
-                    path = self._save(state, whole=True)
-                state.epoch, state.losses, finished = state.epoch + 1, [], last
-        if not finished:
+                if not self.stopping:
+                    log.scalars(state.epoch, scores, self._progress(state, state.epoch))
+                if self.stopping or last or state.epoch % self.config.num_freq_save == 0:
+                    path = self._save(state, whole=not self.stopping)
+                if not self.stopping:
+                    state.epoch, state.losses = state.epoch + 1, []
+        if self.stopping:
             return self._say_stopped(state, len(train), path)
-        print(f"trained to epoch {state.epoch - 1}, saved {path}")
+        self._say(f"trained to epoch {state.epoch - 1}, saved {path}")
         return 0
+
+    def _say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.world.first:
+            print(text, flush=True)
+
+    def _log(self, state: TrainState, progress: float) -> report.TrainingLog | nullcontext:
+        """Log of the first process; the others have none."""
+        if not self.world.first:
+            return nullcontext(report.NoLog())
+        last = None if self.config.max_minutes else self.config.num_epoch
+        return closing(report.TrainingLog(self.dir_log, state.epoch, last, progress))
+
+    def _agree(self, state: TrainState, epochs: float) -> float:
+        """Progress after so many epochs, and whether to stop: the same in all processes."""
+        signum, progress = self.world.most(self.stop.signum, self._progress(state, epochs))
+        self.stopping = int(signum)
+        return progress
 
     def _progress(self, state: TrainState, epochs: float) -> float:
         """Share of the run that is over when so many epochs are, or by the clock; in [0, 1]."""
@@ -236,7 +260,7 @@ class Trainer:
                 raise UserError(f"--{name} {getattr(config, name)}: {path} was trained with --{name} {value}")
         for name, value in saved["config"].items():
             if name not in PER_RUN and not name.startswith("dir_") and getattr(config, name, value) != value:
-                print(f"note: --{name} is {getattr(config, name)}, was {value}")
+                self._say(f"note: --{name} is {getattr(config, name)}, was {value}")
         with _fitting(path):
             net = self._network(saved, saved["net"])
             average, optimizer = self._average(net), self._optimizer(net)
@@ -244,7 +268,7 @@ class Trainer:
                 average.load_state_dict(saved["average"])
             if have_the_same_moments(saved["config"]["optim"], config.optim):
                 load_moments(optimizer, saved["optim"])
-        print(f"going on from {path}")
+        self._say(f"going on from {path}")
         epoch, losses = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
         kept = {name: saved[name] for name in ("threshold", "seconds") if name in saved}
         return TrainState(net, optimizer, DataInfo(**saved["data"]), epoch, losses, saved["epoch"], average, **kept)
@@ -286,8 +310,9 @@ class Trainer:
         files = {split: list_samples(self.dir_data / split) for split in splits}
         in_memory = sum(file.num_byte for split in splits for file in files[split]) <= config.cache_gb * 1e9
         weighted = config.loss == "wbce"
-        if weighted:
+        if weighted and self.world.first:
             _keep_distances(files["train"], info)
+        self.world.same(None)  # wait for them
         data = {
             split: PatchDataset(part, info, labelled=True, in_memory=in_memory, distances=weighted and split == "train")
             for split, part in files.items()
@@ -301,12 +326,17 @@ class Trainer:
         }
         augment, shapes = self._augmentation(info), data["train"].shapes
         small = sum(height < augment.crop[0] or width < augment.crop[1] for height, width in shapes)
-        if small:
+        if small and self.world.first:
             what = f"{small} of {len(shapes)} images are smaller than the crop of {augment.crop} px"
             print(f"warning: {what}: padded by reflection; lower --ny_load and --nx_load", file=sys.stderr)
-        sampler = PatchSampler(shapes, augment.crop, augment.margin, config.batch_size, config.seed)
-        val = DataLoader(data["val"], **options) if "val" in data else None
+        world = {"rank": self.world.rank, "num_process": self.world.size}
+        sampler = PatchSampler(shapes, augment.crop, augment.margin, config.batch_size, config.seed, **world)
+        val = DataLoader(data["val"], sampler=self._share(data["val"]), **options) if "val" in data else None
         return DataLoader(data["train"], batch_sampler=sampler, **options), val
+
+    def _share(self, data: PatchDataset) -> range:
+        """Images that this process validates or tests."""
+        return range(self.world.rank, len(data), self.world.size)
 
     def _augmentation(self, info: DataInfo) -> Augmentation:
         c = self.config
@@ -330,32 +360,34 @@ class Trainer:
         print(f"{sum(p.numel() for p in state.net.parameters()):,} weights on {self.device}", flush=True)
 
     def _batches(self, loader: DataLoader) -> Iterator[Batch]:
-        """Batches on the device, until a stop is asked for."""
+        """Batches on the device."""
         for batch in loader:
-            if self.stop:
-                return
             yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _augmented(self, state: TrainState, loader: DataLoader) -> Iterator[Batch]:
         """Batches of the epoch that are still to do; augmentation and learning rate depend on the place alone."""
         config, augment, first = self.config, self._augmentation(state.info), len(state.losses)
-        loader.batch_sampler.set_epoch(state.epoch, first)
+        sampler, num_step = loader.batch_sampler, len(loader)
+        sampler.set_epoch(state.epoch, first)
+        windows = sampler.batches(state.epoch)
         for step, batch in enumerate(self._batches(loader), first):
-            progress = self._progress(state, state.epoch - 1 + step / len(loader))
+            progress = self._agree(state, state.epoch - 1 + step / num_step)
+            if self.stopping or (config.max_minutes and progress >= 1 and step > first):
+                return
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, config.lr, config.schedule, config.warmup)
-            windows = loader.batch_sampler.batches(state.epoch)[step]
-            rngs = [np.random.default_rng((config.seed, state.epoch, window.index)) for window in windows]
+            mine = sampler.share(windows[step])
+            rngs = [np.random.default_rng((config.seed, state.epoch, w.index)) for w in mine or windows[step][:1]]
             batch = augment(batch, rngs)
             if "distance" in batch:
                 share = state.info.class_share
                 batch["weight"] = pixel_weight(batch["label"], batch["distance"], share, config.w0, config.sigma)
+            if self.world.size > 1:  # the mean over processes is to be the mean over images
+                batch["share"] = batch["input"].new_tensor(len(mine) * self.world.size / len(windows[step]))
             torch.manual_seed(int(rngs[0].integers(2**63)))  # for dropout
             yield batch
-            if config.max_minutes and self._progress(state, 0) >= 1:
-                return
 
-    def _train_epoch(self, state: TrainState, loader: DataLoader) -> report.Scores:
+    def _train_epoch(self, state: TrainState, net: nn.Module, loader: DataLoader) -> report.Scores:
         """Train what is left of an epoch; the losses go into the state."""
         start, first = time.perf_counter(), len(state.losses)
 
@@ -365,8 +397,9 @@ class Trainer:
 
         batches = self._augmented(state, loader)
         options = {"criterion": LOSSES[self.config.loss], "clip": self.config.clip, "precision": self.precision}
-        losses = run_epoch(state.net, batches, state.optimizer, observe, **options)
-        state.losses += _read(losses)  # the epoch's one wait for the device
+        losses = run_epoch(net, batches, state.optimizer, observe, **options)
+        if losses:  # the epoch's one wait for the device
+            state.losses += (self.world.total(torch.stack(losses)) / self.world.size).tolist()
         seconds = time.perf_counter() - start
         batches = loader.batch_sampler.batches(state.epoch)[: len(state.losses)]
         for step, (loss, batch) in enumerate(zip(state.losses, batches, strict=True), 1):
@@ -387,19 +420,24 @@ class Trainer:
             pictures=last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0,
             challenge=last or state.epoch % config.num_freq_score == 0,
         )
-        losses = _read(run_epoch(state.best_net, self._batches(loader), observe=scorer, precision=self.precision))
-        for loss, file in zip(losses, loader.dataset.files, strict=False):  # fewer losses after a stop
-            _check_finite(loss, f"the validation of epoch {state.epoch}", [file])
-        if self.stop:
+        batches = takewhile(lambda _: not self.stop, self._batches(loader))
+        run_epoch(state.best_net, batches, observe=scorer, precision=self.precision)
+        self._agree(state, state.epoch)
+        if self.stopping:
             return {}
+        scorer.finish(self.world.gather)
+        for loss, file in zip(scorer.losses, loader.dataset.files, strict=True):
+            _check_finite(loss, f"the validation of epoch {state.epoch}", [file])
         log.images(state.epoch, scorer.pictures or {})
         if scorer.challenge:
             state.threshold = scorer.challenge.best_threshold
-        return {"loss/val": float(np.mean(losses))} | scorer.scores()
+        return scorer.scores()
 
     def _save(self, state: TrainState, whole: bool) -> Path:
         """Write the checkpoint of an epoch, whole or interrupted."""
         path = checkpoint.path_of(self.dir_checkpoint, state.epoch)
+        if not self.world.first:
+            return path
         values = {
             "net": state.net.state_dict(),
             "optim": state.optimizer.state_dict(),
@@ -420,8 +458,9 @@ class Trainer:
         """Say where a training was stopped and how to go on; returns the exit status."""
         again = report.command_line([] if self.config.train_continue else ["--train_continue", "on"])
         where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
-        print(f"stopped in {where}, saved {path}; to go on: {again}", file=sys.stderr)
-        return 128 + self.stop.signum
+        if self.world.first:
+            print(f"stopped in {where}, saved {path}; to go on: {again}", file=sys.stderr)
+        return 128 + self.stopping
 
     def test(self) -> int:
         """Segment the test split (or another) with a checkpoint, and write pictures, `index.html` and scores.
@@ -437,16 +476,33 @@ class Trainer:
         with _fitting(path):
             net = self._network(saved, (saved.get("average") or saved)["net"])
         data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False, in_memory=False)
-        with atomic_folder(self.dir_result, RESULTS) as folder:
+        loader = DataLoader(data, sampler=self._share(data))
+        with self._results() as folder:
             scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
-            run_epoch(EightFold(net) if self.config.tta else net, self._batches(DataLoader(data)), observe=scorer)
-            facts = {"command": report.command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
-            facts["split"] = self.config.split
-            report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
-            title = f"{self.config.scope} / {self.config.name_data}: {scorer.legend}"
-            report.write_index(folder, title, scorer.table(), facts | {f"--{k}": v for k, v in saved["config"].items()})
-        self._say_scores(scorer, saved["epoch"])
+            run_epoch(EightFold(net) if self.config.tta else net, self._batches(loader), observe=scorer)
+            scorer.finish(self.world.gather)
+            if self.world.first:
+                self._write_results(folder, scorer, path, saved)
+        if self.world.first:
+            self._say_scores(scorer, saved["epoch"])
         return 0
+
+    @contextmanager
+    def _results(self) -> Iterator[Path]:
+        """Folder that all processes write into, and that the first one puts in place when it is whole."""
+        if not self.world.first:
+            yield self.world.same(Path())
+            return
+        with atomic_folder(self.dir_result, RESULTS) as folder:
+            yield self.world.same(folder)
+
+    def _write_results(self, folder: Path, scorer: TestScorer, path: Path, saved: dict[str, Any]) -> None:
+        """Write the tables of a test and its page."""
+        facts = {"command": report.command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
+        facts["split"] = self.config.split
+        report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
+        title = f"{self.config.scope} / {self.config.name_data}: {scorer.legend}"
+        report.write_index(folder, title, scorer.table(), facts | {f"--{k}": v for k, v in saved["config"].items()})
 
     def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
         """Print the table of a test, and what it is of."""
@@ -469,11 +525,6 @@ def _fitting(path: Path) -> Iterator[None]:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its weights are not those of this network: use a checkpoint of this U-Net") from error
-
-
-def _read(losses: list[Tensor]) -> list[float]:
-    """Losses as numbers, fetched from the device in one piece."""
-    return torch.stack(losses).tolist() if losses else []
 
 
 def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:

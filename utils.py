@@ -57,7 +57,8 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
             message, status = "interrupted: nothing was left half written", 130
         except (OSError, MemoryError, RuntimeError) as error:
             message, status = f"error: {_explain(error)}", 1
-        print(message, file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(message if rank == "0" else f"process {rank}: {message}", file=sys.stderr)
         return status
 
     return run
@@ -74,6 +75,8 @@ def _explain(error: Exception) -> str:
     """One line for what the machine refuses; whatever is a defect of ours is raised again."""
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return "out of memory: lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb"
+    if re.search(r"gloo|NCCL|torch\.distributed|store", f"{type(error).__module__} {error}"):
+        return "another process of this run has died or is too slow: see its message, or raise --dist_timeout"
     if isinstance(error, OSError) and error.errno:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}: check the path, the permissions and the free space"
@@ -289,7 +292,8 @@ def pick_device(gpu_ids: str) -> torch.device:
     Parameters
     ----------
     gpu_ids : str
-        `"-1"` for the CPU, or a comma-separated list of GPU numbers, of which the first is used.
+        `"-1"` for the CPU, or a comma-separated list of GPU numbers. A process of torchrun takes the one at its place
+        in the list, or where the list is shorter than the processes are many, the GPU of its own number.
 
     Returns
     -------
@@ -298,15 +302,15 @@ def pick_device(gpu_ids: str) -> torch.device:
     """
     import torch
 
-    first, *others = (int(number) for number in gpu_ids.split(","))
-    if first < 0:
+    numbers = [int(number) for number in gpu_ids.split(",")]
+    place, places = (int(os.environ.get(name, one)) for name, one in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    number = numbers[place] if len(numbers) >= places else place
+    if numbers[0] < 0:
         return torch.device("cpu")
-    if first >= torch.cuda.device_count():
-        print(f"warning: --gpu_ids {gpu_ids}: no GPU {first} here, running on the CPU", file=sys.stderr)
+    if number >= torch.cuda.device_count():
+        print(f"warning: --gpu_ids {gpu_ids}: no GPU {number} here, running on the CPU", file=sys.stderr)
         return torch.device("cpu")
-    if others:
-        print(f"warning: --gpu_ids {gpu_ids}: only GPU {first} is used", file=sys.stderr)
-    return torch.device("cuda", first)
+    return torch.device("cuda", number)
 
 
 def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:

@@ -13,11 +13,15 @@ GOLDEN = Path(__file__).parent / "golden"
 INFO = DataInfo(1, [0, 255], ["membrane", "cell"], [0.3, 0.7], [0.0], [1.0], [0.0, 255.0])
 
 
-def batch_of(label, probability):
+def batch_of(label, probability, index=0):
     """A batch of one image, and the logits of a probability."""
     label = torch.as_tensor(label)[None]
     logits = torch.logit(torch.as_tensor(probability, dtype=torch.float64))[None, None]
-    return {"input": torch.zeros(1, 1, *label.shape[1:]), "label": label}, logits, torch.tensor(0.5)
+    return (
+        {"input": torch.zeros(1, 1, *label.shape[1:]), "label": label, "index": torch.tensor([index])},
+        logits,
+        torch.tensor(0.5),
+    )
 
 
 def test_a_stacks_challenge_scores_are_the_golden_maxima():
@@ -37,8 +41,9 @@ def test_validation_scores_are_means_over_images_and_keep_the_first_pictures():
     rng = np.random.default_rng(0)
     scorer = ValidationScorer(INFO, pictures=True, challenge=True)
     labels, masks = rng.integers(0, 2, (2, 2, 16, 16))
-    for label, mask in zip(labels, masks, strict=True):
-        scorer(*batch_of(label, np.where(mask, 0.9, 0.1)))
+    for index in (0, 1):
+        scorer(*batch_of(labels[index], np.where(masks[index], 0.9, 0.1), index))
+    scorer.finish()
     scores = scorer.scores()
     by_hand = [2 * np.sum(a & b) / (a.sum() + b.sum()) for a, b in zip(labels, masks, strict=True)]
     assert scores["dice/cell"] == pytest.approx(np.mean(by_hand))
@@ -47,6 +52,7 @@ def test_validation_scores_are_means_over_images_and_keep_the_first_pictures():
     assert np.array_equal(scorer.pictures["label"], labels[0] * 255)
     plain = ValidationScorer(INFO, pictures=False, challenge=False)
     plain(*batch_of(labels[0], masks[0] * 0.5 + 0.25))
+    plain.finish()
     assert plain.pictures is None and "max/v_rand" not in plain.scores()
 
 
@@ -69,7 +75,7 @@ def test_segments_are_scored_at_their_threshold_and_pixels_at_a_half(tmp_path):
 def test_three_classes_have_no_challenge_scores(tmp_path):
     info = DataInfo(1, [0, 1, 2], ["a", "b", "c"], [0.5, 0.3, 0.2], [0.0], [1.0], [0.0, 255.0])
     label = torch.randint(0, 3, (1, 16, 16))
-    batch = {"input": torch.zeros(1, 1, 16, 16), "label": label}
+    batch = {"input": torch.zeros(1, 1, 16, 16), "label": label, "index": torch.tensor([0])}
     logits = 9.0 * torch.nn.functional.one_hot(label, 3).movedim(-1, 1)
     scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], info, 0.5)
     scorer(batch, logits, torch.tensor(0.1))

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
-    ["config", "model", "dataset", "metrics", "checkpoint", "report", "phantom", "images", "optim"],
+    ["config", "model", "dataset", "metrics", "checkpoint", "report", "phantom", "images", "optim", "parallel"],
     ["isbi", "evaluate", "losses"],
     ["train", "run_make_database", "display_result"],
     ["main"],

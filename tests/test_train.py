@@ -230,10 +230,10 @@ def test_a_loss_that_breaks_down_stops_before_saving_and_names_the_samples(datab
 
 
 def test_losses_are_averaged_over_images_not_batches(database, work):
-    trainer = Trainer(Config(gpu_ids="-1", nch_ker=2, ny_load=32, nx_load=32, batch_size=4))
+    trainer = Trainer(Config(nch_ker=2, ny_load=32, nx_load=32, batch_size=4), torch.device("cpu"))
     state = trainer._begin()
     train, _ = trainer._loaders(state.info)  # six images: batches of four and two
-    scores = trainer._train_epoch(state, train)
+    scores = trainer._train_epoch(state, state.net, train)
     assert scores["loss/train"] == pytest.approx((4 * state.losses[0] + 2 * state.losses[1]) / 6)
 
 
