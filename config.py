@@ -36,6 +36,7 @@ def is_gpu_list(value: str) -> bool:
 GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
 NORM = ("bnorm", "inorm", "gnorm", "none")
 LOSS = ("bce", "wbce", "dice", "bce+dice")
+BY = ("image", "data")
 AMP = ("auto", "off", "bf16")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 
@@ -129,6 +130,7 @@ class Config(Flags):
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=at_least(1))
     nx_load: int = flag(256, "width of a training crop [px]", "data", rule=at_least(1))
+    normalize: str = flag("image", "subtract mean and divide by deviation of each image, or of all", "data", choices=BY)
     cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=at_least(0))
     num_workers: int = flag(2, "processes that read a database larger than that", "data", rule=at_least(0))
 

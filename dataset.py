@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, Sampler
 
 from utils import UserError, natural_key
 
-# input (N, C, H, W) float32, label (N, H, W) int64, distance (N, H, W) float32 [px], index (N,) of the samples
+# input (N, C, H, W) float32, label (N, H, W) int64, distance (N, H, W) float32 [px], index (N,) of the samples,
+# mean and std (N, C) that the input was normalised by
 Batch = dict[str, Tensor]
 SPLITS = ("train", "val", "test")
 DISTANCE = ".distance.npy"  # ends the name of the file with `losses.border_distance` of a sample
@@ -42,6 +43,9 @@ class DataInfo:
         Of each channel over the training split, in grey values.
     value_range : list of float
         Grey values that are black and white in a picture.
+    normalize : {"data", "image"}
+        Whether images are normalised by `mean` and `std`, or each by its own; no matter of the database, but of the
+        training.
     """
 
     nch_in: int
@@ -51,6 +55,7 @@ class DataInfo:
     mean: list[float]
     std: list[float]
     value_range: list[float]
+    normalize: str = "data"
 
     @property
     def num_class(self) -> int:
@@ -66,10 +71,11 @@ class DataInfo:
         UserError
             An entry is missing.
         """
-        missing = [item.name for item in fields(cls) if not isinstance(values, dict) or item.name not in values]
+        values = values if isinstance(values, dict) else {}
+        missing = [item.name for item in fields(cls) if item.default is MISSING and item.name not in values]
         if missing:
             raise UserError(f"{origin}: no entry {', '.join(missing)}: make the database again")
-        return cls(**{item.name: values[item.name] for item in fields(cls)})
+        return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
 
 class SampleFile(NamedTuple):
@@ -318,9 +324,9 @@ class PatchDataset(Dataset):
         self, files: list[SampleFile], info: DataInfo, *, labelled: bool, in_memory: bool, distances: bool = False
     ) -> None:
         self.files, self.info, self.distances = files, info, distances
-        self.mean, self.std = (np.float32(values) for values in (info.mean, info.std))
         self.shapes: list[tuple[int, int]] = []
         self._kept: list[dict[str, np.ndarray]] = []
+        self._statistics: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for file in files:
             image = (_labelled(file) if labelled else file.open())[0]
             if image.shape[2] != info.nch_in:
@@ -340,15 +346,26 @@ class PatchDataset(Dataset):
         Returns
         -------
         dict
-            `input` (C, H, W) float32, normalised; `label` (H, W) uint8, if there is one; `distance` (H, W) float32,
-            if wanted; `index`.
+            `input` (C, H, W) float32, normalised; `mean` and `std` (C,) that it was normalised by; `label` (H, W)
+            uint8, if there is one; `distance` (H, W) float32, if wanted; `index`.
         """
         window = key if isinstance(key, Window) else Window(key, 0, 0, *self.shapes[key])
         arrays = self._read(window)
-        pixels = (arrays["input"].astype(np.float32) - self.mean) / self.std  # (H, W, C)
+        mean, std = self.statistics(window.index)
+        pixels = (arrays["input"].astype(np.float32) - mean) / std  # (H, W, C)
         sample = {"input": torch.from_numpy(pixels.transpose(2, 0, 1).copy()), "index": window.index}
+        sample |= {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
         types = {"label": np.uint8, "distance": np.float32}
         return sample | {name: torch.from_numpy(arrays[name].astype(types[name])) for name in types if name in arrays}
+
+    def statistics(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation that a sample is normalised by, (C,) float32 each."""
+        if self.info.normalize == "data":
+            return np.float32(self.info.mean), np.float32(self.info.std)
+        if index not in self._statistics:
+            image = self._kept[index]["input"] if self._kept else self.files[index].open()[0]
+            self._statistics[index] = image_statistics(image)
+        return self._statistics[index]
 
     def _read(self, window: Window) -> dict[str, np.ndarray]:
         """Raw pixels, class indices if there are any, and the distance if it is wanted, of a window."""
@@ -363,6 +380,25 @@ class PatchDataset(Dataset):
         if self.distances:
             arrays["distance"] = _cut(_map_npy(file.distance), window)
         return {name: array for name, array in arrays.items() if array is not None}
+
+
+def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel of an image, of about a million pixels of it where it has more.
+
+    Parameters
+    ----------
+    image : ndarray
+        (H, W, C).
+
+    Returns
+    -------
+    mean, std : ndarray of float32
+        (C,) each; the deviation of a constant image is 1.
+    """
+    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // 2**20))
+    pixels = image[::step, ::step].reshape(-1, image.shape[2]).astype(np.float64)
+    std = pixels.std(0)
+    return np.float32(pixels.mean(0)), np.float32(np.where(std > 0, std, 1.0))
 
 
 def _cut(array: np.ndarray, window: Window) -> np.ndarray:

@@ -21,7 +21,7 @@ Gather = Callable[[list], list]  # lists of all processes, joined
 
 def pictures_of(batch: Batch, logits: Tensor, info: DataInfo) -> report.Pictures:
     """Pictures of the first image of a batch: input, label if there is one, and output."""
-    pixels = batch["input"][0].movedim(0, -1).cpu().numpy() * np.float32(info.std) + np.float32(info.mean)
+    pixels = (batch["input"][0].movedim(0, -1) * batch["std"][0] + batch["mean"][0]).cpu().numpy()
     pictures = {"input": report.input_picture(pixels, info.value_range)}
     if "label" in batch:
         pictures["label"] = report.label_picture(batch["label"][0].cpu().numpy(), info.num_class)

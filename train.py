@@ -40,7 +40,15 @@ from utils import (
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
-PER_RUN = {"mode", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}  # may well change on a resume
+PER_RUN = {
+    "mode",
+    "normalize",
+    "train_continue",
+    "epoch",
+    "num_epoch",
+    "max_minutes",
+    "gpu_ids",
+}  # may well change on a resume
 RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
 
 
@@ -236,7 +244,7 @@ class Trainer:
 
     def _begin(self) -> TrainState:
         """First state, shaped after the data."""
-        config, info = self.config, load_info(self.dir_data)
+        config, info = self.config, replace(load_info(self.dir_data), normalize=self.config.normalize)
         if info.num_class < 2:
             raise UserError(f"{self.dir_data}: the labels hold one class only, {info.class_values}: nothing to learn")
         if config.nch_in not in (0, info.nch_in):

@@ -22,17 +22,18 @@ from statistics import mean, stdev
 ROOT = Path(__file__).resolve().parent.parent
 
 ORIGINAL = (
-    "--norm inorm --init normal --optim adam --lr 1e-4 --beta1 0.5 --schedule constant --average 0"
+    "--normalize data --norm inorm --init normal --optim adam --lr 1e-4 --beta1 0.5 --schedule constant --average 0"
     " --turn off --elastic 0 --brightness 0 --contrast 0"
 )
 PAPER = (
-    "--norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant --average 0"
+    "--normalize data --norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant --average 0"
     " --batch_size 1 --loss wbce --brightness 0 --contrast 0"
 )
 RECIPES = {
     "default": "",
     "original": ORIGINAL,
     "paper": PAPER,
+    "normalize data": "--normalize data",
     "amp off": "--amp off",
     "inorm": "--norm inorm",
     "gnorm": "--norm gnorm",

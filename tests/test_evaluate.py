@@ -12,13 +12,15 @@ from evaluate import Challenge, TestScorer, ValidationScorer
 GOLDEN = Path(__file__).parent / "golden"
 INFO = DataInfo(1, [0, 255], ["membrane", "cell"], [0.3, 0.7], [0.0], [1.0], [0.0, 255.0])
 
+SCALE = {"mean": torch.zeros(1, 1), "std": torch.ones(1, 1)}
+
 
 def batch_of(label, probability, index=0):
     """A batch of one image, and the logits of a probability."""
     label = torch.as_tensor(label)[None]
     logits = torch.logit(torch.as_tensor(probability, dtype=torch.float64))[None, None]
     return (
-        {"input": torch.zeros(1, 1, *label.shape[1:]), "label": label, "index": torch.tensor([index])},
+        {"input": torch.zeros(1, 1, *label.shape[1:]), "label": label, "index": torch.tensor([index])} | SCALE,
         logits,
         torch.tensor(0.5),
     )
@@ -75,7 +77,7 @@ def test_segments_are_scored_at_their_threshold_and_pixels_at_a_half(tmp_path):
 def test_three_classes_have_no_challenge_scores(tmp_path):
     info = DataInfo(1, [0, 1, 2], ["a", "b", "c"], [0.5, 0.3, 0.2], [0.0], [1.0], [0.0, 255.0])
     label = torch.randint(0, 3, (1, 16, 16))
-    batch = {"input": torch.zeros(1, 1, 16, 16), "label": label, "index": torch.tensor([0])}
+    batch = {"input": torch.zeros(1, 1, 16, 16), "label": label, "index": torch.tensor([0])} | SCALE
     logits = 9.0 * torch.nn.functional.one_hot(label, 3).movedim(-1, 1)
     scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], info, 0.5)
     scorer(batch, logits, torch.tensor(0.1))
