@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dataset import (
     SampleFile,
     Window,
     describe,
+    image_statistics,
     list_samples,
     load_info,
     write_sample,
@@ -305,3 +307,26 @@ def test_a_damaged_description_is_refused(tmp_path):
         (tmp_path / "dataset.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match="class_values"):
             load_info(tmp_path)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_are_normalised_by_their_own_statistics_or_by_those_of_the_data(tmp_path, in_memory):
+    image = np.random.default_rng(0).normal(100, 20, (24, 30, 1)).astype(np.float32)
+    for number, scaled in enumerate((image, 2 * image + 30, np.full_like(image, 7))):
+        write_sample(tmp_path / f"{number}.npy", scaled, np.zeros((24, 30), np.uint8))
+    files = list_samples(tmp_path)
+    own = PatchDataset(files, replace(INFO, normalize="image"), labelled=True, in_memory=in_memory)
+    torch.testing.assert_close(own[0]["input"], own[1]["input"], atol=1e-4, rtol=0)
+    assert own[0]["input"].mean().abs() < 1e-5 and own[2]["input"].eq(0).all()
+    window = own[Window(1, 3, 4, 8, 8)]  # by the whole image's
+    torch.testing.assert_close(
+        window["input"] * window["std"] + window["mean"], torch.tensor(2 * image[3:11, 4:12, 0] + 30)[None]
+    )
+    by_data = PatchDataset(files, replace(INFO, mean=[30.0], std=[2.0]), labelled=True, in_memory=in_memory)
+    torch.testing.assert_close(by_data[1]["input"][0], torch.tensor(image[..., 0]))
+
+
+def test_statistics_of_a_large_image_look_at_a_part_of_it():
+    image = np.random.default_rng(0).normal(100, 20, (2048, 4096, 1))
+    mean, std = image_statistics(image)
+    assert mean[0] == pytest.approx(100, abs=0.2) and std[0] == pytest.approx(20, abs=0.2)
