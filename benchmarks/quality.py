@@ -26,8 +26,8 @@ ORIGINAL = (
     " --turn off --elastic 0 --brightness 0 --contrast 0"
 )
 PAPER = (
-    "--normalize data --norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant --average 0"
-    " --batch_size 1 --loss wbce --brightness 0 --contrast 0"
+    "--normalize data --norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant"
+    " --average 0 --batch_size 1 --loss wbce --brightness 0 --contrast 0"
 )
 RECIPES = {
     "default": "",
