@@ -1,11 +1,13 @@
-"""Several processes on the CPU, over gloo, as torchrun starts them."""
+"""Several processes on the CPU, over gloo."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from conftest import ROOT, SMALL
 
@@ -14,26 +16,54 @@ import main
 from parallel import World, num_gpu
 
 FLAGS = [*SMALL, "--norm", "inorm", "--amp", "off", "--dist_timeout", "20"]
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
-def torchrun(work, num_process, *argv, options=(), **kwargs):
-    """Start main.py in several processes of one thread each."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_process}", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*run, ROOT / "main.py", *argv], cwd=work, env=environment, stdout=pipe, stderr=pipe, text=True, **kwargs
-    )
+@pytest.fixture
+def start(work):
+    """Starts a command with one thread, and kills what is left of it in the end."""
+    processes = []
+
+    def run(*command, **environment):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        processes.append(subprocess.Popen([sys.executable, *command], cwd=work, env=environment, **PIPES))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
-def finish(process):
-    """Exit status, output and errors of a process."""
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+@pytest.fixture
+def together(start):
+    """Starts main.py in several processes that know of each other, as torchrun does."""
+
+    def run(num_process, *argv):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        world = {"WORLD_SIZE": str(num_process), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [start(ROOT / "main.py", *argv, RANK=str(rank), **world) for rank in range(num_process)]
+
+    return run
+
+
+def finish(processes):
+    """Output of processes that must succeed."""
+    texts = [process.communicate(timeout=120) for process in processes]
+    assert all(process.returncode == 0 for process in processes), texts
+    return "".join(out for out, _ in texts)
 
 
 def weights(work, scope, epoch):
-    return checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth")
+    return checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth")["net"]
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
 
 
 def test_alone_a_process_is_its_own_world():
@@ -42,33 +72,29 @@ def test_alone_a_process_is_its_own_world():
     assert num_gpu("-1") == 0 and num_gpu("98,99") == 0
 
 
-def test_two_processes_train_the_weights_of_one_and_resume_on_one_and_three(database, work):
-    # 6 images in batches of 4: 4 steps; the second of an epoch has two images
+def test_two_processes_train_the_weights_of_one_and_resume_on_one_and_three(database, work, together):
+    # six images in batches of four and two: 10 steps in five epochs; a third process has no image of the last batch
     flags = [*FLAGS, "--batch_size", "4", "--schedule", "constant", "--optim", "sgd", "--lr", "0.01"]
-    status, out, err = finish(torchrun(work, 2, *flags, "--scope", "two", "--num_epoch", "5"))
-    assert status == 0, err
+    out = finish(together(2, *flags, "--scope", "two", "--num_epoch", "5"))
     assert out.count("epoch 5/5") == 1
     assert main.main([*flags, "--scope", "one", "--num_epoch", "5"]) == 0
     one, two = weights(work, "one", 5), weights(work, "two", 5)
-    assert list(one["net"]) == list(two["net"])  # no prefix
-    for name, value in one["net"].items():
-        torch.testing.assert_close(two["net"][name], value, atol=1e-5, rtol=0)
-    more = [*flags, "--scope", "two", "--num_epoch", "7", "--train_continue", "on"]
-    status, _, err = finish(torchrun(work, 3, *more))
-    assert status == 0, err
+    assert list(one) == list(two)  # no prefix
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
+    more = [*flags, "--scope", "two", "--train_continue", "on"]
+    finish(together(3, *more, "--num_epoch", "7"))
     assert main.main([*more, "--num_epoch", "8"]) == 0
     assert main.main([*flags, "--scope", "one", "--num_epoch", "8"]) == 0
     one, two = weights(work, "one", 8), weights(work, "two", 8)
-    assert all(torch.allclose(two["net"][name], value, atol=1e-4) for name, value in one["net"].items())
+    assert all(torch.allclose(two[name], value, atol=1e-4) for name, value in one.items())
 
 
-def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, monkeypatch):
+def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, together, monkeypatch):
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     flags = ["--mode", "test", "--gpu_ids", "-1", "--split", "train", "--tta", "off"]
     folder = work / "results" / "unet" / "em"
-    status, out, err = finish(torchrun(work, 2, *flags))
-    assert status == 0, err
-    assert out.count("index.html") == 1
+    assert finish(together(2, *flags)).count("index.html") == 1
     two = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     monkeypatch.setattr(sys, "argv", [str(ROOT / "main.py"), *flags])  # the page names the command
     threads = torch.get_num_threads()
@@ -78,55 +104,25 @@ def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, monkeyp
     assert len(two) > 18 and two == {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def worker_pids(process):
-    """Numbers of the processes that a torchrun has started, in the order of their ranks."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    return sorted(int(pid) for pid in listed.split())
+def test_a_killed_process_ends_the_other_with_one_line(database, work, together):
+    first, second = together(2, *FLAGS, "--num_epoch", "400", "--num_freq_save", "5")
+    wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", first)
+    second.kill()
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 1 and err.count("\n") == 1 and "another process of this run has died" in err
 
 
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
-def test_torchrun_goes_on_from_the_last_checkpoint_when_a_process_is_killed(database, work):
-    process = torchrun(work, 2, *FLAGS, "--num_epoch", "30", "--num_freq_save", "5", options=["--max-restarts=3"])
-    wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", process)
-    os.kill(worker_pids(process)[-1], signal.SIGKILL)
-    status, out, err = finish(process)
-    assert status == 0, err
-    assert (work / "checkpoints" / "unet" / "em" / "model_epoch0030.pth").exists() and "going on from" in out
-
-
-def test_a_killed_process_ends_the_other_with_one_line(database, work):
-    port = str(29500 + os.getpid() % 1000)
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "main.py", *FLAGS, "--num_epoch", "400", "--num_freq_save", "5"],
-            cwd=work,
-            env=os.environ | world | {"RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", processes[0])
-    processes[1].kill()
-    processes[1].communicate()
-    status, _, err = finish(processes[0])
-    assert status == 1 and err.count("\n") == 1 and "another process of this run has died" in err
-
-
-def test_a_stop_is_heard_by_all_and_saved_once(database, work):
-    flags = [*FLAGS, "--num_epoch", "400", "--num_freq_save", "5"]
-    process = torchrun(work, 2, *flags)
+def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(database, work, start):
+    options = ["--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    flags = [*FLAGS, "--num_epoch", "1000", "--num_freq_save", "5"]
+    process = start("-m", "torch.distributed.run", *options, str(ROOT / "main.py"), *flags)
     folder = work / "checkpoints" / "unet" / "em"
-    wait_for(folder / "model_epoch0005.pth", process)
-    os.kill(worker_pids(process)[-1], signal.SIGTERM)  # one process alone
-    status, _, err = finish(process)
-    assert status != 0 and err.count("stopped in epoch") == 1
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        last = max(checkpoint.list_epochs(folder), default=0)
+        wait_for(folder / f"model_epoch{last + 5:04d}.pth", process)
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+        os.kill(max(map(int, listed.split())), signum)
+    out, err = process.communicate(timeout=60)
+    assert "going on from" in out and err.count("stopped in epoch") == 1
     newest = checkpoint.load(checkpoint.find(folder, 0))
-    assert not newest["whole"] and newest["epoch"] < 400
+    assert not newest["whole"] and 10 <= newest["epoch"] < 1000
