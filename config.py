@@ -119,6 +119,7 @@ class Config(Flags):
     lr: float = flag(2e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
     beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
     loss: str = flag("bce", "wbce has the paper's weight map", "training", choices=LOSS)
+    balance: bool = flag(True, "wbce: weight each class by the inverse of its share", "training")
     w0: float = flag(10.0, "wbce: weight between two objects that touch", "training", rule=at_least(0))
     sigma: float = flag(5.0, "wbce: reach of that weight [px]", "training", rule=POSITIVE)
     optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))

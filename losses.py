@@ -105,7 +105,7 @@ def _number_objects(label: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float], w0: float, sigma: float) -> Tensor:
+def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float] | None, w0: float, sigma: float) -> Tensor:
     """Weight of each pixel in the loss: balance of the classes, and more where two objects nearly touch.
 
     w = w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), the second term on background alone.
@@ -116,8 +116,9 @@ def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float], w0: 
         (N, H, W) class indices.
     distance : Tensor
         (N, H, W) d1 + d2 [px], see `border_distance`.
-    class_share : list of float
-        Fraction of the training pixels of each class; w_c is such that the mean weight of the classes is 1.
+    class_share : list of float or None
+        Fraction of the training pixels of each class; w_c is such that the mean weight over all pixels is 1. None for
+        w_c = 1, which leaves probabilities away from borders as they are.
     w0, sigma : float
         Height and width [px] of the border's weight. Source: Ronneberger et al. 2015, equation 2.
 
@@ -126,6 +127,8 @@ def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float], w0: 
     >>> pixel_weight(torch.tensor([[[0, 0, 1]]]), torch.tensor([[[0.0, 80.0, 0.0]]]), [0.25, 0.75], 10.0, 5.0)
     tensor([[[12.0000,  2.0000,  0.6667]]])
     """
-    balance = 1 / (len(class_share) * torch.tensor(class_share).clamp_min(1e-3))
-    border = w0 * torch.exp(-(distance**2) / (2 * sigma**2))
-    return balance.to(label.device)[label] + torch.where(label == 0, border, 0)
+    weight = 1 + torch.where(label == 0, w0 * torch.exp(-(distance**2) / (2 * sigma**2)), 0)
+    if class_share is not None:
+        balance = 1 / (len(class_share) * torch.tensor(class_share).clamp_min(1e-3))
+        weight = weight - 1 + balance.to(label.device)[label]
+    return weight

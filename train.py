@@ -388,7 +388,7 @@ class Trainer:
             rngs = [np.random.default_rng((config.seed, state.epoch, w.index)) for w in mine or windows[step][:1]]
             batch = augment(batch, rngs)
             if "distance" in batch:
-                share = state.info.class_share
+                share = state.info.class_share if config.balance else None
                 batch["weight"] = pixel_weight(batch["label"], batch["distance"], share, config.w0, config.sigma)
             if self.world.size > 1:  # the mean over processes is to be the mean over images
                 batch["share"] = batch["input"].new_tensor(len(mine) * self.world.size / len(windows[step]))

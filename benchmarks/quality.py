@@ -56,6 +56,7 @@ RECIPES = {
     "wbce": "--loss wbce",
     "wbce, w0 3": "--loss wbce --w0 3",
     "wbce, w0 0": "--loss wbce --w0 0",
+    "wbce, w0 3, no balance": "--loss wbce --w0 3 --balance off",
     "dice": "--loss dice",
     "bce+dice": "--loss bce+dice",
     "elastic 0": "--elastic 0",

@@ -88,3 +88,5 @@ def test_pixel_weight_follows_the_papers_equation():
     weight = pixel_weight(label, distance, [0.5, 0.3, 0.2], w0=10.0, sigma=5.0)[0, 0]
     expected = [1 / 1.5 + 10 * np.exp(-16 / 50), 1 / 0.9, 1 / 0.6]
     assert weight.tolist() == pytest.approx(expected, rel=1e-5)
+    plain = pixel_weight(label, distance, None, w0=10.0, sigma=5.0)[0, 0]
+    assert plain.tolist() == pytest.approx([1 + 10 * np.exp(-16 / 50), 1, 1], rel=1e-5)
