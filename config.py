@@ -35,7 +35,7 @@ def is_gpu_list(value: str) -> bool:
 
 GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
 NORM = ("bnorm", "inorm", "gnorm", "none")
-LOSS = ("bce", "wbce", "dice", "bce+dice")
+LOSS = ("auto", "bce", "wbce", "dice", "bce+dice")
 BY = ("image", "data")
 AMP = ("auto", "off", "bf16")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
@@ -118,9 +118,11 @@ class Config(Flags):
     batch_size: int = flag(4, "images a step", "training", rule=at_least(1))
     lr: float = flag(2e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
     beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
-    loss: str = flag("bce", "wbce has the paper's weight map", "training", choices=LOSS)
-    balance: bool = flag(True, "wbce: weight each class by the inverse of its share", "training")
-    w0: float = flag(10.0, "wbce: weight between two objects that touch", "training", rule=at_least(0))
+    loss: str = flag(
+        "auto", "wbce has the paper's weight map; auto: wbce for two classes, bce for more", "training", choices=LOSS
+    )
+    balance: bool = flag(False, "wbce: weight each class by the inverse of its share", "training")
+    w0: float = flag(3.0, "wbce: weight between two objects that touch", "training", rule=at_least(0))
     sigma: float = flag(5.0, "wbce: reach of that weight [px]", "training", rule=POSITIVE)
     optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))

@@ -14,7 +14,7 @@ from model import class_probability
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of logits, label, and a weight for each pixel
 
-REACH = 40  # [px] farther than this is far: exp(-40^2 / (2 * 10^2)) is 3e-4
+REACH = 25  # [px] farther than this is far: exp(-25^2 / (2 * 5^2)) is 4e-6
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -124,7 +124,7 @@ def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float] | Non
 
     Examples
     --------
-    >>> pixel_weight(torch.tensor([[[0, 0, 1]]]), torch.tensor([[[0.0, 80.0, 0.0]]]), [0.25, 0.75], 10.0, 5.0)
+    >>> pixel_weight(torch.tensor([[[0, 0, 1]]]), torch.tensor([[[0.0, 50.0, 0.0]]]), [0.25, 0.75], 10.0, 5.0)
     tensor([[[12.0000,  2.0000,  0.6667]]])
     """
     weight = 1 + torch.where(label == 0, w0 * torch.exp(-(distance**2) / (2 * sigma**2)), 0)

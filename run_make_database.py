@@ -26,6 +26,7 @@ import phantom
 from config import Flags, at_least, flag, parse
 from dataset import MAX_CLASS, SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
 from images import Frame, list_frames, sha256
+from losses import border_distance
 from utils import UserError, atomic_folder, program
 
 NO_LABEL = "none"
@@ -313,6 +314,8 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
         files[split].append(folder / split / f"{number:05d}.npy")
         label = None if pair.label is None else classes.indices(pair.label.read())
         write_sample(files[split][-1], pair.input.read(), label)
+        if split == "train" and len(classes.values) == 2:  # once here, and not before each training
+            np.save(SampleFile(files[split][-1]).distance, border_distance(label))
     return files
 
 

@@ -22,7 +22,17 @@ import checkpoint
 import parallel
 import report
 from config import Config
-from dataset import Augmentation, Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, list_samples, load_info
+from dataset import (
+    Augmentation,
+    Batch,
+    DataInfo,
+    PatchDataset,
+    PatchSampler,
+    SampleFile,
+    check_values,
+    list_samples,
+    load_info,
+)
 from evaluate import TestScorer, ValidationScorer
 from losses import LOSSES, Loss, border_distance, cross_entropy, pixel_weight
 from model import EightFold, UNet, convert_legacy, init_weights
@@ -317,7 +327,7 @@ class Trainer:
         splits = ["train", "val"] if (self.dir_data / "val").is_dir() else ["train"]
         files = {split: list_samples(self.dir_data / split) for split in splits}
         in_memory = sum(file.num_byte for split in splits for file in files[split]) <= config.cache_gb * 1e9
-        weighted = config.loss == "wbce"
+        weighted = self._loss(info) == "wbce"
         if weighted and self.world.first:
             _keep_distances(files["train"], info)
         self.world.same(None)  # wait for them
@@ -341,6 +351,10 @@ class Trainer:
         sampler = PatchSampler(shapes, augment.crop, augment.margin, config.batch_size, config.seed, **world)
         val = DataLoader(data["val"], sampler=self._share(data["val"]), **options) if "val" in data else None
         return DataLoader(data["train"], batch_sampler=sampler, **options), val
+
+    def _loss(self, info: DataInfo) -> str:
+        """Loss that the flag or the classes choose."""
+        return {"auto": "wbce" if info.num_class == 2 else "bce"}.get(self.config.loss, self.config.loss)
 
     def _share(self, data: PatchDataset) -> range:
         """Images that this process validates or tests."""
@@ -404,7 +418,7 @@ class Trainer:
                 state.average.update(state.net)
 
         batches = self._augmented(state, loader)
-        options = {"criterion": LOSSES[self.config.loss], "clip": self.config.clip, "precision": self.precision}
+        options = {"criterion": LOSSES[self._loss(state.info)], "clip": self.config.clip, "precision": self.precision}
         losses = run_epoch(net, batches, state.optimizer, observe, **options)
         if losses:  # the epoch's one wait for the device
             state.losses += (self.world.total(torch.stack(losses)) / self.world.size).tolist()
@@ -549,9 +563,10 @@ def _keep_distances(files: list[SampleFile], info: DataInfo) -> None:
     for file in tqdm(files, desc="weight map", disable=None, leave=False):
         changed = max(path.stat().st_mtime_ns for path in file if path)
         if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
-            label = file.open(info.class_values)[1]
+            image, label = file.open(info.class_values)
             if label is None:
                 return  # said by the dataset
+            check_values(file.input, image, label, info.num_class)
             with atomic_write(file.distance) as goal:
                 np.save(goal, border_distance(label))
 

@@ -22,12 +22,12 @@ from statistics import mean, stdev
 ROOT = Path(__file__).resolve().parent.parent
 
 ORIGINAL = (
-    "--normalize data --norm inorm --init normal --optim adam --lr 1e-4 --beta1 0.5 --schedule constant --average 0"
-    " --turn off --elastic 0 --brightness 0 --contrast 0"
+    "--loss bce --normalize data --norm inorm --init normal --optim adam --lr 1e-4 --beta1 0.5 --schedule constant"
+    " --average 0 --turn off --elastic 0 --brightness 0 --contrast 0"
 )
 PAPER = (
     "--normalize data --norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant"
-    " --average 0 --batch_size 1 --loss wbce --brightness 0 --contrast 0"
+    " --average 0 --batch_size 1 --loss wbce --w0 10 --balance on --brightness 0 --contrast 0"
 )
 RECIPES = {
     "default": "",
@@ -53,10 +53,11 @@ RECIPES = {
     "clip 1": "--clip 1",
     "average 0": "--average 0",
     "average 0.999": "--average 0.999",
-    "wbce": "--loss wbce",
-    "wbce, w0 3": "--loss wbce --w0 3",
-    "wbce, w0 0": "--loss wbce --w0 0",
-    "wbce, w0 3, no balance": "--loss wbce --w0 3 --balance off",
+    "bce": "--loss bce",
+    "w0 10": "--w0 10",
+    "balance": "--balance on",
+    "balance, w0 0": "--balance on --w0 0",
+    "balance, w0 10": "--balance on --w0 10",
     "dice": "--loss dice",
     "bce+dice": "--loss bce+dice",
     "elastic 0": "--elastic 0",

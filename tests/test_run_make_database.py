@@ -27,7 +27,7 @@ def snapshot(folder):
 def test_the_default_command_reads_the_stacks_in_the_database(work, capsys):
     folder = write_stacks(work / "datasets" / "em", num=12)
     assert main(["--dir_data", "./datasets", "--name_data", "em"]) == 0
-    assert [len(list((folder / split).iterdir())) for split in ("train", "val", "test")] == [10, 1, 1]
+    assert [len(list((folder / split).glob("[0-9]????.npy"))) for split in ("train", "val", "test")] == [10, 1, 1]
     volume, labels = tifffile.imread(folder / "train-volume.tif"), tifffile.imread(folder / "train-labels.tif")
     assert np.array_equal(load(folder, "test")["input"][..., 0], volume[11])
     assert np.array_equal(load(folder, "val")["label"] * 255, labels[10])
