@@ -35,6 +35,11 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
+def run_id() -> str:
+    """Name that torchrun gives to a run and keeps over its restarts; empty without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
 def launch(num_process: int, argv: list[str]) -> int:
     """Run this program once more in several processes on this machine, and wait for them.
 

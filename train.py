@@ -196,9 +196,8 @@ class Trainer:
         UserError
             The data or the checkpoint can't be used, or the loss is no longer finite.
         """
-        goes_on = parallel.restarts() and checkpoint.list_epochs(self.dir_checkpoint)
-        state = self._resume() if self.config.train_continue or goes_on else self._begin()
-        progress = self._progress(state, state.epoch - 1)
+        state = self._resume() if self.config.train_continue or self._was_restarted() else self._begin()
+        progress = self._agree(state, state.epoch - 1)
         if progress >= 1:
             self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to go on")
             return 0
@@ -223,6 +222,12 @@ class Trainer:
             return self._say_stopped(state, len(train), path)
         self._say(f"trained to epoch {state.epoch - 1}, saved {path}")
         return 0
+
+    def _was_restarted(self) -> bool:
+        """Whether torchrun started this run again after it had saved a checkpoint."""
+        if not parallel.restarts() or not checkpoint.list_epochs(self.dir_checkpoint):
+            return False
+        return checkpoint.load(checkpoint.find(self.dir_checkpoint, 0)).get("run") == parallel.run_id()
 
     def _say(self, text: str) -> None:
         """Print a line, once for all processes."""
@@ -471,6 +476,7 @@ class Trainer:
             "losses": state.losses,
             "threshold": state.threshold,
             "seconds": self._seconds(state),
+            "run": parallel.run_id(),
             "average": state.average.state_dict() if state.average else None,
         }
         checkpoint.save(path, values)
@@ -567,8 +573,11 @@ def _keep_distances(files: list[SampleFile], info: DataInfo) -> None:
             if label is None:
                 return  # said by the dataset
             check_values(file.input, image, label, info.num_class)
-            with atomic_write(file.distance) as goal:
-                np.save(goal, border_distance(label))
+            try:
+                with atomic_write(file.distance) as goal:
+                    np.save(goal, border_distance(label))
+            except UserError as error:
+                raise UserError(f"{error}; or train with --loss bce, which keeps nothing there") from error
 
 
 def _ignore_interrupt(_worker: int) -> None:
