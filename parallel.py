@@ -145,7 +145,8 @@ def joined(device: torch.device, timeout: float) -> Iterator[World]:
     store = dist.PrefixStore(_agree_on_name(store, rank, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     yield World(rank, size)
-    dist.destroy_process_group()  # after an error the others may not be there to part from
+    dist.barrier()  # who leaves early takes the store along; after an error the others may not be there to wait for
+    dist.destroy_process_group()
 
 
 def _agree_on_name(store: dist.Store, rank: int, size: int, timeout: float) -> str:
