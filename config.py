@@ -37,7 +37,7 @@ GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
 NORM = ("bnorm", "inorm", "gnorm", "none")
 LOSS = ("auto", "bce", "wbce", "dice", "bce+dice")
 BY = ("image", "data")
-AMP = ("auto", "off", "bf16")
+AMP = ("auto", "off", "bf16", "fp16")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 
 
@@ -128,7 +128,8 @@ class Config(Flags):
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
     warmup: float = flag(0.0, "share of the run in which the learning rate rises", "training", rule=FRACTION)
     clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=at_least(0))
-    amp: str = flag("auto", "bfloat16 in training; auto: where the machine computes it", "training", choices=AMP)
+    amp: str = flag("auto", "arithmetic of the training; auto: bf16 where the machine computes it", "training", choices=AMP)
+    compile: bool = flag(False, "compile the network (torch.compile); minutes before the first step", "training")
     average: float = flag(0.99, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=at_least(1))

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda params, lr, beta1: torch.optim.Adam(params, lr, betas=(beta1, 0.999)),
-    "adamw": lambda params, lr, beta1: torch.optim.AdamW(params, lr, betas=(beta1, 0.999)),
-    "sgd": lambda params, lr, beta1: torch.optim.SGD(params, lr, momentum=beta1),
+    "adam": lambda params, lr, beta1: torch.optim.Adam(params, lr, betas=(beta1, 0.999), fused=True),
+    "adamw": lambda params, lr, beta1: torch.optim.AdamW(params, lr, betas=(beta1, 0.999), fused=True),
+    "sgd": lambda params, lr, beta1: torch.optim.SGD(params, lr, momentum=beta1, fused=True),
     "rmsprop": lambda params, lr, beta1: torch.optim.RMSprop(params, lr, momentum=beta1),
 }
 
@@ -73,10 +73,11 @@ class MovingAverage:
         """Take in the weights after a step."""
         self.num_step += 1
         new = 1 - min(self.decay, (1 + self.num_step) / (10 + self.num_step))
-        for average, value in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, new)
-            else:
+        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_(*(list(tensors) for tensors in zip(*moving, strict=True)), new)
+        for average, value in pairs:
+            if not average.is_floating_point():
                 average.copy_(value)  # the count of batches
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from dataset import (
 )
 from evaluate import TestScorer, ValidationScorer
 from losses import LOSSES, Loss, border_distance, cross_entropy, pixel_weight
-from model import EightFold, UNet, convert_legacy, init_weights
+from model import EightFold, UNet, convert_legacy, fold_norm, init_weights
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from parallel import World
 from utils import (
@@ -71,6 +71,7 @@ def run_epoch(
     criterion: Loss = cross_entropy,
     clip: float = 0.0,
     precision: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> list[Tensor]:
     """Go once through batches; train if and only if there is an optimiser.
 
@@ -90,6 +91,8 @@ def run_epoch(
         Largest norm of the gradient; 0 for any.
     precision : torch.dtype, optional
         Of the network's arithmetic, see `pick_precision`; logits and loss are float32.
+    scaler : GradScaler, optional
+        Of the loss, for float16.
 
     Returns
     -------
@@ -108,15 +111,22 @@ def run_epoch(
             else:
                 loss = logits.new_tensor(torch.nan)
             if optimizer is not None:
-                optimizer.zero_grad()
-                loss.backward()
-                if clip:
-                    nn.utils.clip_grad_norm_(net.parameters(), clip)
-                optimizer.step()
+                _step(optimizer, loss, clip, scaler or torch.amp.GradScaler(enabled=False))
             losses.append(loss.detach())
             if observe is not None:
                 observe(batch, logits, losses[-1])
     return losses
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float, scaler: torch.amp.GradScaler) -> None:
+    """Change the weights after a batch."""
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    if clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], clip)
+    scaler.step(optimizer)
+    scaler.update()
 
 
 @dataclass
@@ -127,6 +137,8 @@ class TrainState:
     ----------
     net, optimizer
         With their weights and moments.
+    scaler : GradScaler
+        Of the loss; only float16 needs it, otherwise it does nothing.
     info : DataInfo
         Of the data that the network was first trained on.
     epoch : int
@@ -145,6 +157,7 @@ class TrainState:
 
     net: UNet
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     info: DataInfo
     epoch: int = 1
     losses: list[float] = field(default_factory=list)
@@ -203,6 +216,8 @@ class Trainer:
             return 0
         train, val = self._loaders(state.info)
         net = self.world.wrap(state.net)
+        if self.config.compile:
+            net = torch.compile(net)
         if self.world.first:
             self._open_folders(state)
         with self._log(state, progress) as log, self.stop:
@@ -272,7 +287,7 @@ class Trainer:
         net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm, config.pool, config.dropout)
         init_weights(net, config.init, config.seed)
         net.to(self.device, memory_format=torch.channels_last)
-        return TrainState(net, self._optimizer(net), info, average=self._average(net))
+        return TrainState(net, self._optimizer(net), self._scaler(), info, average=self._average(net))
 
     def _resume(self) -> TrainState:
         """State of a checkpoint; the flags of this run hold for all but the architecture."""
@@ -291,10 +306,14 @@ class Trainer:
                 average.load_state_dict(saved["average"])
             if have_the_same_moments(saved["config"]["optim"], config.optim):
                 load_moments(optimizer, saved["optim"])
+            scaler = self._scaler()
+            if scaler.is_enabled() and saved.get("scaler"):
+                scaler.load_state_dict(saved["scaler"])
         self._say(f"going on from {path}")
         epoch, losses = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
         kept = {name: saved[name] for name in ("threshold", "seconds") if name in saved}
-        return TrainState(net, optimizer, DataInfo(**saved["data"]), epoch, losses, saved["epoch"], average, **kept)
+        info = DataInfo(**saved["data"])
+        return TrainState(net, optimizer, scaler, info, epoch, losses, saved["epoch"], average, **kept)
 
     def _load(self, path: Path) -> dict[str, Any]:
         """Checkpoint in our layout, checked against the database."""
@@ -325,6 +344,9 @@ class Trainer:
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         return OPTIMS[self.config.optim](net.parameters(), self.config.lr, self.config.beta1)
+
+    def _scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
 
     def _loaders(self, info: DataInfo) -> tuple[DataLoader, DataLoader | None]:
         """Loaders of training patches and, if there is a validation split, of its whole images."""
@@ -424,7 +446,7 @@ class Trainer:
 
         batches = self._augmented(state, loader)
         options = {"criterion": LOSSES[self._loss(state.info)], "clip": self.config.clip, "precision": self.precision}
-        losses = run_epoch(net, batches, state.optimizer, observe, **options)
+        losses = run_epoch(net, batches, state.optimizer, observe, scaler=state.scaler, **options)
         if losses:  # the epoch's one wait for the device
             state.losses += (self.world.total(torch.stack(losses)) / self.world.size).tolist()
         seconds = time.perf_counter() - start
@@ -448,7 +470,7 @@ class Trainer:
             challenge=last or state.epoch % config.num_freq_score == 0,
         )
         batches = takewhile(lambda _: not self.stop, self._batches(loader))
-        run_epoch(state.best_net, batches, observe=scorer, precision=self.precision)
+        run_epoch(fold_norm(state.best_net), batches, observe=scorer, precision=self.precision)
         self._agree(state, state.epoch)
         if self.stopping:
             return {}
@@ -468,6 +490,7 @@ class Trainer:
         values = {
             "net": state.net.state_dict(),
             "optim": state.optimizer.state_dict(),
+            "scaler": state.scaler.state_dict(),
             "arch": state.net.arguments,
             "data": asdict(state.info),
             "config": asdict(self.config),
@@ -507,6 +530,7 @@ class Trainer:
         loader = DataLoader(data, sampler=self._share(data))
         with self._results() as folder:
             scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
+            net = fold_norm(net)
             run_epoch(EightFold(net) if self.config.tta else net, self._batches(loader), observe=scorer)
             scorer.finish(self.world.gather)
             if self.world.first:

@@ -318,7 +318,7 @@ def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
     Parameters
     ----------
-    amp : {"auto", "off", "bf16"}
+    amp : {"auto", "off", "bf16", "fp16"}
         `auto` takes bfloat16 where the device has instructions for it: elsewhere it is slower than float32.
     device : torch.device
         What the network runs on.
@@ -335,5 +335,5 @@ def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
     elif amp == "auto":
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     else:
-        fast = amp == "bf16"
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     return torch.bfloat16 if fast else None

@@ -14,6 +14,7 @@ from model import (
     class_map,
     class_probability,
     convert_legacy,
+    fold_norm,
     init_weights,
     pad_to_multiple,
 )
@@ -131,3 +132,15 @@ def test_certain_pixels_keep_their_loss_in_the_eight_fold_average():
             return torch.full_like(x, 30.0)
 
     assert EightFold(Certain())(torch.zeros(1, 1, 4, 4)).mean().item() == pytest.approx(30, abs=1e-3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_folded_network_gives_the_same_logits(norm):
+    torch.manual_seed(0)
+    net = UNet(2, 3, nch_ker=2, norm=norm)
+    image = torch.randn(2, 2, 40, 33)
+    for _ in range(3):
+        net(image * 2 + 1)  # moves the statistics away from 0 and 1
+    folded = fold_norm(net)
+    assert (sum("running_mean" in key for key in folded.state_dict()) == 0) and net.training
+    torch.testing.assert_close(folded(image), net.eval()(image).detach(), atol=1e-5, rtol=1e-5)
