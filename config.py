@@ -128,7 +128,7 @@ class Config(Flags):
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
     warmup: float = flag(0.0, "share of the run in which the learning rate rises", "training", rule=FRACTION)
     clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=at_least(0))
-    amp: str = flag("auto", "arithmetic of the training; auto: bf16 where the machine computes it", "training", choices=AMP)
+    amp: str = flag("auto", "type to train in; auto: bf16 where the machine computes it", "training", choices=AMP)
     compile: bool = flag(False, "compile the network (torch.compile); minutes before the first step", "training")
     average: float = flag(0.99, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
 
