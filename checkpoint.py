@@ -6,6 +6,8 @@ import io
 import pickle
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,14 @@ def load(path: Path) -> dict[str, Any]:
     if state.get("format", FORMAT) > FORMAT:
         raise UserError(f"{path}: written by a newer version of this program: update it")
     return state
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn what a checkpoint of another network makes fail into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its weights are not those of this network: use a checkpoint of this U-Net") from error

@@ -33,6 +33,12 @@ def is_gpu_list(value: str) -> bool:
     return value.strip() == "-1" or (all(n.isdecimal() for n in numbers) and len({*map(int, numbers)}) == len(numbers))
 
 
+WHAT = ("probability", "mask", "cells")
+WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, with commas")
+TILE: Rule = (
+    lambda value: value == 0 or (value >= 64 and value % 16 == 0),
+    "must be 0 or a multiple of 16, from 64 on",
+)
 GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
 NORM = ("bnorm", "inorm", "gnorm", "none")
 LOSS = ("auto", "bce", "wbce", "dice", "bce+dice")
@@ -92,7 +98,7 @@ class Config(Flags):
     4
     """
 
-    mode: str = flag("train", "what to do", "run", choices=("train", "test"))
+    mode: str = flag("train", "what to do", "run", choices=("train", "test", "predict", "export"))
     scope: str = flag("unet", "name of the experiment, a folder", "run")
     name_data: str = flag("em", "name of the data, a folder", "run")
     dir_data: str = flag("./datasets", "where the databases lie", "run")
@@ -149,8 +155,16 @@ class Config(Flags):
     blur: float = flag(0.0, "largest deviation of a random blur [px]; 0: off", "augmentation", rule=at_least(0))
     noise: float = flag(0.0, "random noise, in standard deviations; 0: off", "augmentation", rule=at_least(0))
 
+    input: str = flag("", "image, stack, folder, pattern or Zarr to segment", "predict")
+    output: str = flag("", "file (.tif, .npy, .zarr) or folder (PNG) to write; also of an export", "predict")
+    what: str = flag("probability", "also mask, cells; several with commas", "predict", rule=WHAT_LIST)
+    dtype: str = flag("uint8", "of the probability; 255 or 1.0 is certain", "predict", choices=("uint8", "float32"))
+    tile: int = flag(0, "height of a window, four times as wide [px]; 0: as memory allows", "predict", rule=TILE)
+
+    format: str = flag("onnx", "what to export to", "export", choices=("onnx", "torchscript", "bioimageio"))
+
     split: str = flag("test", "which samples to test", "test", choices=("test", "val", "train"))
-    tta: bool = flag(True, "average the test over the eight flips and quarter turns", "test")
+    tta: bool = flag(True, "average test and predict over the eight flips and quarter turns", "test")
 
     num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=at_least(1))
     num_freq_score: int = flag(50, "epochs between two scorings of segments (V_Rand, V_Info)", "log", rule=at_least(1))

@@ -46,6 +46,8 @@ class DataInfo:
     normalize : {"data", "image"}
         Whether images are normalised by `mean` and `std`, or each by its own; no matter of the database, but of the
         training.
+    context : int
+        How many neighbours above and below a section its input has as channels, first the uppermost one's channels.
     """
 
     nch_in: int
@@ -56,6 +58,7 @@ class DataInfo:
     std: list[float]
     value_range: list[float]
     normalize: str = "data"
+    context: int = 0
 
     @property
     def num_class(self) -> int:
@@ -388,7 +391,7 @@ def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Parameters
     ----------
     image : ndarray
-        (H, W, C).
+        (H, W, C), or what reads such an image by its rows.
 
     Returns
     -------
@@ -396,7 +399,9 @@ def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (C,) each; the deviation of a constant image is 1.
     """
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // 2**20))
-    pixels = image[::step, ::step].reshape(-1, image.shape[2]).astype(np.float64)
+    tall = step * math.ceil(512 / step)  # read so many rows at a time
+    bands = [image[top : top + tall][::step, ::step] for top in range(0, image.shape[0], tall)]
+    pixels = np.concatenate(bands).reshape(-1, image.shape[2]).astype(np.float64)
     std = pixels.std(0)
     return np.float32(pixels.mean(0)), np.float32(np.where(std > 0, std, 1.0))
 

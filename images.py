@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -84,6 +86,76 @@ def list_frames(source: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Fram
     else:
         raise UserError(f"{source}: no such file or folder: put the stack there, or name it by --input and --label")
     return [Frame(file, index) for file in files for index in range(_count(file))]
+
+
+def neighbours(frames: list[Frame], index: int, reach: int) -> list[Frame]:
+    """A frame between those up to `reach` above and below it; where its stack ends, the last one again.
+
+    Frames are of one stack where they are of one file, and where each is a file of its own.
+    """
+    num = Counter(frame.path for frame in frames)
+
+    def stack(frame: Frame) -> Path | None:
+        return frame.path if num[frame.path] > 1 else None
+
+    low = high = index
+    while low > 0 and stack(frames[low - 1]) == stack(frames[index]):
+        low -= 1
+    while high < len(frames) - 1 and stack(frames[high + 1]) == stack(frames[index]):
+        high += 1
+    return [frames[min(max(index + step, low), high)] for step in range(-reach, reach + 1)]
+
+
+def read_geometry(frames: list[Frame]) -> tuple[str, tuple[int, ...], dict[str, float], str]:
+    """What frames are counted along, and how large their pixels are.
+
+    Returns
+    -------
+    axes : str
+        `""` for one image, else letters such as `"Z"` or `"TZ"`.
+    lengths : tuple of int
+        Of these axes.
+    pixel : dict
+        Size of a pixel along X, Y and Z, where the file says it.
+    unit : str
+        Of that size; empty where the file doesn't say.
+    """
+    path, pixel, unit, axes, lengths = frames[0].path, {}, "", "", ()
+    if any(frame.path != path for frame in frames):
+        pass
+    elif path.is_dir():
+        array, letters, pixel = open_zarr(path)
+        axes = "".join(axis for axis in letters if axis not in "CYX")
+        lengths = tuple(array.shape[letters.index(axis)] for axis in axes)
+    elif path.suffix.lower() in TIFF:
+        import tifffile
+
+        with _tifffile_errors(path), tifffile.TiffFile(path) as tif:
+            series = tif.series[0]
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            axes = "".join(axis for axis in sizes if axis in "TZ")
+            lengths = tuple(sizes[axis] for axis in axes)
+            pixel, unit = _pixel_size(tif)
+    if math.prod(lengths) != len(frames):
+        axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
+    return axes, lengths, {axis: size for axis, size in pixel.items() if axis in "XYZ"}, unit
+
+
+def _pixel_size(tif: Any) -> tuple[dict[str, float], str]:
+    """Size of a pixel and its unit, by OME's, ImageJ's or the baseline's tags."""
+    if tif.ome_metadata:
+        pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
+        found = {} if pixels is None else pixels.attrib
+        sizes = {axis: float(found[f"PhysicalSize{axis}"]) for axis in "XYZ" if f"PhysicalSize{axis}" in found}
+        return sizes, found.get("PhysicalSizeXUnit", "micron") if sizes else ""
+    page, imagej = tif.pages[0], tif.imagej_metadata or {}
+    x, y = page.resolution
+    scale = {1: 1.0, 2: 25400.0, 3: 10000.0}[int(page.resolutionunit)]  # inch and centimetre in micron
+    unit = imagej.get("unit", "micron" if scale > 1 else "").replace("\\u00B5m", "micron")
+    if not unit or not x or not y:
+        return {}, ""
+    spacing = {"Z": float(imagej["spacing"])} if "spacing" in imagej else {}
+    return {"X": scale / x, "Y": scale / y} | spacing, unit
 
 
 def _count(path: Path) -> int:

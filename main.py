@@ -24,12 +24,15 @@ def main(argv: list[str] | None = None) -> int:
     """
     config = parse(Config, argv, __doc__)
     import parallel  # here, so that --help needs no torch
+    from predict import predict_files
     from train import Trainer
 
     if (num_gpu := parallel.num_gpu(config.gpu_ids)) > 1 and not parallel.is_worker():
         return parallel.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
     device = pick_device(config.gpu_ids)
     with parallel.joined(device, config.dist_timeout) as world:
+        if config.mode == "predict":
+            return predict_files(config, device, world)
         trainer = Trainer(config, device, world)
         return {"train": trainer.train, "test": trainer.test}[config.mode]()
 

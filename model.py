@@ -16,6 +16,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 NUM_LEVEL = 4
 STRIDE = 2**NUM_LEVEL  # [px] height and width inside the network are multiples of this
 
+Sides = tuple[bool, bool, bool, bool]  # top, left, bottom, right
+NONE: Sides = (False, False, False, False)
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "bnorm": nn.BatchNorm2d,
     "inorm": nn.InstanceNorm2d,
@@ -29,6 +32,37 @@ INITS: dict[str, Callable[..., Tensor]] = {
     "kaiming": lambda weight, generator: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator),
     "orthogonal": lambda weight, generator: nn.init.orthogonal_(weight, generator=generator),
 }
+
+
+def _reach() -> tuple[list[int], int]:
+    """How far beyond its own border a part of the image is seen.
+
+    Two 3x3 convolutions a stage reach 2 px beyond what they compute, a 2x2 transposed convolution reads half of it
+    (rounded up) one level down, and pooling reads twice of it one level up.
+
+    Returns
+    -------
+    seen : list of int
+        [px of that level] what the decoder of level 0, 1... (last: the bottom) must compute around the part.
+    halo : int
+        [px] what the logits of the part depend on around it, where it lies on multiples of `STRIDE`.
+
+    Examples
+    --------
+    >>> _reach()
+    ([0, 1, 2, 2, 2], 94)
+    """
+    seen = [0]
+    for _ in range(NUM_LEVEL):
+        seen.append(-(-(seen[-1] + 2) // 2))
+    halo = seen[-1] + 2
+    for level in reversed(range(NUM_LEVEL)):
+        halo = max(2 * halo, seen[level] + 2) + 2
+    return seen, halo
+
+
+_SEEN, HALO = _reach()
+MARGIN = -(-HALO // STRIDE) * STRIDE  # [px] the same, on the grid of the poolings
 
 
 class CNR2d(nn.Module):
@@ -77,9 +111,9 @@ class UNet(nn.Module):
     Notes
     -----
     `forward` takes (N, nch_in, H, W) floats of any height and width and returns (N, nch_out, H, W) logits.
-    An image whose sides are no multiple of 16 px is padded at the bottom and right by reflection, and the
-    logits are cut back. Parameters are registered in the order of the original network, so that its
-    optimiser's state fits. Source: arXiv 1505.04597, figure 1.
+    An image whose sides are no multiple of 16 px is padded at the bottom and right by reflection, and the logits are
+    cut back. `HALO` px around a window decide over its logits. Parameters are registered in the order of the original
+    network, so that its optimiser's state fits. Source: arXiv 1505.04597, figure 1.
 
     Examples
     --------
@@ -112,18 +146,34 @@ class UNet(nn.Module):
         self.pool = POOLS[pool](2)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, nch_in, H, W) to logits (N, nch_out, H, W), any height and width."""
-        height, width = x.shape[-2:]
+    def forward(self, x: Tensor, inner: Sides = NONE) -> Tensor:
+        """(N, nch_in, H, W) to logits (N, nch_out, H, W), any height and width.
+
+        Where a side is `inner`, the image goes on beyond it: of its outermost `MARGIN` pixels, which are there to be
+        seen alone, no logits come out, and the decoders compute no more of them than the logits need.
+        """
+        top, left, bottom, right = (MARGIN * side for side in inner)
+        height, width = x.shape[-2] - top - bottom, x.shape[-1] - left - right
         x = pad_to_multiple(x, STRIDE)
         skips = []
         for encoder in self.encoders:
             skips.append(encoder(x))
             x = self.pool(skips[-1])
         x = self.dropout(self.bottom(x))
-        for decoder in self.decoders:
-            x = decoder(x, skips.pop())
-        return self.fc(x)[..., :height, :width]
+        have = MARGIN // STRIDE  # [px] of this level
+        for level, decoder in zip(reversed(range(NUM_LEVEL)), self.decoders, strict=True):
+            x = _cut(x, inner, have - _SEEN[level + 1])
+            have = 2 * _SEEN[level + 1]
+            x = decoder(x, _cut(skips.pop(), inner, MARGIN // 2**level - have))
+        return self.fc(_cut(x, inner, have))[..., :height, :width]
+
+
+def _cut(x: Tensor, inner: Sides, num: int) -> Tensor:
+    """Feature map without the outermost rows and columns of its inner sides."""
+    if not any(inner):
+        return x
+    top, left, bottom, right = (num * side for side in inner)
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
 
 class EightFold(nn.Module):
@@ -141,15 +191,23 @@ class EightFold(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inner: Sides = NONE) -> Tensor:
         """(N, C, H, W) to logits, as the network's."""
+        top, left, bottom, right = (MARGIN * side for side in inner)
+        height, width = x.shape[-2] - top - bottom, x.shape[-1] - left - right
+        x = pad_to_multiple(
+            x, STRIDE
+        )  # before it is turned: each view has the same pixels, and the same grid of poolings
         total = 0
         for flip in (False, True):
+            sides = (top, right, bottom, left) if flip else (top, left, bottom, right)
             for quarters in range(4):
                 turned = torch.rot90(x.flip(-1) if flip else x, quarters, (-2, -1))
-                back = torch.rot90(class_probability(self.net(turned)), -quarters, (-2, -1))
+                # counter-clockwise the right side comes to the top, the top to the left
+                seen = tuple(side > 0 for side in sides[4 - quarters :] + sides[: 4 - quarters])
+                back = torch.rot90(class_probability(self.net(turned, seen)), -quarters, (-2, -1))
                 total = total + (back.flip(-1) if flip else back)
-        logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))
+        logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))[..., :height, :width]
         return logits if self.net.fc.out_channels > 1 else logits[:, 1:] - logits[:, :1]
 
 

@@ -299,7 +299,7 @@ class Trainer:
         for name, value in saved["config"].items():
             if name not in PER_RUN and not name.startswith("dir_") and getattr(config, name, value) != value:
                 self._say(f"note: --{name} is {getattr(config, name)}, was {value}")
-        with _fitting(path):
+        with checkpoint.fitting(path):
             net = self._network(saved, saved["net"])
             average, optimizer = self._average(net), self._optimizer(net)
             if average and saved.get("average"):
@@ -321,7 +321,7 @@ class Trainer:
         if "netG" in saved:  # pytorch-UNET's, with no description inside; it scaled [0, 255] to [-1, 1]
             info = load_info(self.dir_data)
             info = replace(info, mean=[127.5] * info.nch_in, std=[127.5] * info.nch_in)
-            with _fitting(path):
+            with checkpoint.fitting(path):
                 return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
         info = DataInfo.from_dict(saved["data"], path)
         here = load_info(self.dir_data) if (self.dir_data / "dataset.json").is_file() else info
@@ -524,7 +524,7 @@ class Trainer:
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = self._load(path)
         info = DataInfo(**saved["data"])
-        with _fitting(path):
+        with checkpoint.fitting(path):
             net = self._network(saved, (saved.get("average") or saved)["net"])
         data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False, in_memory=False)
         loader = DataLoader(data, sampler=self._share(data))
@@ -566,17 +566,6 @@ class Trainer:
         print(f"pictures and scores: {self.dir_result / 'index.html'}")
         if len(scorer.predicted) == 1:
             print("warning: the output of every image is one class: train longer, or check the labels", file=sys.stderr)
-
-
-@contextmanager
-def _fitting(path: Path) -> Iterator[None]:
-    """Turn what a checkpoint of another network makes fail into one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its weights are not those of this network: use a checkpoint of this U-Net") from error
 
 
 def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:

@@ -114,7 +114,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         partial.replace(path)
     except OSError as error:
         _discard(partial)
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     except BaseException:
         _discard(partial)
         raise
@@ -173,7 +173,7 @@ def atomic_folder(parent: str | os.PathLike, names: list[str]) -> Iterator[Path]
                 (partial / name).rename(parent / name)
         old.rename(done)  # from here on the new entries count, however the removal of the old ones ends
     except OSError as error:
-        raise _cannot_write(parent, error) from error
+        raise cannot_write(parent, error) from error
     finally:
         _restore(old, parent)
         _discard(partial)
@@ -200,7 +200,8 @@ def _discard(path: Path) -> None:
                 raise
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to tell when a folder or the disk takes no file."""
     return UserError(f"cannot write {path}: {error.strerror or error}: choose another folder, or make room")
 
 

@@ -9,9 +9,23 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
-    ["config", "model", "dataset", "metrics", "checkpoint", "report", "phantom", "images", "optim", "parallel"],
+    [
+        "config",
+        "model",
+        "dataset",
+        "metrics",
+        "checkpoint",
+        "report",
+        "phantom",
+        "images",
+        "optim",
+        "parallel",
+        "tiling",
+        "objects",
+        "writers",
+    ],
     ["isbi", "evaluate", "losses"],
-    ["train", "run_make_database", "display_result"],
+    ["train", "predict", "run_make_database", "display_result"],
     ["main"],
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row}

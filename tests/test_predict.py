@@ -1,0 +1,222 @@
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import ROOT, SMALL, start
+from PIL import Image
+
+import main
+from images import list_frames, read_geometry
+from predict import load, predict_array
+from utils import UserError
+
+PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off"]
+
+
+def segment(source, goal, *flags):
+    return main.main([*PREDICT, "--input", str(source), "--output", str(goal), *flags])
+
+
+def newest(work):
+    return load(work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth")
+
+
+@pytest.fixture
+def stack(trained):
+    """A stack of three sections of 200 x 330 px, which takes several windows of 64 px."""
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 200, 330)).astype(np.uint8)
+    options = {"imagej": True, "resolution": (1 / 0.004, 1 / 0.005)}
+    tifffile.imwrite("in.tif", pixels, **options, metadata={"axes": "ZYX", "unit": "micron", "spacing": 0.05})
+    return pixels
+
+
+@pytest.mark.parametrize("tile", ["0", "64"])
+def test_a_tiff_comes_out_as_the_array_does_with_its_pixel_size(stack, work, tile):
+    assert segment("in.tif", "out.tif", "--dtype", "float32", "--tile", tile) == 0
+    expected = predict_array(newest(work), stack, tta=False)
+    assert expected.shape == stack.shape and expected.dtype == np.float32 and 0 <= expected.min() < expected.max() <= 1
+    np.testing.assert_allclose(tifffile.imread("out.tif"), expected, atol=1e-5)
+    with tifffile.TiffFile("out.tif") as tif:
+        assert tif.series[0].axes == "ZYX" and tif.imagej_metadata["unit"] == "micron"
+    axes, lengths, pixel, unit = read_geometry(list_frames(work / "out.tif"))
+    assert (axes, lengths, unit) == ("Z", (3,), "micron")
+    assert pixel == pytest.approx({"X": 0.004, "Y": 0.005, "Z": 0.05})
+    assert not list(work.glob("*.partial"))
+
+
+def test_the_average_over_eight_views_is_the_same_in_windows(stack, work):
+    whole = predict_array(newest(work), stack[0])
+    np.testing.assert_allclose(predict_array(newest(work), stack[0], tile=64), whole, atol=1e-5)
+    assert not np.allclose(predict_array(newest(work), stack[0], tta=False), whole, atol=1e-5)
+
+
+def test_all_things_at_once_agree(stack, work):
+    assert segment("in.tif", "out.npy", "--what", "probability,mask,cells", "--tile", "64") == 0
+    probability, mask, cells = (np.load(f"out-{what}.npy") for what in ("probability", "mask", "cells"))
+    assert (probability.dtype, mask.dtype, cells.dtype) == (np.uint8, np.uint8, np.uint32)
+    assert probability.shape == mask.shape == cells.shape == stack.shape
+    assert set(np.unique(mask)) <= {0, 255} and np.array_equal(cells > 0, mask > 0)
+    predictor = newest(work)
+    real = predict_array(predictor, stack, tta=False)
+    assert np.array_equal(probability, np.round(255 * real)) or np.abs(probability - 255 * real).max() < 0.51
+    assert np.mean((mask > 0) == (real > predictor.threshold)) > 0.999
+
+
+def test_a_folder_becomes_a_folder_of_pngs_under_the_same_names(stack, work):
+    (work / "raw").mkdir()
+    for name, page in zip(("b10.png", "b9.png"), stack, strict=False):
+        Image.fromarray(page[:, : 100 + len(name)]).save(work / "raw" / name)
+    tifffile.imwrite(work / "raw" / "c.tif", stack[:2], photometric="minisblack", compression="zlib", tile=(64, 64))
+    assert segment("raw", "out", "--tile", "64") == 0
+    assert sorted(path.name for path in (work / "out").iterdir()) == ["b10.png", "b9.png", "c-0000.png", "c-0001.png"]
+    expected = np.round(predict_array(newest(work), stack[1], tta=False) * 255)
+    assert np.abs(np.asarray(Image.open("out/c-0001.png")) - expected).max() <= 1
+    assert segment("raw/*.png", "out2", "--what", "cells,mask") == 0
+    assert len(list((work / "out2").iterdir())) == 4
+
+
+def test_a_zarr_goes_on_where_it_was_stopped_and_has_a_pyramid(stack, work, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    from writers import ZarrWriter
+
+    written, write = [], ZarrWriter.write
+
+    def failing(self, frame, top, band):
+        written.append((frame, top))
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        write(self, frame, top, band)
+
+    monkeypatch.setattr(ZarrWriter, "write", failing)
+    assert segment("in.tif", "out.zarr", "--tile", "64") == 130
+    assert (work / "out.zarr.partial").is_dir() and not (work / "out.zarr").exists()
+    assert segment("in.tif", "out.zarr", "--tile", "64") == 0
+    assert len(written) == 3 * 4 + 1 and len(set(written)) == 12  # the one that failed was written again
+    assert segment("in.tif", "out.npy", "--tile", "64") == 0
+    group = zarr.open_group("out.zarr", mode="r")
+    assert np.array_equal(group["0"][:], np.load("out.npy"))
+    scale = group.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"]
+    assert scale == pytest.approx([0.05, 0.005, 0.004]) and group.attrs["ome"]["version"] == "0.5"
+    assert segment("out.zarr", "again.zarr", "--tile", "64") == 0  # what was written is read
+    assert not list(work.glob("*.partial"))
+
+
+@pytest.mark.parametrize("goal", ["out.tif", "out.npy", "out.zarr"])
+def test_two_processes_write_the_bytes_of_one(stack, work, goal):
+    if goal.endswith("zarr"):
+        pytest.importorskip("zarr")
+    assert segment("in.tif", goal, "--tile", "64") == 0
+    flags = [*PREDICT, "--input", "in.tif", "--output", f"two-{goal}", "--tile", "64"]
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "main.py"), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *run], cwd=work, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        sorted(p for p in [path, *path.rglob("*")] if p.is_file()) for path in (work / goal, work / f"two-{goal}")
+    )
+    same = [a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True) if a.name != "zarr.json"]
+    assert same and all(same)
+
+
+def test_a_killed_prediction_leaves_the_old_file(stack, work):
+    (work / "out.tif").write_bytes(b"old")
+    process = start("main.py", *PREDICT, "--tta", "on", "--input", "in.tif", "--output", "out.tif", "--tile", "64")
+    while not (work / "out.tif.partial").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and (work / "out.tif").read_bytes() == b"old"
+    assert not (work / "out.tif.partial").exists()
+
+
+def test_bad_input_ends_in_one_line(stack, work, fails):
+    def message(source, goal, *flags):
+        return fails(main.main, [*PREDICT, "--input", str(source), "--output", str(goal), *flags])
+
+    assert "needs --input" in message("", "out.tif")
+    assert "none.tif: no such file" in message("none.tif", "out.tif")
+    (work / "text.doc").write_text("text")
+    assert "text.doc" in message("text.doc", "out.tif")
+    assert "unknown ending .gif" in message("in.tif", "out.gif")
+    assert "would replace the input" in message("in.tif", "./in.tif")
+    tifffile.imwrite("rgb.tif", np.zeros((40, 40, 3), np.uint8), photometric="rgb")
+    assert "rgb.tif, page 1: 3 channel(s), the network was trained on 1" in message("rgb.tif", "out.tif")
+    tifffile.imwrite("nan.tif", np.full((40, 40), np.nan, np.float32))
+    assert "nan.tif, page 1: it holds NaN" in message("nan.tif", "out.tif")
+    tifffile.imwrite("small.tif", np.zeros((20, 20), np.uint8))
+    (work / "mixed").mkdir()
+    for name in ("in.tif", "small.tif"):
+        (work / "mixed" / name).write_bytes((work / name).read_bytes())
+    assert "one file can't hold both" in message("mixed", "out.tif")
+    assert "no such type" in message("in.tif", "folder", "--dtype", "float32")
+    (work / "file").write_text("")
+    assert "file/out.tif" in message("in.tif", "file/out.tif")
+    assert not list(work.glob("out*")) and not list(work.glob("*.partial"))
+
+
+def test_a_damaged_page_in_the_middle_is_named(stack, work, fails):
+    tifffile.imwrite("bad.tif", stack, photometric="minisblack", compression="zlib")
+    with tifffile.TiffFile("bad.tif") as tif:
+        offset = tif.pages[1].dataoffsets[0]
+    data = bytearray((work / "bad.tif").read_bytes())
+    data[offset : offset + 200] = bytes(200)
+    (work / "bad.tif").write_bytes(data)
+    assert "bad.tif, page 2: damaged" in fails(main.main, [*PREDICT, "--input", "bad.tif", "--output", "out.tif"])
+    assert not list(work.glob("out*"))
+
+
+def test_three_classes_of_two_channels_go_through_every_format(work):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (6, 4, 4)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
+    images = np.stack([labels * 80, 200 - labels * 50], axis=1).astype(np.uint8) + rng.integers(
+        0, 9, (6, 2, 64, 64), np.uint8
+    )
+    tifffile.imwrite("images.tif", images, imagej=True, metadata={"axes": "ZCYX"})
+    tifffile.imwrite("labels.tif", labels, photometric="minisblack")
+    import run_make_database
+
+    assert run_make_database.main(["--input", "images.tif", "--label", "labels.tif"]) == 0
+    assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "40", "--batch_size", "2", "--lr", "0.01"]) == 0
+    goals = ["out.tif", "out.npy"]
+    goals += ["out.zarr"] if importlib.util.find_spec("zarr") else []
+    for goal in goals:
+        assert segment("images.tif", goal, "--what", "probability,mask,cells") == 0
+    probability, mask = tifffile.imread("out-probability.tif"), tifffile.imread("out-mask.tif")
+    assert probability.shape == (6, 3, 64, 64) and np.array_equal(np.load("out-probability.npy"), probability)
+    assert np.mean(mask == labels) > 0.8
+    if "out.zarr" in goals:
+        import zarr
+
+        assert np.array_equal(zarr.open_group("out-probability.zarr", mode="r")["0"][:], probability)
+    assert segment("images.tif", "folder", "--what", "mask,probability") == 0
+    assert len(list((work / "folder").iterdir())) == 6 * 4
+
+
+def test_python_says_what_it_can_not_take(trained, work):
+    predictor = newest(work)
+    with pytest.raises(UserError, match="an image of shape"):
+        predict_array(predictor, np.zeros(5))
+    with pytest.raises(UserError, match="NaN"):
+        predict_array(predictor, np.full((32, 32), np.nan))
+    with pytest.raises(UserError, match="no such file"):
+        load(work / "none.pth")
+    assert predict_array(predictor, np.zeros((2, 2, 20, 40), np.uint16)).shape == (2, 2, 20, 40)
+
+
+def test_the_metadata_of_a_run_is_plain_json(stack, work):
+    pytest.importorskip("zarr")
+    assert segment("in.tif", "out.zarr") == 0
+    entry = json.loads((work / "out.zarr" / "zarr.json").read_text())
+    assert entry["attributes"]["ome"]["multiscales"][0]["axes"][0] == {
+        "name": "z",
+        "type": "space",
+        "unit": "micrometer",
+    }
