@@ -22,7 +22,9 @@ Gather = Callable[[list], list]  # lists of all processes, joined
 def pictures_of(batch: Batch, logits: Tensor, info: DataInfo) -> report.Pictures:
     """Pictures of the first image of a batch: input, label if there is one, and output."""
     pixels = (batch["input"][0].movedim(0, -1) * batch["std"][0] + batch["mean"][0]).cpu().numpy()
-    pictures = {"input": report.input_picture(pixels, info.value_range)}
+    nch = info.nch_in // (2 * info.context + 1)  # of the section itself, which lies between its neighbours
+    own = pixels[..., info.context * nch : (info.context + 1) * nch]
+    pictures = {"input": report.input_picture(own, info.value_range)}
     if "label" in batch:
         pictures["label"] = report.label_picture(batch["label"][0].cpu().numpy(), info.num_class)
     return pictures | {"output": report.probability_picture(class_probability(logits[:1])[0].cpu().numpy())}

@@ -13,7 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ import isbi
 import phantom
 from config import Flags, at_least, flag, parse
 from dataset import MAX_CLASS, SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
-from images import Frame, list_frames, sha256
+from images import Frame, list_frames, neighbours, sha256
 from losses import border_distance
 from utils import UserError, atomic_folder, program
 
@@ -55,6 +55,8 @@ class DatabaseFlags(Flags):
     download: bool = flag(False, "fetch the ISBI 2012 EM stack and use it", "source", nargs="?", const="on")
     url: str = flag(isbi.URL, "where to fetch it", "source")
 
+    context: int = flag(0, "neighbours above and below a section that it sees as channels", "source", rule=at_least(0))
+
     num_val: int = flag(-1, "samples for validation; -1: a tenth, at least one", "split", rule=at_least(-1))
     num_test: int = flag(-1, "samples for the test; -1: a tenth, at least one", "split", rule=at_least(-1))
     split: str = flag("contiguous", "blocks in the order of the stack, or mixed", "split", choices=SPLIT_KINDS)
@@ -63,10 +65,15 @@ class DatabaseFlags(Flags):
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the image with its labels, if there is one."""
+    """An image and the image with its labels, if there is one; `stack` are the frames that become its channels."""
 
     input: Frame
     label: Frame | None
+    stack: tuple[Frame, ...] = ()
+
+    def read(self) -> np.ndarray:
+        """Pixels (H, W, C) of the sample: the image, or the sections around it one after another."""
+        return np.concatenate([frame.read() for frame in self.stack], axis=-1) if self.stack else self.input.read()
 
 
 @program
@@ -83,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     if not flags.overwrite and any((folder / name).exists() for name in (*SPLITS, "dataset.json")):
         raise UserError(f"{folder} holds a database: add --overwrite to replace it, or choose another --name_data")
     _make_sources(flags, folder)
-    pairs = _pairs(flags, folder)
+    pairs = _with_context(_pairs(flags, folder), flags.context)
     splits = _split(pairs, flags)
     _check_images(pairs)
     classes = _find_classes(pairs, flags.threshold)
@@ -91,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     with atomic_folder(folder, [*SPLITS, "dataset.json"]) as partial:
         files = _write_samples(partial, splits, classes)
         info = describe((SampleFile(file).open() for file in files["train"] or files["test"]), classes.values, names)
+        info = replace(info, context=flags.context)
         text = json.dumps(asdict(info) | _provenance(flags, pairs, splits), indent=1)
         (partial / "dataset.json").write_text(text + "\n", "utf-8")
     _report(folder, splits, info)
@@ -154,6 +162,14 @@ def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
     return [Pair(*both) for both in zip(images, labels, strict=True)]
 
 
+def _with_context(pairs: list[Pair], context: int) -> list[Pair]:
+    """Pairs whose images have their neighbours in the stack as further channels."""
+    if not context:
+        return pairs
+    frames = [pair.input for pair in pairs]
+    return [replace(pair, stack=tuple(neighbours(frames, i, context))) for i, pair in enumerate(pairs)]
+
+
 def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Path, target: Path) -> list[Pair]:
     """Pair frames whose files have one name, the type apart; or, if no two have, one number."""
     for key in (lambda frame: (frame.path.stem, frame.index), lambda frame: (_number(frame.path.stem), frame.index)):
@@ -202,6 +218,10 @@ def _check_images(pairs: list[Pair]) -> None:
         if (image.dtype, image.shape[2]) != (first.dtype, first.shape[2]):
             what = f"{image.dtype} with {image.shape[2]} channels, {pairs[0].input} {first.dtype} with {first.shape[2]}"
             raise UserError(f"{pair.input} is {what}: convert them to one type")
+        for frame in pair.stack:
+            if frame.open().shape != image.shape:
+                what = f"{frame} has shape {frame.open().shape}, {pair.input} {image.shape}"
+                raise UserError(f"{what}: neighbours of --context must be of one size")
         if pair.label and pair.label.read().shape[:2] != image.shape[:2]:
             sizes = f"{pair.label.read().shape[:2]}, {pair.input} {image.shape[:2]}"
             raise UserError(f"{pair.label} has (height, width) {sizes}: they must agree")
@@ -313,7 +333,7 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
         (folder / split).mkdir(exist_ok=True)
         files[split].append(folder / split / f"{number:05d}.npy")
         label = None if pair.label is None else classes.indices(pair.label.read())
-        write_sample(files[split][-1], pair.input.read(), label)
+        write_sample(files[split][-1], pair.read(), label)
         if split == "train" and len(classes.values) == 2:  # once here, and not before each training
             np.save(SampleFile(files[split][-1]).distance, border_distance(label))
     return files

@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL, start
 from PIL import Image
 
 import main
+import run_make_database
 from images import list_frames, read_geometry
 from predict import load, predict_array
 from utils import UserError
@@ -181,8 +182,6 @@ def test_three_classes_of_two_channels_go_through_every_format(work):
     )
     tifffile.imwrite("images.tif", images, imagej=True, metadata={"axes": "ZCYX"})
     tifffile.imwrite("labels.tif", labels, photometric="minisblack")
-    import run_make_database
-
     assert run_make_database.main(["--input", "images.tif", "--label", "labels.tif"]) == 0
     assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "40", "--batch_size", "2", "--lr", "0.01"]) == 0
     goals = ["out.tif", "out.npy"]
@@ -220,3 +219,23 @@ def test_the_metadata_of_a_run_is_plain_json(stack, work):
         "type": "space",
         "unit": "micrometer",
     }
+
+
+def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbours(work, fails):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 40, 48)).astype(np.uint8)
+    tifffile.imwrite("images.tif", pixels, photometric="minisblack")
+    tifffile.imwrite("labels.tif", (pixels > 128) * np.uint8(255), photometric="minisblack")
+    stacks = ["--input", "images.tif", "--label", "labels.tif"]
+    assert run_make_database.main([*stacks, "--context", "1"]) == 0
+    sample = np.load("datasets/em/train/00000.npy")["input"]
+    assert np.array_equal(sample.transpose(2, 0, 1), pixels[[0, 0, 1]])  # at the end the section itself again
+    assert main.main([*SMALL, "--num_epoch", "1"]) == main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
+    assert np.asarray(Image.open("results/unet/em/images/0000-input.png")).shape == (40, 48)
+    assert segment("images.tif", "out.npy", "--dtype", "float32") == 0
+    around = np.stack([pixels[[max(i - 1, 0), i, min(i + 1, 5)]] for i in range(6)]).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(np.load("out.npy"), predict_array(newest(work), around, tta=False), atol=1e-6)
+    (work / "mixed").mkdir()
+    for number, size in enumerate((40, 41, 40, 40)):
+        Image.fromarray(pixels[0, :, :size]).save(work / "mixed" / f"{number}.png")
+    flags = ["--input", "mixed", "--label", "mixed", "--context", "1", "--name_data", "mixed", "--threshold", "9"]
+    assert "must be of one size" in fails(run_make_database.main, flags)
