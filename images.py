@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from utils import UserError, natural_key
+from utils import UserError, check_module, natural_key
 
 TIFF = (".tif", ".tiff")
 SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp")
@@ -229,10 +229,9 @@ def open_zarr(path: Path) -> tuple[Any, str, dict[str, float]]:
     UserError
         The package `zarr` is missing, or there is no image.
     """
-    try:
-        import zarr
-    except ImportError as error:
-        raise UserError(f"{path}: Zarr needs a package: pip install zarr") from error
+    check_module("zarr", str(path))
+    import zarr
+
     node = zarr.open(path, mode="r")
     if isinstance(node, zarr.Array):
         return node, "TCZYX"[-node.ndim :] if node.ndim != 3 else "ZYX", {}

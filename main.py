@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     config = parse(Config, argv, __doc__)
     import parallel  # here, so that --help needs no torch
+    from export import export
     from predict import predict_files
     from train import Trainer
 
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     with parallel.joined(device, config.dist_timeout) as world:
         if config.mode == "predict":
             return predict_files(config, device, world)
+        if config.mode == "export":
+            return export(config)
         trainer = Trainer(config, device, world)
         return {"train": trainer.train, "test": trainer.test}[config.mode]()
 

@@ -154,7 +154,10 @@ class UNet(nn.Module):
         """
         top, left, bottom, right = (MARGIN * side for side in inner)
         height, width = x.shape[-2] - top - bottom, x.shape[-1] - left - right
-        x = pad_to_multiple(x, STRIDE)
+        return self.on_grid(pad_to_multiple(x, STRIDE), inner)[..., :height, :width]
+
+    def on_grid(self, x: Tensor, inner: Sides = NONE) -> Tensor:
+        """`forward` of an image whose sides are multiples of `STRIDE`."""
         skips = []
         for encoder in self.encoders:
             skips.append(encoder(x))
@@ -165,7 +168,7 @@ class UNet(nn.Module):
             x = _cut(x, inner, have - _SEEN[level + 1])
             have = 2 * _SEEN[level + 1]
             x = decoder(x, _cut(skips.pop(), inner, MARGIN // 2**level - have))
-        return self.fc(_cut(x, inner, have))[..., :height, :width]
+        return self.fc(_cut(x, inner, have))
 
 
 def _cut(x: Tensor, inner: Sides, num: int) -> Tensor:

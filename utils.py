@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import os
 import re
 import shutil
@@ -118,6 +119,25 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     except BaseException:
         _discard(partial)
         raise
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it is whole, where a user may see how far it is."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def check_module(name: str, purpose: str) -> None:
+    """Refuse what needs a package that is not installed.
+
+    Raises
+    ------
+    UserError
+        The package is missing; says how to get it.
+    """
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{purpose} needs the package {name}: pip install -r requirements-extra.txt") from error
 
 
 def check_writable(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from utils import UserError, atomic_write, cannot_write
+from utils import UserError, atomic_write, cannot_write, check_module, partial_of
 
 TIFF = (".tif", ".tiff")
 BIG = 2**32 - 2**25  # [bytes] a larger TIFF needs 64-bit offsets: BigTIFF
@@ -79,11 +79,6 @@ class Writer(Protocol):
 
     def discard(self) -> None:
         """Remove what was written, after an error."""
-
-
-def partial_of(path: Path) -> Path:
-    """Where a file is written before it is whole."""
-    return path.with_name(f"{path.name}.partial")
 
 
 class FlatWriter:
@@ -256,10 +251,9 @@ class ZarrWriter:
     """
 
     def __init__(self, path: Path, layout: Layout, first: bool, tall: int, run: dict[str, Any]) -> None:
-        try:
-            import zarr
-        except ImportError as error:
-            raise UserError(f"{path}: Zarr needs a package: pip install 'zarr>=3'") from error
+        check_module("zarr", str(path))
+        import zarr
+
         self.path, self.partial, self.layout, self._zarr = path, partial_of(path), layout, zarr
         self.bands = self.partial / ".bands"  # an empty file for each band that is done
         self._array: Any = None

@@ -82,20 +82,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--recipe", default="default", help=f"names with ';' between: {'; '.join(RECIPES)}")
     parser.add_argument("--flags", default="", help="more flags of main.py, for every recipe")
+    parser.add_argument("--context", type=int, default=0, help="of run_make_database.py; takes a --work of its own")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="what is scored")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "isbi2012", help="folder of the stacks")
     parser.add_argument("--work", type=Path, default=Path("quality"), help="folder for the runs")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "datasets").is_dir():
-        make_database(args.data, args.work)
+        make_database(args.data, args.work, args.context)
     runs = [run(args, recipe.strip(), seed) for seed in range(args.seeds) for recipe in args.recipe.split(";")]
     print(table(runs))
 
 
-def make_database(data: Path, work: Path) -> None:
+def make_database(data: Path, work: Path, context: int) -> None:
     """Split the stack as the protocol says."""
-    stacks = ["--input", data / "train-volume.tif", "--label", data / "train-labels.tif"]
+    stacks = ["--input", data / "train-volume.tif", "--label", data / "train-labels.tif", "--context", context]
     program("run_make_database.py", work, *stacks, "--num_val", 3, "--num_test", 6, "--class_names", "membrane,cell")
 
 

@@ -24,8 +24,8 @@ ROWS = [
         "objects",
         "writers",
     ],
-    ["isbi", "evaluate", "losses"],
-    ["train", "predict", "run_make_database", "display_result"],
+    ["isbi", "evaluate", "losses", "predict"],
+    ["train", "export", "run_make_database", "display_result"],
     ["main"],
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row}
