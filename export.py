@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ def _describe(predictor: Predictor, folder: Path, weights: Path, source: Path) -
         documentation=spec.FileDescr(source=folder / "README.md"),
         covers=[spec.FileDescr(source=folder / "cover.png")],
         tags=["unet", "segmentation", "2d", "pytorch"],
-        timestamp=datetime.now(timezone.utc),
+        timestamp=datetime.now(UTC),
         inputs=[_input(folder, image)],
         outputs=[_output(folder, probability, names)],
         weights=spec.WeightsDescr(torchscript=torchscript),
