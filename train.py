@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import checkpoint
 import parallel
@@ -27,14 +25,13 @@ from dataset import (
     Batch,
     DataInfo,
     PatchDataset,
-    PatchSampler,
     SampleFile,
-    check_values,
     list_samples,
     load_info,
 )
 from evaluate import TestScorer, ValidationScorer
-from losses import LOSSES, Loss, border_distance, cross_entropy, pixel_weight
+from loader import Reading, image_loader, keep_distances, patch_loader
+from losses import LOSSES, Loss, cross_entropy, pixel_weight
 from model import EightFold, UNet, convert_legacy, fold_norm, init_weights
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from parallel import World
@@ -42,7 +39,6 @@ from utils import (
     StopRequest,
     UserError,
     atomic_folder,
-    atomic_write,
     check_writable,
     move_aside,
     pick_precision,
@@ -353,39 +349,26 @@ class Trainer:
         config = self.config
         splits = ["train", "val"] if (self.dir_data / "val").is_dir() else ["train"]
         files = {split: list_samples(self.dir_data / split) for split in splits}
-        in_memory = sum(file.num_byte for split in splits for file in files[split]) <= config.cache_gb * 1e9
         weighted = self._loss(info) == "wbce"
         if weighted and self.world.first:
-            _keep_distances(files["train"], info)
+            keep_distances(files["train"], info)
         self.world.same(None)  # wait for them
-        data = {
-            split: PatchDataset(part, info, labelled=True, in_memory=in_memory, distances=weighted and split == "train")
-            for split, part in files.items()
-        }
-        workers = 0 if in_memory else config.num_workers
-        options = {
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "worker_init_fn": _ignore_interrupt,
-            "pin_memory": self.device.type == "cuda",
-        }
-        augment, shapes = self._augmentation(info), data["train"].shapes
-        small = sum(height < augment.crop[0] or width < augment.crop[1] for height, width in shapes)
-        if small and self.world.first:
-            what = f"{small} of {len(shapes)} images are smaller than the crop of {augment.crop} px"
-            print(f"warning: {what}: padded by reflection; lower --ny_load and --nx_load", file=sys.stderr)
-        world = {"rank": self.world.rank, "num_process": self.world.size}
-        sampler = PatchSampler(shapes, augment.crop, augment.margin, config.batch_size, config.seed, **world)
-        val = DataLoader(data["val"], sampler=self._share(data["val"]), **options) if "val" in data else None
-        return DataLoader(data["train"], batch_sampler=sampler, **options), val
+        num_byte = sum(file.num_byte for part in files.values() for file in part)
+        reading = self._reading(in_memory=num_byte <= config.cache_gb * 1e9)
+        options = {"labelled": True, "in_memory": reading.in_memory}
+        train = PatchDataset(files["train"], info, **options, distances=weighted)
+        augment = self._augmentation(info)
+        patches = patch_loader(train, augment.crop, augment.margin, config.batch_size, config.seed, reading)
+        return patches, image_loader(PatchDataset(files["val"], info, **options), reading) if "val" in files else None
+
+    def _reading(self, in_memory: bool) -> Reading:
+        """How this process reads samples."""
+        pin = self.device.type == "cuda"
+        return Reading(in_memory, self.config.num_workers, pin, self.world.rank, self.world.size)
 
     def _loss(self, info: DataInfo) -> str:
         """Loss that the flag or the classes choose."""
         return {"auto": "wbce" if info.num_class == 2 else "bce"}.get(self.config.loss, self.config.loss)
-
-    def _share(self, data: PatchDataset) -> range:
-        """Images that this process validates or tests."""
-        return range(self.world.rank, len(data), self.world.size)
 
     def _augmentation(self, info: DataInfo) -> Augmentation:
         c = self.config
@@ -527,7 +510,7 @@ class Trainer:
         with checkpoint.fitting(path):
             net = self._network(saved, (saved.get("average") or saved)["net"])
         data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False, in_memory=False)
-        loader = DataLoader(data, sampler=self._share(data))
+        loader = image_loader(data, self._reading(in_memory=True))
         with self._results() as folder:
             scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
             net = fold_norm(net)
@@ -575,24 +558,3 @@ def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
         raise UserError(
             f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
         )
-
-
-def _keep_distances(files: list[SampleFile], info: DataInfo) -> None:
-    """Compute what the weight map is made of, once a sample, and keep it beside the sample."""
-    for file in tqdm(files, desc="weight map", disable=None, leave=False):
-        changed = max(path.stat().st_mtime_ns for path in file if path)
-        if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
-            image, label = file.open(info.class_values)
-            if label is None:
-                return  # said by the dataset
-            check_values(file.input, image, label, info.num_class)
-            try:
-                with atomic_write(file.distance) as goal:
-                    np.save(goal, border_distance(label))
-            except UserError as error:
-                raise UserError(f"{error}; or train with --loss bce, which keeps nothing there") from error
-
-
-def _ignore_interrupt(_worker: int) -> None:
-    """Leave Ctrl-C to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -25,6 +25,7 @@ ROWS = [
         "writers",
     ],
     ["isbi", "evaluate", "losses", "predict"],
+    ["loader"],
     ["train", "export", "run_make_database", "display_result"],
     ["main"],
 ]

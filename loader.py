@@ -1,0 +1,94 @@
+"""Loaders of training patches and of whole images, for one process of the run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dataset import DataInfo, PatchDataset, PatchSampler, SampleFile, check_values
+from losses import border_distance
+from utils import UserError, atomic_write
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples are read.
+
+    Attributes
+    ----------
+    in_memory : bool
+        Keep them in memory, and read with no further process.
+    num_workers : int
+        Processes that read what is not kept in memory.
+    pin_memory : bool
+        Put batches where a GPU copies from without waiting.
+    rank, num_process : int
+        Which share of each batch this process of the run gets.
+    """
+
+    in_memory: bool
+    num_workers: int = 0
+    pin_memory: bool = False
+    rank: int = 0
+    num_process: int = 1
+
+    @property
+    def options(self) -> dict:
+        """Arguments of a `DataLoader`; the processes live as long as it does, and not for one epoch."""
+        workers = 0 if self.in_memory else self.num_workers
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "worker_init_fn": _ignore_interrupt,
+            "pin_memory": self.pin_memory,
+        }
+
+
+def patch_loader(
+    data: PatchDataset, crop: tuple[int, int], margin: int, batch_size: int, seed: int, reading: Reading
+) -> DataLoader:
+    """Loader of random patches with a margin; warns where images are smaller than a patch."""
+    small = sum(height < crop[0] or width < crop[1] for height, width in data.shapes)
+    if small and reading.rank == 0:
+        what = f"{small} of {len(data.shapes)} images are smaller than the crop of {crop} px"
+        print(f"warning: {what}: padded by reflection; lower --ny_load and --nx_load", file=sys.stderr)
+    share = {"rank": reading.rank, "num_process": reading.num_process}
+    sampler = PatchSampler(data.shapes, crop, margin, batch_size, seed, **share)
+    return DataLoader(data, batch_sampler=sampler, **reading.options)
+
+
+def image_loader(data: PatchDataset, reading: Reading) -> DataLoader:
+    """Loader of whole images, one a batch."""
+    return DataLoader(data, sampler=range(reading.rank, len(data), reading.num_process), **reading.options)
+
+
+def keep_distances(files: list[SampleFile], info: DataInfo) -> None:
+    """Compute what the weight map is made of, once a sample, and keep it beside the sample.
+
+    Raises
+    ------
+    UserError
+        A label is no map of classes, or the folder takes no file.
+    """
+    for file in tqdm(files, desc="weight map", disable=None, leave=False):
+        changed = max(path.stat().st_mtime_ns for path in file if path)
+        if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
+            image, label = file.open(info.class_values)
+            if label is None:
+                return  # said by the dataset
+            check_values(file.input, image, label, info.num_class)
+            try:
+                with atomic_write(file.distance) as goal:
+                    np.save(goal, border_distance(label))
+            except UserError as error:
+                raise UserError(f"{error}; or train with --loss bce, which keeps nothing there") from error
+
+
+def _ignore_interrupt(_worker: int) -> None:
+    """Leave Ctrl-C to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
