@@ -1,8 +1,9 @@
-"""U-Net for microscopy: train it on a database, or test it.
+"""U-Net for microscopy: train it on a database, test it, segment images, or export it.
 
 python run_make_database.py --name_data em  (first: make the database)
 python main.py --mode train --name_data em
 python main.py --mode test  --name_data em
+python main.py --mode predict --name_data em --input new.tif --output segmented.tif
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from utils import pick_device, program
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    """Train or test as the flags say, and return the exit status.
+    """Train, test, predict or export as the flags say, and return the exit status.
 
     Parameters
     ----------

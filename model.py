@@ -214,6 +214,16 @@ class EightFold(nn.Module):
         return logits if self.net.fc.out_channels > 1 else logits[:, 1:] - logits[:, :1]
 
 
+def memory_format(norm: str, precision: torch.dtype | None) -> torch.memory_format:
+    """Order of the pixels in memory that a network is fastest with.
+
+    Channels-last, but for instance and group normalisation in float32, which then take 0.8 of the speed
+    (`benchmarks/bench_step.py`).
+    """
+    planes = norm in ("inorm", "gnorm") and precision is None
+    return torch.contiguous_format if planes else torch.channels_last
+
+
 def fold_norm(net: nn.Module) -> nn.Module:
     """Copy of a network for evaluation, whose batch normalisations are part of the convolutions before them.
 

@@ -20,7 +20,7 @@ import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo, image_statistics
 from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, neighbours, read_geometry
-from model import MARGIN, EightFold, Sides, UNet, class_probability, convert_legacy, fold_norm
+from model import MARGIN, EightFold, Sides, UNet, class_probability, convert_legacy, fold_norm, memory_format
 from objects import separate_objects
 from parallel import World
 from tiling import Bands, Span, ahead, spans, window_shape
@@ -101,7 +101,7 @@ class Predictor:
 
         def run(window: Tensor, inner: Sides) -> Tensor:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-                logits = net(window.contiguous(memory_format=torch.channels_last), inner)
+                logits = net(window, inner)
             probability = class_probability(logits.float())
             return probability[:, 1:] if self.num_channel == 1 else probability
 
@@ -161,8 +161,9 @@ def load(path: str | os.PathLike, gpu_ids: str = "-1", amp: str = "off") -> Pred
         net = UNet(**saved["arch"])
         net.load_state_dict((saved.get("average") or saved)["net"])
     info, device = DataInfo.from_dict(saved["data"], path), pick_device(gpu_ids)
-    net = fold_norm(net).to(device, memory_format=torch.channels_last)
-    return Predictor(net, info, saved.get("threshold", 0.5), device, pick_precision(amp, device))
+    precision = pick_precision(amp, device)
+    net = fold_norm(net).to(device, memory_format=memory_format(saved["arch"]["norm"], precision))
+    return Predictor(net, info, saved.get("threshold", 0.5), device, precision)
 
 
 def _legacy_info(nch_in: int, nch_out: int, **_: Any) -> DataInfo:

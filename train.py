@@ -32,7 +32,7 @@ from dataset import (
 from evaluate import TestScorer, ValidationScorer
 from loader import Reading, image_loader, keep_distances, patch_loader
 from losses import LOSSES, Loss, cross_entropy, pixel_weight
-from model import EightFold, UNet, convert_legacy, fold_norm, init_weights
+from model import EightFold, UNet, convert_legacy, fold_norm, init_weights, memory_format
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from parallel import World
 from utils import (
@@ -282,7 +282,7 @@ class Trainer:
             )
         net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm, config.pool, config.dropout)
         init_weights(net, config.init, config.seed)
-        net.to(self.device, memory_format=torch.channels_last)
+        net.to(self.device, memory_format=memory_format(config.norm, self.precision))
         return TrainState(net, self._optimizer(net), self._scaler(), info, average=self._average(net))
 
     def _resume(self) -> TrainState:
@@ -296,7 +296,7 @@ class Trainer:
             if name not in PER_RUN and not name.startswith("dir_") and getattr(config, name, value) != value:
                 self._say(f"note: --{name} is {getattr(config, name)}, was {value}")
         with checkpoint.fitting(path):
-            net = self._network(saved, saved["net"])
+            net = self._network(saved, saved["net"], self.precision)
             average, optimizer = self._average(net), self._optimizer(net)
             if average and saved.get("average"):
                 average.load_state_dict(saved["average"])
@@ -329,11 +329,11 @@ class Trainer:
                 )
         return saved
 
-    def _network(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> UNet:
-        """Network of a checkpoint with some of its weights, on the device."""
+    def _network(self, saved: dict[str, Any], weights: dict[str, Tensor], precision: torch.dtype | None) -> UNet:
+        """Network of a checkpoint with some of its weights, on the device, for computing in some type."""
         net = UNet(**saved["arch"], dropout=self.config.dropout)
         net.load_state_dict(weights)
-        return net.to(self.device, memory_format=torch.channels_last)
+        return net.to(self.device, memory_format=memory_format(net.arguments["norm"], precision))
 
     def _average(self, net: nn.Module) -> MovingAverage | None:
         return MovingAverage(net, self.config.average) if self.config.average else None
@@ -508,7 +508,7 @@ class Trainer:
         saved = self._load(path)
         info = DataInfo(**saved["data"])
         with checkpoint.fitting(path):
-            net = self._network(saved, (saved.get("average") or saved)["net"])
+            net = self._network(saved, (saved.get("average") or saved)["net"], None)
         data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False, in_memory=False)
         loader = image_loader(data, self._reading(in_memory=True))
         with self._results() as folder:

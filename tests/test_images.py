@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from images import list_frames, read_frames
+from images import Frame, list_frames, neighbours, read_frames, read_geometry
 from utils import UserError
 
 RNG = np.random.default_rng(0)
@@ -120,3 +120,62 @@ def test_a_missing_source_and_an_empty_folder_are_refused(tmp_path):
         list_frames(tmp_path / "none.tif")
     with pytest.raises(UserError, match="no image"):
         list_frames(tmp_path)
+
+
+TIFFS = {
+    "tiles": {"tile": (16, 32)},
+    "compressed tiles": {"tile": (32, 16), "compression": "zlib"},
+    "strips": {"rowsperstrip": 5, "compression": "zlib"},
+    "one strip": {"compression": "zlib", "predictor": 2},
+}
+
+
+@pytest.mark.parametrize("options", TIFFS.values(), ids=TIFFS)
+@pytest.mark.parametrize("planes", ["grey", "rgb", "separate", "pages"])
+def test_rows_of_a_tiff_are_read_by_its_strips_and_tiles(tmp_path, options, planes):
+    if "predictor" in options:
+        pytest.importorskip("imagecodecs")
+    kinds = {"grey": "minisblack", "pages": "minisblack", "rgb": "rgb", "separate": "rgb"}
+    pixels = RNG.integers(0, 999, (3, 45, 70, 1 if planes == "grey" else 3)).astype(np.uint16)
+    stored = pixels[..., 0] if planes == "grey" else pixels
+    more = {"planarconfig": "separate"} if planes == "separate" else {}
+    if planes in ("separate", "pages"):
+        stored = pixels.transpose(0, 3, 1, 2)
+    if planes == "pages":
+        more = {"metadata": {"axes": "ZCYX"}, "ome": True}
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric=kinds[planes], **options, **more)
+    frames = read_frames(tmp_path / "a.tif")
+    assert [frame.shape for frame in frames] == [(45, 70, pixels.shape[3])] * 3
+    for frame, expected in zip(frames, pixels, strict=True):
+        for rows in (slice(0, 5), slice(3, 20), slice(18, 45), slice(44, 99), slice(0, 45, 4)):
+            assert np.array_equal(frame[rows], expected[rows])
+
+
+def test_neighbours_stay_within_their_stack(tmp_path):
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, stack(3, 8), photometric="minisblack")
+    frames = list_frames(tmp_path)
+    assert [(f.path.name, f.index) for f in neighbours(frames, 3, 2)] == [
+        ("b.tif", 0),
+        ("b.tif", 0),
+        ("b.tif", 0),
+        ("b.tif", 1),
+        ("b.tif", 2),
+    ]
+    singles = [Frame(tmp_path / f"{number}.png", 0) for number in range(3)]
+    assert [frame.path.stem for frame in neighbours(singles, 0, 1)] == ["0", "0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome", "baseline", "none"])
+def test_the_size_of_a_pixel_is_read(tmp_path, kind):
+    options = {
+        "imagej": {"imagej": True, "resolution": (4, 2), "metadata": {"axes": "ZYX", "unit": "micron", "spacing": 3}},
+        "ome": {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5}},
+        "baseline": {"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER"},
+        "none": {},
+    }[kind]
+    tifffile.imwrite(tmp_path / "a.tif", stack(2, 8), photometric="minisblack", **options)
+    axes, lengths, pixel, unit = read_geometry(list_frames(tmp_path / "a.tif"))
+    assert (axes, lengths) == ("Z", (2,))
+    expected = {} if kind == "none" else {"X": 0.25, "Y": 0.5} | ({"Z": 3} if kind == "imagej" else {})
+    assert pixel == expected and unit in ("", "micron", "µm") and bool(unit) == (kind != "none")

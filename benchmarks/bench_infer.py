@@ -1,0 +1,91 @@
+"""Time `main.py --mode predict` against the size of the image, and take its peak memory.
+
+    python benchmarks/bench_infer.py             # 512 to 16384 px: about 10 minutes on two cores
+    python benchmarks/bench_infer.py --quick     # 512 to 2048 px: under a minute
+    python benchmarks/bench_infer.py --sizes 20000
+
+Each size is one process, from start to end, that reads and writes 8-bit TIFF; a tiny image's time is taken off. With
+test-time averaging only sizes up to 2048 px are measured. One JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import checkpoint
+from dataset import DataInfo
+from model import UNet
+
+
+def main() -> None:
+    """Do what the flags say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--nch_ker", type=int, default=16)
+    parser.add_argument("--gpu_ids", default="-1")
+    parser.add_argument("--sizes", type=int, nargs="*", help="heights and widths [px]")
+    parser.add_argument("--ending", default=".tif", help="of the output: .tif, .npy or .zarr")
+    args = parser.parse_args()
+    sizes = args.sizes or ([512, 1024, 2048] if args.quick else [512, 1024, 2048, 4096, 8192, 16384])
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        save_network(Path(folder), args.nch_ker)
+        start, _ = predict(folder, 64, "off", args)
+        for size in sizes:
+            for tta in ("off", "on") if size <= 2048 else ("off",):
+                seconds, memory = predict(folder, size, tta, args)
+                each = (seconds - start) / (size / 1024) ** 2
+                rows.append({"size": size, "tta": tta, "s": round(seconds, 1), "s_per_mpx": round(each, 3)})
+                rows[-1]["peak_mb"] = round(memory)
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    facts = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "nch_ker": args.nch_ker}
+    print(json.dumps(facts | {"threads": torch.get_num_threads(), "start_s": round(start, 1), "rows": rows}))
+
+
+def save_network(folder: Path, nch_ker: int) -> None:
+    """A checkpoint with random weights."""
+    net = UNet(1, 1, nch_ker)
+    info = DataInfo(1, [0, 255], ["membrane", "cell"], [0.2, 0.8], [128.0], [50.0], [0, 255], "image")
+    state = {"net": net.state_dict(), "optim": {}, "arch": net.arguments, "data": asdict(info), "config": {}}
+    path = checkpoint.path_of(folder / "checkpoints" / "unet" / "em", 1)
+    checkpoint.save(path, state | {"epoch": 1, "whole": True, "losses": []})
+
+
+def predict(folder: str, size: int, tta: str, args: argparse.Namespace) -> tuple[float, float]:
+    """Seconds and peak memory [MB] of one run."""
+    source, goal = Path(folder) / "in.tif", Path(folder) / f"out{args.ending}"
+    image = tifffile.memmap(source, shape=(size, size), dtype=np.uint8, photometric="minisblack")
+    rng = np.random.default_rng(0)
+    for top in range(0, size, 256):
+        image[top : top + 256] = rng.integers(0, 255, image[top : top + 256].shape, np.uint8)
+    image.flush()
+    del image
+    flags = ["--mode", "predict", "--gpu_ids", args.gpu_ids, "--tta", tta, "--input", str(source)]
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *flags, "--output", str(goal)], cwd=folder, stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"prediction of {size} px ended with {process.returncode}")
+    return time.perf_counter() - begin, usage.ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

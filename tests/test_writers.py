@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import tifffile
+
+import writers
+from utils import UserError
+from writers import FlatWriter, Layout, PngWriter, ZarrWriter, _halved
+
+
+def bands(pixels, tall):
+    """Frame, first row and band (C, h, W) of pixels (N, C, H, W), last first."""
+    places = [(frame, top) for frame in range(len(pixels)) for top in range(0, pixels.shape[2], tall)]
+    return [(frame, top, pixels[frame, :, top : top + tall]) for frame, top in reversed(places)]
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "uint32"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["out.tif", "out.npy"])
+def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channels, dtype, big):
+    monkeypatch.setattr(writers, "BIG", 1000 if big else 2**32)
+    pixels = np.random.default_rng(0).integers(0, 255, (4, channels, 50, 33)).astype(dtype)
+    layout = Layout(pixels.shape, np.dtype(dtype), "TZ", (2, 2), {"X": 0.25, "Y": 0.5, "Z": 2.0}, "micron")
+    writer = FlatWriter(tmp_path / name, layout, first=True)
+    for band in bands(pixels, 16):
+        writer.write(*band)
+    assert not (tmp_path / name).exists()
+    writer.finish()
+    expected = pixels.reshape(2, 2, *([channels] if channels > 1 else []), 50, 33)
+    read = np.load if name.endswith("npy") else tifffile.imread
+    assert np.array_equal(read(tmp_path / name), expected) and read(tmp_path / name).dtype == dtype
+    if name.endswith("tif"):
+        with tifffile.TiffFile(tmp_path / name) as tif:
+            assert tif.is_bigtiff == big and tif.is_imagej == (not big and dtype != "uint32")
+            assert tif.series[0].axes == ("TZCYX" if channels > 1 else "TZYX")
+
+
+def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    layout = Layout((1, 1, 8, 8), np.dtype("uint8"))
+    writer = FlatWriter(tmp_path / "out.npy", layout, first=True)
+    writer.write(0, 0, np.zeros((1, 4, 8), np.uint8))
+    writer.file.close()
+    writer.file = open("/dev/full", "r+b", buffering=0)  # noqa: PTH123, SIM115
+    with pytest.raises(UserError, match=r"cannot write .*out.npy: No space left"):
+        writer.write(0, 4, np.zeros((1, 4, 8), np.uint8))
+    writer.file.close()
+    writer.file = None
+    writer.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_png_counts_to_65535(tmp_path):
+    with pytest.raises(UserError, match="70000 objects"):
+        PngWriter([tmp_path / "a"], [2]).write(0, 0, np.full((1, 2, 2), 70000, np.uint32))
+
+
+def test_a_pyramid_halves_odd_sizes(tmp_path, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    monkeypatch.setattr(writers, "CHUNK", 16)
+    pixels = np.arange(2 * 35 * 21, dtype=np.uint32).reshape(2, 1, 35, 21)
+    layout = Layout(pixels.shape, np.dtype("uint32"), "Z", (2,), labels=True)
+    writer = ZarrWriter(tmp_path / "out.zarr", layout, True, 16, {})
+    for band in bands(pixels, 16):
+        writer.write(*band)
+    writer.finish()
+    group = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    assert [group[str(level)].shape for level in range(3)] == [(2, 35, 21), (2, 18, 11), (2, 9, 6)]
+    assert np.array_equal(group["1"][:], pixels[:, 0, ::2, ::2])
+    scales = [
+        level["coordinateTransformations"][0]["scale"] for level in group.attrs["ome"]["multiscales"][0]["datasets"]
+    ]
+    assert scales == [[1, 1, 1], [1, 2, 2], [1, 4, 4]]
+
+
+def test_the_mean_of_four_pixels_by_hand():
+    rows = np.array([[0, 2, 4], [2, 4, 6]], np.uint8)
+    assert _halved(rows, labels=False).tolist() == [[2, 5]]
+    assert _halved(rows.astype(np.float32), labels=False).tolist() == [[2.0, 5.0]]
+    assert _halved(rows, labels=True).tolist() == [[0, 4]]
