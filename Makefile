@@ -15,7 +15,7 @@ demo: .venv/.installed
 	@echo "Curves:  $(BIN)/tensorboard --logdir ./log/unet/demo"
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Reading:
     in_memory : bool
         Keep them in memory, and read with no further process.
     num_workers : int
-        Processes that read what is not kept in memory.
+        Processes that read what is not kept in memory; no more than there are cores.
     pin_memory : bool
         Put batches where a GPU copies from without waiting.
     rank, num_process : int
@@ -40,7 +41,8 @@ class Reading:
     @property
     def options(self) -> dict:
         """Arguments of a `DataLoader`; the processes live as long as it does, and not for one epoch."""
-        workers = 0 if self.in_memory else self.num_workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = 0 if self.in_memory else min(self.num_workers, cores)
         return {
             "num_workers": workers,
             "persistent_workers": workers > 0,

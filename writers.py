@@ -8,7 +8,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -65,11 +65,12 @@ class Layout:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
-class Writer(Protocol):
+class Writer:
     """Takes bands in any order, also from several processes."""
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
         """Write rows (C, h, W) of a frame, the first of which is `top`."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Give the file its name, when all processes have written."""
@@ -81,7 +82,7 @@ class Writer(Protocol):
         """Remove what was written, after an error."""
 
 
-class FlatWriter:
+class FlatWriter(Writer):
     """A file whose pixels lie in one piece: an uncompressed TIFF or a `.npy`.
 
     Parameters
@@ -187,8 +188,8 @@ def _place_of(path: Path) -> tuple[int, np.dtype]:
     return array.offset, array.dtype
 
 
-class PngWriter:
-    """A folder with one PNG a frame, or with several channels one a channel.
+class PngWriter(Writer):
+    """A folder with one PNG a frame, or with several channels one a channel; each appears when it is whole.
 
     Parameters
     ----------
@@ -223,18 +224,9 @@ class PngWriter:
             with atomic_write(name.with_name(f"{name.name}{ending}.png")) as file:
                 Image.fromarray(plane).save(file, format="png")
 
-    def finish(self) -> None:
-        """Do nothing: each file has its name already."""
 
-    def close(self) -> None:
-        """Do nothing: each file is closed when it is whole."""
-
-    def discard(self) -> None:
-        """Do nothing: each file that is there is whole."""
-
-
-class ZarrWriter:
-    """An OME-Zarr 0.5 image with a pyramid; a second run goes on where the first stopped.
+class ZarrWriter(Writer):
+    """An OME-Zarr 0.5 image with a pyramid; what an error leaves is kept, and a second run goes on from it.
 
     Parameters
     ----------
@@ -348,12 +340,6 @@ class ZarrWriter:
             scale = [layout.pixel.get(axis, 1.0) * factors.get(axis, 1.0) for axis in layout.all_axes]
             datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
         return {"name": self.path.stem, "axes": axes, "datasets": datasets}
-
-    def close(self) -> None:
-        """Do nothing: each chunk is a file, closed when it is whole."""
-
-    def discard(self) -> None:
-        """Keep the partial folder: the next run goes on from it."""
 
 
 def _halved(rows: np.ndarray, labels: bool) -> np.ndarray:

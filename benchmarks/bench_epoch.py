@@ -61,7 +61,7 @@ def measure(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, repeats
     for _ in range(repeats):
         short, long = (train(crop, nch_ker, device, gpu_ids, num) for num in (1, 1 + epochs))
         whole.append((long - short) / epochs)
-        network.append(network_seconds(crop, nch_ker, device))
+        network.append(network_seconds(crop, nch_ker, device, epochs))
     shares = [part / all_ for part, all_ in zip(network, whole, strict=True)]
     row = {"crop": crop, "repeats": repeats, "epoch_s": median(whole), "network_s": median(network)}
     row |= {"share": median(shares), "share_min": min(shares), "share_max": max(shares)}
@@ -79,8 +79,8 @@ def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, num_epoch
     return time.perf_counter() - start
 
 
-def network_seconds(crop: int, nch_ker: int, device: torch.device) -> float:
-    """Seconds of the steps and validations of an epoch, with nothing else."""
+def network_seconds(crop: int, nch_ker: int, device: torch.device, epochs: int) -> float:
+    """Seconds of the steps and validations of an epoch, with nothing else, after one to warm up."""
     net = UNet(1, 1, nch_ker).to(device, memory_format=torch.channels_last)
     optimizer = OPTIMS["adamw"](net.parameters(), 1e-3, 0.9)
     precision = pick_precision("auto", device)
@@ -91,12 +91,13 @@ def network_seconds(crop: int, nch_ker: int, device: torch.device) -> float:
 
     steps, images = [batch(BATCH, crop)] * (NUM_TRAIN // BATCH), [batch(1, SIZE)] * NUM_VAL
     options = {"criterion": LOSSES["wbce"], "precision": precision}
-    run_epoch(net, steps[:1], optimizer, **options)
-    start = time.perf_counter()
-    run_epoch(net, steps, optimizer, **options)
-    losses = run_epoch(fold_norm(net), images, precision=precision)
-    torch.stack(losses).tolist()  # waits for a GPU
-    return time.perf_counter() - start
+    for number in range(1 + epochs):
+        if number == 1:
+            start = time.perf_counter()
+        run_epoch(net, steps, optimizer, **options)
+        losses = run_epoch(fold_norm(net), images, precision=precision)
+        torch.stack(losses).tolist()  # waits for a GPU
+    return (time.perf_counter() - start) / epochs
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_a_zarr_goes_on_where_it_was_stopped_and_has_a_pyramid(stack, work, monk
     assert not list(work.glob("*.partial"))
 
 
-@pytest.mark.parametrize("goal", ["out.tif", "out.npy", "out.zarr"])
+@pytest.mark.parametrize("goal", ["out.tif", "out.zarr"])
 def test_two_processes_write_the_bytes_of_one(stack, work, goal):
     if goal.endswith("zarr"):
         pytest.importorskip("zarr")

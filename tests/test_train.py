@@ -142,14 +142,6 @@ def test_float16_scales_the_loss_and_resumes_with_its_scale(database, work, stop
     assert whole["scaler"]["_growth_tracker"] == 6  # steps without an overflow
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in torch itself
-def test_a_compiled_network_leaves_no_trace_in_the_checkpoint(database, work):
-    with torch.compiler.set_stance("force_eager"):  # compiling takes a minute
-        assert main.main([*SMALL, "--compile", "on", "--num_epoch", "1"]) == 0
-    assert main.main([*SMALL, "--num_epoch", "1", "--scope", "plain"]) == 0
-    assert same(checkpoint_of(work, 1)["net"], checkpoint_of(work, 1, "plain")["net"])
-
-
 def test_a_run_by_the_clock_ends_in_time_with_the_schedule_and_goes_on(database, work):
     flags = [*SMALL, *FULL, "--num_epoch", "1"]
     start = time.monotonic()
