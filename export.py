@@ -18,7 +18,7 @@ import checkpoint
 from config import Config
 from dataset import DataInfo
 from model import STRIDE, class_probability
-from predict import Predictor, load, predict_array
+from predictor import Predictor, load, predict_array
 from utils import UserError, check_module, partial_of
 
 OPSET = 18  # of ONNX

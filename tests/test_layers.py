@@ -24,9 +24,9 @@ ROWS = [
         "objects",
         "writers",
     ],
-    ["isbi", "evaluate", "losses", "predict"],
+    ["isbi", "evaluate", "losses", "predictor"],
     ["loader"],
-    ["train", "export", "run_make_database", "display_result"],
+    ["train", "predict", "export", "run_make_database", "display_result"],
     ["main"],
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row}
