@@ -337,11 +337,12 @@ class PagedImage:
         """Rows (h, W, C) of the image."""
         top, bottom, step = rows.indices(self.shape[0])
         out = np.zeros((max(bottom - top, 0), self.shape[1], self.shape[2] + self._alpha), self.dtype)
-        kept, self._kept = self._kept, {}  # what the last rows needed, the next may need again
+        kept, self._kept = self._kept, {}
         for page in range(len(self._where)):
             for index in self._overlapping(page, top, bottom):
                 decoded = kept.get((page, index)) or self._segment(page, index)
-                self._kept[page, index] = decoded
+                if bottom < self.shape[0]:  # the next rows may need it again
+                    self._kept[page, index] = decoded
                 self._place(out, top, page, *decoded)
         return out[::step, :, : self.shape[2]]
 

@@ -29,8 +29,8 @@ __all__ = ["load", "predict_array", "predict_files"]
 FILES = (".tif", ".tiff", ".npy", ".zarr")
 
 
-class ContextRows:
-    """A section with its neighbours as further channels."""
+class FrameRows:
+    """A section, with its neighbours as further channels; opened when rows are asked for, and not held."""
 
     def __init__(self, frames: list[Frame]) -> None:
         self.frames = frames
@@ -63,7 +63,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
             for what, values in _outputs(band, whats, predictor, config.dtype).items():
                 writers[what].write(frame, top, values)
     if world.first:
-        for goal in job.goals().values():
+        for goal in dict.fromkeys(job.goals().values()):
             print(f"segmented {len(frames)} image(s) with {path}: {goal}")
     return 0
 
@@ -71,7 +71,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
 def _open(frames: list[Frame], index: int, info: DataInfo) -> Rows:
     """Image of a frame, with its context; the channels are checked."""
     frame = frames[index]
-    image = ContextRows(neighbours(frames, index, info.context)) if info.context else frame.open()
+    image = FrameRows(neighbours(frames, index, info.context))
     if image.shape[2] != info.nch_in:
         share = 2 * info.context + 1
         raise UserError(
