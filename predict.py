@@ -128,8 +128,9 @@ class _Job:
         with ExitStack() as stack:
             made: dict[str, Writer] = {}
             if self.world.first:
-                made = {what: self._writer(what, goal, network) for what, goal in self._checked_goals().items()}
                 stack.callback(lambda: [writer.discard() for writer in made.values()])
+                for what, goal in self._checked_goals().items():
+                    made[what] = self._writer(what, goal, network)
             self.world.same(None)
             if not self.world.first:
                 made = {what: self._writer(what, goal, network) for what, goal in self.goals().items()}

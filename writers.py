@@ -106,6 +106,9 @@ class FlatWriter(Writer):
             except OSError as error:
                 self.discard()
                 raise cannot_write(path, error) from error
+            except BaseException:
+                self.discard()
+                raise
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
         """Write rows (C, h, W) of a frame, the first of which is `top`."""

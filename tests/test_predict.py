@@ -128,10 +128,12 @@ def test_two_processes_write_the_bytes_of_one(stack, work, goal):
 
 def test_a_killed_prediction_leaves_the_old_file(stack, work):
     (work / "out.tif").write_bytes(b"old")
-    process = start("main.py", *PREDICT, "--tta", "on", "--input", "in.tif", "--output", "out.tif", "--tile", "64")
+    tifffile.imwrite("large.tif", np.tile(stack, (1, 8, 4)), photometric="minisblack")  # takes seconds
+    process = start("main.py", *PREDICT, "--tta", "on", "--input", "large.tif", "--output", "out.tif", "--tile", "64")
     while not (work / "out.tif.partial").is_file():
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
+    time.sleep(0.3)  # into the computation
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130 and (work / "out.tif").read_bytes() == b"old"
