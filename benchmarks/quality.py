@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 ORIGINAL = (
     "--loss bce --normalize data --norm inorm --init normal --optim adam --lr 1e-4 --beta1 0.5 --schedule constant"
-    " --average 0 --turn off --elastic 0 --brightness 0 --contrast 0"
+    " --average 0 --turn off --elastic 0 --brightness 0 --contrast 0 --tta off"
 )
 PAPER = (
     "--normalize data --norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant"
@@ -116,7 +116,8 @@ def run(args: argparse.Namespace, recipe: str, seed: int) -> dict:
     train = ["--nch_ker", args.nch_ker, *length, *flags, "--seed", seed]
     program("main.py", args.work, "--mode", "train", *place, "--num_freq_save", 100000, *train)
     seconds = time.perf_counter() - start
-    program("main.py", args.work, "--mode", "test", *place, "--split", args.split)
+    views = ["--tta", "off"] if "--tta off" in RECIPES[recipe] else []
+    program("main.py", args.work, "--mode", "test", *place, "--split", args.split, *views)
     row = what | {"split": args.split, "seconds": round(seconds, 1)} | scores(args.work / "results" / scope / "em")
     row |= {"date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine()}
     with log.open("a") as file:
