@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import mmap
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,6 +157,13 @@ def _pixel_size(tif: Any) -> tuple[dict[str, float], str]:
         return {}, ""
     spacing = {"Z": float(imagej["spacing"])} if "spacing" in imagej else {}
     return {"X": scale / x, "Y": scale / y} | spacing, unit
+
+
+def release(image: Rows) -> None:
+    """Let go of what was read of a mapped file, which else counts as this program's memory."""
+    mapped = getattr(image, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _count(path: Path) -> int:

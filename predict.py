@@ -16,7 +16,7 @@ from tqdm import tqdm
 import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
-from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, neighbours, read_geometry
+from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, neighbours, read_geometry, release
 from objects import separate_objects
 from parallel import World
 from predictor import Predictor, load, predict_array
@@ -39,7 +39,11 @@ class FrameRows:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""
-        return np.concatenate([frame.open()[rows] for frame in self.frames], axis=-1)
+        images = [frame.open() for frame in self.frames]
+        block = np.concatenate([image[rows] for image in images], axis=-1)  # a copy
+        for image in images:
+            release(image)
+        return block
 
 
 def predict_files(config: Config, device: torch.device, world: World) -> int:
