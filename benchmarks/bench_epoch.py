@@ -1,11 +1,11 @@
 """Time whole epochs of training, and say which share of the time is spent in the network.
 
-    python benchmarks/bench_epoch.py            # crops of 256 and 512 px, five repeats: about 8 minutes on two cores
+    python benchmarks/bench_epoch.py            # crops of 256 and 512 px, five repeats: about 3 minutes on two cores
     python benchmarks/bench_epoch.py --quick    # crops of 256 px, three repeats: under a minute
 
 24 synthetic images of 512x512 px train and 3 validate, through `Trainer` with all its parts: loader, augmentation,
-weight map, average, validation, log. An epoch's time is that of a long run less that of a short one. The network's is
-that of the same steps and validations on batches that are there already. Both in turn; one JSON line.
+weight map, average, validation, log; all epochs but the last, which also scores segments and saves. The network's is
+what `run_epoch` takes less the waiting for batches and less the observers (average, scores). One JSON line.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import run_make_database
+import train as train_module
 from config import Config
-from losses import LOSSES
-from model import UNet, fold_norm
-from optim import OPTIMS
-from train import Trainer, run_epoch
-from utils import pick_device, pick_precision
+from utils import pick_device
 
-NUM_TRAIN, NUM_VAL, SIZE, BATCH = 24, 3, 512, 4
+NUM_TRAIN, NUM_VAL, SIZE = 24, 3, 512
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
         flags = ["--synthetic", str(NUM_TRAIN + NUM_VAL), "--size", str(SIZE), "--num_val", str(NUM_VAL)]
         with contextlib.redirect_stdout(io.StringIO()):
             run_make_database.main([*flags, "--num_test", "0"])
-        crops, repeats, epochs = ((256,), 3, 4) if args.quick else ((256, 512), 5, 6)
+        crops, repeats, epochs = ((256,), 3, 4) if args.quick else ((256, 512), 5, 3)
         rows = [measure(crop, args.nch_ker, device, args.gpu_ids, repeats, epochs) for crop in crops]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
     facts = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "device": name}
@@ -56,48 +55,62 @@ def main() -> None:
 
 
 def measure(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, repeats: int, epochs: int) -> dict:
-    """Seconds of an epoch and of its network."""
+    """Seconds of an epoch, of its network, and the share."""
     whole, network = [], []
     for _ in range(repeats):
-        short, long = (train(crop, nch_ker, device, gpu_ids, num) for num in (1, 1 + epochs))
-        whole.append((long - short) / epochs)
-        network.append(network_seconds(crop, nch_ker, device, epochs))
+        seconds, inside = train(crop, nch_ker, device, gpu_ids, epochs + 1)
+        whole.append(seconds / epochs)
+        network.append(inside / epochs)
     shares = [part / all_ for part, all_ in zip(network, whole, strict=True)]
     row = {"crop": crop, "repeats": repeats, "epoch_s": median(whole), "network_s": median(network)}
     row |= {"share": median(shares), "share_min": min(shares), "share_max": max(shares)}
     return {key: round(value, 3) for key, value in row.items()}
 
 
-def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, num_epoch: int) -> float:
-    """Seconds of a run."""
+def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, num_epoch: int) -> tuple[float, float]:
+    """Seconds of all epochs of a run but the last, which scores segments and saves, and of their network."""
     config = Config(
         nch_ker=nch_ker, ny_load=crop, nx_load=crop, num_epoch=num_epoch, gpu_ids=gpu_ids, num_freq_disp=1000
     )
-    start = time.perf_counter()
+    stopwatch = Stopwatch(train_module.run_epoch)
+    train_module.run_epoch = stopwatch.run_epoch
     with contextlib.redirect_stdout(io.StringIO()):
-        Trainer(config, device).train()
-    return time.perf_counter() - start
+        train_module.Trainer(config, device).train()
+    train_module.run_epoch = stopwatch.original
+    return stopwatch.starts[-2] - stopwatch.starts[0], sum(stopwatch.network[:-2])
 
 
-def network_seconds(crop: int, nch_ker: int, device: torch.device, epochs: int) -> float:
-    """Seconds of the steps and validations of an epoch, with nothing else, after one to warm up."""
-    net = UNet(1, 1, nch_ker).to(device, memory_format=torch.channels_last)
-    optimizer = OPTIMS["adamw"](net.parameters(), 1e-3, 0.9)
-    precision = pick_precision("auto", device)
+class Stopwatch:
+    """Adds up what `run_epoch` takes, less the waiting for batches and less what the observers do."""
 
-    def batch(num: int, size: int) -> dict[str, torch.Tensor]:
-        label = torch.randint(0, 2, (num, size, size), device=device)
-        return {"input": torch.randn(num, 1, size, size, device=device), "label": label, "weight": label + 1.0}
+    def __init__(self, original: Callable) -> None:
+        self.original, self.outside = original, 0.0
+        self.starts: list[float] = []
+        self.network: list[float] = []
 
-    steps, images = [batch(BATCH, crop)] * (NUM_TRAIN // BATCH), [batch(1, SIZE)] * NUM_VAL
-    options = {"criterion": LOSSES["wbce"], "precision": precision}
-    for number in range(1 + epochs):
-        if number == 1:
-            start = time.perf_counter()
-        run_epoch(net, steps, optimizer, **options)
-        losses = run_epoch(fold_norm(net), images, precision=precision)
-        torch.stack(losses).tolist()  # waits for a GPU
-    return (time.perf_counter() - start) / epochs
+    def run_epoch(self, net: Any, batches: Iterable, optimizer: Any = None, observe: Any = None, **more: Any) -> list:
+        """As the original, timed."""
+        start, self.outside = time.perf_counter(), 0.0
+
+        def observed(*args: Any) -> None:
+            begin = time.perf_counter()
+            observe(*args)
+            self.outside += time.perf_counter() - begin
+
+        losses = self.original(net, self._timed(iter(batches)), optimizer, observed, **more)
+        torch.stack(losses).sum().item()  # waits for a GPU
+        self.starts.append(start)
+        self.network.append(time.perf_counter() - start - self.outside)
+        return losses
+
+    def _timed(self, batches: Iterator) -> Iterator:
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches, None)
+            self.outside += time.perf_counter() - begin
+            if batch is None:
+                return
+            yield batch
 
 
 if __name__ == "__main__":
