@@ -408,8 +408,11 @@ def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _cut(array: np.ndarray, window: Window) -> np.ndarray:
     """Copy of a window of an (H, W, ...) array; only the rows and columns that it covers are read."""
-    rows = _reflect(np.arange(window.top, window.top + window.height), array.shape[0])
-    columns = _reflect(np.arange(window.left, window.left + window.width), array.shape[1])
+    bottom, right = window.top + window.height, window.left + window.width
+    if min(window.top, window.left) >= 0 and bottom <= array.shape[0] and right <= array.shape[1]:
+        return np.array(array[window.top : bottom, window.left : right])  # far faster than by indices
+    rows = _reflect(np.arange(window.top, bottom), array.shape[0])
+    columns = _reflect(np.arange(window.left, right), array.shape[1])
     top, left = rows.min(), columns.min()
     block = array[top : rows.max() + 1, left : columns.max() + 1]
     return block[np.ix_(rows - top, columns - left)]
@@ -552,10 +555,10 @@ class Augmentation:
             The same entries: `input` (N, C, H, W) float32, `label` (N, H, W) int64, `distance` (N, H, W) float32.
         """
         image = batch["input"]
-        classes = torch.stack([batch["label"] == k for k in range(self.num_class)], dim=1)
+        classes = torch.stack([batch["label"] == k for k in range(1, self.num_class)], dim=1)  # 0 is what is left
         planes = [image, classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
         stack = torch.cat(planes, dim=1)
-        grid = self._grid(stack.shape[-2:], rngs).to(image.device, non_blocking=True)
+        grid = self._grid(stack.shape[-2:], rngs, image.device)
         stack = F.grid_sample(stack, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
         image, classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
         moved = {"input": self._shaded(image, rngs), "label": _likeliest(classes)}
@@ -580,19 +583,17 @@ class Augmentation:
             image = ((image - low) / span) ** torch.exp(draw(self.gamma)) * span + low
         return image * (1 + draw(self.contrast)) + draw(self.brightness)
 
-    def _grid(self, shape: tuple[int, int], rngs: Sequence[np.random.Generator]) -> Tensor:
+    def _grid(self, shape: tuple[int, int], rngs: Sequence[np.random.Generator], device: torch.device) -> Tensor:
         """Where each pixel of the result is read: (N, H, W, 2) as (x, y) in [-1, 1], as `grid_sample` wants it."""
-        offset = torch.cartesian_prod(*(torch.arange(n) - (n - 1) / 2 for n in self.crop)).view(*self.crop, 2)
-        offset = offset + self._displacement(rngs)  # (N, H, W, 2) (y, x) from the middle [px]
-        offset = torch.einsum("nij,nhwj->nhwi", self._turns(rngs), offset)
-        return (2 * offset / torch.tensor(shape)).flip(-1)
-
-    def _displacement(self, rngs: Sequence[np.random.Generator]) -> Tensor:
-        """Elastic displacement (N, H, W, 2) [px]."""
         nodes = np.stack([rng.normal(0, self.elastic, (2, self.elastic_grid, self.elastic_grid)) for rng in rngs])
-        nodes = torch.from_numpy(nodes.astype(np.float32))
-        field = F.interpolate(nodes, size=self.crop, mode="bicubic", align_corners=True)
-        return field.clamp(-self.margin, self.margin).movedim(1, -1)
+        nodes = torch.from_numpy(nodes.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
+        turns = self._turns(rngs).to(device, non_blocking=True)
+        rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)
+        nodes = torch.einsum("nij,njab->niab", turns, nodes)  # turned while they are few
+        offset = (rows @ nodes @ columns.T).clamp_(-self.margin, self.margin)  # (N, 2, H, W) from the middle
+        y, x = (torch.arange(side, device=device) - (side - 1) / 2 for side in self.crop)
+        offset += turns[:, :, 0, None, None] * y[:, None] + turns[:, :, 1, None, None] * x
+        return torch.stack([offset[:, 1] * (2 / shape[1]), offset[:, 0] * (2 / shape[0])], dim=-1)
 
     def _turns(self, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Flips and quarter turns as matrices (N, 2, 2) of 0, 1 and -1."""
@@ -605,12 +606,18 @@ class Augmentation:
         return torch.from_numpy((signs[:, :, None] * turns).astype(np.float32))
 
 
+def _bicubic(num_node: int, size: int) -> Tensor:
+    """Weights (size, num_node) of evenly spaced nodes, the first and the last at the edges, in each pixel between."""
+    one_hot = torch.eye(num_node)[None, None]
+    return F.interpolate(one_hot, size=(size, num_node), mode="bicubic", align_corners=True)[0, 0]
+
+
 def _likeliest(planes: Tensor) -> Tensor:
-    """Class (N, H, W) whose plane of (N, K, H, W) is greatest; `argmax` over a short axis is far slower on a CPU."""
-    best, classes = planes[:, 0], torch.zeros_like(planes[:, 0], dtype=torch.int64)
-    for k in range(1, planes.shape[1]):
-        classes = torch.where(planes[:, k] > best, k, classes)
-        best = torch.maximum(planes[:, k], best)
+    """Class (N, H, W) of the greatest share, given those of classes 1, 2, ... as (N, K - 1, H, W)."""
+    best, classes = 1 - planes.sum(1), torch.zeros_like(planes[:, 0], dtype=torch.int64)
+    for k, plane in enumerate(planes.unbind(1), 1):  # argmax over a short axis is far slower on a CPU
+        classes = torch.where(plane > best, k, classes)
+        best = torch.maximum(plane, best)
     return classes
 
 

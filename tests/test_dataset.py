@@ -176,10 +176,13 @@ def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel
 
 
 def test_elastic_displacement_has_its_deviation_and_its_bound():
-    augment = Augmentation((33, 33), 2, elastic=10.0)
-    field = augment._displacement(generators(400))
-    assert field[:, ::16, ::16].std().item() == pytest.approx(10, rel=0.05)  # at the nodes of the 3x3 grid
-    assert field.abs().max() <= augment.margin == 30
+    y = torch.arange(93.0)  # 30 px around the crop
+    places = torch.stack(torch.meshgrid(y, y, indexing="ij")).expand(400, -1, -1, -1)
+    augment = Augmentation((33, 33), 2, flip=False, turn=False, elastic=10.0, brightness=0, contrast=0)
+    out = augment({"input": places, "label": torch.zeros(400, 93, 93)}, generators(400))["input"]
+    field = out - places[:, :, 30:63, 30:63]
+    assert field[..., ::16, ::16].std().item() == pytest.approx(10, rel=0.05)  # at the nodes of the 3x3 grid
+    assert field.abs().max() <= augment.margin + 1e-3 and augment.margin == 30
 
 
 def test_brightness_and_contrast_keep_their_limits():
