@@ -1,11 +1,11 @@
 """Time whole epochs of training, and say which share of the time is spent in the network.
 
-    python benchmarks/bench_epoch.py            # crops of 256 and 512 px, five repeats: about 3 minutes on two cores
-    python benchmarks/bench_epoch.py --quick    # crops of 256 px, three repeats: under a minute
+    python benchmarks/bench_epoch.py            # crops of 256 and 512 px, five repeats: about 6 minutes on two cores
+    python benchmarks/bench_epoch.py --quick    # crops of 256 px, two repeats: under a minute
 
 24 synthetic images of 512x512 px train and 3 validate, through `Trainer` with all its parts: loader, augmentation,
-weight map, average, validation, log; all epochs but the last, which also scores segments and saves. The network's is
-what `run_epoch` takes less the waiting for batches and less the observers (average, scores). One JSON line.
+weight map, average, validation, log; ten epochs after the first, one of which logs pictures. The network's time is what
+`run_epoch` takes less the waiting for batches and less the observers (average, scores). One JSON line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import train as train_module
 from config import Config
 from utils import pick_device
 
-NUM_TRAIN, NUM_VAL, SIZE = 24, 3, 512
+NUM_TRAIN, NUM_VAL, SIZE, EPOCHS = 24, 3, 512, 10
 
 
 def main() -> None:
@@ -47,37 +47,32 @@ def main() -> None:
         flags = ["--synthetic", str(NUM_TRAIN + NUM_VAL), "--size", str(SIZE), "--num_val", str(NUM_VAL)]
         with contextlib.redirect_stdout(io.StringIO()):
             run_make_database.main([*flags, "--num_test", "0"])
-        crops, repeats, epochs = ((256,), 3, 4) if args.quick else ((256, 512), 5, 3)
-        rows = [measure(crop, args.nch_ker, device, args.gpu_ids, repeats, epochs) for crop in crops]
+        crops, repeats = ((256,), 2) if args.quick else ((256, 512), 5)
+        rows = [measure(crop, args.nch_ker, device, args.gpu_ids, repeats) for crop in crops]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
     facts = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "device": name}
     print(json.dumps(facts | {"threads": torch.get_num_threads(), "nch_ker": args.nch_ker, "rows": rows}))
 
 
-def measure(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, repeats: int, epochs: int) -> dict:
+def measure(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, repeats: int) -> dict:
     """Seconds of an epoch, of its network, and the share."""
-    whole, network = [], []
-    for _ in range(repeats):
-        seconds, inside = train(crop, nch_ker, device, gpu_ids, epochs + 1)
-        whole.append(seconds / epochs)
-        network.append(inside / epochs)
+    whole, network = zip(*(train(crop, nch_ker, device, gpu_ids) for _ in range(repeats)), strict=True)
     shares = [part / all_ for part, all_ in zip(network, whole, strict=True)]
     row = {"crop": crop, "repeats": repeats, "epoch_s": median(whole), "network_s": median(network)}
     row |= {"share": median(shares), "share_min": min(shares), "share_max": max(shares)}
     return {key: round(value, 3) for key, value in row.items()}
 
 
-def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, num_epoch: int) -> tuple[float, float]:
-    """Seconds of all epochs of a run but the last, which scores segments and saves, and of their network."""
-    config = Config(
-        nch_ker=nch_ker, ny_load=crop, nx_load=crop, num_epoch=num_epoch, gpu_ids=gpu_ids, num_freq_disp=1000
-    )
+def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str) -> tuple[float, float]:
+    """Seconds of an epoch and of its network, mean of those between the first and the last, which scores and saves."""
+    config = Config(nch_ker=nch_ker, ny_load=crop, nx_load=crop, num_epoch=EPOCHS + 2, gpu_ids=gpu_ids)
     stopwatch = Stopwatch(train_module.run_epoch)
     train_module.run_epoch = stopwatch.run_epoch
     with contextlib.redirect_stdout(io.StringIO()):
         train_module.Trainer(config, device).train()
     train_module.run_epoch = stopwatch.original
-    return stopwatch.starts[-2] - stopwatch.starts[0], sum(stopwatch.network[:-2])
+    first, last = 2, 2 * (EPOCHS + 1)  # an epoch trains and validates
+    return (stopwatch.starts[last] - stopwatch.starts[first]) / EPOCHS, sum(stopwatch.network[first:last]) / EPOCHS
 
 
 class Stopwatch:
