@@ -248,13 +248,10 @@ class TrainingLog:
             print(f"epoch {epoch}{self.of}  {text}  {left} left", flush=True)
 
     def images(self, epoch: int, pictures: Pictures) -> None:
-        """Add pictures, (H, W) or (H, W, 3) uint8."""
+        """Add pictures, (H, W) or (H, W, 3) uint8; tensorboardX itself writes grey as colours, seven times slower."""
         from PIL import Image
 
-        for (
-            name,
-            picture,
-        ) in pictures.items():  # tensorboardX itself would write grey ones as colours, seven times slower
+        for name, picture in pictures.items():
             png = io.BytesIO()
             Image.fromarray(picture).save(png, "PNG")
             height, width = picture.shape[:2]
