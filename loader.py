@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -46,7 +47,7 @@ class Reading:
         return {
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "worker_init_fn": _ignore_interrupt,
+            "worker_init_fn": _start_worker,
             "pin_memory": self.pin_memory,
         }
 
@@ -91,6 +92,7 @@ def keep_distances(files: list[SampleFile], info: DataInfo) -> None:
                 raise UserError(f"{error}; or train with --loss bce, which keeps nothing there") from error
 
 
-def _ignore_interrupt(_worker: int) -> None:
-    """Leave Ctrl-C to the main process."""
+def _start_worker(_worker: int) -> None:
+    """Leave Ctrl-C to the main process, and its objects uncollected, so that their memory stays shared."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
