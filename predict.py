@@ -17,12 +17,12 @@ import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
 from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, neighbours, read_geometry, release
-from objects import separate_objects
+from objects import TALL, separate_bands
 from parallel import World
 from predictor import Predictor, load, predict_array
 from tiling import Bands, ahead
 from utils import UserError
-from writers import FlatWriter, Layout, PngWriter, Writer, ZarrWriter
+from writers import FlatWriter, Layout, PngWriter, RowFile, Writer, ZarrWriter
 
 __all__ = ["load", "predict_array", "predict_files"]
 
@@ -63,8 +63,8 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     whats = [what for what in WHAT if what in config.what.split(",")]
     job = _Job(config, predictor, frames, images, whats, world)
     with job.writers(str(path)) as writers:
-        for frame, top, band in job.results(writers):
-            for what, values in _outputs(band, whats, predictor, config.dtype).items():
+        for frame, top, outputs in job.results(writers):
+            for what, values in outputs.items():
                 writers[what].write(frame, top, values)
     if world.first:
         for goal in dict.fromkeys(job.goals().values()):
@@ -85,8 +85,8 @@ def _open(frames: list[Frame], index: int, info: DataInfo) -> Rows:
     return image
 
 
-def _outputs(band: np.ndarray, whats: list[str], predictor: Predictor, dtype: str) -> dict[str, np.ndarray]:
-    """What is written of a probability (K, h, W): arrays (C, h, W)."""
+def _pixel_outputs(band: np.ndarray, whats: list[str], predictor: Predictor, dtype: str) -> dict[str, np.ndarray]:
+    """What is written of a probability (K, h, W) pixel by pixel: arrays (C, h, W)."""
     made: dict[str, np.ndarray] = {}
     if "probability" in whats:
         made["probability"] = band if dtype == "float32" else np.round(band * 255).astype(np.uint8)
@@ -94,9 +94,6 @@ def _outputs(band: np.ndarray, whats: list[str], predictor: Predictor, dtype: st
         two = predictor.num_channel == 1
         mask = (band > predictor.threshold) * np.uint8(255) if two else band.argmax(0)[None].astype(np.uint8)
         made["mask"] = mask
-    if "cells" in whats:
-        foreground = band[0] if predictor.num_channel == 1 else 1 - band[0]
-        made["cells"] = separate_objects(foreground, predictor.threshold)[None]
     return made
 
 
@@ -185,8 +182,8 @@ class _Job:
             "shape": layout.full_shape,
             "changed": [Path(p).stat().st_mtime_ns for p in (network, self.frames[0].path)],
         }
-        tall = self.predictor.windows(*layout.shape[2:], c.tile)[0][0]
-        return ZarrWriter(goal, layout, self.world.first, tall.stop - tall.start, run)
+        tops = self._tops(what, 0)
+        return ZarrWriter(goal, layout, self.world.first, tops[1] if len(tops) > 1 else layout.shape[2], run)
 
     def _layout(self, what: str) -> Layout:
         """What a file of one thing holds; all images must have one size."""
@@ -204,45 +201,62 @@ class _Job:
         """Windows of a frame."""
         return self.predictor.bands(self.images[frame], tta=self.config.tta, tile=self.config.tile)
 
-    def results(self, writers: dict[str, Writer]) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Frame, first row and probability (K, h, W) of all that this process does."""
+    def _tops(self, what: str, frame: int) -> list[int]:
+        """First rows of the bands in which one thing is made."""
+        height, width = self.images[frame].shape[:2]
+        if what == "cells":
+            return list(range(0, height, TALL))
+        return [span.start for span in self.predictor.windows(height, width, self.config.tile)[0]]
+
+    def results(self, writers: dict[str, Writer]) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+        """Frame, first row and what is to be written of them, arrays (C, h, W), of all that this process does."""
         mine = self._units(writers)
         if not self.world.first:
             yield from self._computed(mine)
             return
-        with tqdm(total=len(mine), desc="segment", unit="band", disable=None) as bar:
+        cells = sum(len(self._tops("cells", frame)) for frame in {frame for frame, _ in mine} if "cells" in self.whats)
+        with tqdm(total=len(mine) + cells, desc="segment", unit="band", disable=None) as bar:
             for result in self._computed(mine):
                 yield result
                 bar.update()
 
     def _units(self, writers: dict[str, Writer]) -> list[tuple[int, int]]:
-        """Frames and bands that this process does: whole frames where objects are wanted, which have no seams."""
-        bands = [self.predictor.windows(*image.shape[:2], self.config.tile)[0] for image in self.images]
+        """Frames and bands that this process does: whole frames where objects are wanted, which reach over bands."""
+        tops = [self._tops("probability", frame) for frame in range(len(self.frames))]
         whole = "cells" in self.whats or not self._is_file(Path(self.config.output))
-        units = [[(frame, number) for number in range(len(part))] for frame, part in enumerate(bands)]
+        units = [[(frame, number) for number in range(len(part))] for frame, part in enumerate(tops)]
         groups = units if whole else [[unit] for part in units for unit in part]
         rank, size = self.world.rank, self.world.size
         mine = groups[rank * len(groups) // size : (rank + 1) * len(groups) // size]
-        zarrs = [writer for writer in writers.values() if isinstance(writer, ZarrWriter)]
+        zarrs = {what: writer for what, writer in writers.items() if isinstance(writer, ZarrWriter)}
 
         def is_done(frame: int, number: int) -> bool:
-            top = 0 if "cells" in self.whats else bands[frame][number].start
-            return bool(zarrs) and all(writer.is_done(frame, top) for writer in zarrs)
+            needed = [(w, top) for w in zarrs for top in self._tops(w, frame)]
+            if "cells" not in self.whats:
+                needed = [(what, tops[frame][number]) for what in zarrs]
+            return bool(zarrs) and all(zarrs[what].is_done(frame, top) for what, top in needed)
 
         return [unit for group in mine for unit in group if not is_done(*unit)]
 
-    def _computed(self, units: list[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+    def _computed(self, units: list[tuple[int, int]]) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         for frame, group in groupby(units, key=lambda unit: unit[0]):
-            bands = self.bands(frame)
             try:
-                results = list if "cells" in self.whats else iter
-                parts = results(ahead(bands.compute([number for _, number in group])))
-                if "cells" in self.whats:
-                    yield frame, 0, np.concatenate([band for _, band in parts], axis=1)
-                    continue
-                for number, band in parts:
-                    yield frame, bands.rows[number].start, band
+                for top, outputs in self._frame(frame, [number for _, number in group]):
+                    yield frame, top, outputs
             except UserError as error:
                 text = str(error)
                 named = str(self.frames[frame].path) in text
                 raise UserError(text if named else f"{self.frames[frame]}: {text}") from error
+
+    def _frame(self, frame: int, numbers: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """First row and outputs of some bands of a frame; objects, which need all of them, come last."""
+        bands, predictor = self.bands(frame), self.predictor
+        with ExitStack() as stack:
+            kept = stack.enter_context(RowFile(Path(self.config.output))) if "cells" in self.whats else None
+            for number, band in ahead(bands.compute(numbers)):
+                if kept is not None:
+                    kept.append(band[0] if predictor.num_channel == 1 else 1 - band[0])
+                yield bands.rows[number].start, _pixel_outputs(band, self.whats, predictor, self.config.dtype)
+            if kept is not None:
+                for top, objects in ahead(separate_bands(kept, predictor.threshold)):
+                    yield top, {"cells": objects[None]}

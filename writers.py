@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -352,3 +353,46 @@ def _halved(rows: np.ndarray, labels: bool) -> np.ndarray:
     even = np.pad(rows, [(0, size % 2) for size in rows.shape], mode="edge").astype(np.float32)
     mean = (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4
     return mean if rows.dtype.kind == "f" else np.round(mean).astype(rows.dtype)
+
+
+class RowFile:
+    """Rows of an image (H, W) float32 that are kept on the disk: appended first, then read by slices.
+
+    Parameters
+    ----------
+    near : Path
+        The file is made in its folder, without a name, so that nothing is left of it.
+    """
+
+    def __init__(self, near: Path) -> None:
+        self.near, self.shape = near, (0, 0)
+
+    def __enter__(self) -> RowFile:
+        try:
+            self.near.parent.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self.near.parent)
+        except OSError as error:
+            raise cannot_write(self.near, error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what was not written is not needed
+            self._file.close()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows (h, W) at the bottom."""
+        try:
+            self._file.write(np.ascontiguousarray(rows, np.float32))
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self.near, error) from error
+        self.shape = (self.shape[0] + len(rows), rows.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows (h, W) of a slice."""
+        start, stop, _ = rows.indices(len(self))
+        self._file.seek(start * self.shape[1] * 4)
+        return np.fromfile(self._file, np.float32, (stop - start) * self.shape[1]).reshape(-1, self.shape[1])

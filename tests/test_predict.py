@@ -109,6 +109,31 @@ def test_a_zarr_goes_on_where_it_was_stopped_and_has_a_pyramid(stack, work, monk
     assert not list(work.glob("*.partial"))
 
 
+def test_objects_in_a_zarr_go_on_with_the_section_that_was_stopped(stack, work, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    import objects
+    import predict
+    from writers import ZarrWriter
+
+    monkeypatch.setattr(predict, "TALL", 80)  # 200 px are three bands
+    monkeypatch.setattr(predict, "separate_bands", lambda rows, level: objects.separate_bands(rows, level, 80))
+    written, write = [], ZarrWriter.write
+
+    def failing(self, frame, top, band):
+        written.append((frame, top))
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        write(self, frame, top, band)
+
+    monkeypatch.setattr(ZarrWriter, "write", failing)
+    assert segment("in.tif", "out.zarr", "--tile", "64", "--what", "cells") == 130
+    assert segment("in.tif", "out.zarr", "--tile", "64", "--what", "cells") == 0
+    assert written[:5] == [(0, 0), (0, 80), (0, 160), (1, 0), (1, 80)]
+    assert written[5:] == [(frame, top) for frame in (1, 2) for top in (0, 80, 160)]
+    assert segment("in.tif", "out.npy", "--tile", "64", "--what", "cells") == 0
+    assert np.array_equal(zarr.open_group("out.zarr", mode="r")["0"][:], np.load("out.npy"))
+
+
 @pytest.mark.parametrize("goal", ["out.tif", "out.zarr"])
 def test_two_processes_write_the_bytes_of_one(stack, work, goal):
     if goal.endswith("zarr"):

@@ -1,10 +1,12 @@
+import tempfile
+
 import numpy as np
 import pytest
 import tifffile
 
 import writers
 from utils import UserError
-from writers import FlatWriter, Layout, PngWriter, ZarrWriter, _halved
+from writers import FlatWriter, Layout, PngWriter, RowFile, ZarrWriter, _halved
 
 
 def bands(pixels, tall):
@@ -47,6 +49,18 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     writer.file = None
     writer.discard()
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_kept_on_the_disk_and_a_full_one_is_told(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).random((10, 7), np.float32)
+    with RowFile(tmp_path / "new" / "out.tif") as rows:
+        for top in (0, 4, 8):
+            rows.append(pixels[top : top + 4].T.copy().T)  # not contiguous
+        assert len(rows) == 10 and np.array_equal(rows[3:9], pixels[3:9]) and np.array_equal(rows[8:99], pixels[8:])
+        assert not list((tmp_path / "new").iterdir())
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "w+b", buffering=0))  # noqa: PTH123, SIM115
+    with RowFile(tmp_path / "out.tif") as rows, pytest.raises(UserError, match=r"cannot write .*out.tif: No space"):
+        rows.append(pixels)
 
 
 def test_a_png_counts_to_65535(tmp_path):
