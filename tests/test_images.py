@@ -179,3 +179,18 @@ def test_the_size_of_a_pixel_is_read(tmp_path, kind):
     assert (axes, lengths) == ("Z", (2,))
     expected = {} if kind == "none" else {"X": 0.25, "Y": 0.5} | ({"Z": 3} if kind == "imagej" else {})
     assert pixel == expected and unit in ("", "micron", "µm") and bool(unit) == (kind != "none")
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "lzw", "zstd", "webp", "jpeg2000"])
+@pytest.mark.parametrize("colour", ["minisblack", "rgb"])
+def test_pages_of_any_compression_are_read_by_rows(tmp_path, compression, colour):
+    pytest.importorskip("imagecodecs")
+    if (compression, colour) == ("webp", "minisblack"):
+        pytest.skip("WebP has colours only")
+    pixels = np.tile(np.arange(96, dtype=np.uint8)[:, None], (3, 1, 64)) * 2
+    pixels = np.stack([pixels] * 3, axis=-1) if colour == "rgb" else pixels
+    options = {"photometric": colour, "compression": compression, "tile": (32, 32)}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    expected = tifffile.imread(tmp_path / "a.tif").reshape(3, 96, 64, -1)
+    for frame, pixels in zip(read_frames(tmp_path / "a.tif"), expected, strict=True):
+        assert np.array_equal(frame[20:70], pixels[20:70]) and np.array_equal(frame[:], pixels)
