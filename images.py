@@ -1,22 +1,19 @@
-"""Image files, read as frames (H, W, C): TIFF by tifffile, arrays by numpy and zarr, everything else by Pillow."""
+"""Image files, read as frames (H, W, C): TIFF by tiff.py, arrays by numpy and zarr, everything else by Pillow."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import mmap
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
-from xml.etree import ElementTree
 
 import numpy as np
 
+from tiff import read_tiff, split, tiff_geometry
 from utils import UserError, check_module, natural_key
 
 TIFF = (".tif", ".tiff")
@@ -129,34 +126,10 @@ def read_geometry(frames: list[Frame]) -> tuple[str, tuple[int, ...], dict[str, 
         axes = "".join(axis for axis in letters if axis not in "CYX")
         lengths = tuple(array.shape[letters.index(axis)] for axis in axes)
     elif path.suffix.lower() in TIFF:
-        import tifffile
-
-        with _tifffile_errors(path), tifffile.TiffFile(path) as tif:
-            series = tif.series[0]
-            sizes = dict(zip(series.axes, series.shape, strict=True))
-            axes = "".join(axis for axis in sizes if axis in "TZ")
-            lengths = tuple(sizes[axis] for axis in axes)
-            pixel, unit = _pixel_size(tif)
+        axes, lengths, pixel, unit = tiff_geometry(path)
     if math.prod(lengths) != len(frames):
         axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
     return axes, lengths, {axis: size for axis, size in pixel.items() if axis in "XYZ"}, unit
-
-
-def _pixel_size(tif: Any) -> tuple[dict[str, float], str]:
-    """Size of a pixel and its unit, by OME's, ImageJ's or the baseline's tags."""
-    if tif.ome_metadata:
-        pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-        found = {} if pixels is None else pixels.attrib
-        sizes = {axis: float(found[f"PhysicalSize{axis}"]) for axis in "XYZ" if f"PhysicalSize{axis}" in found}
-        return sizes, found.get("PhysicalSizeXUnit", "micron") if sizes else ""
-    page, imagej = tif.pages[0], tif.imagej_metadata or {}
-    x, y = page.resolution
-    scale = {1: 1.0, 2: 25400.0, 3: 10000.0}[int(page.resolutionunit)]  # inch and centimetre in micron
-    unit = imagej.get("unit", "micron" if scale > 1 else "").replace("\\u00B5m", "micron")
-    if not unit or not x or not y:
-        return {}, ""
-    spacing = {"Z": float(imagej["spacing"])} if "spacing" in imagej else {}
-    return {"X": scale / x, "Y": scale / y} | spacing, unit
 
 
 def release(image: Rows) -> None:
@@ -216,7 +189,7 @@ def _read_npy(path: Path) -> list[np.ndarray]:
         raise UserError(
             f"{path}: shape {array.shape} of {array.dtype}: must be (H, W), (N, H, W) or (N, H, W, C) numbers"
         )
-    return _split(array, axes, path)
+    return split(array, axes, path)
 
 
 def _read_zarr(path: Path) -> list[Rows]:
@@ -275,156 +248,6 @@ class ZarrImage:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-def _read_tiff(path: Path) -> list[Rows]:
-    """Frames of all series of a TIFF."""
-    import tifffile
-
-    with _tifffile_errors(path), tifffile.TiffFile(path) as tif:
-        len(tif.pages)  # walks the chain of pages: a broken link is logged here
-        return [frame for series in tif.series for frame in _frames(path, series)]
-
-
-def _frames(path: Path, series: Any) -> list[Rows]:
-    """Frames of a series: mapped where the pixels lie in one piece, else read by strips or tiles."""
-    if series.dataoffset is not None:
-        dtype = np.dtype(series.keyframe.parent.byteorder + series.dtype.char)
-        return _split(np.memmap(path, dtype, "r", offset=series.dataoffset, shape=series.shape), series.axes, path)
-    axes, of_page = series.axes, series.keyframe.axes
-    outer = axes[: len(axes) - len(of_page)]
-    if series.keyframe.compression != 1:
-        tifffile_decompressors()[series.keyframe.compression]  # says here if a package is missing
-    if not axes.endswith(of_page) or not set(of_page) <= set("YXS") or len(set("SC") & set(axes)) > 1:
-        return _split(series.asarray(), axes, path)  # volumes in one page, and what is refused
-    order = np.arange(math.prod(series.shape[: len(outer)])).reshape(series.shape[: len(outer)])
-    if "C" in outer:
-        order = np.moveaxis(order, outer.index("C"), -1)
-    order = order.reshape(-1, order.shape[-1] if "C" in outer else 1)
-    return [PagedImage(path, [series.pages[int(number)] for number in numbers]) for numbers in order]
-
-
-def tifffile_decompressors() -> Any:
-    """Table of tifffile's decompressors by number; a missing one raises KeyError with the package's name."""
-    import tifffile
-
-    return tifffile.TIFF.DECOMPRESSORS
-
-
-class PagedImage:
-    """Image (H, W, C) of one TIFF page, or of one page a channel, whose strips or tiles are read when they are needed.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    pages : list of tifffile.TiffPage
-        Of an open file; the image needs it open no more.
-    """
-
-    def __init__(self, path: Path, pages: list[Any]) -> None:
-        key = pages[0].keyframe
-        _, _, height, width, _ = key.shaped
-        samples = key.samplesperpixel
-        self._alpha = len(pages) == 1 and samples in (2, 4)
-        self.shape = (height, width, len(pages) if len(pages) > 1 else samples - self._alpha)
-        self.dtype = np.dtype(np.uint8) if key.dtype == bool else np.dtype(key.dtype)
-        self.path, self._decode = path, key.decode
-        self._numbers = [page.index + 1 for page in pages]
-        self._where = [list(zip(page.dataoffsets, page.databytecounts, strict=True)) for page in pages]
-        jpeg = key.compression in (6, 7, 34892, 33007)
-        self._options = [
-            {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader} if jpeg else {} for page in pages
-        ]
-        self._tall = key.tilelength if key.is_tiled else key.rowsperstrip
-        self._across = math.ceil(width / key.tilewidth) if key.is_tiled else 1
-        self._kept: dict[tuple[int, int], tuple] = {}
-        for number, where in zip(self._numbers, self._where, strict=True):
-            if any(offset + count > path.stat().st_size for offset, count in where):
-                raise UserError(f"{path}, page {number}: truncated: copy the file again")
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W, C) of the image."""
-        top, bottom, step = rows.indices(self.shape[0])
-        out = np.zeros((max(bottom - top, 0), self.shape[1], self.shape[2] + self._alpha), self.dtype)
-        kept, self._kept = self._kept, {}
-        for page in range(len(self._where)):
-            for index in self._overlapping(page, top, bottom):
-                decoded = kept.get((page, index)) or self._segment(page, index)
-                if bottom < self.shape[0]:  # the next rows may need it again
-                    self._kept[page, index] = decoded
-                self._place(out, top, page, *decoded)
-        return out[::step, :, : self.shape[2]]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All pixels."""
-        return self[:].astype(dtype or self.dtype, copy=False)
-
-    def _overlapping(self, page: int, top: int, bottom: int) -> list[int]:
-        """Numbers of the strips or tiles of a page that some rows need."""
-        down = math.ceil(self.shape[0] / self._tall)
-        tops = [index // self._across % down * self._tall for index in range(len(self._where[page]))]
-        return [index for index, first in enumerate(tops) if first < bottom and first + self._tall > top]
-
-    def _segment(self, page: int, index: int) -> tuple:
-        """One strip or tile (1, h, w, C), and its place (sample, depth, y, x, channel)."""
-        offset, count = self._where[page][index]
-        try:
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                segment, place, _ = self._decode(file.read(count) or None, index, **self._options[page])
-        except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-            hint = "pip install imagecodecs" if "imagecodecs" in str(error) else "copy the file again"
-            where = f"{self.path}, page {self._numbers[page]}"
-            raise UserError(f"{where}: damaged ({str(error).strip() or type(error).__name__}): {hint}") from error
-        return segment, place
-
-    def _place(self, out: np.ndarray, top: int, page: int, segment: np.ndarray | None, place: tuple) -> None:
-        """Copy what a strip or tile has of the rows from `top` on."""
-        if segment is None:  # a hole in a sparse file
-            return
-        sample, _, y, x, _ = place
-        pixels = segment[0] * np.uint8(255) if segment.dtype == bool else segment[0]
-        pixels = pixels[max(top - y, 0) : top + len(out) - y, : out.shape[1] - x]
-        first, channel = max(y - top, 0), sample if len(self._where) == 1 else page
-        out[first : first + len(pixels), x : x + pixels.shape[1], channel : channel + pixels.shape[2]] = pixels
-
-
-def _split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:
-    """Cut an array with named axes into frames (H, W, C); S and C are channels, all but Y and X are frames."""
-    channels = [axis for axis in axes if axis in "SC"]
-    if len(channels) > 1 or "Y" not in axes or "X" not in axes:
-        raise UserError(f"{path}: axes {axes} are not understood: save pages of Y, X and at most one channel axis")
-    order = [axes.index(axis) for axis in ("Y", "X", *channels)]
-    others = [i for i in range(len(axes)) if i not in order]
-    pixels = pixels.transpose(others + order)
-    if not channels:
-        pixels = pixels[..., None]
-    if "S" in axes and pixels.shape[-1] in (2, 4):
-        pixels = pixels[..., :-1]  # alpha
-    return list(pixels.reshape(-1, *pixels.shape[-3:]))
-
-
-@contextmanager
-def _tifffile_errors(path: Path) -> Iterator[None]:
-    """Raise where tifffile only logs that the chain of pages is broken, and would go on with fewer."""
-
-    class Listen(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    messages: list[str] = []
-    logger, listen = logging.getLogger("tifffile"), Listen()
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(listen)
-    try:
-        yield
-    finally:
-        logger.removeHandler(listen)
-        logger.propagate = propagate
-    broken = [message for message in messages if "TiffPages" in message]
-    if broken:
-        raise UserError(f"{path}: truncated or damaged ({broken[0].split('> ')[-1]}): copy the file again")
-
-
 def _read_pillow(path: Path) -> list[np.ndarray]:
     """The one frame of a PNG, JPEG or BMP; palettes become the colours they stand for."""
     from PIL import Image
@@ -439,7 +262,7 @@ def _read_pillow(path: Path) -> list[np.ndarray]:
     return [pixels[..., :-1] if pixels.shape[-1] in (2, 4) else pixels]
 
 
-_READERS = {".npy": _read_npy, ".tif": _read_tiff, ".tiff": _read_tiff}
+_READERS = {".npy": _read_npy, ".tif": read_tiff, ".tiff": read_tiff}
 
 
 def sha256(path: Path) -> str:

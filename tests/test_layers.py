@@ -9,6 +9,7 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
+    ["tiff"],
     [
         "config",
         "model",
