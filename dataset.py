@@ -495,8 +495,8 @@ class PatchSampler(Sampler[list[Window]]):
 class Augmentation:
     """Random crops' flips, quarter turns, elastic displacement, blur, noise and changes of grey, a batch at once.
 
-    All that moves pixels is one sampling grid, so each pixel is interpolated once, and the label goes through
-    the same grid as the image. Source: Ronneberger et al. 2015, section 3.1.
+    All that moves pixels is one sampling grid, so each pixel is interpolated once, the image by cubic convolution
+    (bilinear blurs it), and the label goes through the same grid. Source: Ronneberger et al. 2015, section 3.1.
 
     Attributes
     ----------
@@ -508,6 +508,8 @@ class Augmentation:
         Whether to flip both axes at random, and to turn by quarters (by halves where the crop is not square).
     elastic : float
         Standard deviation of the displacement at the nodes of the grid [px], cut off at three times it; 0: none.
+    elastic_share : float
+        Share of the crops that are displaced. The others stay as sharp as the images of a test: interpolation blurs.
     elastic_grid : int
         Nodes a side; bicubic in between.
     brightness, contrast : float
@@ -525,6 +527,7 @@ class Augmentation:
     flip: bool = True
     turn: bool = True
     elastic: float = 10.0
+    elastic_share: float = 1.0
     elastic_grid: int = 3
     brightness: float = 0.2
     contrast: float = 0.2
@@ -556,11 +559,11 @@ class Augmentation:
         """
         image = batch["input"]
         classes = torch.stack([batch["label"] == k for k in range(1, self.num_class)], dim=1)  # 0 is what is left
-        planes = [image, classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
-        stack = torch.cat(planes, dim=1)
-        grid = self._grid(stack.shape[-2:], rngs, image.device)
-        stack = F.grid_sample(stack, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-        image, classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
+        planes = [classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
+        grid, options = self._grid(image.shape[-2:], rngs, image.device), {"padding_mode": "reflection"}
+        image = F.grid_sample(image, grid, "bicubic", align_corners=False, **options)
+        stack = F.grid_sample(torch.cat(planes, dim=1), grid, "bilinear", align_corners=False, **options)
+        classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
         moved = {"input": self._shaded(image, rngs), "label": _likeliest(classes)}
         return batch | moved | ({"distance": distance[0][:, 0]} if distance else {})
 
@@ -585,7 +588,9 @@ class Augmentation:
 
     def _grid(self, shape: tuple[int, int], rngs: Sequence[np.random.Generator], device: torch.device) -> Tensor:
         """Where each pixel of the result is read: (N, H, W, 2) as (x, y) in [-1, 1], as `grid_sample` wants it."""
-        nodes = np.stack([rng.normal(0, self.elastic, (2, self.elastic_grid, self.elastic_grid)) for rng in rngs])
+        scales = [self.elastic * (rng.random() < self.elastic_share) for rng in rngs]
+        size = (2, self.elastic_grid, self.elastic_grid)
+        nodes = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
         nodes = torch.from_numpy(nodes.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
         turns = self._turns(rngs).to(device, non_blocking=True)
         rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)

@@ -373,7 +373,8 @@ class Trainer:
     def _augmentation(self, info: DataInfo) -> Augmentation:
         c = self.config
         crop = (c.ny_load, c.nx_load)
-        names = ("flip", "turn", "elastic", "elastic_grid", "brightness", "contrast", "gamma", "blur", "noise")
+        names = ("flip", "turn", "elastic", "elastic_share", "elastic_grid")
+        names += ("brightness", "contrast", "gamma", "blur", "noise")
         return Augmentation(crop, info.num_class, **{name: getattr(c, name) for name in names})
 
     def _open_folders(self, state: TrainState) -> None:

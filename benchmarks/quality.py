@@ -27,7 +27,7 @@ ORIGINAL = (
 )
 PAPER = (
     "--normalize data --norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant"
-    " --average 0 --batch_size 1 --loss wbce --w0 10 --balance on --brightness 0 --contrast 0"
+    " --average 0 --batch_size 1 --loss wbce --w0 10 --balance on --brightness 0 --contrast 0 --elastic_share 1"
 )
 RECIPES = {
     "default": "",
@@ -41,6 +41,7 @@ RECIPES = {
     "dropout 0.5": "--dropout 0.5",
     "batch 2": "--batch_size 2",
     "batch 8": "--batch_size 8",
+    "crop 384": "--ny_load 384 --nx_load 384 --batch_size 2",
     "crop 512": "--ny_load 512 --nx_load 512 --batch_size 1",
     "crop 128": "--ny_load 128 --nx_load 128 --batch_size 16",
     "lr 5e-4": "--lr 5e-4",
@@ -62,6 +63,7 @@ RECIPES = {
     "bce+dice": "--loss bce+dice",
     "elastic 0": "--elastic 0",
     "elastic 15": "--elastic 15",
+    "elastic always": "--elastic_share 1",
     "elastic 10, grid 5": "--elastic_grid 5",
     "brightness, contrast 0": "--brightness 0 --contrast 0",
     "brightness, contrast 0.5": "--brightness 0.5 --contrast 0.4",
