@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import zip_longest
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,38 @@ def pictures_of(batch: Batch, logits: Tensor, info: DataInfo) -> report.Pictures
     return pictures | {"output": report.probability_picture(class_probability(logits[:1])[0].cpu().numpy())}
 
 
-class Challenge:
-    """Scores of the ISBI 2012 challenge of a stack of images, summed up image by image."""
+class Threads:
+    """Calls, of which as many run at once as torch has threads; the network waits, else both would be slow."""
 
     def __init__(self) -> None:
-        self.scores: list[dict[str, np.ndarray]] = []
+        self._waiting: list[tuple[Callable, tuple]] = []
+        self._done: list[Any] = []
 
-    def add(self, label: np.ndarray, probability: np.ndarray) -> None:
-        """Add an image: label (H, W) of 0 and 1, and probability (H, W) of class 1."""
-        self.scores.append(metrics.challenge_scores(label, probability))
+    def add(self, function: Callable, *arguments: Any) -> None:
+        """Add a call, and run all that wait if they are enough."""
+        self._waiting.append((function, arguments))
+        if len(self._waiting) >= torch.get_num_threads():
+            self.results()
+
+    def results(self) -> list[Any]:
+        """What the calls returned, in the order of `add`."""
+        with ThreadPoolExecutor(len(self._waiting) or 1) as pool:
+            self._done += pool.map(lambda call: call[0](*call[1]), self._waiting)
+        self._waiting = []
+        return self._done
+
+
+class Challenge:
+    """Scores of the ISBI 2012 challenge of a stack of images, from those of each image.
+
+    Parameters
+    ----------
+    scores : list of dict
+        `metrics.challenge_scores` of each image.
+    """
+
+    def __init__(self, scores: list[dict[str, np.ndarray]]) -> None:
+        self.scores = scores
 
     def means(self, name: str) -> np.ndarray:
         """Mean over the images of a score at each threshold, (T,)."""
@@ -80,28 +103,29 @@ class ValidationScorer:
     def __init__(self, info: DataInfo, *, pictures: bool, challenge: bool) -> None:
         self.info = info
         self.pictures: report.Pictures | None = {} if pictures else None
-        self.challenge = Challenge() if challenge and info.num_class == 2 else None
+        self.challenge: Challenge | None = None
+        self._challenge = Threads() if challenge and info.num_class == 2 else None
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(self, batch: Batch, logits: Tensor, loss: Tensor) -> None:
         """Take in a batch of one image."""
         if self.pictures == {}:
             self.pictures = pictures_of(batch, logits, self.info)
-        if self.challenge:
+        if self._challenge:
             probability = class_probability(logits)[0, 1].cpu().numpy()
-            self.challenge.add(batch["label"][0].cpu().numpy(), probability)
+            self._challenge.add(metrics.challenge_scores, batch["label"][0].cpu().numpy(), probability)
         counts = metrics.confusion_matrix(batch["label"], class_map(logits), self.info.num_class)
         self._seen.append((batch["index"], loss[None], counts))
 
     def finish(self, gather: Gather = list) -> None:
         """Fetch the counts from the device, and put the images of all processes in order."""
         columns = [torch.cat(column).cpu().numpy() for column in zip(*self._seen, strict=True)]
-        challenges = self.challenge.scores if self.challenge else [None] * len(self._seen)
+        challenges = self._challenge.results() if self._challenge else [None] * len(self._seen)
         rows = sorted(gather(list(zip(*columns, challenges, strict=True))), key=lambda row: row[0])
         self.losses = [float(row[1]) for row in rows]
         self._matrices = [row[2] for row in rows]
-        if self.challenge:
-            self.challenge.scores = [row[3] for row in rows]
+        if self._challenge:
+            self.challenge = Challenge([row[3] for row in rows])
 
     def scores(self) -> report.Scores:
         """Mean scores, under the names of their curves: TensorBoard groups by what stands before the slash."""
@@ -131,9 +155,9 @@ class TestScorer:
     Attributes
     ----------
     rows : list of dict
-        Scores of each image.
+        Scores of each image, after `finish`.
     baseline : list of dict
-        Scores of always saying the majority class.
+        Scores of always saying the majority class, of each image with a label.
     predicted : set of int
         Classes that came out at all.
     """
@@ -146,32 +170,35 @@ class TestScorer:
         self.baseline: list[report.Scores] = []
         self.predicted: set[int] = set()
         self.majority = int(np.argmax(info.class_share))
-        self.challenge = Challenge()
+        self.challenge = Challenge([])
+        self._images = Threads()
 
     def __call__(self, batch: Batch, logits: Tensor, loss: Tensor) -> None:
         """Take in a batch of one image."""
         number, probability = int(batch["index"]), class_probability(logits)[0].cpu().numpy()
         report.save_images(self.folder, number, pictures_of(batch, logits, self.info))
-        classes, mask = probability.argmax(0), probability[1] > self.threshold
-        self.predicted |= set(np.unique(classes).tolist())
-        row = {"image": f"{number:04d}", "sample": self.files[number].input.name}
-        if "label" in batch:
-            label = batch["label"][0].cpu().numpy()
-            row |= {"loss": loss.item()} | self._scores(label, classes, mask)
-            answer = np.full_like(classes, self.majority)
-            self.baseline.append(self._scores(label, answer, answer))
-            if self.info.num_class == 2:
-                self.challenge.add(label, probability[1])
-        self.rows.append(row)
+        label = batch["label"][0].cpu().numpy() if "label" in batch else None
+        self._images.add(self._scored, number, probability, label, loss.item())
 
-    def finish(self, gather: Gather) -> None:
+    def _scored(self, number: int, probability: np.ndarray, label: np.ndarray | None, loss: float) -> tuple:
+        """Row, baseline and scores of the challenge (None: there are none) of an image, and classes that came out."""
+        classes, mask = probability.argmax(0), probability[1] > self.threshold
+        row = {"image": f"{number:04d}", "sample": self.files[number].input.name}
+        baseline = challenge = None
+        if label is not None:
+            row |= {"loss": loss} | self._scores(label, classes, mask)
+            answer = np.full_like(classes, self.majority)
+            baseline = self._scores(label, answer, answer)
+            challenge = metrics.challenge_scores(label, probability[1]) if self.info.num_class == 2 else None
+        return row, baseline, challenge, set(np.unique(classes).tolist())
+
+    def finish(self, gather: Gather = list) -> None:
         """Put the images of all processes in order."""
-        parts = zip_longest(self.rows, self.baseline, self.challenge.scores)
-        images = sorted(gather(list(parts)), key=lambda image: int(image[0]["image"]))
+        images = sorted(gather(self._images.results()), key=lambda image: int(image[0]["image"]))
         self.rows, self.baseline, self.challenge.scores = (
-            [part for part in column if part is not None] for column in zip(*images, strict=True)
+            [image[part] for image in images if image[part] is not None] for part in range(3)
         )
-        self.predicted = set().union(*gather([self.predicted]))
+        self.predicted = set().union(*(image[3] for image in images))
 
     def _scores(self, label: np.ndarray, classes: np.ndarray, mask: np.ndarray) -> report.Scores:
         """Scores of one class map, and with two classes of the segments of one mask, (H, W) each."""

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 import metrics
 from dataset import DataInfo, SampleFile
-from evaluate import Challenge, TestScorer, ValidationScorer
+from evaluate import Challenge, TestScorer, Threads, ValidationScorer
 
 GOLDEN = Path(__file__).parent / "golden"
 INFO = DataInfo(1, [0, 255], ["membrane", "cell"], [0.3, 0.7], [0.0], [1.0], [0.0, 255.0])
@@ -28,15 +29,28 @@ def batch_of(label, probability, index=0):
 
 def test_a_stacks_challenge_scores_are_the_golden_maxima():
     expected = json.loads((GOLDEN / "expected.json").read_text())["voronoi_b_blurred"]
-    challenge = Challenge()
+    threads = Threads()
     with np.load(GOLDEN / "voronoi_b_blurred.npz") as case:
         for label, levels in zip(case["label"], case["prob"], strict=True):
-            challenge.add(label, (levels.astype(np.float32) / np.float32(255)).astype(np.float64))
+            probability = (levels.astype(np.float32) / np.float32(255)).astype(np.float64)
+            threads.add(metrics.challenge_scores, label, probability)
+    challenge = Challenge(threads.results())
     summary = challenge.summary()
     assert summary["max_v_rand"] == pytest.approx(expected["max_v_rand_thin"], abs=1e-3)
     assert summary["max_v_info"] == pytest.approx(expected["max_v_info_thin"], abs=1e-3)
     assert summary["rand_error"] == pytest.approx(expected["rand_error"], abs=1e-6)
     assert challenge.best_threshold == 0.6
+
+
+def test_calls_of_threads_come_back_in_their_order_and_raise_their_errors(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    threads, waits = Threads(), [0.03, 0.02, 0.01, 0.02, 0.0]
+    for wait in waits:
+        threads.add(lambda wait: time.sleep(wait) or wait, wait)
+    assert threads.results() == waits == threads.results()
+    threads.add(int, "x")
+    with pytest.raises(ValueError, match="invalid literal"):
+        threads.results()
 
 
 def test_validation_scores_are_means_over_images_and_keep_the_first_pictures():
@@ -65,6 +79,7 @@ def test_segments_are_scored_at_their_threshold_and_pixels_at_a_half(tmp_path):
     for threshold, v_rand in ((0.5, 2 / 3), (0.7, 1.0)):  # the gap between the two cells is closed at 0.5
         scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], INFO, threshold)
         scorer(*batch_of(label, probability))
+        scorer.finish()
         summary = scorer.summary()
         assert summary["mean"]["v_rand"] == pytest.approx(v_rand)
         assert summary["mean"]["pixel_error"] == summary["majority"]["pixel_error"] == 2 / 16
@@ -81,6 +96,7 @@ def test_three_classes_have_no_challenge_scores(tmp_path):
     logits = 9.0 * torch.nn.functional.one_hot(label, 3).movedim(-1, 1)
     scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], info, 0.5)
     scorer(batch, logits, torch.tensor(0.1))
+    scorer.finish()
     summary = scorer.summary()
     assert summary["mean"]["dice_c"] == 1 and summary["challenge"] is None and summary["segment_threshold"] is None
     assert metrics.THRESHOLDS[0] == 0.1
