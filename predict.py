@@ -89,12 +89,18 @@ def _pixel_outputs(band: np.ndarray, whats: list[str], predictor: Predictor, dty
     """What is written of a probability (K, h, W) pixel by pixel: arrays (C, h, W)."""
     made: dict[str, np.ndarray] = {}
     if "probability" in whats:
-        made["probability"] = band if dtype == "float32" else np.round(band * 255).astype(np.uint8)
+        made["probability"] = band if dtype == "float32" else _to_bytes(band)
     if "mask" in whats:
         two = predictor.num_channel == 1
         mask = (band > predictor.threshold) * np.uint8(255) if two else band.argmax(0)[None].astype(np.uint8)
         made["mask"] = mask
     return made
+
+
+def _to_bytes(band: np.ndarray) -> np.ndarray:
+    """Probability in 8 bits, with one band in float32 beside it and not two."""
+    scaled = band * np.float32(255)
+    return np.round(scaled, out=scaled).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,7 @@ class _Job:
                     yield frame, top, outputs
             except UserError as error:
                 text = str(error)
-                named = str(self.frames[frame].path) in text
+                named = any(name in text for name in (str(self.frames[frame].path), self.config.output))
                 raise UserError(text if named else f"{self.frames[frame]}: {text}") from error
 
     def _frame(self, frame: int, numbers: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

@@ -67,15 +67,15 @@ class Predictor:
             mean, std = image_statistics(image)
         else:
             mean, std = np.float32(self.info.mean), np.float32(self.info.std)
+        network = self._network(tta)
 
-        def read(first: int, last: int) -> Tensor:
-            pixels = image[first:last].astype(np.float32)
+        def probability(window: np.ndarray, inner: Sides) -> Tensor:
+            pixels = window.astype(np.float32)
             if not np.isfinite(pixels).all():
                 raise UserError("it holds NaN or infinity: repair the image")
-            pixels = torch.from_numpy((pixels - mean) / std)
-            return pixels.movedim(-1, 0).to(self.device)
+            return network(torch.from_numpy((pixels - mean) / std).movedim(-1, 0)[None].to(self.device), inner)[0]
 
-        return Bands(self._network(tta), read, *self.windows(height, width, tile))
+        return Bands(probability, lambda first, last: image[first:last], *self.windows(height, width, tile))
 
     def windows(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
         """Rows and columns of the windows of an image."""

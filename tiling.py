@@ -14,8 +14,8 @@ from torch import Tensor
 
 Item = TypeVar("Item")
 Sides = tuple[bool, bool, bool, bool]
-Network = Callable[[Tensor, Sides], Tensor]  # (1, C, h, w) and its inner sides to (1, K, h', w')
-Read = Callable[[int, int], Tensor]  # first and last row to (C, h, W)
+Network = Callable[[np.ndarray, Sides], Tensor]  # window (h, w, C) and its inner sides to (K, h', w')
+Read = Callable[[int, int], np.ndarray]  # first and last row to (h, W, C)
 
 GRID = 16  # [px] windows begin at multiples of it, as the network's poolings do
 
@@ -155,12 +155,12 @@ class Bands:
                 done = {n: band for n, band in done.items() if todo and n >= todo[0] + reach[0]}
 
     @torch.inference_mode()
-    def _band(self, row: Span, pixels: Tensor) -> Tensor:
-        """What is computed of a band, (K, h, W), from its rows (C, h', W)."""
+    def _band(self, row: Span, pixels: np.ndarray) -> Tensor:
+        """What is computed of a band, (K, h, W), from its rows (h', W, C)."""
         parts = []
         for column in self.columns:
             inner = (row.inner[0], column.inner[0], row.inner[1], column.inner[1])
-            out = self.network(pixels[None, :, :, column.low : column.high], inner)[0]
+            out = self.network(pixels[:, column.low : column.high], inner)
             top, left = (span.first if span.inner[0] else span.low for span in (row, column))
             parts.append(out[:, row.first - top : row.last - top, column.first - left : column.last - left])
         if not self.blends:

@@ -18,7 +18,12 @@ def network(norm="bnorm", nch_out=1, tta=False):
 
 def tiled(net, image, tile, overlap=0):
     rows, columns = (spans(n, t, MARGIN, overlap) for n, t in zip(image.shape[-2:], tile, strict=True))
-    bands = Bands(net, lambda first, last: image[0, :, first:last], rows, columns)
+    pixels = image[0].movedim(0, -1).numpy()
+
+    def window(part, inner):
+        return net(torch.from_numpy(part).movedim(-1, 0)[None], inner)[0]
+
+    bands = Bands(window, lambda first, last: pixels[first:last], rows, columns)
     return np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1), bands
 
 
