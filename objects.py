@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from scipy import ndimage
@@ -70,12 +70,7 @@ def separate_bands(
         return band > (1 + threshold) / 2, band > threshold
 
     cores, regions = _Regions(), _Regions()
-    home = [np.zeros(1, np.int64)]  # the region that a core lies in
-    for top in tops:
-        core, region = (kind.add(mask) for kind, mask in zip((cores, regions), masks(top), strict=True))
-        home.append(np.zeros(cores.starts[-1] - cores.starts[-2], np.int64))
-        home[-1][core[core > 0] - cores.starts[-2]] = region[core > 0]
-    seed_of, object_of = _count_objects(cores, regions, np.concatenate(home))
+    seed_of, object_of = _count_objects(cores, regions, map(masks, tops))
 
     def prepared(number: int) -> tuple[np.ndarray, ...]:
         """Height, seeds, and what a pixel without a seed near it belongs to, (h, W) each, of a band."""
@@ -149,8 +144,16 @@ class _Regions:
         return first, np.bincount(first, sizes, minlength=len(sizes))
 
 
-def _count_objects(cores: _Regions, regions: _Regions, home: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _count_objects(
+    cores: _Regions, regions: _Regions, masks: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
     """Object of each piece of a core, 0 for small ones, and of each piece of a region: its first core's, or its own."""
+    homes = [np.zeros(1, np.int64)]  # the region that a core lies in
+    for pair in masks:
+        core, region = (kind.add(mask) for kind, mask in zip((cores, regions), pair, strict=True))
+        homes.append(np.zeros(cores.starts[-1] - cores.starts[-2], np.int64))
+        homes[-1][core[core > 0] - cores.starts[-2]] = region[core > 0]
+    home = np.concatenate(homes)
     first, size = cores.joined()
     seeds = np.flatnonzero((first == np.arange(len(first))) & (size >= SEED))
     seed_of = np.zeros(len(first), np.uint32)

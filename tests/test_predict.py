@@ -83,8 +83,8 @@ def test_a_folder_becomes_a_folder_of_pngs_under_the_same_names(stack, work):
     assert len(list((work / "out2").iterdir())) == 4
 
 
-def test_a_zarr_goes_on_where_it_was_stopped_and_has_a_pyramid(stack, work, monkeypatch):
-    zarr = pytest.importorskip("zarr")
+def stop_at_the_fifth(monkeypatch):
+    """What is written to Zarr, (frame, first row) each; Ctrl-C comes with the fifth."""
     from writers import ZarrWriter
 
     written, write = [], ZarrWriter.write
@@ -96,6 +96,12 @@ def test_a_zarr_goes_on_where_it_was_stopped_and_has_a_pyramid(stack, work, monk
         write(self, frame, top, band)
 
     monkeypatch.setattr(ZarrWriter, "write", failing)
+    return written
+
+
+def test_a_zarr_goes_on_where_it_was_stopped_and_has_a_pyramid(stack, work, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    written = stop_at_the_fifth(monkeypatch)
     assert segment("in.tif", "out.zarr", "--tile", "64") == 130
     assert (work / "out.zarr.partial").is_dir() and not (work / "out.zarr").exists()
     assert segment("in.tif", "out.zarr", "--tile", "64") == 0
@@ -113,19 +119,10 @@ def test_objects_in_a_zarr_go_on_with_the_section_that_was_stopped(stack, work, 
     zarr = pytest.importorskip("zarr")
     import objects
     import predict
-    from writers import ZarrWriter
 
     monkeypatch.setattr(predict, "TALL", 80)  # 200 px are three bands
     monkeypatch.setattr(predict, "separate_bands", lambda rows, level: objects.separate_bands(rows, level, 80))
-    written, write = [], ZarrWriter.write
-
-    def failing(self, frame, top, band):
-        written.append((frame, top))
-        if len(written) == 5:
-            raise KeyboardInterrupt
-        write(self, frame, top, band)
-
-    monkeypatch.setattr(ZarrWriter, "write", failing)
+    written = stop_at_the_fifth(monkeypatch)
     assert segment("in.tif", "out.zarr", "--tile", "64", "--what", "cells") == 130
     assert segment("in.tif", "out.zarr", "--tile", "64", "--what", "cells") == 0
     assert written[:5] == [(0, 0), (0, 80), (0, 160), (1, 0), (1, 80)]
