@@ -560,9 +560,10 @@ class Augmentation:
         image = batch["input"]
         classes = torch.stack([batch["label"] == k for k in range(1, self.num_class)], dim=1)  # 0 is what is left
         planes = [classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
-        grid, options = self._grid(image.shape[-2:], rngs, image.device), {"padding_mode": "reflection"}
-        image = F.grid_sample(image, grid, "bicubic", align_corners=False, **options)
-        stack = F.grid_sample(torch.cat(planes, dim=1), grid, "bilinear", align_corners=False, **options)
+        grid = self._grid(image.shape[-2:], rngs, image.device)
+        options = {"padding_mode": "reflection", "align_corners": False}
+        image = F.grid_sample(image, grid, "bicubic", **options)
+        stack = F.grid_sample(torch.cat(planes, dim=1), grid, "bilinear", **options)
         classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
         moved = {"input": self._shaded(image, rngs), "label": _likeliest(classes)}
         return batch | moved | ({"distance": distance[0][:, 0]} if distance else {})

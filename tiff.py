@@ -26,13 +26,15 @@ def read_tiff(path: Path) -> list[Any]:
 
 def _frames(path: Path, series: Any) -> list[Any]:
     """Frames of a series: mapped where the pixels lie in one piece, else read by strips or tiles."""
+    from tifffile import TIFF
+
     if series.dataoffset is not None:
         dtype = np.dtype(series.keyframe.parent.byteorder + series.dtype.char)
         return split(np.memmap(path, dtype, "r", offset=series.dataoffset, shape=series.shape), series.axes, path)
     axes, of_page = series.axes, series.keyframe.axes
     outer = axes[: len(axes) - len(of_page)]
     if series.keyframe.compression != 1:
-        tifffile_decompressors()[series.keyframe.compression]  # says here if a package is missing
+        TIFF.DECOMPRESSORS[series.keyframe.compression]  # a missing package is said here, with its name
     if not axes.endswith(of_page) or not set(of_page) <= set("YXS") or len(set("SC") & set(axes)) > 1:
         return split(series.asarray(), axes, path)  # volumes in one page, and what is refused
     order = np.arange(math.prod(series.shape[: len(outer)])).reshape(series.shape[: len(outer)])
@@ -40,13 +42,6 @@ def _frames(path: Path, series: Any) -> list[Any]:
         order = np.moveaxis(order, outer.index("C"), -1)
     order = order.reshape(-1, order.shape[-1] if "C" in outer else 1)
     return [PagedImage(path, [series.pages[int(number)] for number in numbers]) for numbers in order]
-
-
-def tifffile_decompressors() -> Any:
-    """Table of tifffile's decompressors by number; a missing one raises KeyError with the package's name."""
-    import tifffile
-
-    return tifffile.TIFF.DECOMPRESSORS
 
 
 class PagedImage:
