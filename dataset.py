@@ -400,7 +400,7 @@ def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // 2**20))
     tall = step * math.ceil(512 / step)  # read so many rows at a time
-    bands = [image[top : top + tall][::step, ::step] for top in range(0, image.shape[0], tall)]
+    bands = [image[top : top + tall][::step, ::step].copy() for top in range(0, image.shape[0], tall)]  # not a view
     pixels = np.concatenate(bands).reshape(-1, image.shape[2]).astype(np.float64)
     std = pixels.std(0)
     return np.float32(pixels.mean(0)), np.float32(np.where(std > 0, std, 1.0))

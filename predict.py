@@ -98,9 +98,11 @@ def _pixel_outputs(band: np.ndarray, whats: list[str], predictor: Predictor, dty
 
 
 def _to_bytes(band: np.ndarray) -> np.ndarray:
-    """Probability in 8 bits, with one band in float32 beside it and not two."""
-    scaled = band * np.float32(255)
-    return np.round(scaled, out=scaled).astype(np.uint8)
+    """Probability (K, h, W) in 8 bits; by rows, so that there is no second band in float32."""
+    scaled = np.empty(band.shape, np.uint8)
+    for row in range(band.shape[1]):
+        scaled[:, row] = np.round(band[:, row] * np.float32(255))
+    return scaled
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,14 @@ class _Job:
         bands, predictor = self.bands(frame), self.predictor
         with ExitStack() as stack:
             kept = stack.enter_context(RowFile(Path(self.config.output))) if "cells" in self.whats else None
-            for number, band in ahead(bands.compute(numbers)):
+
+            def outputs(computed: tuple[int, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
+                number, band = computed
                 if kept is not None:
                     kept.append(band[0] if predictor.num_channel == 1 else 1 - band[0])
-                yield bands.rows[number].start, _pixel_outputs(band, self.whats, predictor, self.config.dtype)
+                return bands.rows[number].start, _pixel_outputs(band, self.whats, predictor, self.config.dtype)
+
+            yield from ahead(map(outputs, bands.compute(numbers)))  # what waits has 8 bits
             if kept is not None:
                 for top, objects in ahead(separate_bands(kept, predictor.threshold)):
                     yield top, {"cells": objects[None]}

@@ -157,15 +157,14 @@ class Bands:
     @torch.inference_mode()
     def _band(self, row: Span, pixels: np.ndarray) -> Tensor:
         """What is computed of a band, (K, h, W), from its rows (h', W, C)."""
-        parts = []
-        for column in self.columns:
-            inner = (row.inner[0], column.inner[0], row.inner[1], column.inner[1])
-            out = self.network(pixels[:, column.low : column.high], inner)
-            top, left = (span.first if span.inner[0] else span.low for span in (row, column))
-            parts.append(out[:, row.first - top : row.last - top, column.first - left : column.last - left])
-        if not self.blends:
-            return torch.cat(parts, dim=2)
-        return _blend(parts, self.columns, 2)
+        return _blend((self._window(row, column, pixels) for column in self.columns), self.columns, 2)
+
+    def _window(self, row: Span, column: Span, pixels: np.ndarray) -> Tensor:
+        """What is computed of a window, (K, h, w), from the rows of its band."""
+        inner = (row.inner[0], column.inner[0], row.inner[1], column.inner[1])
+        out = self.network(pixels[:, column.low : column.high], inner)
+        top, left = (span.first if span.inner[0] else span.low for span in (row, column))
+        return out[:, row.first - top : row.last - top, column.first - left : column.last - left]
 
     def _blended(self, number: int, done: dict[int, Tensor]) -> Tensor:
         """Own rows of a band, blended with those of its neighbours that reach into it."""
@@ -178,20 +177,21 @@ class Bands:
         return blended[:, own.start - rows[0].first : own.stop - rows[0].first]
 
 
-def _blend(parts: list[Tensor], places: list[Span], axis: int) -> Tensor:
-    """Join windows along an axis; where two overlap, one fades into the other linearly."""
-    origin = places[0].first
-    shape = list(parts[0].shape)
-    shape[axis] = places[-1].last - origin
-    total = parts[0].new_zeros(shape)
+def _blend(parts: Iterable[Tensor], places: list[Span], axis: int) -> Tensor:
+    """Join windows along an axis, one at a time; where two overlap, one fades into the other linearly."""
+    origin, total = places[0].first, None
     for number, (part, place) in enumerate(zip(parts, places, strict=True)):
+        if total is None:
+            shape = list(part.shape)
+            shape[axis] = places[-1].last - origin
+            total = part.new_zeros(shape)
         weight = part.new_ones(part.shape[axis])
         if number > 0:
             wide = places[number - 1].last - place.first
             weight[:wide] = (torch.arange(wide, device=part.device) + 0.5) / wide
-        if number < len(parts) - 1:
+        if number < len(places) - 1:
             wide = place.last - places[number + 1].first
-            weight[-wide:] = 1 - (torch.arange(wide, device=part.device) + 0.5) / wide
+            weight[len(weight) - wide :] = 1 - (torch.arange(wide, device=part.device) + 0.5) / wide
         weight = weight.view(-1, *[1] * (part.ndim - 1 - axis))
         total.narrow(axis, place.first - origin, part.shape[axis]).add_(part * weight)
     return total

@@ -1,5 +1,6 @@
 import json
 import pickle
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -338,3 +339,18 @@ def test_statistics_of_a_large_image_look_at_a_part_of_it():
     image = np.random.default_rng(0).normal(100, 20, (2048, 4096, 1))
     mean, std = image_statistics(image)
     assert mean[0] == pytest.approx(100, abs=0.2) and std[0] == pytest.approx(20, abs=0.2)
+
+
+def test_statistics_of_a_large_image_keep_no_more_of_it_than_their_pixels():
+    class Rows:
+        shape, alive = (4096, 4096, 1), []
+
+        def __getitem__(self, rows):
+            block = np.zeros((rows.stop - rows.start, *self.shape[1:]), np.uint8)
+            self.alive = [ref for ref in self.alive if ref() is not None]
+            self.alive.append(weakref.ref(block))
+            return block
+
+    image = Rows()
+    image_statistics(image)
+    assert len(image.alive) <= 2
