@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from utils import UserError, natural_key
 # input (N, C, H, W) float32, label (N, H, W) int64, distance (N, H, W) float32 [px], index (N,) of the samples,
 # mean and std (N, C) that the input was normalised by
 Batch = dict[str, Tensor]
+Array = TypeVar("Array", np.ndarray, Tensor)
 SPLITS = ("train", "val", "test")
 DISTANCE = ".distance.npy"  # ends the name of the file with `losses.border_distance` of a sample
 MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
@@ -300,6 +301,10 @@ class Window(NamedTuple):
     height: int
     width: int
 
+    def lies_in(self, height: int, width: int) -> bool:
+        """Whether nothing of it lies outside an image of this size."""
+        return min(self.top, self.left) >= 0 and self.top + self.height <= height and self.left + self.width <= width
+
 
 class PatchDataset(Dataset):
     """Windows of samples, normalised: what stands between the `.npy` files and the network.
@@ -312,10 +317,14 @@ class PatchDataset(Dataset):
         Channels, classes, mean and standard deviation.
     labelled : bool
         Refuse samples without a label.
-    in_memory : bool
-        Keep the samples in memory, and check their pixels now; else check each window that is read.
+    memory : torch.device, optional
+        Keep the samples in the memory of this device, and check their pixels now; else each window is read from the
+        disk, and checked.
     distances : bool
         Read the `SampleFile.distance` of each, too.
+    margin : int
+        How far windows reach beyond the image [px]. Samples are kept with so much of their reflection, where that
+        does not take more memory than the image: then a window is cut and nothing is looked up.
 
     Raises
     ------
@@ -324,12 +333,20 @@ class PatchDataset(Dataset):
     """
 
     def __init__(
-        self, files: list[SampleFile], info: DataInfo, *, labelled: bool, in_memory: bool, distances: bool = False
+        self,
+        files: list[SampleFile],
+        info: DataInfo,
+        *,
+        labelled: bool,
+        memory: torch.device | None = None,
+        distances: bool = False,
+        margin: int = 0,
     ) -> None:
         self.files, self.info, self.distances = files, info, distances
+        self.memory, self.margin = memory, margin
         self.shapes: list[tuple[int, int]] = []
-        self._kept: list[dict[str, np.ndarray]] = []
-        self._statistics: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._kept: list[_Kept] = []
+        self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
         for file in files:
             image = (_labelled(file) if labelled else file.open())[0]
             if image.shape[2] != info.nch_in:
@@ -337,8 +354,8 @@ class PatchDataset(Dataset):
                     f"{file.input}: {image.shape[2]} channels, expected {info.nch_in}: make the database again"
                 )
             self.shapes.append(image.shape[:2])
-        if in_memory:
-            self._kept = [self._read(Window(i, 0, 0, *shape)) for i, shape in enumerate(self.shapes)]
+        if memory is not None:
+            self._kept = [self._keep(index) for index in range(len(files))]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -353,35 +370,44 @@ class PatchDataset(Dataset):
             uint8, if there is one; `distance` (H, W) float32, if wanted; `index`.
         """
         window = key if isinstance(key, Window) else Window(key, 0, 0, *self.shapes[key])
-        arrays = self._read(window)
+        if self._kept:
+            planes = self._kept[window.index].cut(window)
+        else:
+            planes = {name: _as_tensor(array) for name, array in self._read(window).items()}
         mean, std = self.statistics(window.index)
-        pixels = (arrays["input"].astype(np.float32) - mean) / std  # (H, W, C)
-        sample = {"input": torch.from_numpy(pixels.transpose(2, 0, 1).copy()), "index": window.index}
-        sample |= {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
-        types = {"label": np.uint8, "distance": np.float32}
-        return sample | {name: torch.from_numpy(arrays[name].astype(types[name])) for name in types if name in arrays}
+        pixels = (planes["input"].to(torch.float32) - mean) / std  # (H, W, C)
+        sample = {"input": pixels.movedim(-1, 0).contiguous(), "index": window.index, "mean": mean, "std": std}
+        types = {"label": torch.uint8, "distance": torch.float32}
+        return sample | {name: planes[name].to(types[name]) for name in types if name in planes}
 
-    def statistics(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def statistics(self, index: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation that a sample is normalised by, (C,) float32 each."""
-        if self.info.normalize == "data":
-            return np.float32(self.info.mean), np.float32(self.info.std)
         if index not in self._statistics:
-            image = self._kept[index]["input"] if self._kept else self.files[index].open()[0]
-            self._statistics[index] = image_statistics(image)
+            mean, std = np.float32(self.info.mean), np.float32(self.info.std)
+            if self.info.normalize == "image":
+                mean, std = image_statistics(self.files[index].open()[0])
+            self._statistics[index] = torch.from_numpy(mean).to(self.memory), torch.from_numpy(std).to(self.memory)
         return self._statistics[index]
+
+    def _keep(self, index: int) -> _Kept:
+        """A sample, on the device."""
+        height, width = self.shapes[index]
+        small = (height + 2 * self.margin) * (width + 2 * self.margin) > 2 * height * width
+        margin = 0 if small else self.margin
+        padded = Window(index, -margin, -margin, height + 2 * margin, width + 2 * margin)
+        arrays = self._read(Window(index, 0, 0, height, width))
+        return _Kept({name: _as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}, margin)
 
     def _read(self, window: Window) -> dict[str, np.ndarray]:
         """Raw pixels, class indices if there are any, and the distance if it is wanted, of a window."""
-        if self._kept:
-            return {name: _cut(array, window) for name, array in self._kept[window.index].items()}
         file = self.files[window.index]
-        image, label = (None if array is None else _cut(array, window) for array in file.open())
+        image, label = (None if array is None else np.array(_cut(array, window)) for array in file.open())
         if label is not None and file.label is not None:
             label = _to_indices(label, self.info.class_values, file.label)
         check_values(file.input, image, label, self.info.num_class)
         arrays = {"input": image, "label": label}
         if self.distances:
-            arrays["distance"] = _cut(_map_npy(file.distance), window)
+            arrays["distance"] = np.array(_cut(_map_npy(file.distance), window))
         return {name: array for name, array in arrays.items() if array is not None}
 
 
@@ -406,16 +432,37 @@ def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.float32(pixels.mean(0)), np.float32(np.where(std > 0, std, 1.0))
 
 
-def _cut(array: np.ndarray, window: Window) -> np.ndarray:
-    """Copy of a window of an (H, W, ...) array; only the rows and columns that it covers are read."""
+class _Kept(NamedTuple):
+    """A sample in memory: its (H, W, ...) planes, with a margin of their reflection around them [px]."""
+
+    planes: dict[str, Tensor]
+    margin: int
+
+    def cut(self, window: Window) -> dict[str, Tensor]:
+        """Planes of a window."""
+        height, width = self.planes["input"].shape[:2]
+        moved = window._replace(top=window.top + self.margin, left=window.left + self.margin)
+        if moved.lies_in(height, width):
+            return {name: _cut(plane, moved) for name, plane in self.planes.items()}
+        own = np.s_[self.margin : height - self.margin, self.margin : width - self.margin]
+        return {name: _cut(plane[own], window) for name, plane in self.planes.items()}
+
+
+def _cut(array: Array, window: Window) -> Array:
+    """Window of an (H, W, ...) array, a view if it lies inside; only the rows and columns that it covers are read."""
     bottom, right = window.top + window.height, window.left + window.width
-    if min(window.top, window.left) >= 0 and bottom <= array.shape[0] and right <= array.shape[1]:
-        return np.array(array[window.top : bottom, window.left : right])  # far faster than by indices
+    if window.lies_in(*array.shape[:2]):
+        return array[window.top : bottom, window.left : right]  # far faster than by indices
     rows = _reflect(np.arange(window.top, bottom), array.shape[0])
     columns = _reflect(np.arange(window.left, right), array.shape[1])
     top, left = rows.min(), columns.min()
     block = array[top : rows.max() + 1, left : columns.max() + 1]
-    return block[np.ix_(rows - top, columns - left)]
+    return block[(rows - top)[:, None], columns - left]
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """Array in the byte order of the machine, as torch wants it."""
+    return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
 
 
 def _reflect(index: np.ndarray, size: int) -> np.ndarray:
@@ -572,7 +619,8 @@ class Augmentation:
         """Image (N, C, H, W) with other sharpness, noise and grey values."""
 
         def draw(limit: float) -> Tensor:
-            return torch.tensor([rng.uniform(-limit, limit) for rng in rngs]).view(-1, 1, 1, 1).to(image)
+            values = torch.tensor([rng.uniform(-limit, limit) for rng in rngs]).view(-1, 1, 1, 1)
+            return values.to(image, non_blocking=True)
 
         if self.blur:
             image = _blurred(image, draw(self.blur).abs(), math.ceil(3 * self.blur))

@@ -353,18 +353,24 @@ class Trainer:
         if weighted and self.world.first:
             keep_distances(files["train"], info)
         self.world.same(None)  # wait for them
-        num_byte = sum(file.num_byte for part in files.values() for file in part)
-        reading = self._reading(in_memory=num_byte <= config.cache_gb * 1e9)
-        options = {"labelled": True, "in_memory": reading.in_memory}
-        train = PatchDataset(files["train"], info, **options, distances=weighted)
-        augment = self._augmentation(info)
+        memory = self._memory(sum(file.num_byte for part in files.values() for file in part))
+        reading, augment = self._reading(memory), self._augmentation(info)
+        options = {"labelled": True, "memory": memory}
+        train = PatchDataset(files["train"], info, **options, distances=weighted, margin=augment.margin)
         patches = patch_loader(train, augment.crop, augment.margin, config.batch_size, config.seed, reading)
         return patches, image_loader(PatchDataset(files["val"], info, **options), reading) if "val" in files else None
 
-    def _reading(self, in_memory: bool) -> Reading:
-        """How this process reads samples."""
-        pin = self.device.type == "cuda"
-        return Reading(in_memory, self.config.num_workers, pin, self.world.rank, self.world.size)
+    def _memory(self, num_byte: int) -> torch.device | None:
+        """Where a database of this size is kept: with the network, if its GPU has ample room; None: on the disk."""
+        if num_byte > self.config.cache_gb * 1e9:
+            return None
+        ample = self.device.type == "cpu" or 8 * num_byte < torch.cuda.mem_get_info(self.device)[0]
+        return self.device if ample else torch.device("cpu")
+
+    def _reading(self, memory: torch.device | None) -> Reading:
+        """How this process reads samples that are kept there."""
+        pin = self.device.type == "cuda" and memory != self.device
+        return Reading(memory is not None, self.config.num_workers, pin, self.world.rank, self.world.size)
 
     def _loss(self, info: DataInfo) -> str:
         """Loss that the flag or the classes choose."""
@@ -510,8 +516,8 @@ class Trainer:
         info = DataInfo(**saved["data"])
         with checkpoint.fitting(path):
             net = self._network(saved, (saved.get("average") or saved)["net"], None)
-        data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False, in_memory=False)
-        loader = image_loader(data, self._reading(in_memory=True))
+        data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False)
+        loader = image_loader(data, Reading(in_memory=True, rank=self.world.rank, num_process=self.world.size))
         with self._results() as folder:
             scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
             net = fold_norm(net)

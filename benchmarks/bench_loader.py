@@ -69,8 +69,9 @@ def make_database(folder: Path, num: int) -> Path:
 def rate(database: Path, reading: Reading, num: int, repeats: int) -> float:
     """Samples a second, read and collated, with the margin of the augmentation."""
     info = load_info(database)
-    data = PatchDataset(list_samples(database / "train")[:num], info, labelled=True, in_memory=reading.in_memory)
     augment = Augmentation((CROP, CROP), info.num_class)
+    options = {"memory": torch.device("cpu") if reading.in_memory else None, "margin": augment.margin}
+    data = PatchDataset(list_samples(database / "train")[:num], info, labelled=True, **options)
     loader = patch_loader(data, augment.crop, augment.margin, BATCH, 0, reading)
     seconds = []
     for epoch in range(repeats + 1):

@@ -23,6 +23,7 @@ from dataset import (
 )
 from utils import UserError
 
+CPU = torch.device("cpu")
 INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])
 
 
@@ -35,7 +36,7 @@ def write_coordinates(path, height=40, width=50):
 def coordinates(tmp_path, **kwargs) -> PatchDataset:
     write_coordinates(tmp_path / "0.npy")
     info = DataInfo(2, [0, 255], ["a", "b"], [0.5, 0.5], [0.0, 0.0], [1.0, 1.0], [0.0, 255.0])
-    return PatchDataset(list_samples(tmp_path), info, labelled=True, **{"in_memory": True} | kwargs)
+    return PatchDataset(list_samples(tmp_path), info, labelled=True, **{"memory": CPU} | kwargs)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, ">u2"])
@@ -56,8 +57,8 @@ def test_the_originals_pair_layout_is_read(tmp_path):
         np.save(tmp_path / "train" / f"label_{number:03d}.npy", label)
     info = load_info(tmp_path)
     assert (info.class_values, info.mean, info.class_share) == ([0, 255], [6.0], [0.25, 0.75])
-    for in_memory in (True, False):
-        data = PatchDataset(list_samples(tmp_path / "train"), info, labelled=True, in_memory=in_memory)
+    for memory in (CPU, None):
+        data = PatchDataset(list_samples(tmp_path / "train"), info, labelled=True, memory=memory)
         assert data[0]["label"].tolist() == [[0, 1], [1, 1]]
         assert data[1]["input"].tolist() == [[[1.0, 1.0], [1.0, 1.0]]]  # (10 - 6) / 4
 
@@ -86,9 +87,11 @@ def test_a_window_beyond_the_image_is_reflected(tmp_path):
     assert sample["label"].shape == (4, 4)
 
 
-def test_memory_and_disk_give_the_same_windows(tmp_path):
-    window = Window(0, -3, 30, 30, 30)
-    kept, streamed = coordinates(tmp_path)[window], coordinates(tmp_path, in_memory=False)[window]
+@pytest.mark.parametrize("margin", [0, 3, 8, 20])  # 20 would take more than twice the memory
+@pytest.mark.parametrize("window", [Window(0, 4, 5, 30, 40), Window(0, -3, 30, 30, 23), Window(0, -9, 30, 30, 30), 0])
+def test_memory_and_disk_give_the_same_windows(tmp_path, margin, window):
+    kept, streamed = coordinates(tmp_path, margin=margin)[window], coordinates(tmp_path, memory=None)[window]
+    assert kept.keys() == streamed.keys() and kept["input"].shape == streamed["input"].shape
     assert all(torch.equal(torch.as_tensor(kept[name]), torch.as_tensor(streamed[name])) for name in kept)
 
 
@@ -109,9 +112,10 @@ def test_an_epoch_sees_every_sample_once_and_is_a_function_of_seed_and_epoch():
     assert list(sampler) == batches[2:]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # more than there are cores
 def test_the_number_of_processes_changes_nothing(database):
     info = load_info(database)
-    data = PatchDataset(list_samples(database / "train"), info, labelled=True, in_memory=False)
+    data = PatchDataset(list_samples(database / "train"), info, labelled=True, memory=None)
     sampler = PatchSampler(data.shapes, (32, 32), 4, 4, seed=0)
     runs = [[batch["input"] for batch in DataLoader(data, batch_sampler=sampler, num_workers=num)] for num in (0, 2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -292,11 +296,11 @@ def _truncated(path):
         (lambda path: write_sample(path, np.zeros((2, 2, 1), np.uint8), None), "no label"),
     ],
 )
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_bad_sample_is_refused_by_name(tmp_path, capfd, write, words, in_memory):
+@pytest.mark.parametrize("memory", [CPU, None])
+def test_a_bad_sample_is_refused_by_name(tmp_path, capfd, write, words, memory):
     write(tmp_path / "00000.npy")
     with pytest.raises(UserError, match=words) as error:
-        PatchDataset([SampleFile(tmp_path / "00000.npy")], INFO, labelled=True, in_memory=in_memory)[0]
+        PatchDataset([SampleFile(tmp_path / "00000.npy")], INFO, labelled=True, memory=memory)[0]
     assert "00000.npy" in str(error.value)
     assert "must not run" not in capfd.readouterr().out
 
@@ -318,20 +322,20 @@ def test_a_damaged_description_is_refused(tmp_path):
             load_info(tmp_path)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_images_are_normalised_by_their_own_statistics_or_by_those_of_the_data(tmp_path, in_memory):
+@pytest.mark.parametrize("memory", [CPU, None])
+def test_images_are_normalised_by_their_own_statistics_or_by_those_of_the_data(tmp_path, memory):
     image = np.random.default_rng(0).normal(100, 20, (24, 30, 1)).astype(np.float32)
     for number, scaled in enumerate((image, 2 * image + 30, np.full_like(image, 7))):
         write_sample(tmp_path / f"{number}.npy", scaled, np.zeros((24, 30), np.uint8))
     files = list_samples(tmp_path)
-    own = PatchDataset(files, replace(INFO, normalize="image"), labelled=True, in_memory=in_memory)
+    own = PatchDataset(files, replace(INFO, normalize="image"), labelled=True, memory=memory)
     torch.testing.assert_close(own[0]["input"], own[1]["input"], atol=1e-4, rtol=0)
     assert own[0]["input"].mean().abs() < 1e-5 and own[2]["input"].eq(0).all()
     window = own[Window(1, 3, 4, 8, 8)]  # by the whole image's
     torch.testing.assert_close(
         window["input"] * window["std"] + window["mean"], torch.tensor(2 * image[3:11, 4:12, 0] + 30)[None]
     )
-    by_data = PatchDataset(files, replace(INFO, mean=[30.0], std=[2.0]), labelled=True, in_memory=in_memory)
+    by_data = PatchDataset(files, replace(INFO, mean=[30.0], std=[2.0]), labelled=True, memory=memory)
     torch.testing.assert_close(by_data[1]["input"][0], torch.tensor(image[..., 0]))
 
 
