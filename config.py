@@ -45,6 +45,7 @@ NORM = ("bnorm", "inorm", "gnorm", "none")
 LOSS = ("auto", "bce", "wbce", "dice", "bce+dice")
 BY = ("image", "data")
 AMP = ("auto", "off", "bf16", "fp16")
+COMPILE = ("auto", "on", "off")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 
 
@@ -136,7 +137,9 @@ class Config(Flags):
     warmup: float = flag(0.0, "share of the run in which the learning rate rises", "training", rule=FRACTION)
     clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=at_least(0))
     amp: str = flag("auto", "type to train in; auto: bf16 where the machine computes it", "training", choices=AMP)
-    compile: bool = flag(False, "compile the network (torch.compile); minutes before the first step", "training")
+    compile: str = flag(
+        "auto", "torch.compile; auto: on a GPU, if a trial in a long training is faster", "training", choices=COMPILE
+    )
     average: float = flag(0.99, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=at_least(1))

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 import checkpoint
 import parallel
 import report
+from compiled import Compiled, settle
 from config import Config
 from dataset import (
     Augmentation,
@@ -211,15 +212,14 @@ class Trainer:
             self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to go on")
             return 0
         train, val = self._loaders(state.info)
-        net = self.world.wrap(state.net)
-        if self.config.compile:
-            net = torch.compile(net)
+        nets = Compiled(self.world.wrap(state.net), settle(self.config.compile, self.device))
         if self.world.first:
             self._open_folders(state)
         with self._log(state, progress) as log, self.stop:
             last = False
             while not (last or self.stopping):
-                scores = self._train_epoch(state, net, train)
+                scores = self._train_epoch(state, nets.choose(self._seconds_left(state, progress)), train)
+                nets.measured(*self.world.most(scores["images_per_second"]))
                 last = self._agree(state, state.epoch) >= 1
                 if val is not None and not self.stopping:
                     scores |= self._validate(state, val, log, last)
@@ -267,6 +267,11 @@ class Trainer:
     def _seconds(self, state: TrainState) -> float:
         """Time trained so far, that of the runs before included [s]."""
         return state.seconds + time.monotonic() - self.start
+
+    def _seconds_left(self, state: TrainState, first: float) -> float:
+        """Time that the rest takes [s], if it goes on as since `first`, the progress of this process at its start."""
+        done = self._progress(state, state.epoch - 1)
+        return self.world.most((time.monotonic() - self.start) * (1 - done) / max(done - first, 1e-9))[0]
 
     def _begin(self) -> TrainState:
         """First state, shaped after the data."""

@@ -16,6 +16,7 @@ ROWS = [
         "dataset",
         "metrics",
         "checkpoint",
+        "compiled",
         "report",
         "phantom",
         "images",
