@@ -158,8 +158,16 @@ def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
     if len(images) != len(labels):
         raise UserError(
             f"{source} has {len(images)} pages, {target} has {len(labels)}: they must have one label a page"
+            f"{_colour_hint(images)}{_colour_hint(labels)}"
         )
     return [Pair(*both) for both in zip(images, labels, strict=True)]
+
+
+def _colour_hint(frames: list[Frame]) -> str:
+    """What may be wrong with a single colour image: `tifffile.imwrite` takes three or four sections for one."""
+    if len(frames) > 1 or frames[0].open().shape[2] < 3:
+        return ""
+    return f"; {frames[0].path} is one colour image: if these are sections, save them with photometric='minisblack'"
 
 
 def _with_context(pairs: list[Pair], context: int) -> list[Pair]:
@@ -200,8 +208,9 @@ def _split(pairs: list[Pair], flags: DatabaseFlags) -> dict[str, list[Pair]]:
     num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
     num_train = len(pairs) - num_val - num_test
     if num_train < 1:
-        what = f"{len(pairs)} images, {num_val} for validation, {num_test} for the test"
-        raise UserError(f"{what}: none is left to train on: lower --num_val or --num_test")
+        what = f"{len(pairs)} image(s), {num_val} for validation, {num_test} for the test"
+        hint = _colour_hint([pair.input for pair in pairs])
+        raise UserError(f"{what}: none is left to train on: lower --num_val or --num_test{hint}")
     order = np.arange(len(pairs))
     if flags.split == "random":
         order = np.random.default_rng(flags.seed).permutation(len(pairs))

@@ -203,8 +203,13 @@ def test_synthetic_does_not_replace_a_stack(work, fails):
     assert snapshot(folder) == before
 
 
-def _labels(folder, labels):
-    tifffile.imwrite(folder / "train-labels.tif", labels, photometric="minisblack")
+def _labels(folder, labels, photometric="minisblack"):
+    tifffile.imwrite(folder / "train-labels.tif", labels, photometric=photometric)
+
+
+def _one_colour_image(folder):
+    for name in ("train-volume.tif", "train-labels.tif"):  # as three sections are saved by default
+        tifffile.imwrite(folder / name, np.zeros((3, 32, 32), np.uint8), photometric="rgb")
 
 
 def _truncate(folder):
@@ -227,6 +232,8 @@ def _nan(folder):
         (lambda f: (f / "train-labels.tif").write_bytes(b""), [], "train-labels.tif"),
         (_nan, [], "NaN"),
         (lambda f: None, ["--num_test", "5"], "none is left to train"),
+        (_one_colour_image, [], "train-volume.tif is one colour image: if these are sections"),
+        (lambda f: _labels(f, np.zeros((3, 32, 32), np.uint8), "rgb"), [], "train-labels.tif is one colour image"),
         (lambda f: None, ["--class_names", "a/b,c"], "--class_names"),
         (lambda f: None, ["--name_data", "../em"], "--name_data"),
         (lambda f: None, ["--label", "nowhere"], "nowhere"),
