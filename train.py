@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,7 @@ PER_RUN = {
     "max_minutes",
     "gpu_ids",
 }  # may well change on a resume
+FEW, ENOUGH = 1000, 1800  # steps of a training; see "Few annotated sections" in benchmarks/README.md
 RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
 
 
@@ -214,7 +216,7 @@ class Trainer:
         train, val = self._loaders(state.info)
         nets = Compiled(self.world.wrap(state.net), settle(self.config.compile, self.device))
         if self.world.first:
-            self._open_folders(state)
+            self._open_folders(state, len(train))
         with self._log(state, progress) as log, self.stop:
             last = False
             while not (last or self.stopping):
@@ -388,7 +390,7 @@ class Trainer:
         names += ("brightness", "contrast", "gamma", "blur", "noise")
         return Augmentation(crop, info.num_class, **{name: getattr(c, name) for name in names})
 
-    def _open_folders(self, state: TrainState) -> None:
+    def _open_folders(self, state: TrainState, num_step: int) -> None:
         """Set aside what an earlier run would mix in, write arg.txt, and say what is about to be trained."""
         check_writable(self.dir_checkpoint)
         epochs = checkpoint.list_epochs(self.dir_checkpoint)
@@ -402,6 +404,10 @@ class Trainer:
         names, shares = state.info.class_names, state.info.class_share
         print("training pixels: " + ", ".join(f"{n} {share:.1%}" for n, share in zip(names, shares, strict=True)))
         print(f"{sum(p.numel() for p in state.net.parameters()):,} weights on {self.device}", flush=True)
+        total = num_step * self.config.num_epoch
+        if num_step < 4 and total < FEW and not self.config.max_minutes:
+            advice = f"--num_epoch {math.ceil(ENOUGH / num_step)}, or --max_minutes"
+            print(f"note: {total} steps are few: with so few images add {advice}", flush=True)
 
     def _batches(self, loader: DataLoader) -> Iterator[Batch]:
         """Batches on the device."""

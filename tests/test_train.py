@@ -297,6 +297,15 @@ def test_the_papers_recipe_trains(database, work):
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
 
 
+def test_a_training_on_few_images_says_how_many_epochs_it_needs(database, capsys):
+    for number in range(3, 6):
+        (database / "train" / f"{number:05d}.npy").unlink()
+    assert main.main([*SMALL, "--num_epoch", "2"]) == 0
+    assert main.main([*SMALL, "--num_epoch", "2", "--max_minutes", "0.001"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "--num_epoch 1800" in line]
+    assert len(said) == 1
+
+
 def test_another_split_can_be_tested(database, work, capsys):
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     assert main.main(["--mode", "test", "--gpu_ids", "-1", "--split", "val"]) == 0
