@@ -142,7 +142,9 @@ class Config(Flags):
     )
     average: float = flag(0.99, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
 
-    ny_load: int = flag(256, "height of a training crop [px]", "data", rule=at_least(1))
+    ny_load: int = flag(
+        256, "height of a training crop [px], at most that of the largest image", "data", rule=at_least(1)
+    )
     nx_load: int = flag(256, "width of a training crop [px]", "data", rule=at_least(1))
     normalize: str = flag("image", "subtract mean and divide by deviation of each image, or of all", "data", choices=BY)
     cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=at_least(0))

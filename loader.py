@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dataset import DataInfo, PatchDataset, PatchSampler, SampleFile, check_values
 from losses import border_distance
+from model import STRIDE
 from utils import UserError, atomic_write
 
 
@@ -55,11 +56,16 @@ class Reading:
 def patch_loader(
     data: PatchDataset, crop: tuple[int, int], margin: int, batch_size: int, seed: int, reading: Reading
 ) -> DataLoader:
-    """Loader of random patches with a margin; warns where images are smaller than a patch."""
+    """Loader of random patches with a margin, none larger than the largest image; warns where images are smaller."""
+    largest = -(-max(max(shape) for shape in data.shapes) // STRIDE) * STRIDE
+    if largest < max(crop):
+        crop = (min(crop[0], largest), min(crop[1], largest))
+        if reading.rank == 0:
+            print(f"crops are {crop[0]} x {crop[1]} px, as large as the largest image")
     small = sum(height < crop[0] or width < crop[1] for height, width in data.shapes)
     if small and reading.rank == 0:
         what = f"{small} of {len(data.shapes)} images are smaller than the crop of {crop} px"
-        print(f"warning: {what}: padded by reflection; lower --ny_load and --nx_load", file=sys.stderr)
+        print(f"warning: {what}: padded by reflection", file=sys.stderr)
     share = {"rank": reading.rank, "num_process": reading.num_process}
     sampler = PatchSampler(data.shapes, crop, margin, batch_size, seed, **share)
     return DataLoader(data, batch_sampler=sampler, **reading.options)

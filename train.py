@@ -361,10 +361,11 @@ class Trainer:
             keep_distances(files["train"], info)
         self.world.same(None)  # wait for them
         memory = self._memory(sum(file.num_byte for part in files.values() for file in part))
-        reading, augment = self._reading(memory), self._augmentation(info)
-        options = {"labelled": True, "memory": memory}
-        train = PatchDataset(files["train"], info, **options, distances=weighted, margin=augment.margin)
-        patches = patch_loader(train, augment.crop, augment.margin, config.batch_size, config.seed, reading)
+        reading, options = self._reading(memory), {"labelled": True, "memory": memory}
+        crop = (config.ny_load, config.nx_load)
+        margin = self._augmentation(info, crop).margin
+        train = PatchDataset(files["train"], info, **options, distances=weighted, margin=margin)
+        patches = patch_loader(train, crop, margin, config.batch_size, config.seed, reading)
         return patches, image_loader(PatchDataset(files["val"], info, **options), reading) if "val" in files else None
 
     def _memory(self, num_byte: int) -> torch.device | None:
@@ -383,9 +384,8 @@ class Trainer:
         """Loss that the flag or the classes choose."""
         return {"auto": "wbce" if info.num_class == 2 else "bce"}.get(self.config.loss, self.config.loss)
 
-    def _augmentation(self, info: DataInfo) -> Augmentation:
+    def _augmentation(self, info: DataInfo, crop: tuple[int, int]) -> Augmentation:
         c = self.config
-        crop = (c.ny_load, c.nx_load)
         names = ("flip", "turn", "elastic", "elastic_share", "elastic_grid")
         names += ("brightness", "contrast", "gamma", "blur", "noise")
         return Augmentation(crop, info.num_class, **{name: getattr(c, name) for name in names})
@@ -416,8 +416,8 @@ class Trainer:
 
     def _augmented(self, state: TrainState, loader: DataLoader) -> Iterator[Batch]:
         """Batches of the epoch that are still to do; augmentation and learning rate depend on the place alone."""
-        config, augment, first = self.config, self._augmentation(state.info), len(state.losses)
-        sampler, num_step = loader.batch_sampler, len(loader)
+        config, sampler, num_step = self.config, loader.batch_sampler, len(loader)
+        augment, first = self._augmentation(state.info, sampler.crop), len(state.losses)
         sampler.set_epoch(state.epoch, first)
         windows = sampler.batches(state.epoch)
         for step, batch in enumerate(self._batches(loader), first):

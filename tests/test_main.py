@@ -207,10 +207,18 @@ def test_flags_that_do_not_fit_are_refused(trained, fails, argv, words):
     assert words in fails(main.main, [*SMALL, "--num_epoch", "2", *argv])
 
 
-def test_a_crop_larger_than_the_image_is_padded_with_a_warning(database, capsys):
-    argv = ["--gpu_ids", "-1", "--nch_ker", "2", "--ny_load", "64", "--nx_load", "80", "--num_epoch", "1"]
+def test_crops_are_no_larger_than_the_largest_image(database, capsys):
+    argv = ["--gpu_ids", "-1", "--nch_ker", "2", "--ny_load", "40", "--nx_load", "80", "--num_epoch", "1"]
     assert main.main(argv) == 0
-    assert "smaller than the crop" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "crops are 40 x 48 px" in output.out and "smaller" not in output.err
+
+
+def test_images_smaller_than_the_crop_are_padded_with_a_warning(work, capsys):
+    argv = ["--name_data", "n", "--synthetic", "6", "--size", "48", "--phantom", "nuclei"]
+    assert run_make_database.main(argv) == 0
+    assert main.main([*SMALL, "--name_data", "n", "--ny_load", "256", "--nx_load", "256", "--num_epoch", "1"]) == 0
+    assert "images are smaller than the crop of (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--dir_log", "--dir_checkpoint"])
