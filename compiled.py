@@ -20,6 +20,14 @@ def settle(choice: str, device: torch.device) -> str:
     return "off" if choice == "auto" and not may_gain else choice
 
 
+def _compile_if_possible(net: nn.Module) -> nn.Module:
+    """Compiled network, whose parts run as they are where compiling them fails."""
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(net)
+
+
 class Compiled:
     """A network that is compiled, is not, or tries.
 
@@ -31,11 +39,12 @@ class Compiled:
         `auto` measures: two epochs as it is and, if the rest takes longer than `PAYS`, two compiled. The faster of the
         second ones does the rest.
     compile : callable
-        Makes the compiled network; default: `torch.compile`.
+        Makes the compiled network; default: `torch.compile`, and with `auto` what it can't compile runs as it is.
     """
 
     def __init__(self, net: nn.Module, choice: str, compile: Callable[[nn.Module], nn.Module] | None = None) -> None:
-        self.net, self.choice, self._compile = net, choice, compile or torch.compile
+        self.net, self.choice = net, choice
+        self._compile = compile or (_compile_if_possible if choice == "auto" else torch.compile)
         self.speeds: list[float] = []
 
     @cached_property

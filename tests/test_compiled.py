@@ -39,6 +39,19 @@ def test_nothing_is_gained_on_a_cpu():
     assert [settle(choice, torch.device("cpu")) for choice in ("auto", "on", "off")] == ["off", "on", "off"]
 
 
+def test_what_can_not_be_compiled_runs_as_it_is(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    net, image = nn.Conv2d(1, 1, 3), torch.ones(1, 1, 8, 8)
+    nets = Compiled(net, "auto")
+    nets.speeds = [1.0, 1.0]
+    with torch._dynamo.config.patch(suppress_errors=False):  # puts back what the trial sets
+        trial = nets.choose(2 * PAYS)
+        assert trial is not net and torch.equal(trial(image), net(image))
+
+
 def test_a_compiled_training_saves_the_names_and_weights_of_one_that_is_not(database, work, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # inductor takes minutes
     for compile in ("on", "off"):
