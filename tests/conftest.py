@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import tifffile
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 
 needs_golden = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="needs ../shared/golden")
 needs_isbi = pytest.mark.skipif(not (SHARED / "isbi2012").is_dir(), reason="needs ../shared/isbi2012")
