@@ -53,10 +53,8 @@ class Reading:
         }
 
 
-def patch_loader(
-    data: PatchDataset, crop: tuple[int, int], margin: int, batch_size: int, seed: int, reading: Reading
-) -> DataLoader:
-    """Loader of random patches with a margin, none larger than the largest image; warns where images are smaller."""
+def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, reading: Reading) -> DataLoader:
+    """Loader of random patches with the data's margin, none larger than the largest image; warns of smaller ones."""
     largest = -(-max(max(shape) for shape in data.shapes) // STRIDE) * STRIDE
     if largest < max(crop):
         crop = (min(crop[0], largest), min(crop[1], largest))
@@ -67,7 +65,7 @@ def patch_loader(
         what = f"{small} of {len(data.shapes)} images are smaller than the crop of {crop} px"
         print(f"warning: {what}: padded by reflection", file=sys.stderr)
     share = {"rank": reading.rank, "num_process": reading.num_process}
-    sampler = PatchSampler(data.shapes, crop, margin, batch_size, seed, **share)
+    sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **share)
     return DataLoader(data, batch_sampler=sampler, **reading.options)
 
 

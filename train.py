@@ -365,7 +365,7 @@ class Trainer:
         crop = (config.ny_load, config.nx_load)
         margin = self._augmentation(info, crop).margin
         train = PatchDataset(files["train"], info, **options, distances=weighted, margin=margin)
-        patches = patch_loader(train, crop, margin, config.batch_size, config.seed, reading)
+        patches = patch_loader(train, crop, config.batch_size, config.seed, reading)
         return patches, image_loader(PatchDataset(files["val"], info, **options), reading) if "val" in files else None
 
     def _memory(self, num_byte: int) -> torch.device | None:

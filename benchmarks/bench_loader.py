@@ -72,7 +72,7 @@ def rate(database: Path, reading: Reading, num: int, repeats: int) -> float:
     augment = Augmentation((CROP, CROP), info.num_class)
     options = {"memory": torch.device("cpu") if reading.in_memory else None, "margin": augment.margin}
     data = PatchDataset(list_samples(database / "train")[:num], info, labelled=True, **options)
-    loader = patch_loader(data, augment.crop, augment.margin, BATCH, 0, reading)
+    loader = patch_loader(data, augment.crop, BATCH, 0, reading)
     seconds = []
     for epoch in range(repeats + 1):
         loader.batch_sampler.set_epoch(epoch)
