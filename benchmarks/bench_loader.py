@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -96,7 +97,10 @@ def training_memory(folder: Path, num_epoch: int) -> list[float]:
 def resident(pid: int) -> float:
     """Memory of a process and its children that no other process shares, and their part of what is shared [MB]."""
     pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-    lines = [line for one in pids for line in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()]
+    lines: list[str] = []
+    for one in pids:
+        with suppress(OSError):  # a process that reads may have ended meanwhile
+            lines += Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
     return round(sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024, 1)
 
 
