@@ -20,6 +20,7 @@ from utils import UserError, pick_device, pick_precision
 
 WINDOW = 2**20  # [px] of a window on a CPU, at most
 BYTES = 40  # [bytes] that a pixel of a window needs for each channel of the first level, at most
+BAND_BYTES = 8  # [bytes] that a pixel of a band of windows needs for each channel of the result, besides
 OVERLAP = 32  # [px] over which windows are blended that were normalised differently
 
 
@@ -81,7 +82,8 @@ class Predictor:
         """Rows and columns of the windows of an image."""
         blend = OVERLAP if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
         most = self._most_pixels(height * width if blend else 0)
-        shape = (tile, 4 * tile) if tile else window_shape(height, width, most)
+        band = BAND_BYTES * self.num_channel / self._pixel_bytes
+        shape = (tile, 4 * tile) if tile else window_shape(height, width, most, band)
         rows, columns = (spans(n, t, MARGIN, blend) for n, t in zip((height, width), shape, strict=True))
         return rows, columns
 
@@ -97,14 +99,18 @@ class Predictor:
 
         return run
 
+    @property
+    def _pixel_bytes(self) -> int:
+        """Memory that a pixel of a window needs."""
+        return BYTES * self.net.arguments["nch_ker"]
+
     def _most_pixels(self, wanted: int) -> int:
         """Pixels that a window may have; `wanted` if memory allows so many."""
-        each = BYTES * self.net.arguments["nch_ker"]
         if self.device.type == "cuda":
             room = torch.cuda.mem_get_info(self.device)[0] // 2
-            return room // each
+            return room // self._pixel_bytes
         room = _memory() // 4
-        return min(max(WINDOW, wanted), room // each)
+        return min(max(WINDOW, wanted), room // self._pixel_bytes)
 
 
 def _memory() -> int:

@@ -75,7 +75,7 @@ def spans(length: int, tile: int, margin: int, overlap: int = 0) -> list[Span]:
     return found
 
 
-def window_shape(height: int, width: int, num_pixel: int) -> tuple[int, int]:
+def window_shape(height: int, width: int, num_pixel: int, band: float = 0) -> tuple[int, int]:
     """Height and width of the windows of an image.
 
     Windows are four times as wide as high: with a margin of 96 px those of 512 x 2048 px cost 1.23 times the arithmetic
@@ -87,11 +87,16 @@ def window_shape(height: int, width: int, num_pixel: int) -> tuple[int, int]:
         Of the image [px].
     num_pixel : int
         Most pixels in a window; an image that has no more is one window.
+    band : float
+        Memory that a pixel of a band needs beside its windows, over that of a pixel of a window: a wide image has lower
+        windows, so that its bands take no more memory.
 
     Examples
     --------
     >>> window_shape(512, 512, 2**20), window_shape(20000, 20000, 2**20), window_shape(20000, 1000, 2**20)
     ((512, 512), (512, 2048), (1040, 1008))
+    >>> window_shape(20000, 20000, 2**20, band=1 / 80)
+    (448, 2048)
     """
 
     def on_grid(value: float) -> int:
@@ -100,7 +105,7 @@ def window_shape(height: int, width: int, num_pixel: int) -> tuple[int, int]:
     if height * width <= num_pixel:
         return on_grid(height), on_grid(width)
     across = min(on_grid(width), on_grid(2 * math.sqrt(num_pixel)))
-    return max(num_pixel // across // GRID, 4) * GRID, across
+    return max(int(num_pixel / (across + band * width)) // GRID, 4) * GRID, across
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
