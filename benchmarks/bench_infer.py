@@ -1,11 +1,12 @@
 """Time `main.py --mode predict` against the size of the image, and take its peak memory.
 
-    python benchmarks/bench_infer.py             # 512 to 16384 px: about 10 minutes on two cores
+    python benchmarks/bench_infer.py             # 512 to 20,000 px: about 15 minutes on two cores
     python benchmarks/bench_infer.py --quick     # 512 to 2048 px: under a minute
     python benchmarks/bench_infer.py --sizes 20000
 
-Each size is one process, from start to end, that reads and writes 8-bit TIFF; a tiny image's time is taken off. With
-test-time averaging only sizes up to 2048 px are measured. One JSON line.
+Each run is one process, from start to end, that reads and writes 8-bit TIFF; a tiny image's time is taken off. Sizes up
+to 4096 px run five times, in turn with the other sizes, larger ones once; test-time averaging only up to 1024 px. One
+JSON line: median, least and greatest of the seconds and of the peak memory.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import tifffile
@@ -41,20 +43,27 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", help="heights and widths [px]")
     parser.add_argument("--ending", default=".tif", help="of the output: .tif, .npy or .zarr")
     args = parser.parse_args()
-    sizes = args.sizes or ([512, 1024, 2048] if args.quick else [512, 1024, 2048, 4096, 8192, 16384])
-    rows = []
+    sizes = args.sizes or ([512, 1024, 2048] if args.quick else [512, 1024, 2048, 4096, 8192, 16384, 20000])
+    cases = [(size, tta) for size in sizes for tta in ("off", "on") if tta == "off" or size <= 1024]
+    runs: dict[tuple, list[tuple[float, float]]] = {case: [] for case in [(64, "off"), *cases]}
     with tempfile.TemporaryDirectory() as folder:
         save_network(Path(folder), args.nch_ker)
-        start, _ = predict(folder, 64, "off", args)
-        for size in sizes:
-            for tta in ("off", "on") if size <= 2048 else ("off",):
-                seconds, memory = predict(folder, size, tta, args)
-                each = (seconds - start) / (size / 1024) ** 2
-                rows.append({"size": size, "tta": tta, "s": round(seconds, 1), "s_per_mpx": round(each, 3)})
-                rows[-1]["peak_mb"] = round(memory)
-                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        for number in range(2 if args.quick else 5):
+            for (size, tta), done in runs.items():
+                if number == 0 or size <= 4096:
+                    done.append(predict(folder, size, tta, args))
+                    print(size, tta, *(round(value, 1) for value in done[-1]), file=sys.stderr, flush=True)
+    start = median(seconds for seconds, _ in runs.pop((64, "off")))
+    rows = [row(*case, start, *zip(*done, strict=True)) for case, done in runs.items()]
     facts = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "nch_ker": args.nch_ker}
     print(json.dumps(facts | {"threads": torch.get_num_threads(), "start_s": round(start, 1), "rows": rows}))
+
+
+def row(size: int, tta: str, start: float, seconds: tuple[float, ...], memory: tuple[float, ...]) -> dict:
+    """Median, least and greatest of a case's runs; the seconds a megapixel are without the start."""
+    values = {"s": seconds, "s_per_mpx": [(s - start) / (size / 1024) ** 2 for s in seconds], "peak_mb": memory}
+    numbers = {name: [round(f(v), 3) for f in (median, min, max)] for name, v in values.items()}
+    return {"size": size, "tta": tta, "repeats": len(seconds)} | numbers
 
 
 def save_network(folder: Path, nch_ker: int) -> None:

@@ -1,12 +1,13 @@
 """Time the network alone: forward in evaluation, and a training step, ours beside the original's way.
 
-    python benchmarks/bench_step.py            # 16, 32 and 64 channels, 256 and 512 px, both norms: about 10 minutes
+    python benchmarks/bench_step.py            # 16, 32 and 64 channels, 256 and 512 px, both norms: about 15 minutes
     python benchmarks/bench_step.py --quick    # 16 channels, 256 px: under a minute
 
 Ours is what the program runs: channels-last; in evaluation float32 with the normalisation folded (as test and predict
 do), or in bfloat16 (as validation does); in training bfloat16 where the machine has it, and fused AdamW. The original's
-way is the same network in NCHW, float32, eager, with Adam. MONAI's BasicUNet of the nearest size is timed too at 256 px
-where monai is installed. The sides are timed in turn. One JSON line: medians over `--repeats`, and ratios.
+way is the same network in NCHW, float32, eager, with Adam. MONAI's BasicUNet of the nearest size is timed too where
+monai is installed. The sides are timed in turn. One JSON line: medians over `--repeats`, and the original's time over
+that of each side: median, least and greatest ratio of a turn.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def measure(nch_ker: int, size: int, norm: str, repeats: int, device: torch.devi
     label = (torch.rand(batch_size, 1, size, size, device=device) > 0.5).float()
     precision = pick_precision("auto", device)
     nets = {"ours": UNet(1, 1, nch_ker, norm), "original": UNet(1, 1, nch_ker, norm)}
-    if size == 256 and (monai := basic_unet(nch_ker)) is not None:
+    if (monai := basic_unet(nch_ker)) is not None:
         nets["monai"] = monai
     nets = {name: net.to(device) for name, net in nets.items()}
     nets["ours"].to(memory_format=memory_format(norm, precision))
@@ -73,9 +74,12 @@ def measure(nch_ker: int, size: int, norm: str, repeats: int, device: torch.devi
     types = {"ours": precision}
     steps = {name: step(net, adam[name], image, label, types.get(name)) for name, net in nets.items()}
     for phase, sides in (("forward", forwards), ("step", steps)):
-        seconds = {name: s / batch_size for name, s in in_turn(sides, repeats, device).items()}
-        row |= {f"{phase}_{name}_s": round(s, 5) for name, s in seconds.items()}
-        row |= {f"{phase}_ratio_{n}": round(seconds["original"] / s, 2) for n, s in seconds.items() if n != "original"}
+        seconds = in_turn(sides, repeats, device)
+        row |= {f"{phase}_{name}_s": round(median(values) / batch_size, 5) for name, values in seconds.items()}
+        original = seconds.pop("original")
+        for name, values in seconds.items():
+            ratios = sorted(theirs / own for theirs, own in zip(original, values, strict=True))
+            row[f"{phase}_ratio_{name}"] = [round(ratio, 2) for ratio in (median(ratios), ratios[0], ratios[-1])]
     row["gflop_per_s"] = round(row["gflop_forward"] / row["forward_ours_s"], 1)
     row["of_ceiling"] = round(row["gflop_per_s"] / ceiling(repeats, device), 2)
     return row
@@ -118,8 +122,8 @@ def step(
     return run
 
 
-def in_turn(sides: dict[str, Timed], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each side, after one run to warm up."""
+def in_turn(sides: dict[str, Timed], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each side's runs, after one to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(repeats + 1):
         for name, run in sides.items():
@@ -129,7 +133,7 @@ def in_turn(sides: dict[str, Timed], repeats: int, device: torch.device) -> dict
                 torch.cuda.synchronize()
             if number >= 1:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def gflop(net: nn.Module, image: Tensor) -> float:
@@ -143,7 +147,7 @@ def ceiling(repeats: int, device: torch.device) -> float:
     """GFLOP/s of a single large 3x3 convolution in float32."""
     conv = nn.Conv2d(256, 256, 3, padding=1).to(device, memory_format=torch.channels_last)
     image = torch.randn(1, 256, 128, 128, device=device).to(memory_format=torch.channels_last)
-    seconds = in_turn({"conv": forward(conv, image, None)}, repeats, device)["conv"]
+    seconds = median(in_turn({"conv": forward(conv, image, None)}, repeats, device)["conv"])
     return 2 * 9 * 256 * 256 * 128 * 128 / 1e9 / seconds
 
 
