@@ -5,6 +5,7 @@
 Sections 0-20 train, 21-23 validate, 24-29 test. Choices are made on `--split val`; `--split test` is for the end.
 Each run adds a JSON line to WORK/runs.jsonl; a run that is there already is not trained again, so that a table can
 be made in several sittings. To run two at once, give each OMP_NUM_THREADS=1, and --num_epoch instead of --minutes.
+The five folds are five calls: --fold 0 --work fold0 and so on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import sys
 import time
 from pathlib import Path
 from statistics import mean, stdev
+
+import numpy as np
+import tifffile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,6 +88,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--recipe", default="default", help=f"names with ';' between: {'; '.join(RECIPES)}")
     parser.add_argument("--flags", default="", help="more flags of main.py, for every recipe")
+    parser.add_argument("--gpu_ids", default="-1")
+    parser.add_argument(
+        "--fold",
+        type=int,
+        default=4,
+        choices=range(5),
+        help="which six sections are tested, those before validate; takes a --work of its own",
+    )
     parser.add_argument("--context", type=int, default=0, help="of run_make_database.py; takes a --work of its own")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="what is scored")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "isbi2012", help="folder of the stacks")
@@ -91,15 +103,20 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "datasets").is_dir():
-        make_database(args.data, args.work, args.context)
+        make_database(args)
     runs = [run(args, recipe.strip(), seed) for seed in range(args.seeds) for recipe in args.recipe.split(";")]
     print(table(runs))
 
 
-def make_database(data: Path, work: Path, context: int) -> None:
-    """Split the stack as the protocol says."""
-    stacks = ["--input", data / "train-volume.tif", "--label", data / "train-labels.tif", "--context", context]
-    program("run_make_database.py", work, *stacks, "--num_val", 3, "--num_test", 6, "--class_names", "membrane,cell")
+def make_database(args: argparse.Namespace) -> None:
+    """Split the stack as the protocol says; the sections are counted so that those of the fold come last."""
+    names = {"--input": "train-volume.tif", "--label": "train-labels.tif"}
+    for name in names.values():
+        stack = tifffile.imread(args.data / name)
+        tifffile.imwrite(args.work / name, np.roll(stack, 6 * (4 - args.fold), axis=0), photometric="minisblack")
+    stacks = [item for pair in names.items() for item in pair]
+    split = ["--num_val", 3, "--num_test", 6, "--context", args.context]
+    program("run_make_database.py", args.work, *stacks, *split, "--class_names", "membrane,cell")
 
 
 def run(args: argparse.Namespace, recipe: str, seed: int) -> dict:
@@ -113,7 +130,7 @@ def run(args: argparse.Namespace, recipe: str, seed: int) -> dict:
     if found:
         return found[0]
     scope = f"{recipe}-{seed}".translate(str.maketrans(" ,+", "___"))
-    place = ["--scope", scope, "--gpu_ids", "-1"]
+    place = ["--scope", scope, "--gpu_ids", args.gpu_ids]
     start = time.perf_counter()
     train = ["--nch_ker", args.nch_ker, *length, *flags, "--seed", seed]
     program("main.py", args.work, "--mode", "train", *place, "--num_freq_save", 100000, *train)
