@@ -201,7 +201,7 @@ class Trainer:
         Returns
         -------
         int
-            Exit status: 0, or 130 and 143 after SIGINT and SIGTERM, with the state saved.
+            Exit status: 0, or 128 and the number of the signal that stopped it, with the state saved.
 
         Raises
         ------
@@ -226,7 +226,8 @@ class Trainer:
                 if val is not None and not self.stopping:
                     scores |= self._validate(state, val, log, last)
                 if not self.stopping:
-                    log.scalars(state.epoch, scores, self._progress(state, state.epoch))
+                    with self.stop.unless_read():
+                        log.scalars(state.epoch, scores, self._progress(state, state.epoch))
                 if self.stopping or last or state.epoch % self.config.num_freq_save == 0:
                     path = self._save(state, whole=not self.stopping)
                 if not self.stopping:

@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+SIGPIPE = 13  # Windows has no such name
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do: one line for the user, who gets no traceback."""
@@ -51,9 +53,9 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
             return main(argv) or 0
         except UserError as error:
             message, status = f"error: {_last_line(str(error))}", error.status
-        except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+        except BrokenPipeError:
+            _mute()
+            return 128 + SIGPIPE
         except KeyboardInterrupt:
             message, status = "interrupted: nothing was left half written", 130
         except (OSError, MemoryError, RuntimeError) as error:
@@ -63,6 +65,11 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         return status
 
     return run
+
+
+def _mute() -> None:
+    """Print nothing any more: the reader of our output has gone, as `| head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _last_line(message: str) -> str:
@@ -276,10 +283,10 @@ def move_aside(folder: Path, files: list[Path]) -> Path | None:
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM set `signum` instead of ending the process.
+    """While entered, SIGINT, SIGTERM and a closed terminal (SIGHUP) set `signum` instead of ending the process.
 
-    A second SIGINT raises KeyboardInterrupt. Outside the main thread, where Python takes no handlers,
-    nothing is caught.
+    A second SIGINT raises KeyboardInterrupt; under nohup, SIGHUP stays ignored. Outside the main thread, where Python
+    takes no handlers, nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -290,7 +297,9 @@ class StopRequest:
         return self.signum != 0
 
     def __enter__(self) -> StopRequest:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        closed = getattr(signal, "SIGHUP", None)  # Windows has none
+        hangup = [closed] if closed and signal.getsignal(closed) != signal.SIG_IGN else []
+        for signum in (signal.SIGINT, signal.SIGTERM, *hangup):
             try:
                 self._old[signum] = signal.signal(signum, self._note)
             except ValueError:
@@ -300,6 +309,15 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._old.items():
             signal.signal(signum, handler)
+
+    @contextmanager
+    def unless_read(self) -> Iterator[None]:
+        """While entered, output that nobody reads any more counts as SIGPIPE."""
+        try:
+            yield
+        except BrokenPipeError:
+            _mute()
+            self.signum = SIGPIPE
 
     def _note(self, signum: int, _frame: object) -> None:
         if self.signum and signum == signal.SIGINT:

@@ -1,7 +1,10 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,7 +93,7 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
     ("signum", "call", "epoch", "step"),
     [
         (signal.SIGINT, 6, 2, 2),
-        (signal.SIGTERM, 7, 2, 3),
+        (getattr(signal, "SIGHUP", signal.SIGTERM), 7, 2, 3),
         (signal.SIGINT, 8, 2, 3),  # in the validation
         (signal.SIGTERM, 9, 3, 1),  # in the last epoch
         (signal.SIGINT, 12, 3, 3),  # in the last validation
@@ -112,6 +115,18 @@ def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
     assert same(whole["net"], resumed["net"]) and same(whole["optim"], resumed["optim"])
     assert curves(work, "whole") == curves(work)
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
+
+
+def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(database, work):
+    command = [sys.executable, Path(main.__file__), *SMALL, "--num_epoch", "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not process.stdout.readline().startswith("epoch"):
+            assert process.poll() is None
+        process.stdout.close()
+        message = process.stderr.read().splitlines()
+    assert process.returncode == 141 and "saved" in message[-1]
+    epoch = max(checkpoint.list_epochs(work / "checkpoints" / "unet" / "em"))
+    assert 1 < epoch < 1000 and not checkpoint_of(work, epoch)["whole"]
 
 
 FULL = ["--optim", "adamw", "--schedule", "cosine", "--warmup", "0.2", "--clip", "1", "--average", "0.9"]
