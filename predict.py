@@ -20,7 +20,7 @@ from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, neighbours, read_
 from objects import TALL, separate_bands
 from parallel import World
 from predictor import Predictor, load, predict_array
-from tiling import Bands, ahead
+from tiling import Bands, behind
 from utils import UserError
 from writers import FlatWriter, Layout, PngWriter, RowFile, Writer, ZarrWriter
 
@@ -63,9 +63,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     whats = [what for what in WHAT if what in config.what.split(",")]
     job = _Job(config, predictor, frames, images, whats, world)
     with job.writers(str(path)) as writers:
-        for frame, top, outputs in job.results(writers):
-            for what, values in outputs.items():
-                writers[what].write(frame, top, values)
+        behind(job.results(writers), lambda result: job.write(writers, *result))
     if world.first:
         for goal in dict.fromkeys(job.goals().values()):
             print(f"segmented {len(frames)} image(s) with {path}: {goal}")
@@ -228,6 +226,12 @@ class _Job:
                 yield result
                 bar.update()
 
+    @staticmethod
+    def write(writers: dict[str, Writer], frame: int, top: int, outputs: dict[str, np.ndarray]) -> None:
+        """Write some rows of each thing that is wanted of a frame."""
+        for what, values in outputs.items():
+            writers[what].write(frame, top, values)
+
     def _units(self, writers: dict[str, Writer]) -> list[tuple[int, int]]:
         """Frames and bands that this process does: whole frames where objects are wanted, which reach over bands."""
         tops = [self._tops("probability", frame) for frame in range(len(self.frames))]
@@ -268,7 +272,7 @@ class _Job:
                     kept.append(band[0] if predictor.num_channel == 1 else 1 - band[0])
                 return bands.rows[number].start, _pixel_outputs(band, self.whats, predictor, self.config.dtype)
 
-            yield from ahead(map(outputs, bands.compute(numbers)))  # what waits has 8 bits
+            yield from map(outputs, bands.compute(numbers))
             if kept is not None:
-                for top, objects in ahead(separate_bands(kept, predictor.threshold)):
+                for top, objects in separate_bands(kept, predictor.threshold):
                     yield top, {"cells": objects[None]}

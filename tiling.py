@@ -118,6 +118,16 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield item
 
 
+def behind(items: Iterable[Item], use: Callable[[Item], None]) -> None:
+    """Make the items of an iterable; while one is made, a thread uses the one before."""
+    with ThreadPoolExecutor(1) as pool:
+        used = pool.submit(lambda: None)
+        for item in items:
+            used.result()
+            used = pool.submit(use, item)
+        used.result()
+
+
 class Bands:
     """Result of a network on a large image, computed by bands: rows of windows over the full width.
 

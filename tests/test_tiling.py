@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import HALO, MARGIN, NORMS, STRIDE, EightFold, UNet
-from tiling import GRID, Bands, ahead, spans, window_shape
+from tiling import GRID, Bands, ahead, behind, spans, window_shape
 
 
 def network(norm="bnorm", nch_out=1, tta=False):
@@ -104,6 +104,22 @@ def test_what_is_made_ahead_comes_in_order_with_its_errors():
     assert [next(iterator), next(iterator)] == [1, 2]
     with pytest.raises(ValueError, match="third"):
         next(iterator)
+
+
+def test_what_is_used_behind_comes_in_order_with_its_errors():
+    used = []
+
+    def use(item):
+        if item == 3:
+            raise ValueError("third")
+        used.append(item)
+
+    behind([], use)
+    behind(iter([1, 2]), use)
+    for items in ([3], [3, 4]):
+        with pytest.raises(ValueError, match="third"):
+            behind(items, use)
+    assert used == [1, 2]
 
 
 @pytest.mark.parametrize("norm", NORMS)
