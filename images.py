@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tiff import read_tiff, split, tiff_geometry
+from tiff import in_micron, read_tiff, split, tiff_geometry
 from utils import UserError, check_module, natural_key
 
 TIFF = (".tif", ".tiff")
@@ -122,14 +122,17 @@ def read_geometry(frames: list[Frame]) -> tuple[str, tuple[int, ...], dict[str, 
     if any(frame.path != path for frame in frames):
         pass
     elif path.is_dir():
-        array, letters, pixel = open_zarr(path)
+        array, letters, sizes = open_zarr(path)
+        pixel, unit = in_micron(
+            {k: size for k, (size, _) in sizes.items()}, {k: name for k, (_, name) in sizes.items()}
+        )
         axes = "".join(axis for axis in letters if axis not in "CYX")
         lengths = tuple(array.shape[letters.index(axis)] for axis in axes)
     elif path.suffix.lower() in TIFF:
         axes, lengths, pixel, unit = tiff_geometry(path)
     if math.prod(lengths) != len(frames):
         axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
-    return axes, lengths, {axis: size for axis, size in pixel.items() if axis in "XYZ"}, unit
+    return axes, lengths, pixel, unit
 
 
 def release(image: Rows) -> None:
@@ -202,8 +205,8 @@ def _read_zarr(path: Path) -> list[Rows]:
     return [ZarrImage(array, axes, dict(zip(others, place, strict=True))) for place in places]
 
 
-def open_zarr(path: Path) -> tuple[Any, str, dict[str, float]]:
-    """Array of a Zarr folder, its axes as letters, and the size of a pixel along each axis that says one.
+def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[float, str]]]:
+    """Array of a Zarr folder, its axes as letters, and the size of a pixel with its unit along each axis of space.
 
     Raises
     ------
@@ -223,7 +226,11 @@ def open_zarr(path: Path) -> tuple[Any, str, dict[str, float]]:
     axes = "".join(axis["name"] for axis in scales[0]["axes"]).upper()
     first = scales[0]["datasets"][0]
     sizes = [item["scale"] for item in first.get("coordinateTransformations", []) if item["type"] == "scale"]
-    return node[first["path"]], axes, dict(zip(axes, sizes[0], strict=True)) if sizes else {}
+    units = [axis.get("unit", "") for axis in scales[0]["axes"]]
+    pixel = (
+        {k: (size, unit) for k, size, unit in zip(axes, *sizes[:1], units, strict=True) if k in "XYZ"} if sizes else {}
+    )
+    return node[first["path"]], axes, pixel
 
 
 class ZarrImage:

@@ -14,6 +14,10 @@ import numpy as np
 
 from utils import UserError
 
+# the units that files name, in micron
+MICRON = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
+MICRON |= {"Å": 1e-4, "angstrom": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "inch": 25400.0}
+
 
 def read_tiff(path: Path) -> list[Any]:
     """Frames of all series of a TIFF."""
@@ -177,12 +181,25 @@ def _pixel_size(tif: Any) -> tuple[dict[str, float], str]:
         pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
         found = {} if pixels is None else pixels.attrib
         sizes = {axis: float(found[f"PhysicalSize{axis}"]) for axis in "XYZ" if f"PhysicalSize{axis}" in found}
-        return sizes, found.get("PhysicalSizeXUnit", "micron") if sizes else ""
+        return in_micron(sizes, {axis: found.get(f"PhysicalSize{axis}Unit", "µm") for axis in sizes})
     page, imagej = tif.pages[0], tif.imagej_metadata or {}
     x, y = page.resolution
-    scale = {1: 1.0, 2: 25400.0, 3: 10000.0}[int(page.resolutionunit)]  # inch and centimetre in micron
-    unit = imagej.get("unit", "micron" if scale > 1 else "").replace("\\u00B5m", "micron")
+    unit = imagej.get("unit", {2: "inch", 3: "cm"}.get(int(page.resolutionunit), ""))
+    unit = unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")  # as ImageJ writes them
     if not unit or not x or not y:
         return {}, ""
-    spacing = {"Z": float(imagej["spacing"])} if "spacing" in imagej else {}
-    return {"X": scale / x, "Y": scale / y} | spacing, unit
+    sizes = {"X": 1 / x, "Y": 1 / y} | ({"Z": float(imagej["spacing"])} if "spacing" in imagej else {})
+    return in_micron(sizes, dict.fromkeys(sizes, unit))
+
+
+def in_micron(sizes: dict[str, float], units: dict[str, str]) -> tuple[dict[str, float], str]:
+    """Size of a pixel along each axis, and the unit: micron where those of the file are known, else as the file has it.
+
+    Examples
+    --------
+    >>> in_micron({"X": 4, "Z": 0.05}, {"X": "nm", "Z": "µm"}), in_micron({"X": 2}, {"X": "pixel"}), in_micron({}, {})
+    (({'X': 0.004, 'Z': 0.05}, 'micron'), ({'X': 2}, 'pixel'), ({}, ''))
+    """
+    if sizes and all(units[axis] in MICRON for axis in sizes):
+        return {axis: size * MICRON[units[axis]] for axis, size in sizes.items()}, "micron"
+    return sizes, next((units[axis] for axis in sizes), "")

@@ -37,7 +37,7 @@ class Layout:
     pixel : dict
         Size of a pixel along X, Y and Z, where it is known, in `unit`.
     unit : str
-        Such as `micron`.
+        `micron`, or another that no unit of length is known for.
     labels : bool
         Whether values are classes or objects, which no picture of less resolution may average.
     """
@@ -166,13 +166,16 @@ def _start_tiff(path: Path, layout: Layout) -> None:
     metadata: dict[str, Any] = {"axes": layout.all_axes}
     options: dict[str, Any] = {}
     if {"X", "Y"} <= layout.pixel.keys():
-        options["resolution"] = (1 / layout.pixel["X"], 1 / layout.pixel["Y"])
+        in_cm = layout.unit == "micron" and not imagej  # ImageJ's files name the unit themselves
+        per = 1e4 if in_cm else 1
+        options["resolution"] = (per / layout.pixel["X"], per / layout.pixel["Y"])
+        options["resolutionunit"] = "CENTIMETER" if in_cm else "NONE"
     if imagej:
-        metadata |= {"unit": layout.unit} if layout.unit else {}
+        metadata |= {"unit": layout.unit} if layout.unit and layout.unit.isascii() else {}
         metadata |= {"spacing": layout.pixel["Z"]} if "Z" in layout.pixel else {}
     else:
         metadata |= {f"PhysicalSize{axis}": size for axis, size in layout.pixel.items()}
-        unit = {"micron": "µm", "um": "µm"}.get(layout.unit, layout.unit)
+        unit = {"micron": "µm"}.get(layout.unit, layout.unit)
         metadata |= {f"PhysicalSize{axis}Unit": unit for axis in layout.pixel if unit}
     with tifffile.TiffWriter(path, bigtiff=layout.num_byte >= BIG, imagej=imagej, ome=not imagej) as tif:
         tif.write(
@@ -333,7 +336,7 @@ class ZarrWriter(Writer):
         """Entry `multiscales` of the specification, https://ngff.openmicroscopy.org/0.5."""
         layout = self.layout
         kinds = {"T": "time", "C": "channel"}
-        unit = {"micron": "micrometer", "µm": "micrometer", "um": "micrometer", "nm": "nanometer"}.get(layout.unit)
+        unit = {"micron": "micrometer"}.get(layout.unit)
         axes = [{"name": axis.lower(), "type": kinds.get(axis, "space")} for axis in layout.all_axes]
         for axis in axes:
             if axis["type"] == "space" and unit:

@@ -234,6 +234,21 @@ def test_python_says_what_it_can_not_take(trained, work):
     assert predict_array(predictor, np.zeros((2, 2, 20, 40), np.uint16)).shape == (2, 2, 20, 40)
 
 
+def test_sizes_in_nanometre_and_micrometre_become_micron_in_files_for_imagej(trained, work):
+    metadata = {"axes": "ZYX", "PhysicalSizeX": 4, "PhysicalSizeXUnit": "nm", "PhysicalSizeZ": 0.05}
+    metadata |= {"PhysicalSizeY": 0.004, "PhysicalSizeYUnit": "µm"}
+    tifffile.imwrite("in.tif", np.zeros((2, 32, 32), np.uint8), ome=True, metadata=metadata)
+    assert segment("in.tif", "out.tif", "--what", "mask,cells") == 0
+    for name in ("out-mask.tif", "out-cells.tif"):
+        *_, pixel, unit = read_geometry(list_frames(work / name))
+        assert pixel == pytest.approx({"X": 0.004, "Y": 0.004, "Z": 0.05}) and unit == "micron"
+    with tifffile.TiffFile("out-mask.tif") as tif:
+        assert tif.imagej_metadata["unit"] == "micron"
+    with tifffile.TiffFile("out-cells.tif") as tif:  # ImageJ reads no OME, but the baseline's tags
+        page = tif.pages[0]
+        assert page.resolutionunit == 3 and page.resolution == pytest.approx((2.5e6, 2.5e6))
+
+
 def test_the_metadata_of_a_run_is_plain_json(stack, work):
     pytest.importorskip("zarr")
     assert segment("in.tif", "out.zarr") == 0
