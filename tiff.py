@@ -178,28 +178,44 @@ def tiff_geometry(path: Path) -> tuple[str, tuple[int, ...], dict[str, float], s
 def _pixel_size(tif: Any) -> tuple[dict[str, float], str]:
     """Size of a pixel and its unit, by OME's, ImageJ's or the baseline's tags."""
     if tif.ome_metadata:
-        pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
+        try:
+            pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
+        except ElementTree.ParseError:
+            pixels = None
         found = {} if pixels is None else pixels.attrib
-        sizes = {axis: float(found[f"PhysicalSize{axis}"]) for axis in "XYZ" if f"PhysicalSize{axis}" in found}
+        sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
         return in_micron(sizes, {axis: found.get(f"PhysicalSize{axis}Unit", "µm") for axis in sizes})
     page, imagej = tif.pages[0], tif.imagej_metadata or {}
     x, y = page.resolution
-    unit = imagej.get("unit", {2: "inch", 3: "cm"}.get(int(page.resolutionunit), ""))
+    unit = str(imagej.get("unit", {2: "inch", 3: "cm"}.get(int(page.resolutionunit), "")))
     unit = unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")  # as ImageJ writes them
     if not unit or not x or not y:
         return {}, ""
-    sizes = {"X": 1 / x, "Y": 1 / y} | ({"Z": float(imagej["spacing"])} if "spacing" in imagej else {})
+    sizes = {"X": 1 / x, "Y": 1 / y} | ({"Z": imagej["spacing"]} if "spacing" in imagej else {})
     return in_micron(sizes, dict.fromkeys(sizes, unit))
 
 
-def in_micron(sizes: dict[str, float], units: dict[str, str]) -> tuple[dict[str, float], str]:
+def in_micron(sizes: dict[str, Any], units: dict[str, str]) -> tuple[dict[str, float], str]:
     """Size of a pixel along each axis, and the unit: micron where those of the file are known, else as the file has it.
+
+    What is no positive number is left out.
 
     Examples
     --------
     >>> in_micron({"X": 4, "Z": 0.05}, {"X": "nm", "Z": "µm"}), in_micron({"X": 2}, {"X": "pixel"}), in_micron({}, {})
-    (({'X': 0.004, 'Z': 0.05}, 'micron'), ({'X': 2}, 'pixel'), ({}, ''))
+    (({'X': 0.004, 'Z': 0.05}, 'micron'), ({'X': 2.0}, 'pixel'), ({}, ''))
     """
-    if sizes and all(units[axis] in MICRON for axis in sizes):
-        return {axis: size * MICRON[units[axis]] for axis, size in sizes.items()}, "micron"
-    return sizes, next((units[axis] for axis in sizes), "")
+    numbers = {axis: _positive(size) for axis, size in sizes.items()}
+    known = {axis: number for axis, number in numbers.items() if number}
+    if known and all(units[axis] in MICRON for axis in known):
+        return {axis: number * MICRON[units[axis]] for axis, number in known.items()}, "micron"
+    return known, next((units[axis] for axis in known), "")
+
+
+def _positive(value: Any) -> float:
+    """Number that a file says; 0 where it is none, not positive, or infinite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return number if 0 < number < math.inf else 0.0

@@ -11,6 +11,10 @@ from utils import UserError
 RNG = np.random.default_rng(0)
 
 
+OME = """<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels DimensionOrder="XYZCT" Type="uint8"
+SizeX="8" SizeY="8" SizeZ="2" SizeC="1" SizeT="1" PhysicalSizeZ="{}"><TiffData/></Pixels></Image></OME>"""
+
+
 def stack(num=5, size=32, dtype=np.uint8):
     return RNG.integers(0, 255, (num, size, size)).astype(dtype)
 
@@ -184,6 +188,16 @@ def test_the_size_of_a_pixel_is_read(tmp_path, kind):
     assert (axes, lengths) == ("Z", (2,))
     expected = {} if kind == "none" else {"X": 0.25, "Y": 0.5} | ({"Z": 3} if kind == "imagej" else {})
     assert pixel == expected and unit == ("" if kind == "none" else "micron")
+
+
+@pytest.mark.parametrize("size", ["abc", "0", "-1", "nan", "inf", "1</OME>"])
+@pytest.mark.parametrize("text", ["ImageJ=1.53t\nimages=2\nslices=2\nunit=1\nspacing={}\n", OME])
+def test_a_size_that_is_none_is_left_out(tmp_path, text, size):
+    tifffile.imwrite(
+        tmp_path / "a.tif", stack(2, 8), photometric="minisblack", description=text.format(size), metadata=None
+    )
+    *_, pixel, unit = read_geometry(list_frames(tmp_path / "a.tif"))
+    assert "Z" not in pixel and unit in ("", "1")
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "lzw", "zstd", "webp", "jpeg2000"])
