@@ -1,4 +1,4 @@
-"""Image files, read as frames (H, W, C): TIFF by tiff.py, arrays by numpy and zarr, everything else by Pillow."""
+"""Image files, read as frames (H, W, C): TIFF by tiff.py, Zarr by omezarr.py, everything else by NumPy and Pillow."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from omezarr import is_zarr, open_zarr, read_zarr
 from tiff import in_micron, read_tiff, split, tiff_geometry
-from utils import UserError, check_module, natural_key
+from utils import UserError, natural_key
 
 TIFF = (".tif", ".tiff")
 SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp")
@@ -147,11 +148,6 @@ def _count(path: Path) -> int:
     return len(read_frames(path)) if path.suffix.lower() in (*TIFF, *ARRAYS) or path.is_dir() else 1
 
 
-def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr array or group, of version 2 or 3."""
-    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
-
-
 def read_frames(path: Path) -> list[Rows]:
     """All frames of one file, (H, W, C) each, of the file's own type; one bit becomes 0 and 255.
 
@@ -168,7 +164,7 @@ def read_frames(path: Path) -> list[Rows]:
 @lru_cache(maxsize=4)  # the frames of one stack are asked for one after another
 def _read_frames(path: Path, _version: int) -> list[Rows]:
     suffix = path.suffix.lower()
-    read = _READERS.get(suffix, _read_zarr if path.is_dir() else _read_pillow)
+    read = _READERS.get(suffix, read_zarr if path.is_dir() else _read_pillow)
     try:
         frames = read(path)
     except UserError:
@@ -193,66 +189,6 @@ def _read_npy(path: Path) -> list[np.ndarray]:
             f"{path}: shape {array.shape} of {array.dtype}: must be (H, W), (N, H, W) or (N, H, W, C) numbers"
         )
     return split(array, axes, path)
-
-
-def _read_zarr(path: Path) -> list[Rows]:
-    """Frames of a Zarr array, or of the first and largest array of an OME-Zarr image."""
-    array, axes, _ = open_zarr(path)
-    if "Y" not in axes or "X" not in axes:
-        raise UserError(f"{path}: axes {axes} are not understood: Y and X must be there")
-    others = [axis for axis in axes if axis not in "CYX"]
-    places = np.ndindex(*(array.shape[axes.index(axis)] for axis in others))
-    return [ZarrImage(array, axes, dict(zip(others, place, strict=True))) for place in places]
-
-
-def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[float, str]]]:
-    """Array of a Zarr folder, its axes as letters, and the size of a pixel with its unit along each axis of space.
-
-    Raises
-    ------
-    UserError
-        The package `zarr` is missing, or there is no image.
-    """
-    check_module("zarr", str(path))
-    import zarr
-
-    node = zarr.open(path, mode="r")
-    if isinstance(node, zarr.Array):
-        return node, "TCZYX"[-node.ndim :] if node.ndim != 3 else "ZYX", {}
-    attributes = dict(node.attrs)
-    scales = attributes.get("ome", attributes).get("multiscales")
-    if not scales:
-        raise UserError(f"{path}: a Zarr group without an OME-Zarr image: name the array in it")
-    axes = "".join(axis["name"] for axis in scales[0]["axes"]).upper()
-    first = scales[0]["datasets"][0]
-    sizes = [item["scale"] for item in first.get("coordinateTransformations", []) if item["type"] == "scale"]
-    units = [axis.get("unit", "") for axis in scales[0]["axes"]]
-    pixel = (
-        {k: (size, unit) for k, size, unit in zip(axes, *sizes[:1], units, strict=True) if k in "XYZ"} if sizes else {}
-    )
-    return node[first["path"]], axes, pixel
-
-
-class ZarrImage:
-    """One image (H, W, C) of a Zarr array with named axes, read chunk by chunk."""
-
-    def __init__(self, array: Any, axes: str, place: dict[str, int]) -> None:
-        self._array, self._axes, self._place = array, axes, place
-        channels = array.shape[axes.index("C")] if "C" in axes else 1
-        self.shape = (array.shape[axes.index("Y")], array.shape[axes.index("X")], channels)
-        self.dtype = np.dtype(np.uint8) if array.dtype == bool else array.dtype
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W, C) of the image."""
-        block = self._array[tuple(rows if axis == "Y" else self._place.get(axis, slice(None)) for axis in self._axes)]
-        left = [axis for axis in self._axes if axis not in self._place]
-        block = np.asarray(block).transpose([left.index(axis) for axis in "YXC" if axis in left])
-        block = block * np.uint8(255) if block.dtype == bool else block
-        return block if "C" in left else block[..., None]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All pixels."""
-        return self[:].astype(dtype or self.dtype, copy=False)
 
 
 def _read_pillow(path: Path) -> list[np.ndarray]:

@@ -200,6 +200,72 @@ def test_a_size_that_is_none_is_left_out(tmp_path, text, size):
     assert "Z" not in pixel and unit in ("", "1")
 
 
+def write_zarr(path, pixels, scales, version=3):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(path, mode="w", zarr_format=version)
+    group.create_array("0", data=pixels)
+    group.attrs.update({"ome": {"multiscales": scales}} if version == 3 else {"multiscales": scales})
+
+
+SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]
+
+
+@pytest.mark.parametrize(
+    ("axes", "transforms", "version", "shape"),
+    [
+        ([{"name": axis, "unit": "micrometer"} for axis in "zyx"], SCALE, 3, (3, 32, 32)),
+        ([{"name": axis, "unit": 5} for axis in "zyx"], [{"type": "scale", "scale": [1]}], 3, (3, 32, 32)),
+        ([{"name": axis} for axis in "tczyx"], [{"type": "scale", "path": "x"}], 2, (1, 1, 3, 32, 32)),
+        (["z", "y", "x"], [], 2, (3, 32, 32)),
+        (None, [], 2, (1, 1, 3, 32, 32)),
+    ],
+)
+def test_ome_zarr_of_any_version_is_read(tmp_path, axes, transforms, version, shape):
+    image = {"datasets": [{"path": "0", "coordinateTransformations": transforms}]} | ({"axes": axes} if axes else {})
+    write_zarr(tmp_path / "a.zarr", stack(3).reshape(shape), [image], version)
+    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    _, _, pixel, unit = read_geometry(frames)
+    assert [frame.read().shape for frame in frames] == [(32, 32, 1)] * 3
+    assert (pixel, unit) == (({"Z": 1, "Y": 0.5, "X": 0.5}, "micron") if transforms is SCALE else (pixel, unit))
+
+
+def test_the_only_image_in_a_zarr_group_is_taken_and_several_are_named(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    image = {"axes": [{"name": "y"}, {"name": "x"}], "datasets": [{"path": "0"}]}
+    zarr.open_group(tmp_path / "a.zarr", mode="w").attrs["ome"] = {"bioformats2raw.layout": 3}
+    write_zarr(tmp_path / "a.zarr" / "0", stack(1)[0], [image])
+    assert read_frames(tmp_path / "a.zarr")[0].shape == (32, 32, 1)
+    write_zarr(tmp_path / "a.zarr" / "1", stack(1)[0], [image])
+    with pytest.raises(UserError, match=r"not one OME-Zarr image: name one .*a\.zarr/0, .*a\.zarr/1"):
+        list_frames(tmp_path / "a.zarr", (".zarr",))
+
+
+def test_a_damaged_chunk_of_a_zarr_is_named(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(tmp_path / "a.zarr", data=stack(2), chunks=(1, 32, 32))
+    chunk = tmp_path / "a.zarr" / "c" / "1" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    first, second = list_frames(tmp_path / "a.zarr", (".zarr",))
+    assert first.read().shape == (32, 32, 1)
+    with pytest.raises(UserError, match="Z 1: damaged chunk"):
+        second.read()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "axes"),
+    [(stack(1, 8)[0, 0], None), (stack(2, 8).astype(complex), None), (stack(2, 8), "yx"), (stack(2, 8), "zab")],
+)
+def test_a_zarr_that_is_no_image_is_refused(tmp_path, pixels, axes):
+    zarr = pytest.importorskip("zarr")
+    if axes:
+        named = [{"name": axis} for axis in axes]
+        write_zarr(tmp_path / "a.zarr", pixels, [{"axes": named, "datasets": [{"path": "0"}]}])
+    else:
+        zarr.create_array(tmp_path / "a.zarr", data=pixels)
+    with pytest.raises(UserError, match="must be numbers along Y and X"):
+        list_frames(tmp_path / "a.zarr", (".zarr",))
+
+
 @pytest.mark.parametrize("compression", ["jpeg", "lzw", "zstd", "webp", "jpeg2000"])
 @pytest.mark.parametrize("colour", ["minisblack", "rgb"])
 def test_pages_of_any_compression_are_read_by_rows(tmp_path, compression, colour):

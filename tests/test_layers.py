@@ -9,7 +9,7 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
-    ["tiff"],
+    ["tiff", "omezarr"],
     [
         "config",
         "model",
