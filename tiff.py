@@ -21,10 +21,7 @@ MICRON |= {"Å": 1e-4, "angstrom": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4
 
 def read_tiff(path: Path) -> list[Any]:
     """Frames of all series of a TIFF."""
-    import tifffile
-
-    with _errors(path), tifffile.TiffFile(path) as tif:
-        len(tif.pages)  # walks the chain of pages: a broken link is logged here
+    with _opened(path) as tif:
         return [frame for series in tif.series for frame in _frames(path, series)]
 
 
@@ -85,12 +82,17 @@ class PagedImage:
         top, bottom, step = rows.indices(self.shape[0])
         out = np.zeros((max(bottom - top, 0), self.shape[1], self.shape[2] + self._alpha), self.dtype)
         kept, self._kept = self._kept, {}
-        for page in range(len(self._where)):
-            for index in self._overlapping(page, top, bottom):
-                decoded = kept.get((page, index)) or self._segment(page, index)
-                if bottom < self.shape[0]:  # the next rows may need it again
-                    self._kept[page, index] = decoded
-                self._place(out, top, page, *decoded)
+        for page, number in enumerate(self._numbers):
+            try:
+                for index in self._overlapping(page, top, bottom):
+                    decoded = kept.get((page, index)) or self._segment(page, index)
+                    if bottom < self.shape[0]:  # the next rows may need it again
+                        self._kept[page, index] = decoded
+                    self._place(out, top, page, *decoded)
+            except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+                hint = "pip install imagecodecs" if "imagecodecs" in str(error) else "copy the file again"
+                reason = str(error).strip() or type(error).__name__
+                raise UserError(f"{self.path}, page {number}: damaged ({reason}): {hint}") from error
         return out[::step, :, : self.shape[2]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -106,14 +108,9 @@ class PagedImage:
     def _segment(self, page: int, index: int) -> tuple:
         """One strip or tile (1, h, w, C), and its place (sample, depth, y, x, channel)."""
         offset, count = self._where[page][index]
-        try:
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                segment, place, _ = self._decode(file.read(count) or None, index, **self._options[page])
-        except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-            hint = "pip install imagecodecs" if "imagecodecs" in str(error) else "copy the file again"
-            where = f"{self.path}, page {self._numbers[page]}"
-            raise UserError(f"{where}: damaged ({str(error).strip() or type(error).__name__}): {hint}") from error
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            segment, place, _ = self._decode(file.read(count) or None, index, **self._options[page])
         return segment, place
 
     def _place(self, out: np.ndarray, top: int, page: int, segment: np.ndarray | None, place: tuple) -> None:
@@ -143,8 +140,9 @@ def split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Raise where tifffile only logs that the chain of pages is broken, and would go on with fewer."""
+def _opened(path: Path) -> Iterator[Any]:
+    """TIFF; refused where tifffile only logs that the chain of pages is broken, and would go on with fewer."""
+    import tifffile
 
     class Listen(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -155,7 +153,9 @@ def _errors(path: Path) -> Iterator[None]:
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(listen)
     try:
-        yield
+        with tifffile.TiffFile(path) as tif:
+            len(tif.pages)  # walks the chain of pages: a broken link is logged here
+            yield tif
     finally:
         logger.removeHandler(listen)
         logger.propagate = propagate
@@ -165,23 +165,24 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def tiff_geometry(path: Path) -> tuple[str, tuple[int, ...], dict[str, float], str]:
-    """Axes that its frames are counted along, their lengths, the size of a pixel along X, Y and Z, and its unit."""
-    import tifffile
+    """Axes that its frames are counted along, their lengths, the size of a pixel along X, Y and Z, and its unit.
 
-    with _errors(path), tifffile.TiffFile(path) as tif:
-        series = tif.series[0]
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        axes = "".join(axis for axis in sizes if axis in "TZ")
-        return axes, tuple(sizes[axis] for axis in axes), *_pixel_size(tif)
+    Empty where the tags that say so are damaged: the pixels are read without them.
+    """
+    try:
+        with _opened(path) as tif:
+            series = tif.series[0]
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            axes = "".join(axis for axis in sizes if axis in "TZ")
+            return axes, tuple(sizes[axis] for axis in axes), *_pixel_size(tif)
+    except Exception:  # readers raise whatever a damaged tag makes them stumble over
+        return "", (), {}, ""
 
 
 def _pixel_size(tif: Any) -> tuple[dict[str, float], str]:
     """Size of a pixel and its unit, by OME's, ImageJ's or the baseline's tags."""
     if tif.ome_metadata:
-        try:
-            pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-        except ElementTree.ParseError:
-            pixels = None
+        pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
         found = {} if pixels is None else pixels.attrib
         sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
         return in_micron(sizes, {axis: found.get(f"PhysicalSize{axis}Unit", "µm") for axis in sizes})

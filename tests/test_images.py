@@ -11,8 +11,8 @@ from utils import UserError
 RNG = np.random.default_rng(0)
 
 
-OME = """<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels DimensionOrder="XYZCT" Type="uint8"
-SizeX="8" SizeY="8" SizeZ="2" SizeC="1" SizeT="1" PhysicalSizeZ="{}"><TiffData/></Pixels></Image></OME>"""
+OME = """<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels DimensionOrder="XYZCT"
+Type="uint8" SizeX="8" SizeY="8" SizeZ="2" SizeC="1" SizeT="1" PhysicalSizeZ="{}"><TiffData/></Pixels></Image></OME>"""
 
 
 def stack(num=5, size=32, dtype=np.uint8):
@@ -198,6 +198,22 @@ def test_a_size_that_is_none_is_left_out(tmp_path, text, size):
     )
     *_, pixel, unit = read_geometry(list_frames(tmp_path / "a.tif"))
     assert "Z" not in pixel and unit in ("", "1")
+
+
+@pytest.mark.parametrize(("tag", "place", "value"), [(277, 8, 3), (323, 8, 0), (296, 2, 2), (296, 2, 7), (282, 8, 0)])
+def test_a_damaged_tag_is_one_line_or_does_no_harm(tmp_path, tag, place, value):
+    tifffile.imwrite(tmp_path / "a.tif", stack(2), tile=(16, 16), compression="zlib", resolution=(4, 4))
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
+        offset = tif.pages[0].tags[tag].offset
+    damaged = bytearray((tmp_path / "a.tif").read_bytes())
+    damaged[offset + place : offset + place + 2] = value.to_bytes(2, "little")
+    (tmp_path / "a.tif").write_bytes(damaged)
+    try:
+        frames = list_frames(tmp_path / "a.tif")
+        read_geometry(frames)
+        assert frames[0].read().shape == (32, 32, 1)
+    except UserError as error:
+        assert str(tmp_path / "a.tif") in str(error) and "\n" not in str(error)
 
 
 def write_zarr(path, pixels, scales, version=3):
