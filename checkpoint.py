@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,21 +103,31 @@ def load(path: Path) -> dict[str, Any]:
     Raises
     ------
     UserError
-        The file is no checkpoint, is truncated, or would run code when loaded.
+        The file is no checkpoint, is damaged, or would run code when loaded.
     """
     try:
+        _check_sums(path)
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = "it holds more than tensors and plain values, and could run code when loaded"
         raise UserError(f"{path}: refused, {what}: use a checkpoint that main.py --mode train wrote") from error
     except Exception as error:  # a damaged archive fails in as many ways as it has parts
-        raise UserError(f"{path}: truncated or no checkpoint: delete it, and take an older one by --epoch") from error
+        raise UserError(f"{path}: damaged or no checkpoint: delete it, and take an older one by --epoch") from error
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
         raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
     if state.get("format", FORMAT) > FORMAT:
         raise UserError(f"{path}: written by a newer version of this program: update it")
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """Compare a checkpoint's parts with their checksums, which torch writes and does not read."""
+    if zipfile.is_zipfile(path):  # others are of torch before 1.6
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} is damaged")
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def _map_npy(path: Path) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): make the database again") from error
-    except ValueError as error:  # pickled objects, another format, or a truncated file
+    except Exception as error:  # pickled objects, another format, a truncated file or a damaged header
         raise UserError(f"{path}: refused as a sample ({error}): make the database again") from error
 
 

@@ -24,6 +24,16 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["model_epoch0007.pth"]
 
 
+def test_a_checkpoint_with_a_flipped_bit_in_its_weights_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "a.pth", STATE)
+    damaged = bytearray((tmp_path / "a.pth").read_bytes())
+    damaged[damaged.index(torch.tensor(500.0).numpy().tobytes())] ^= 1
+    (tmp_path / "a.pth").write_bytes(damaged)
+    assert not torch.load(tmp_path / "a.pth", weights_only=True)["net"]["w"].equal(STATE["net"]["w"])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(tmp_path / "a.pth")
+
+
 def test_the_newest_is_found_by_number_with_any_count_of_digits(tmp_path):
     for name in (
         "model_epoch0009.pth",

@@ -312,6 +312,16 @@ def test_an_input_without_its_label_is_refused_where_others_have_one(tmp_path):
         list_samples(tmp_path)
 
 
+@pytest.mark.parametrize("place", [10, 20, 60, 100])
+def test_a_sample_with_a_damaged_header_is_refused(tmp_path, place):
+    write_sample(tmp_path / "00000.npy", np.zeros((32, 32, 1), np.uint8), np.zeros((32, 32), np.uint8))
+    damaged = bytearray((tmp_path / "00000.npy").read_bytes())
+    damaged[place] = ord("(")
+    (tmp_path / "00000.npy").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"00000\.npy: refused as a sample"):
+        list_samples(tmp_path)[0].open()
+
+
 def test_a_damaged_description_is_refused(tmp_path):
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match="JSON"):
