@@ -22,6 +22,11 @@ def at_least(least: int) -> Rule:
     return lambda value: value >= least, f"must be at least {least}"
 
 
+def up_to(most: int) -> Rule:
+    """Rule for a number from 0 to another."""
+    return lambda value: 0 <= value <= most, f"must lie in [0, {most}]"
+
+
 def is_gpu_list(value: str) -> bool:
     """Whether a text is `-1` or a comma-separated list of GPU numbers, each named once.
 
@@ -81,6 +86,8 @@ class Flags:
                 raise FlagError(f"--{item.name} {value}: choose from {', '.join(map(str, choices))}")
             if rule and not rule[0](value):
                 raise FlagError(f"--{item.name} {value}: {rule[1]}")
+            if value in (float("inf"), float("-inf")):
+                raise FlagError(f"--{item.name} {value}: must be finite")
             if item.name in ("scope", "name_data"):
                 check_name(f"--{item.name}", value)
 
@@ -152,15 +159,15 @@ class Config(Flags):
 
     flip: bool = flag(True, "random flips", "augmentation")
     turn: bool = flag(True, "random quarter turns; half turns where the crop is not square", "augmentation")
-    elastic: float = flag(10.0, "deviation of the elastic displacement [px]; 0: off", "augmentation", rule=at_least(0))
+    elastic: float = flag(10.0, "deviation of the elastic displacement [px]; 0: off", "augmentation", rule=up_to(100))
     elastic_share: float = flag(0.5, "share of the crops that are displaced", "augmentation", rule=SHARE)
     elastic_grid: int = flag(3, "nodes a side of the elastic grid", "augmentation", rule=at_least(2))
-    brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=at_least(0))
+    brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=up_to(100))
     contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)
 
-    gamma: float = flag(0.0, "largest logarithm of a random gamma; 0: off", "augmentation", rule=at_least(0))
-    blur: float = flag(0.0, "largest deviation of a random blur [px]; 0: off", "augmentation", rule=at_least(0))
-    noise: float = flag(0.0, "random noise, in standard deviations; 0: off", "augmentation", rule=at_least(0))
+    gamma: float = flag(0.0, "largest logarithm of a random gamma; 0: off", "augmentation", rule=up_to(5))
+    blur: float = flag(0.0, "largest deviation of a random blur [px]; 0: off", "augmentation", rule=up_to(20))
+    noise: float = flag(0.0, "random noise, in standard deviations; 0: off", "augmentation", rule=up_to(100))
 
     input: str = flag("", "image, stack, folder, pattern or Zarr to segment", "predict")
     output: str = flag("", "file (.tif, .npy, .zarr) or folder (PNG) to write; also of an export", "predict")

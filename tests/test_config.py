@@ -29,7 +29,10 @@ def test_a_bad_flag_is_one_line_and_status_2(argv, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("values", [{"batch_size": 0}, {"lr": -1.0}, {"gpu_ids": "cuda"}, {"norm": "lnorm"}])
+WRONG = ({"batch_size": 0}, {"lr": -1.0}, {"gpu_ids": "cuda"}, {"norm": "lnorm"}, {"w0": float("inf")}, {"blur": 30.0})
+
+
+@pytest.mark.parametrize("values", WRONG)
 def test_a_value_beyond_its_rule_is_refused(values):
     with pytest.raises(FlagError, match=next(iter(values))):
         Config(**values)
