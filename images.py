@@ -177,6 +177,8 @@ def _read_frames(path: Path, _version: int) -> list[Rows]:
         raise UserError(f"{path}: damaged, truncated or no image ({str(error).strip()}){hint}") from error
     if not frames or any(0 in frame.shape for frame in frames):
         raise UserError(f"{path}: holds no page with pixels: check or replace the file")
+    if any(frame.dtype.kind not in "uifb" for frame in frames):
+        raise UserError(f"{path}: pixels of {frames[0].dtype}: they must be real numbers")
     return [frame * np.uint8(255) if frame.dtype == bool else frame for frame in frames]
 
 

@@ -200,6 +200,12 @@ def test_a_size_that_is_none_is_left_out(tmp_path, text, size):
     assert "Z" not in pixel and unit in ("", "1")
 
 
+def test_complex_pixels_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", stack(2).astype(np.complex64))
+    with pytest.raises(UserError, match="pixels of complex64"):
+        list_frames(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize(("tag", "place", "value"), [(277, 8, 3), (323, 8, 0), (296, 2, 2), (296, 2, 7), (282, 8, 0)])
 def test_a_damaged_tag_is_one_line_or_does_no_harm(tmp_path, tag, place, value):
     tifffile.imwrite(tmp_path / "a.tif", stack(2), tile=(16, 16), compression="zlib", resolution=(4, 4))
