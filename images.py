@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -87,22 +87,29 @@ def list_frames(source: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Fram
     return [Frame(file, index) for file in files for index in range(_count(file))]
 
 
-def neighbours(frames: list[Frame], index: int, reach: int) -> list[Frame]:
-    """A frame between those up to `reach` above and below it; where its stack ends, the last one again.
+def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
+    """Each frame between those up to `reach` above and below it; where its stack ends, the last one again.
 
-    Frames are of one stack where they are of one file, and where each is a file of its own.
+    Frames are of one stack where they are of one file, there of one time, and where each is a file of its own.
     """
-    num = Counter(frame.path for frame in frames)
+    if not reach:
+        return [[frame] for frame in frames]
+    pages: dict[Path, list[Frame]] = {}
+    for frame in frames:
+        pages.setdefault(frame.path, []).append(frame)
+    depth = {path: _depth(of_path) for path, of_path in pages.items() if len(of_path) > 1}
+    around = []
+    for _, run in groupby(frames, lambda f: (f.path, f.index // depth[f.path]) if f.path in depth else None):
+        stack = list(run)
+        places = np.clip(np.arange(len(stack))[:, None] + np.arange(-reach, reach + 1), 0, len(stack) - 1)
+        around += [[stack[place] for place in row] for row in places]
+    return around
 
-    def stack(frame: Frame) -> Path | None:
-        return frame.path if num[frame.path] > 1 else None
 
-    low = high = index
-    while low > 0 and stack(frames[low - 1]) == stack(frames[index]):
-        low -= 1
-    while high < len(frames) - 1 and stack(frames[high + 1]) == stack(frames[index]):
-        high += 1
-    return [frames[min(max(index + step, low), high)] for step in range(-reach, reach + 1)]
+def _depth(frames: list[Frame]) -> int:
+    """Number of sections at each time, of the frames of a file."""
+    axes, lengths, _, _ = read_geometry(frames)
+    return lengths[-1] if axes.endswith("Z") else len(frames)
 
 
 def read_geometry(frames: list[Frame]) -> tuple[str, tuple[int, ...], dict[str, float], str]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
-from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, neighbours, read_geometry, release
+from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, read_geometry, release, with_neighbours
 from objects import TALL, separate_bands
 from parallel import World
 from predictor import Predictor, load, predict_array
@@ -59,7 +59,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
     predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp)
     frames = list_frames(Path(config.input), (*SUFFIXES, *ARRAYS))
-    images = [_open(frames, i, predictor.info) for i in range(len(frames))]
+    images = [_open(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     whats = [what for what in WHAT if what in config.what.split(",")]
     job = _Job(config, predictor, frames, images, whats, world)
     with job.writers(str(path)) as writers:
@@ -70,15 +70,14 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     return 0
 
 
-def _open(frames: list[Frame], index: int, info: DataInfo) -> Rows:
-    """Image of a frame, with its context; the channels are checked."""
-    frame = frames[index]
-    image = FrameRows(neighbours(frames, index, info.context))
+def _open(frames: list[Frame], info: DataInfo) -> Rows:
+    """Image of a frame, which is in the middle of its context; the channels are checked."""
+    image = FrameRows(frames)
     if image.shape[2] != info.nch_in:
-        share = 2 * info.context + 1
+        nch, asked = (number // len(frames) for number in (image.shape[2], info.nch_in))
         raise UserError(
-            f"{frame}: {image.shape[2] // share} channel(s), the network was trained on {info.nch_in // share}: "
-            "choose other images, or another checkpoint by --scope and --name_data"
+            f"{frames[info.context]}: {nch} channel(s), the network was trained on {asked}: choose other images, or "
+            "another checkpoint by --scope and --name_data"
         )
     return image
 

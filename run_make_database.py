@@ -25,7 +25,7 @@ import isbi
 import phantom
 from config import Flags, at_least, flag, parse
 from dataset import MAX_CLASS, SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
-from images import Frame, list_frames, neighbours, sha256
+from images import Frame, list_frames, sha256, with_neighbours
 from losses import border_distance
 from utils import UserError, atomic_folder, program
 
@@ -174,8 +174,8 @@ def _with_context(pairs: list[Pair], context: int) -> list[Pair]:
     """Pairs whose images have their neighbours in the stack as further channels."""
     if not context:
         return pairs
-    frames = [pair.input for pair in pairs]
-    return [replace(pair, stack=tuple(neighbours(frames, i, context))) for i, pair in enumerate(pairs)]
+    around = with_neighbours([pair.input for pair in pairs], context)
+    return [replace(pair, stack=tuple(frames)) for pair, frames in zip(pairs, around, strict=True)]
 
 
 def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Path, target: Path) -> list[Pair]:

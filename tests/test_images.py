@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from images import Frame, list_frames, neighbours, read_frames, read_geometry
+from images import Frame, list_frames, read_frames, read_geometry, with_neighbours
 from utils import UserError
 
 RNG = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_neighbours_stay_within_their_stack(tmp_path):
     for name in ("a.tif", "b.tif"):
         tifffile.imwrite(tmp_path / name, stack(3, 8), photometric="minisblack")
     frames = list_frames(tmp_path)
-    assert [(f.path.name, f.index) for f in neighbours(frames, 3, 2)] == [
+    assert [(f.path.name, f.index) for f in with_neighbours(frames, 2)[3]] == [
         ("b.tif", 0),
         ("b.tif", 0),
         ("b.tif", 0),
@@ -167,7 +167,16 @@ def test_neighbours_stay_within_their_stack(tmp_path):
         ("b.tif", 2),
     ]
     singles = [Frame(tmp_path / f"{number}.png", 0) for number in range(3)]
-    assert [frame.path.stem for frame in neighbours(singles, 0, 1)] == ["0", "0", "1"]
+    assert [frame.path.stem for frame in with_neighbours(singles, 1)[0]] == ["0", "0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+def test_neighbours_are_of_one_time(tmp_path, kind):
+    times = stack(6, 8).reshape(2, 3, 8, 8)
+    tifffile.imwrite(tmp_path / "a.tif", times, **{kind: True}, metadata={"axes": "TZYX"})
+    around = with_neighbours(list_frames(tmp_path / "a.tif"), 1)
+    numbers = [[frame.index for frame in frames] for frames in around]
+    assert numbers == [[0, 0, 1], [0, 1, 2], [1, 2, 2], [3, 3, 4], [3, 4, 5], [4, 5, 5]]
 
 
 @pytest.mark.parametrize("kind", ["imagej", "imagej, µm", "ome", "ome, nm", "baseline", "none"])
