@@ -20,43 +20,22 @@ from torch.utils.data import DataLoader
 import checkpoint
 import parallel
 import report
+from augment import Augmentation
 from compiled import Compiled, settle
 from config import Config
-from dataset import (
-    Augmentation,
-    Batch,
-    DataInfo,
-    PatchDataset,
-    SampleFile,
-    list_samples,
-    load_info,
-)
+from dataset import Batch, DataInfo, PatchDataset, SampleFile, list_samples, load_info
 from evaluate import TestScorer, ValidationScorer
 from loader import Reading, image_loader, keep_distances, patch_loader
 from losses import LOSSES, Loss, cross_entropy, pixel_weight
 from model import EightFold, UNet, convert_legacy, fold_norm, init_weights, memory_format
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from parallel import World
-from utils import (
-    StopRequest,
-    UserError,
-    atomic_folder,
-    check_writable,
-    move_aside,
-    pick_precision,
-)
+from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_precision
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
-PER_RUN = {
-    "mode",
-    "normalize",
-    "train_continue",
-    "epoch",
-    "num_epoch",
-    "max_minutes",
-    "gpu_ids",
-}  # may well change on a resume
+# may well change on a resume
+PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 FEW, ENOUGH = 1000, 1800  # steps of a training; see "Few annotated sections" in benchmarks/README.md
 RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
 

@@ -27,7 +27,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from dataset import Augmentation, PatchDataset, describe, list_samples, load_info, write_sample
+from augment import Augmentation
+from dataset import PatchDataset, describe, list_samples, load_info, write_sample
 from loader import Reading, patch_loader
 from phantom import em_stack
 
