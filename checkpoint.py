@@ -113,7 +113,8 @@ def load(path: Path) -> dict[str, Any]:
         what = "it holds more than tensors and plain values, and could run code when loaded"
         raise UserError(f"{path}: refused, {what}: use a checkpoint that main.py --mode train wrote") from error
     except Exception as error:  # a damaged archive fails in as many ways as it has parts
-        raise UserError(f"{path}: damaged or no checkpoint: delete it, and take an older one by --epoch") from error
+        what = "truncated, damaged or no checkpoint: delete it, and take an older one by --epoch"
+        raise UserError(f"{path}: {what}") from error
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
         raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
     if state.get("format", FORMAT) > FORMAT:
