@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import tifffile
+from scipy import ndimage
 from tqdm import tqdm
 
 import isbi
@@ -48,6 +49,7 @@ class DatabaseFlags(Flags):
     input: str = flag("", "stack or folder of images (default: train-volume.tif in the database)", "source")
     label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source")
     threshold: float = flag(float("nan"), "make two classes: label values above it are class 1", "source")
+    objects: bool = flag(False, "make two classes of labels that number the objects", "source")
     class_names: str = flag("", "names of the classes in the order of their values, with commas", "source")
     synthetic: int = flag(0, "draw a stack of N sections (30 if left out), and use it", "source", rule=at_least(0), **N)
     phantom: str = flag("em", "what to draw: rare is nuclei on 2 % of the pixels", "source", choices=(*CLASS_NAMES,))
@@ -93,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = _with_context(_pairs(flags, folder), flags.context)
     splits = _split(pairs, flags)
     _check_images(pairs)
-    classes = _find_classes(pairs, flags.threshold)
+    classes = _find_classes(pairs, flags)
     names = _class_names(flags, classes)
     with atomic_folder(folder, [*SPLITS, "dataset.json"]) as partial:
         files = _write_samples(partial, splits, classes)
@@ -243,20 +245,25 @@ class Classes:
     Attributes
     ----------
     values : list
-        Of each class: a grey value, an [r, g, b] colour, or words where a threshold makes the classes.
+        Of each class: a grey value, an [r, g, b] colour, or words where a flag makes the classes.
     keys : ndarray
-        The same as sorted numbers, see `label_keys`; empty with a threshold.
+        The same as sorted numbers, see `label_keys`; empty with a threshold or objects.
     threshold : float
         NaN for none.
+    objects : bool
+        Whether the labels number the objects.
     """
 
     values: list
     keys: np.ndarray
-    threshold: float
+    threshold: float = float("nan")
+    objects: bool = False
 
     def indices(self, label: np.ndarray) -> np.ndarray:
         """Class indices (H, W) uint8 of a label image (H, W, C)."""
         keys = label_keys(label, colour=isinstance(self.values[0], list))
+        if self.objects:
+            return part_objects(keys)
         return (keys > self.threshold if self.keys.size == 0 else np.searchsorted(self.keys, keys)).astype(np.uint8)
 
 
@@ -273,14 +280,25 @@ def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
     return (np.broadcast_to(label, (*label.shape[:2], 3)).astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(-1)
 
 
-def _find_classes(pairs: list[Pair], threshold: float) -> Classes:
+def part_objects(numbers: np.ndarray) -> np.ndarray:
+    """Classes (H, W) uint8 of a label image (H, W) that numbers its objects: 0, and where two touch, is background.
+
+    Examples
+    --------
+    >>> part_objects(np.array([[0, 7, 7, 7, 2, 2, 0, 2]])).tolist()
+    [[0, 1, 1, 0, 0, 1, 0, 1]]
+    """
+    inside = numbers > 0
+    lowest = ndimage.minimum_filter(np.where(inside, numbers, numbers.max()), 3)
+    return (inside & (lowest == ndimage.maximum_filter(numbers, 3))).astype(np.uint8)
+
+
+def _find_classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
     """Classes of all label images."""
     frames = [pair.label for pair in pairs if pair.label]
     colour = any(_is_colour(frame) for frame in frames)
-    if not np.isnan(threshold):
-        if colour:
-            raise UserError(f"--threshold {threshold:g}: the labels are colours: leave it out, or give grey labels")
-        return Classes([f"<= {threshold:g}", f"> {threshold:g}"], np.array([]), threshold)
+    if flags.objects or not np.isnan(flags.threshold):
+        return _two_classes(flags, colour)
     counts: Counter = Counter()
     for frame in _progress(frames, "labels"):
         keys, numbers = np.unique(label_keys(frame.read(), colour), return_counts=True)
@@ -291,7 +309,19 @@ def _find_classes(pairs: list[Pair], threshold: float) -> Classes:
     if len(keys) == 1:
         raise UserError(f"{frames[0].path}: all labels have the one value {keys[0]}: annotate at least two classes")
     values = [_rgb(key) if colour else int(key) if key == int(key) else key for key in keys]  # 1, not 1.0
-    return Classes(values, np.array(keys), threshold)
+    return Classes(values, np.array(keys))
+
+
+def _two_classes(flags: DatabaseFlags, colour: bool) -> Classes:
+    """Classes of labels whose values are not the classes."""
+    threshold = flags.threshold
+    if flags.objects and not np.isnan(threshold):
+        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
+    if colour:
+        what = "--objects on" if flags.objects else f"--threshold {threshold:g}"
+        raise UserError(f"{what}: the labels are colours: leave it out, or give grey labels")
+    values = ["background", "object"] if flags.objects else [f"<= {threshold:g}", f"> {threshold:g}"]
+    return Classes(values, np.array([]), threshold, flags.objects)
 
 
 def _refuse_labels(frame: Frame, counts: Counter, colour: bool) -> NoReturn:
@@ -299,7 +329,8 @@ def _refuse_labels(frame: Frame, counts: Counter, colour: bool) -> NoReturn:
     frequent = ", ".join(f"{_rgb(key) if colour else key} ({n / total:.1%})" for key, n in counts.most_common(8))
     raise UserError(
         f"{frame}: {len(counts)} distinct label values, at most {MAX_CLASS} classes are allowed; the most frequent are"
-        f" {frequent}: save the labels without compression loss or interpolation, or make two classes by --threshold T"
+        f" {frequent}: save the labels without compression loss or interpolation, make two classes by --threshold T,"
+        " or, if they number the objects, by --objects on"
     )
 
 

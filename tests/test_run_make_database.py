@@ -142,10 +142,31 @@ def test_an_interpolated_mask_is_refused_and_a_threshold_takes_it(work, fails):
     labels = np.tile(np.arange(64, dtype=np.uint8) * 4, (5, 16, 1)).reshape(5, 32, 32)
     tifffile.imwrite(folder / "train-labels.tif", labels, photometric="minisblack")
     line = fails(main, [])
-    assert "64 distinct" in line and "--threshold" in line and "(1.6%)" in line
+    assert "64 distinct" in line and "--threshold" in line and "--objects on" in line and "(1.6%)" in line
     assert main(["--threshold", "127"]) == 0
     assert np.array_equal(load(folder)["label"], labels[0] > 127)
     assert info(folder)["class_values"] == ["<= 127", "> 127"]
+
+
+def test_numbered_objects_become_two_classes_with_a_gap_where_they_touch(work, fails):
+    folder = write_stacks(work / "datasets" / "em")
+    numbers = np.zeros((5, 32, 32), np.uint16)
+    numbers[:, 4:12, 4:12], numbers[:, 4:12, 12:20], numbers[:, 20:30, 8:28] = 300, 2, 40
+    tifffile.imwrite(folder / "train-labels.tif", numbers, photometric="minisblack")
+    assert "leave one out" in fails(main, ["--objects", "on", "--threshold", "0"])
+    assert main(["--objects", "on"]) == 0
+    expected = numbers[0] > 0
+    expected[4:12, 11:13] = False
+    assert np.array_equal(load(folder)["label"], expected)
+    assert info(folder)["class_values"] == ["background", "object"]
+
+
+@pytest.mark.parametrize("argv", [["--objects", "on"], ["--threshold", "0"]])
+def test_two_classes_are_not_made_of_colours(work, fails, argv):
+    folder = write_stacks(work / "datasets" / "em", num=3)
+    colours = np.random.default_rng(0).integers(0, 2, (3, 32, 32, 3), np.uint8) * 255
+    tifffile.imwrite(folder / "train-labels.tif", colours, photometric="rgb")
+    assert "colours" in fails(main, argv)
 
 
 def test_images_without_labels_are_all_for_the_test(work):
