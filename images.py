@@ -18,7 +18,7 @@ from tiff import in_micron, read_tiff, split, tiff_geometry
 from utils import UserError, natural_key
 
 TIFF = (".tif", ".tiff")
-SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp", ".gif")
 ARRAYS = (".npy", ".zarr")  # read too, where no database is to be made
 
 
@@ -201,11 +201,13 @@ def _read_npy(path: Path) -> list[np.ndarray]:
 
 
 def _read_pillow(path: Path) -> list[np.ndarray]:
-    """The one frame of a PNG, JPEG or BMP; palettes become the colours they stand for."""
+    """The one frame of a PNG, JPEG, BMP or GIF; palettes become the colours they stand for."""
     from PIL import Image
 
     with Image.open(path) as image:
         image.load()
+        if getattr(image, "n_frames", 1) > 1:
+            raise UserError(f"{path}: {image.n_frames} images in one file: save them as a TIFF stack")
         if image.mode == "P":
             image = image.convert("RGB")
         pixels = np.asarray(image)
