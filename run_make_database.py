@@ -12,9 +12,11 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
+from string import digits
 from typing import Any, NoReturn
 
 import numpy as np
@@ -46,7 +48,7 @@ class DatabaseFlags(Flags):
     name_data: str = flag("em", "name of the data, a folder", "database")
     overwrite: bool = flag(False, "replace a database that is there", "database", nargs="?", const="on")
 
-    input: str = flag("", "stack or folder of images (default: train-volume.tif in the database)", "source")
+    input: str = flag("", "stack, folder or pattern of images (default: train-volume.tif in the database)", "source")
     label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source")
     threshold: float = flag(float("nan"), "make two classes: label values above it are class 1", "source")
     objects: bool = flag(False, "make two classes of labels that number the objects", "source")
@@ -155,7 +157,7 @@ def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
     if flags.label == NO_LABEL:
         return [Pair(image, None) for image in images]
     labels = list_frames(target)
-    if source.is_dir() and target.is_dir():
+    if not source.is_file() and not target.is_file():
         return _pairs_by_name(images, labels, source, target)
     if len(images) != len(labels):
         raise UserError(
@@ -181,25 +183,46 @@ def _with_context(pairs: list[Pair], context: int) -> list[Pair]:
 
 
 def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Path, target: Path) -> list[Pair]:
-    """Pair frames whose files have one name, the type apart; or, if no two have, one number."""
-    for key in (lambda frame: (frame.path.stem, frame.index), lambda frame: (_number(frame.path.stem), frame.index)):
-        of_images, of_labels = ({key(frame): frame for frame in frames} for frames in (images, labels))
-        unique = len(of_images) == len(images) and len(of_labels) == len(labels)
-        if unique and of_images.keys() & of_labels.keys():
-            break
-    lonely = [str(frame) for frame in images if not unique or key(frame) not in of_labels]
-    lonely += [str(frame) for frame in labels if not unique or key(frame) not in of_images]
+    """Pair frames whose files have one name, the type apart; or names that differ by what all have; or one number."""
+    ways = [[_keyed(frames, parts) for frames in (images, labels)] for parts in (list, _differences, _last_numbers)]
+    of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
+    paired = {of[key] for key in of_images.keys() & of_labels.keys() for of in (of_images, of_labels)}
+    lonely = [str(frame) for frame in (*images, *labels) if frame not in paired]
     if lonely:
         more = f" and {len(lonely) - 10} more" if len(lonely) > 10 else ""
         listed = ", ".join(lonely[:10]) + more
         raise UserError(f"no partner for {listed}: give an image in {source} and its label in {target} the same name")
-    return [Pair(frame, of_labels[key(frame)]) for frame in images]
+    return [Pair(frame, of_labels[key]) for key, frame in of_images.items()]
 
 
-def _number(stem: str) -> str:
-    """Last number in a name, without leading zeros; the name if there is none."""
-    numbers = re.findall(r"\d+", stem)
-    return numbers[-1].lstrip("0") if numbers else stem
+def _keyed(frames: list[Frame], parts: Callable[[list[str]], list[str]]) -> dict[tuple[str, int], Frame]:
+    """Frames by a part of their file's name, and their number in it."""
+    names = parts([frame.path.stem for frame in frames])
+    return {(name, frame.index): frame for name, frame in zip(names, frames, strict=True)}
+
+
+def _differences(stems: list[str]) -> list[str]:
+    """Names without the beginning and the end that all have, which cut no number, and without leading zeros.
+
+    Examples
+    --------
+    >>> _differences(["21_manual1", "22_manual1"]), _differences(["cell007", "cell012"])
+    (['21', '22'], ['7', '12'])
+    """
+    first = _beginning(stems).rstrip(digits)
+    last = _beginning([stem[::-1] for stem in stems])[::-1].lstrip(digits)
+    return [stem.removeprefix(first).removesuffix(last).lstrip("0") for stem in stems]
+
+
+def _beginning(names: list[str]) -> str:
+    """What all names begin with."""
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same)
+
+
+def _last_numbers(stems: list[str]) -> list[str]:
+    """Last number in each name, without leading zeros; the name if there is none."""
+    return [[stem, *re.findall(r"\d+", stem)][-1].lstrip("0") for stem in stems]
 
 
 def _split(pairs: list[Pair], flags: DatabaseFlags) -> dict[str, list[Pair]]:

@@ -99,6 +99,48 @@ def test_folders_whose_names_differ_are_paired_by_number(work):
     assert np.array_equal(load(work / "datasets" / "em", "test")["label"] * 255, label)
 
 
+@pytest.mark.parametrize(
+    ("names", "label_names"),
+    [
+        (
+            ["21_training.tif", "30_training.tif", "31_training.tif"],
+            ["21_manual1.gif", "30_manual1.gif", "31_manual1.gif"],
+        ),
+        (["0a_01.jpg", "0a_02.jpg", "b7_01.jpg"], ["0a_01_mask.gif", "0a_02_mask.gif", "b7_01_mask.gif"]),
+        (["cell.png", "x3.png", "x20.png"], ["mask_cell.png", "mask_x3.png", "mask_x20.png"]),
+    ],
+)
+def test_folders_whose_names_differ_by_what_all_have_are_paired(work, names, label_names):
+    argv = write_folders(work, names, label_names)
+    assert main(argv) == 0
+    samples = [load(work / "datasets" / "em", split)["label"] * 255 for split in ("train", "val", "test")]
+    for sample, name in zip(samples, label_names, strict=True):
+        with Image.open(work / "masks" / name) as label:
+            assert np.array_equal(sample, label.convert("L"))
+
+
+def test_patterns_in_one_folder_are_paired_by_name(work, fails):
+    write_folders(work, ["7_img.png", "8_img.png", "9_img.png", "7_mask.png", "8_mask.png", "9_mask.png"])
+    assert main(["--input", "raw/*_img.png", "--label", "raw/*_mask.png"]) == 0
+    with Image.open(work / "raw" / "8_mask.png") as label:
+        assert np.array_equal(load(work / "datasets" / "em", "val")["label"] * 255, label)
+    (work / "raw" / "8_mask.png").rename(work / "raw" / "6_mask.png")
+    line = fails(main, ["--input", "raw/*_img.png", "--label", "raw/*_mask.png", "--overwrite"])
+    assert "raw/8_img.png" in line and "raw/6_mask.png" in line
+
+
+def test_other_cells_are_no_partners(work, fails):
+    line = fails(main, write_folders(work, ["s10.png", "s11.png", "s12.png"], ["s20.png", "s21.png", "s22.png"]))
+    assert "raw/s10.png" in line and "masks/s22.png" in line
+
+
+def test_a_gif_of_several_images_is_refused(work, fails):
+    argv = write_folders(work, ["1.png", "2.png", "3.png"], ["1.gif", "2.gif", "3.gif"])
+    pages = [Image.fromarray(np.full((32, 40), value, np.uint8)) for value in (0, 255)]
+    pages[0].save(work / "masks" / "2.gif", save_all=True, append_images=pages[1:])
+    assert "masks/2.gif: 2 images" in fails(main, argv)
+
+
 def test_what_has_no_partner_is_listed(work, fails):
     argv = write_folders(work, ["a.png", "b.png", "c.png"], ["a.png", "b.png", "d.png"])
     line = fails(main, argv)
