@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 SIGPIPE = 13  # Windows has no such name
+SPINS = "3000"  # of a thread of torch that waits, then it sleeps; OpenMP's own 300000 starve it beside other programs
 
 
 class UserError(Exception):
@@ -49,6 +50,8 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported
         try:
             return main(argv) or 0
         except UserError as error:

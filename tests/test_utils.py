@@ -1,3 +1,4 @@
+import os
 import signal
 
 import pytest
@@ -104,3 +105,16 @@ def test_a_gpu_that_is_not_there_warns_and_gives_the_cpu(capsys):
     assert capsys.readouterr().err == ""
     assert pick_device("99").type == "cpu"
     assert "no GPU 99 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_idle_threads_sleep_soon_unless_the_user_says_else(monkeypatch, given, taken):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what the program sets is undone
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert program(lambda _: None)([]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == taken
