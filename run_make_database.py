@@ -11,24 +11,23 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from string import digits
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import tifffile
-from scipy import ndimage
 from tqdm import tqdm
 
 import isbi
 import phantom
 from config import Flags, at_least, flag, parse
-from dataset import MAX_CLASS, SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
+from dataset import SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
 from images import Frame, list_frames, sha256, with_neighbours
+from labels import Classes, find_classes
 from losses import border_distance
 from utils import UserError, atomic_folder, program
 
@@ -97,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = _with_context(_pairs(flags, folder), flags.context)
     splits = _split(pairs, flags)
     _check_images(pairs)
-    classes = _find_classes(pairs, flags)
+    classes = find_classes([pair.label for pair in pairs if pair.label], flags.threshold, flags.objects)
     names = _class_names(flags, classes)
     with atomic_folder(folder, [*SPLITS, "dataset.json"]) as partial:
         files = _write_samples(partial, splits, classes)
@@ -259,115 +258,6 @@ def _check_images(pairs: list[Pair]) -> None:
         if pair.label and pair.label.read().shape[:2] != image.shape[:2]:
             sizes = f"{pair.label.read().shape[:2]}, {pair.input} {image.shape[:2]}"
             raise UserError(f"{pair.label} has (height, width) {sizes}: they must agree")
-
-
-@dataclass(frozen=True)
-class Classes:
-    """How label pixels become class indices.
-
-    Attributes
-    ----------
-    values : list
-        Of each class: a grey value, an [r, g, b] colour, or words where a flag makes the classes.
-    keys : ndarray
-        The same as sorted numbers, see `label_keys`; empty with a threshold or objects.
-    threshold : float
-        NaN for none.
-    objects : bool
-        Whether the labels number the objects.
-    """
-
-    values: list
-    keys: np.ndarray
-    threshold: float = float("nan")
-    objects: bool = False
-
-    def indices(self, label: np.ndarray) -> np.ndarray:
-        """Class indices (H, W) uint8 of a label image (H, W, C)."""
-        keys = label_keys(label, colour=isinstance(self.values[0], list))
-        if self.objects:
-            return part_objects(keys)
-        return (keys > self.threshold if self.keys.size == 0 else np.searchsorted(self.keys, keys)).astype(np.uint8)
-
-
-def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
-    """One number a pixel, (H, W) of a label image (H, W, C): its grey value, or its colour as 0xRRGGBB.
-
-    Examples
-    --------
-    >>> label_keys(np.uint8([[[255, 0, 1]]]), colour=True).tolist() == [[0xFF0001]]
-    True
-    """
-    if not colour:
-        return label[..., 0]
-    return (np.broadcast_to(label, (*label.shape[:2], 3)).astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(-1)
-
-
-def part_objects(numbers: np.ndarray) -> np.ndarray:
-    """Classes (H, W) uint8 of a label image (H, W) that numbers its objects: 0, and where two touch, is background.
-
-    Examples
-    --------
-    >>> part_objects(np.array([[0, 7, 7, 7, 2, 2, 0, 2]])).tolist()
-    [[0, 1, 1, 0, 0, 1, 0, 1]]
-    """
-    inside = numbers > 0
-    lowest = ndimage.minimum_filter(np.where(inside, numbers, numbers.max()), 3)
-    return (inside & (lowest == ndimage.maximum_filter(numbers, 3))).astype(np.uint8)
-
-
-def _find_classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
-    """Classes of all label images."""
-    frames = [pair.label for pair in pairs if pair.label]
-    colour = any(_is_colour(frame) for frame in frames)
-    if flags.objects or not np.isnan(flags.threshold):
-        return _two_classes(flags, colour)
-    counts: Counter = Counter()
-    for frame in _progress(frames, "labels"):
-        keys, numbers = np.unique(label_keys(frame.read(), colour), return_counts=True)
-        counts.update(dict(zip(keys.tolist(), numbers.tolist(), strict=True)))
-        if len(counts) > MAX_CLASS or any(key != key for key in counts):
-            _refuse_labels(frame, counts, colour)
-    keys = sorted(counts)
-    if len(keys) == 1:
-        raise UserError(f"{frames[0].path}: all labels have the one value {keys[0]}: annotate at least two classes")
-    values = [_rgb(key) if colour else int(key) if key == int(key) else key for key in keys]  # 1, not 1.0
-    return Classes(values, np.array(keys))
-
-
-def _two_classes(flags: DatabaseFlags, colour: bool) -> Classes:
-    """Classes of labels whose values are not the classes."""
-    threshold = flags.threshold
-    if flags.objects and not np.isnan(threshold):
-        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
-    if colour:
-        what = "--objects on" if flags.objects else f"--threshold {threshold:g}"
-        raise UserError(f"{what}: the labels are colours: leave it out, or give grey labels")
-    values = ["background", "object"] if flags.objects else [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(values, np.array([]), threshold, flags.objects)
-
-
-def _refuse_labels(frame: Frame, counts: Counter, colour: bool) -> NoReturn:
-    total = sum(counts.values())
-    frequent = ", ".join(f"{_rgb(key) if colour else key} ({n / total:.1%})" for key, n in counts.most_common(8))
-    raise UserError(
-        f"{frame}: {len(counts)} distinct label values, at most {MAX_CLASS} classes are allowed; the most frequent are"
-        f" {frequent}: save the labels without compression loss or interpolation, make two classes by --threshold T,"
-        " or, if they number the objects, by --objects on"
-    )
-
-
-def _is_colour(frame: Frame) -> bool:
-    """Whether a label image has three channels that differ."""
-    label = frame.read()
-    colour = label.shape[2] == 3 and (label != label[..., :1]).any()
-    if label.shape[2] not in (1, 3) or (colour and label.dtype != np.uint8):
-        raise UserError(f"{frame}: {label.shape[2]} channels of {label.dtype}: labels must be grey or 8-bit colours")
-    return bool(colour)
-
-
-def _rgb(key: int) -> list[int]:
-    return [key >> 16, key >> 8 & 255, key & 255]
 
 
 def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:

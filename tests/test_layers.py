@@ -26,7 +26,7 @@ ROWS = [
         "objects",
         "writers",
     ],
-    ["isbi", "augment", "evaluate", "losses", "predictor"],
+    ["isbi", "augment", "evaluate", "labels", "losses", "predictor"],
     ["loader"],
     ["train", "predict", "export", "run_make_database", "display_result"],
     ["main"],
