@@ -119,7 +119,18 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
     if state.get("format", FORMAT) > FORMAT:
         raise UserError(f"{path}: written by a newer version of this program: update it")
+    if any(not weights.isfinite().all() for key in ("net", "average", "netG") for weights in _tensors(state.get(key))):
+        raise UserError(f"{path}: weights that are no numbers, its training broke down: take an older one by --epoch")
     return state
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    """Tensors in a dictionary, and in the dictionaries in it."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for part in state.values():
+            yield from _tensors(part)
 
 
 def _check_sums(path: Path) -> None:

@@ -74,7 +74,11 @@ class Predictor:
             pixels = window.astype(np.float32)
             if not np.isfinite(pixels).all():
                 raise UserError("it holds NaN or infinity: repair the image")
-            return network(torch.from_numpy((pixels - mean) / std).movedim(-1, 0)[None].to(self.device), inner)[0]
+            window = torch.from_numpy((pixels - mean) / std).movedim(-1, 0)[None]
+            result = network(window.to(self.device), inner)[0]
+            if result.isnan().any():
+                raise UserError("the network's output is no number: --amp off computes with more range")
+            return result
 
         return Bands(probability, lambda first, last: image[first:last], *self.windows(height, width, tile))
 

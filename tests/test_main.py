@@ -142,6 +142,12 @@ def _other_weights(_, checkpoints):
     torch.save(saved | {"average": None}, checkpoints / "model_epoch0001.pth")
 
 
+def _broken_down(_, checkpoints):
+    saved = torch.load(checkpoints / "model_epoch0001.pth")
+    next(iter(saved["average"]["net"].values()))[0] = float("nan")
+    torch.save(saved, checkpoints / "model_epoch0001.pth")
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("code ran",))
@@ -181,6 +187,7 @@ TRAIN = [*SMALL, "--train_continue", "on", "--num_epoch", "2"]
         (_foreign, "another program"),
         (_other_network, "not those of this network"),
         (_other_weights, "not those of this network"),
+        (_broken_down, "no numbers"),
         (_evil, "could run code"),
     ],
 )

@@ -232,6 +232,10 @@ def test_python_says_what_it_can_not_take(trained, work):
     with pytest.raises(UserError, match="no such file"):
         load(work / "none.pth")
     assert predict_array(predictor, np.zeros((2, 2, 20, 40), np.uint16)).shape == (2, 2, 20, 40)
+    predictor.net.requires_grad_(False)
+    next(predictor.net.parameters()).fill_(float("inf"))  # what overflows in 16 bits
+    with pytest.raises(UserError, match="no number"):
+        predict_array(predictor, np.eye(32))
 
 
 def test_sizes_in_nanometre_and_micrometre_become_micron_in_files_for_imagej(trained, work):
