@@ -116,27 +116,6 @@ def pixel_error(confusion: np.ndarray) -> np.ndarray:
     return 1.0 - _ratio(both.sum(-1), label.sum(-1))
 
 
-def majority_confusion(confusion: np.ndarray, majority: int) -> np.ndarray:
-    """Confusion matrix of the answer that every pixel is of one class: the baseline beside a score.
-
-    Parameters
-    ----------
-    confusion : ndarray of int
-        (..., K, K), see `confusion_matrix`; only its labels count.
-    majority : int
-        The class that is always said.
-
-    Examples
-    --------
-    >>> majority_confusion(np.array([[1, 1], [0, 2]]), 1)
-    array([[0, 2],
-           [0, 2]])
-    """
-    answer = np.zeros_like(confusion)
-    answer[..., majority] = confusion.sum(-1)
-    return answer
-
-
 class Contingency(NamedTuple):
     """How the foreground of a ground truth is shared out by a proposal, in pixels.
 

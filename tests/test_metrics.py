@@ -14,7 +14,6 @@ from metrics import (
     contingency,
     dice,
     iou,
-    majority_confusion,
     mask_scores,
     mean_scores,
     object_scores,
@@ -55,12 +54,6 @@ def test_all_scores_of_all_small_masks_lie_in_0_to_1():
 def test_what_is_no_class_map_is_refused(label, prediction):
     with pytest.raises(ValueError, match="must"):
         confusion_matrix(torch.tensor(label), torch.tensor(prediction), 2)
-
-
-def test_the_majority_baseline_is_right_where_the_class_is():
-    matrix = majority_confusion(confusion_matrix(LABEL, PREDICTION, 2)[0].numpy(), 0)
-    assert pixel_error(matrix) == 4 / 16
-    assert dice(matrix) == pytest.approx([24 / 28, 0])
 
 
 def test_scores_carry_the_names_of_their_classes():
