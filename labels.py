@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from scipy import ndimage
@@ -15,33 +15,19 @@ from images import Frame
 from utils import UserError
 
 
-@dataclass(frozen=True)
-class Classes:
+class Classes(NamedTuple):
     """How label pixels become class indices.
 
     Attributes
     ----------
     values : list
         Of each class: a grey value, an [r, g, b] colour, or words where a flag makes the classes.
-    keys : ndarray
-        The same as sorted numbers, see `label_keys`; empty with a threshold or objects.
-    threshold : float
-        NaN for none.
-    objects : bool
-        Whether the labels number the objects.
+    indices : callable
+        From a label image (H, W, C) to class indices (H, W).
     """
 
     values: list
-    keys: np.ndarray
-    threshold: float = float("nan")
-    objects: bool = False
-
-    def indices(self, label: np.ndarray) -> np.ndarray:
-        """Class indices (H, W) uint8 of a label image (H, W, C)."""
-        keys = label_keys(label, colour=isinstance(self.values[0], list))
-        if self.objects:
-            return part_objects(keys)
-        return (keys > self.threshold if self.keys.size == 0 else np.searchsorted(self.keys, keys)).astype(np.uint8)
+    indices: Callable[[np.ndarray], np.ndarray]
 
 
 def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
@@ -58,16 +44,16 @@ def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
 
 
 def part_objects(numbers: np.ndarray) -> np.ndarray:
-    """Classes (H, W) uint8 of a label image (H, W) that numbers its objects: 0, and where two touch, is background.
+    """Classes (H, W) of a label image (H, W) that numbers its objects: 0, and where two touch, is background.
 
     Examples
     --------
-    >>> part_objects(np.array([[0, 7, 7, 7, 2, 2, 0, 2]])).tolist()
-    [[0, 1, 1, 0, 0, 1, 0, 1]]
+    >>> part_objects(np.array([[0, 7, 7, 7, 2, 2, 0, 2]])).astype(int)
+    array([[0, 1, 1, 0, 0, 1, 0, 1]])
     """
     inside = numbers > 0
     lowest = ndimage.minimum_filter(np.where(inside, numbers, numbers.max()), 3)
-    return (inside & (lowest == ndimage.maximum_filter(numbers, 3))).astype(np.uint8)
+    return inside & (lowest == ndimage.maximum_filter(numbers, 3))
 
 
 def find_classes(frames: list[Frame], threshold: float, objects: bool) -> Classes:
@@ -100,7 +86,7 @@ def find_classes(frames: list[Frame], threshold: float, objects: bool) -> Classe
     if len(keys) == 1:
         raise UserError(f"{frames[0].path}: all labels have the one value {keys[0]}: annotate at least two classes")
     values = [_rgb(key) if colour else int(key) if key == int(key) else key for key in keys]  # 1, not 1.0
-    return Classes(values, np.array(keys))
+    return Classes(values, lambda label: np.searchsorted(keys, label_keys(label, colour)))
 
 
 def _two_classes(threshold: float, objects: bool, colour: bool) -> Classes:
@@ -110,8 +96,9 @@ def _two_classes(threshold: float, objects: bool, colour: bool) -> Classes:
     if colour:
         what = "--objects on" if objects else f"--threshold {threshold:g}"
         raise UserError(f"{what}: the labels are colours: leave it out, or give grey labels")
-    values = ["background", "object"] if objects else [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(values, np.array([]), threshold, objects)
+    if objects:
+        return Classes(["background", "object"], lambda label: part_objects(label[..., 0]))
+    return Classes([f"<= {threshold:g}", f"> {threshold:g}"], lambda label: label[..., 0] > threshold)
 
 
 def _refuse_labels(frame: Frame, counts: Counter, colour: bool) -> NoReturn:

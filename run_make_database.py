@@ -285,7 +285,7 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
     for split, number, pair in _progress(jobs, "write"):
         (folder / split).mkdir(exist_ok=True)
         files[split].append(folder / split / f"{number:05d}.npy")
-        label = None if pair.label is None else classes.indices(pair.label.read())
+        label = None if pair.label is None else classes.indices(pair.label.read()).astype(np.uint8)
         write_sample(files[split][-1], pair.read(), label)
         if split == "train" and len(classes.values) == 2:  # once here, and not before each training
             np.save(SampleFile(files[split][-1]).distance, border_distance(label))
