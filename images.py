@@ -206,7 +206,7 @@ def _read_pillow(path: Path) -> list[np.ndarray]:
 
     with Image.open(path) as image:
         image.load()
-        if getattr(image, "n_frames", 1) > 1:
+        if image.format == "GIF" and image.n_frames > 1:
             raise UserError(f"{path}: {image.n_frames} images in one file: save them as a TIFF stack")
         if image.mode == "P":
             image = image.convert("RGB")

@@ -104,6 +104,12 @@ def test_what_is_no_image_is_refused(tmp_path, name, content):
         read_frames(tmp_path / name)
 
 
+def test_a_jpeg_with_a_preview_is_read_as_its_first_image(tmp_path):
+    large, small = (Image.fromarray(np.full((size, size), size, np.uint8)) for size in (64, 16))
+    large.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[small])
+    assert read_frames(tmp_path / "a.jpg")[0].shape == (64, 64, 1)
+
+
 def test_a_truncated_png_is_refused(tmp_path):
     Image.fromarray(stack(1, 64)[0]).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
@@ -257,7 +263,8 @@ def test_ome_zarr_of_any_version_is_read(tmp_path, axes, transforms, version, sh
     frames = list_frames(tmp_path / "a.zarr", (".zarr",))
     _, _, pixel, unit = read_geometry(frames)
     assert [frame.read().shape for frame in frames] == [(32, 32, 1)] * 3
-    assert (pixel, unit) == (({"Z": 1, "Y": 0.5, "X": 0.5}, "micron") if transforms is SCALE else (pixel, unit))
+    if transforms is SCALE:
+        assert (pixel, unit) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "micron")
 
 
 def test_the_only_image_in_a_zarr_group_is_taken_and_several_are_named(tmp_path):
