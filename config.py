@@ -13,7 +13,6 @@ from utils import FlagError, check_name
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
 POSITIVE: Rule = (lambda value: value > 0, "must be positive")
-SHARE: Rule = (lambda value: 0 <= value <= 1, "must lie in [0, 1]")
 FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
 
 
@@ -160,7 +159,7 @@ class Config(Flags):
     flip: bool = flag(True, "random flips", "augmentation")
     turn: bool = flag(True, "random quarter turns; half turns where the crop is not square", "augmentation")
     elastic: float = flag(10.0, "deviation of the elastic displacement [px]; 0: off", "augmentation", rule=up_to(100))
-    elastic_share: float = flag(0.5, "share of the crops that are displaced", "augmentation", rule=SHARE)
+    elastic_share: float = flag(0.5, "share of the crops that are displaced", "augmentation", rule=up_to(1))
     elastic_grid: int = flag(3, "nodes a side of the elastic grid", "augmentation", rule=at_least(2))
     brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=up_to(100))
     contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)

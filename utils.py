@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 SIGPIPE = 13  # Windows has no such name
-SPINS = "3000"  # of a thread of torch that waits, then it sleeps; OpenMP's own 300000 starve it beside other programs
+SPINS = (
+    "3000"  # of a waiting thread of torch, then it sleeps; by OpenMP's own 300000 it takes the core of one that works
+)
 
 
 class UserError(Exception):
