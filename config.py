@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
-from utils import FlagError, check_name
+from utils import FlagError, check_name, printable
 
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
@@ -188,7 +188,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong with a command in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(FlagError.status, f"error: {message}: see {self.prog} --help\n")
+        self.exit(FlagError.status, f"error: {printable(message)}: see {self.prog} --help\n")
 
 
 Table = TypeVar("Table", bound=Flags)

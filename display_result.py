@@ -13,7 +13,7 @@ import numpy as np
 
 from config import Flags, at_least, flag, parse
 from report import KINDS
-from utils import UserError, atomic_write, natural_key, program
+from utils import UserError, atomic_write, natural_key, program, say
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     columns = find_images(folder / "images", flags.num)
     goal = Path(flags.save or folder / "figure.png")
     draw(columns, f"{flags.scope} / {flags.name_data}", goal, flags.show)
-    print(f"figure of {len(columns)} images: {goal}")
+    say(f"figure of {len(columns)} images: {goal}")
 
 
 def find_images(folder: Path, num: int) -> list[dict[str, Path]]:

@@ -19,7 +19,7 @@ from config import Config
 from dataset import DataInfo
 from model import STRIDE, class_probability
 from predictor import Predictor, load, predict_array
-from utils import UserError, check_module, partial_of
+from utils import UserError, check_module, partial_of, say
 
 OPSET = 18  # of ONNX
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the checkpoint
@@ -91,7 +91,7 @@ def export(config: Config) -> int:
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
-    print(f"{path} exported to {output}; it differs from the checkpoint by at most {difference:.1e}")
+    say(f"{path} exported to {output}; it differs from the checkpoint by at most {difference:.1e}")
     return 0
 
 

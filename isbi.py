@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from images import list_frames
-from utils import UserError
+from utils import UserError, say
 
 URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
 PIXELS = {  # sha256 of the pixels, (30, 512, 512) uint8 in C order
@@ -43,7 +43,7 @@ def download(folder: Path, url: str = URL, pixels: dict[str, str] | None = None)
     UserError
         The address can't be reached, or a file is missing or is not the known one.
     """
-    print(TERMS)
+    say(TERMS)
     pixels = PIXELS if pixels is None else pixels
     archive, unpacked = folder / ".download", folder / ".unpacked"
     fetch(url, archive)

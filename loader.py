@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dataset import DataInfo, PatchDataset, PatchSampler, SampleFile, check_values
 from losses import border_distance
 from model import STRIDE
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, say
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, see
     if largest < max(crop):
         crop = (min(crop[0], largest), min(crop[1], largest))
         if reading.rank == 0:
-            print(f"crops are {crop[0]} x {crop[1]} px, as large as the largest image")
+            say(f"crops are {crop[0]} x {crop[1]} px, as large as the largest image")
     small = sum(height < crop[0] or width < crop[1] for height, width in data.shapes)
     if small and reading.rank == 0:
         what = f"{small} of {len(data.shapes)} images are smaller than the crop of {crop} px"
-        print(f"warning: {what}: padded by reflection", file=sys.stderr)
+        say(f"warning: {what}: padded by reflection", sys.stderr)
     share = {"rank": reading.rank, "num_process": reading.num_process}
     sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **share)
     return DataLoader(data, batch_sampler=sampler, **reading.options)

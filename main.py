@@ -11,7 +11,14 @@ from __future__ import annotations
 import sys
 
 from config import Config, parse
-from utils import pick_device, program
+from utils import memory_advice, pick_device, program
+
+MEMORY_ADVICE = {
+    "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",
+    "test": "test smaller images, or use a machine with more",
+    "predict": "lower --tile",
+    "export": "close other programs, or use a machine with more",
+}
 
 
 @program
@@ -32,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     if (num_gpu := parallel.num_gpu(config.gpu_ids)) > 1 and not parallel.is_worker():
         return parallel.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
     device = pick_device(config.gpu_ids)
-    with parallel.joined(device, config.dist_timeout) as world:
+    with memory_advice(MEMORY_ADVICE[config.mode]), parallel.joined(device, config.dist_timeout) as world:
         if config.mode == "predict":
             return predict_files(config, device, world)
         if config.mode == "export":

@@ -21,7 +21,7 @@ from objects import TALL, separate_bands
 from parallel import World
 from predictor import Predictor, load, predict_array
 from tiling import Bands, behind
-from utils import UserError
+from utils import UserError, say
 from writers import FlatWriter, Layout, PngWriter, RowFile, Writer, ZarrWriter
 
 __all__ = ["load", "predict_array", "predict_files"]
@@ -66,7 +66,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         behind(job.results(writers), lambda result: job.write(writers, *result))
     if world.first:
         for goal in dict.fromkeys(job.goals().values()):
-            print(f"segmented {len(frames)} image(s) with {path}: {goal}")
+            say(f"segmented {len(frames)} image(s) with {path}: {goal}")
     return 0
 
 

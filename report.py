@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import atomic_write
+from utils import atomic_write, say
 
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 Scores = dict[str, float]  # name of a score -> value
@@ -245,7 +245,7 @@ class TrainingLog:
         self.bar.update()
         if self.bar.disable:
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"epoch {epoch}{self.of}  {text}  {left} left", flush=True)
+            say(f"epoch {epoch}{self.of}  {text}  {left} left")
 
     def images(self, epoch: int, pictures: Pictures) -> None:
         """Add pictures, (H, W) or (H, W, 3) uint8; tensorboardX itself writes grey as colours, seven times slower."""

@@ -29,9 +29,9 @@ from dataset import SPLITS, DataInfo, SampleFile, check_values, describe, write_
 from images import Frame, list_frames, sha256, with_neighbours
 from labels import Classes, find_classes
 from losses import border_distance
-from utils import UserError, atomic_folder, program
+from utils import UserError, atomic_folder, program, say
 
-NO_LABEL = "none"
+NO_LABEL, OTHER_NAME = "none", "choose another --name_data"
 N = {"nargs": "?", "const": 30, "metavar": "N"}
 SPLIT_KINDS = ("contiguous", "random")
 VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     _check_images(pairs)
     classes = find_classes([pair.label for pair in pairs if pair.label], flags.threshold, flags.objects)
     names = _class_names(flags, classes)
-    with atomic_folder(folder, [*SPLITS, "dataset.json"]) as partial:
+    with atomic_folder(folder, [*SPLITS, "dataset.json"], OTHER_NAME) as partial:
         files = _write_samples(partial, splits, classes)
         info = describe((SampleFile(file).open() for file in files["train"] or files["test"]), classes.values, names)
         info = replace(info, context=flags.context)
@@ -116,7 +116,7 @@ def _make_sources(flags: DatabaseFlags, folder: Path) -> None:
         stacks = phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed)
         paths = _default_sources(flags, folder)
         _refuse_to_replace(flags, paths)
-        with atomic_folder(folder, [path.name for path in paths]) as partial:
+        with atomic_folder(folder, [path.name for path in paths], OTHER_NAME) as partial:
             for path, stack in zip(paths, stacks, strict=True):
                 _write_stack(partial / path.name, stack)
 
@@ -314,13 +314,13 @@ def _report(folder: Path, splits: dict[str, list[Pair]], info: DataInfo) -> None
     image = next(pair for members in splits.values() for pair in members).input.read()
     sizes = {pair.input.read().shape[:2] for members in splits.values() for pair in members}
     shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:5]) + (" ..." if len(sizes) > 5 else "")
-    print(f"{folder}: " + ", ".join(f"{len(members)} {split}" for split, members in splits.items()))
-    print(f"images: {shown} px, {info.nch_in} channel(s) of {image.dtype}")
+    say(f"{folder}: " + ", ".join(f"{len(members)} {split}" for split, members in splits.items()))
+    say(f"images: {shown} px, {info.nch_in} channel(s) of {image.dtype}")
     for index, value in enumerate(info.class_values):
         role = " (foreground)" if info.num_class == 2 and index == 1 else ""
         name, share = info.class_names[index], info.class_share[index]
-        print(f"class {index}{role}: {name}, label value {value}, {share:.1%} of pixels")
-    print(f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}")
+        say(f"class {index}{role}: {name}, label value {value}, {share:.1%} of pixels")
+    say(f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}")
 
 
 def _numbers(values: list[float]) -> str:

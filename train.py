@@ -30,7 +30,7 @@ from losses import LOSSES, Loss, cross_entropy, pixel_weight
 from model import EightFold, UNet, convert_legacy, fold_norm, init_weights, memory_format
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from parallel import World
-from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_precision
+from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_precision, say
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
@@ -225,7 +225,7 @@ class Trainer:
     def _say(self, text: str) -> None:
         """Print a line, once for all processes."""
         if self.world.first:
-            print(text, flush=True)
+            say(text)
 
     def _log(self, state: TrainState, progress: float) -> report.TrainingLog | nullcontext:
         """Log of the first process; the others have none."""
@@ -379,15 +379,15 @@ class Trainer:
         logs = [] if state.saved_epoch else logs
         for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
             if moved := move_aside(folder, files):
-                print(f"what an earlier run left is kept in {moved}")
+                say(f"what an earlier run left is kept in {moved}")
         report.write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
         names, shares = state.info.class_names, state.info.class_share
-        print("training pixels: " + ", ".join(f"{n} {share:.1%}" for n, share in zip(names, shares, strict=True)))
-        print(f"{sum(p.numel() for p in state.net.parameters()):,} weights on {self.device}", flush=True)
+        say("training pixels: " + ", ".join(f"{n} {share:.1%}" for n, share in zip(names, shares, strict=True)))
+        say(f"{sum(p.numel() for p in state.net.parameters()):,} weights on {self.device}")
         total = num_step * self.config.num_epoch
         if num_step < 4 and total < FEW and not self.config.max_minutes:
             advice = f"--num_epoch {math.ceil(ENOUGH / num_step)}, or --max_minutes"
-            print(f"note: {total} steps are few: with so few images add {advice}", flush=True)
+            say(f"note: {total} steps are few: with so few images add {advice}")
 
     def _batches(self, loader: DataLoader) -> Iterator[Batch]:
         """Batches on the device."""
@@ -491,7 +491,7 @@ class Trainer:
         again = report.command_line([] if self.config.train_continue else ["--train_continue", "on"])
         where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
         if self.world.first:
-            print(f"stopped in {where}, saved {path}; to go on: {again}", file=sys.stderr)
+            say(f"stopped in {where}, saved {path}; to go on: {again}", sys.stderr)
         return 128 + self.stopping
 
     def test(self) -> int:
@@ -526,7 +526,7 @@ class Trainer:
         if not self.world.first:
             yield self.world.same(Path())
             return
-        with atomic_folder(self.dir_result, RESULTS) as folder:
+        with atomic_folder(self.dir_result, RESULTS, "choose another --scope or --dir_result") as folder:
             yield self.world.same(folder)
 
     def _write_results(self, folder: Path, scorer: TestScorer, path: Path, saved: dict[str, Any]) -> None:
@@ -539,14 +539,14 @@ class Trainer:
 
     def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
         """Print the table of a test, and what it is of."""
-        print(report.format_table(scorer.table()))
-        print(f"epoch {epoch}; {scorer.legend}")
+        say(report.format_table(scorer.table()))
+        say(f"epoch {epoch}; {scorer.legend}")
         if challenge := scorer.summary()["challenge"]:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())
-            print(f"as the ISBI 2012 challenge takes them, best of thresholds 0.1 to 0.9 on this test: {scores}")
-        print(f"pictures and scores: {self.dir_result / 'index.html'}")
+            say(f"as the ISBI 2012 challenge takes them, best of thresholds 0.1 to 0.9 on this test: {scores}")
+        say(f"pictures and scores: {self.dir_result / 'index.html'}")
         if len(scorer.predicted) == 1:
-            print("warning: the output of every image is one class: train longer, or check the labels", file=sys.stderr)
+            say("warning: the output of every image is one class: train longer, or check the labels", sys.stderr)
 
 
 def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import importlib
+import json
 import os
 import re
+import secrets
 import shutil
 import signal
+import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +76,38 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         except (OSError, MemoryError, RuntimeError) as error:
             message, status = f"error: {_explain(error)}", 1
         rank = os.environ.get("RANK", "0")
-        print(message if rank == "0" else f"process {rank}: {message}", file=sys.stderr)
+        say(printable(message if rank == "0" else f"process {rank}: {message}"), sys.stderr)
         return status
 
     return run
+
+
+def printable(text: str) -> str:
+    r"""Text on one line, with nothing in it that steers a terminal: control characters are written as `\x1b`.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[31m.png"))
+    a\x1b[31m.png
+    """
+    steers = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(steers, lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print lines at once; names of files and classes in them can't steer the terminal.
+
+    Parameters
+    ----------
+    text : str
+        One or more lines.
+    file : file, optional
+        Where to; default: stdout.
+    """
+    file = file or sys.stdout
+    encoding = file.encoding or "utf-8"
+    text = "\n".join(map(printable, text.split("\n"))).encode(encoding, "backslashreplace").decode(encoding)
+    print(text, file=file, flush=True)
 
 
 def _mute() -> None:
@@ -86,27 +124,187 @@ def _last_line(message: str) -> str:
 
 def _explain(error: Exception) -> str:
     """One line for what the machine refuses; whatever is a defect of ours is raised again."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
-        return "out of memory: lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb"
-    if re.search(r"gloo|NCCL|torch\.distributed|store", f"{type(error).__module__} {error}"):
-        return "another process of this run has died or is too slow: see its message, or raise --dist_timeout"
+    if is_out_of_memory(error):
+        return "out of memory: close other programs, or use a machine with more"
     if isinstance(error, OSError) and error.errno:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}: check the path, the permissions and the free space"
+    of_distributed = r"gloo|NCCL|torch\.distributed|TCPStore|DistStoreError"
+    if "RANK" in os.environ and re.search(of_distributed, f"{type(error).__module__} {type(error).__name__} {error}"):
+        return "another process of this run has died or is too slow: see its message, or raise --dist_timeout"
     raise error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no more memory."""
+    texts = ("out of memory", "can't allocate memory", "could not create a primitive", "bad_alloc")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Say what to do when the memory doesn't suffice.
+
+    Raises
+    ------
+    UserError
+        The memory did not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise UserError(f"out of memory: {advice}") from error
+        raise
+
+
+_held: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and how often this process has taken it
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, advice: str, *, shared: bool = False, name: str = LOCK) -> Iterator[None]:
+    """Keep other processes from writing in a folder, or with `shared` from doing so while this one reads.
+
+    The lock is the kernel's (flock), so that a killed process leaves none behind. Where the file system has no locks,
+    or where a reader can't write, nothing is locked. A process may take a lock that it holds once more.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when missing, but by readers.
+    advice : str
+        What to do when another process holds the lock, besides waiting.
+    shared : bool
+        Other readers may hold the lock as well.
+    name : str
+        Of the lock file in the folder.
+
+    Raises
+    ------
+    UserError
+        Another process holds the lock; its number, machine and command are said. Or the folder takes no file.
+    """
+    path = folder.absolute() / name
+    if path not in _held:
+        descriptor = _acquire(path, advice, shared)
+        if descriptor is None:
+            yield
+            return
+        _held[path] = descriptor, 0
+    descriptor, count = _held[path]
+    _held[path] = descriptor, count + 1
+    try:
+        yield
+    finally:
+        if path in _held:  # a forked process holds none
+            descriptor, count = _held.pop(path)
+            if count > 1:
+                _held[path] = descriptor, count - 1
+            else:
+                _release(path, descriptor)
+
+
+@contextmanager
+def reading(folder: Path, names: list[str], advice: str) -> Iterator[None]:
+    """While entered, entries of an `atomic_folder` are whole and not replaced.
+
+    Parameters
+    ----------
+    folder : Path
+        Whose entries are read.
+    names : list of str
+        As for `atomic_folder`.
+    advice : str
+        What to do, besides waiting, when another process writes there.
+
+    Raises
+    ------
+    UserError
+        Another process writes there.
+    """
+    finish_exchange(folder, names)
+    with locked(folder, advice, shared=True):
+        yield
+
+
+def _acquire(path: Path, advice: str, shared: bool) -> int | None:
+    """Descriptor of a lock file that is locked now; None where there are no locks."""
+    while True:
+        try:
+            if not shared:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            if shared:
+                return None
+            raise cannot_write(path.parent, error) from error
+        try:
+            if _try_lock(descriptor, shared) is False:
+                holder = os.read(descriptor, 300).decode("utf-8", "replace").strip() or "another process reads it"
+                raise UserError(f"{path.parent} is in use ({holder}): wait for it, or {advice}")
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                os.truncate(descriptor, 0)  # a killed process has left its number
+                if not shared:
+                    command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300].encode())
+                return descriptor
+        except FileNotFoundError:  # removed by the process that held it
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, shared: bool) -> bool | None:
+    """Lock a file; False where another process has, None where the file system has no locks."""
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        elif not shared:  # on Windows a file that is read can't be replaced anyway
+            import msvcrt
+
+            os.lseek(descriptor, 2**20, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
+    return True
+
+
+def _release(path: Path, descriptor: int) -> None:
+    """Give a lock back, and remove its file if nobody else holds it."""
+    try:
+        if _try_lock(descriptor, shared=False) is not False:
+            with suppress(OSError):
+                path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _forget_locks() -> None:
+    """In a forked process: the locks are its parent's, and must end with it."""
+    for descriptor, _ in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open a file that appears under its name only when it is whole.
 
-    The bytes go to `.NAME.partial` beside the goal, are flushed to the disk, and renamed at the end; on an
-    error the partial file is removed and the old file stays.
+    The bytes go to `.NAME.XXXX.partial` beside the goal, are flushed to the disk, and renamed at the end; on an
+    error the partial file is removed and the old file stays. What killed processes left of that name is removed.
 
     Parameters
     ----------
     path : path-like
-        The goal. Its folder is made when missing.
+        The goal. Its folder is made when missing. A link of that name is replaced, not followed.
     mode : str
         `"wb"`, or `"w"` for UTF-8 text.
 
@@ -116,21 +314,33 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         The folder or the disk takes no file.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open(mode, **text) as file:
+        _sweep(path)
+        with partial.open(mode.replace("w", "x"), **text) as file:
+            _try_lock(file.fileno(), shared=False)  # this process is alive
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        _discard(partial)
+        discard(partial)
         raise cannot_write(path, error) from error
     except BaseException:
-        _discard(partial)
+        discard(partial)
         raise
+
+
+def _sweep(path: Path) -> None:
+    """Remove the partial files of a goal whose processes have been killed: nobody locks them."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):
+            if stat.S_ISREG(partial.lstat().st_mode):
+                with partial.open("r+b") as file:
+                    if _try_lock(file.fileno(), shared=False):
+                        partial.unlink()
 
 
 def partial_of(path: Path) -> Path:
@@ -165,9 +375,15 @@ def check_writable(folder: Path) -> None:
     (folder / ".writable").unlink()
 
 
+NEW, PROVIDED = ".new", ".provided"  # entries that are whole but not yet in place, and the list of their names
+
+
 @contextmanager
-def atomic_folder(parent: str | os.PathLike, names: list[str]) -> Iterator[Path]:
+def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> Iterator[Path]:
     """Fill a temporary folder whose entries replace those of `parent` together, at the end.
+
+    From one rename on the new entries count; should the process be killed before they are in place,
+    `finish_exchange` puts them there. Other processes are kept from writing in `parent` meanwhile.
 
     Parameters
     ----------
@@ -176,6 +392,8 @@ def atomic_folder(parent: str | os.PathLike, names: list[str]) -> Iterator[Path]
     names : list of str
         Entries (files or folders) that the caller writes into the yielded folder. Old entries of these
         names go away, also where no new one was written.
+    advice : str
+        What to do, besides waiting, when another process writes there.
 
     Yields
     ------
@@ -185,44 +403,78 @@ def atomic_folder(parent: str | os.PathLike, names: list[str]) -> Iterator[Path]
     Raises
     ------
     UserError
-        The folder or the disk takes no file.
+        The folder or the disk takes no file, or another process writes there.
     """
     parent = Path(parent)
-    partial, old, done = (parent / name for name in (".partial", ".old", ".done"))
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _restore(old, parent)
-        _discard(done)
-        _discard(partial)
-        partial.mkdir()
-        yield partial
-        old.mkdir()
-        for name in names:
-            if (parent / name).exists():
-                (parent / name).rename(old / name)
-        for name in names:
-            if (partial / name).exists():
-                (partial / name).rename(parent / name)
-        old.rename(done)  # from here on the new entries count, however the removal of the old ones ends
-    except OSError as error:
-        raise cannot_write(parent, error) from error
-    finally:
-        _restore(old, parent)
-        _discard(partial)
-        _discard(done)
+    partial = parent / ".partial"
+    with locked(parent, advice):
+        finish_exchange(parent, names)
+        try:
+            discard(partial)
+            partial.mkdir()
+            yield partial
+            provided = [name for name in names if (partial / name).exists()]
+            (partial / PROVIDED).write_text(json.dumps(provided), "utf-8")
+            partial.rename(parent / NEW)
+            finish_exchange(parent, names)
+        except OSError as error:
+            raise cannot_write(parent, error) from error
+        finally:
+            discard(partial)
 
 
-def _restore(old: Path, parent: Path) -> None:
-    """Put back what a cut-off exchange had set aside."""
-    for entry in old.iterdir() if old.is_dir() else ():
-        _discard(parent / entry.name)
-        entry.rename(parent / entry.name)
-    _discard(old)
+def finish_exchange(parent: Path, names: list[str]) -> None:
+    """Put in place what a killed process had made whole: whoever reads entries of an `atomic_folder` calls this first.
+
+    Parameters
+    ----------
+    parent : Path
+        Folder whose entries are replaced.
+    names : list of str
+        As for `atomic_folder`.
+
+    Raises
+    ------
+    UserError
+        The exchange is another process's and goes on, or the folder takes no file.
+    """
+    new, old = parent / NEW, parent / ".old"
+    if not _is_own_folder(new) and not _is_own_folder(old):
+        return
+    with locked(parent, "run this again then"):
+        try:
+            if _is_own_folder(old):  # of an earlier version of this program, which put the old entries back
+                for entry in old.iterdir():
+                    discard(parent / entry.name)
+                    entry.rename(parent / entry.name)
+                discard(old)
+            if _is_own_folder(new):
+                _exchange(parent, new, names)
+        except OSError as error:
+            raise cannot_write(parent, error) from error
 
 
-def _discard(path: Path) -> None:
-    """Remove a file or folder if it can be removed."""
-    if path.is_dir():
+def _exchange(parent: Path, new: Path, names: list[str]) -> None:
+    """Replace entries by those of a folder; may be cut off anywhere and called again."""
+    note = new / PROVIDED
+    provided = json.loads(note.read_text("utf-8")) if note.is_file() else names
+    for name in names:
+        if (new / name).exists():
+            discard(parent / name)
+            (new / name).rename(parent / name)
+        elif name not in provided:
+            discard(parent / name)
+    discard(new)
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Whether a path is a folder, and no link to one, which somebody may have planted."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def discard(path: Path) -> None:
+    """Remove a file, link or folder if it can be removed."""
+    if _is_own_folder(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         try:
@@ -256,7 +508,7 @@ def check_name(flag: str, name: str) -> None:
     UserError
         The name is empty, `.` or `..`, or holds a separator or a control character.
     """
-    if name.strip() in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name):
+    if name.strip() in ("", ".", "..") or re.search(r"[/\\]", name) or not name.isprintable():
         raise UserError(f"{flag} {name!r} is no folder name: use letters, digits, '-' and '_', no '/' and no '..'")
 
 
@@ -352,7 +604,7 @@ def pick_device(gpu_ids: str) -> torch.device:
     if numbers[0] < 0:
         return torch.device("cpu")
     if number >= torch.cuda.device_count():
-        print(f"warning: --gpu_ids {gpu_ids}: no GPU {number} here, running on the CPU", file=sys.stderr)
+        say(f"warning: --gpu_ids {gpu_ids}: no GPU {number} here, running on the CPU", sys.stderr)
         return torch.device("cpu")
     return torch.device("cuda", number)
 

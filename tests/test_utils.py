@@ -1,9 +1,26 @@
 import os
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
+from conftest import ROOT
 
-from utils import StopRequest, UserError, atomic_folder, atomic_write, move_aside, pick_device, program
+from utils import (
+    StopRequest,
+    UserError,
+    atomic_folder,
+    atomic_write,
+    finish_exchange,
+    locked,
+    memory_advice,
+    move_aside,
+    pick_device,
+    program,
+)
+
+ADVICE = "choose another folder"
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -21,13 +38,13 @@ def test_a_folder_that_takes_no_file_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*file/a\.txt"), atomic_write(tmp_path / "file" / "a.txt"):
         pass
-    with pytest.raises(UserError, match="cannot write"), atomic_folder(tmp_path / "file" / "b", ["a"]):
+    with pytest.raises(UserError, match="cannot write"), atomic_folder(tmp_path / "file" / "b", ["a"], ADVICE):
         pass
 
 
 def test_a_folders_entries_are_exchanged_together_or_stay(tmp_path):
     def fill(text, fail=False):
-        with atomic_folder(tmp_path, ["images", "index"]) as partial:
+        with atomic_folder(tmp_path, ["images", "index"], ADVICE) as partial:
             (partial / "images").mkdir()
             (partial / "images" / text).touch()
             if fail:
@@ -44,13 +61,106 @@ def test_a_folders_entries_are_exchanged_together_or_stay(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "index", "mine"]
 
 
-def test_an_exchange_that_was_killed_midway_is_undone_by_the_next(tmp_path):
+def test_an_exchange_that_an_older_version_cut_off_is_undone_by_the_next(tmp_path):
     (tmp_path / ".old").mkdir()
     (tmp_path / ".old" / "a").write_text("old")  # set aside, and the new one not yet there
-    with pytest.raises(KeyError), atomic_folder(tmp_path, ["a"]):
+    with pytest.raises(KeyError), atomic_folder(tmp_path, ["a"], ADVICE):
         raise KeyError
     assert (tmp_path / "a").read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("point", range(40))
+def test_an_exchange_cut_off_anywhere_leaves_the_old_or_what_the_next_reader_completes(tmp_path, monkeypatch, point):
+    """A kill before each single rename and removal: `b` goes away, `c` is new, `a` is replaced."""
+    write(tmp_path, {"a": "old", "b": "old"})
+    left = iter(range(point))
+
+    def killing(function):
+        def run(*arguments, **options):
+            if next(left, None) is None:
+                raise Killed
+            return function(*arguments, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "unlink", "rmdir", "mkdir"):
+            patch.setattr(os, name, killing(getattr(os, name)))
+        with suppress(Killed), atomic_folder(tmp_path, list("abc"), ADVICE) as partial:
+            write(partial, {"a": "new", "c": "new"})
+    finish_exchange(tmp_path, list("abc"))
+    found = {file.parent.name: file.read_text() for file in tmp_path.glob("[abc]/file")}
+    assert found in ({"a": "old", "b": "old"}, {"a": "new", "c": "new"})
+    assert not (tmp_path / ".new").exists()
+
+
+def write(folder, texts):
+    for name, text in texts.items():
+        (folder / name).mkdir()
+        (folder / name / "file").write_text(text)
+
+
+@pytest.mark.parametrize("name", [".new", ".old", ".partial"])
+def test_links_that_somebody_planted_are_not_followed(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("mine")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / name).symlink_to(tmp_path / "mine")
+    with suppress(UserError), atomic_folder(tmp_path / "here", ["a"], ADVICE) as partial:
+        (partial / "a").write_text("new")
+    assert [(file.name, file.read_text()) for file in (tmp_path / "mine").iterdir()] == [("a", "mine")]
+
+
+def test_a_file_is_written_beside_a_link_of_its_name_and_what_killed_processes_left_goes(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a").symlink_to(tmp_path / "mine")
+    (tmp_path / ".a.1234.partial").write_text("half")
+    with atomic_write(tmp_path / "a", "w") as first:
+        first.write("first")
+        with atomic_write(tmp_path / "a", "w") as second:  # does not take the first for a dead one's
+            second.write("second")
+    assert (tmp_path / "a").read_text() == "first"
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "mine"]
+
+
+HOLD = """
+import pathlib, sys, utils
+with utils.locked(pathlib.Path(sys.argv[1]), "", shared=sys.argv[2] == "r"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_lock(tmp_path):
+    def held(how):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path, how], cwd=ROOT, stdin=-1, stdout=-1)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    with held("w") as writer:
+        for shared in (False, True):
+            with (
+                pytest.raises(UserError, match=rf"in use \(process {writer.pid} on .*rest"),
+                locked(tmp_path, "rest", shared=shared),
+            ):
+                pass
+        writer.kill()
+    with held("r") as reader:
+        with locked(tmp_path, "", shared=True):
+            pass
+        with pytest.raises(UserError, match="another process reads it"), locked(tmp_path, ""):
+            pass
+        reader.kill()
+    with locked(tmp_path, ""), locked(tmp_path, ""):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_of_an_earlier_run_move_into_numbered_folders(tmp_path):
@@ -92,6 +202,23 @@ def _raiser(error):
 )
 def test_what_the_user_can_mend_is_one_line(error, status, fails):
     assert fails(_raiser(error), [], status)
+
+
+def test_names_in_messages_are_one_line_and_do_not_steer_the_terminal(fails):
+    line = fails(_raiser(UserError("a\nerror: fake\x1b[31m\udcff.png: no image")), [])
+    assert line == r"error: a\nerror: fake\x1b[31m\udcff.png: no image"
+
+
+def test_a_path_with_store_in_it_has_its_own_message_and_memory_its_advice(fails):
+    error = PermissionError(13, "Permission denied", "/data/restored/x.tif")
+    assert fails(_raiser(error), []).startswith("error: /data/restored/x.tif: Permission denied")
+
+    @program
+    def hungry(_argv):
+        with memory_advice("lower --tile"):
+            raise RuntimeError("could not create a primitive")
+
+    assert fails(hungry, []) == "error: out of memory: lower --tile"
 
 
 def test_a_defect_of_ours_keeps_its_traceback():
