@@ -629,7 +629,8 @@ def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "auto" and device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif amp == "auto":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        can = torch.cpu.get_capabilities()
+        fast = can.get("avx512_bf16", False) or can.get("amx_tile", False)
     else:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     return torch.bfloat16 if fast else None
