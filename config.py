@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
@@ -92,8 +92,18 @@ class Flags:
 
     def as_typed(self) -> dict[str, Any]:
         """Flags with their values as one types them."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in values.items()}
+        return as_typed({item.name: getattr(self, item.name) for item in fields(self)})
+
+
+def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of flags under their names as one types them; also of a configuration that a checkpoint holds.
+
+    Examples
+    --------
+    >>> as_typed({"tta": False, "lr": 0.1})
+    {'--tta': 'off', '--lr': 0.1}
+    """
+    return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,8 @@ class Config(Flags):
     tile: int = flag(0, "height of a window, four times as wide [px]; 0: as memory allows", "predict", rule=TILE)
 
     format: str = flag("onnx", "what to export to", "export", choices=("onnx", "torchscript", "bioimageio"))
+    author: str = flag("", "bioimageio: who made the network; several with commas", "export")
+    license: str = flag("", "bioimageio: SPDX identifier of the network's licence, as CC-BY-4.0", "export")
 
     split: str = flag("test", "which samples to test", "test", choices=("test", "val", "train"))
     tta: bool = flag(True, "average test and predict over the eight flips and quarter turns", "test")

@@ -20,6 +20,7 @@ from utils import atomic_write, say
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 Scores = dict[str, float]  # name of a score -> value
 KINDS = ("input", "label", "output")
+RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]  # of a test, replaced together
 
 
 def palette(num_class: int) -> np.ndarray:

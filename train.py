@@ -22,7 +22,7 @@ import parallel
 import report
 from augment import Augmentation
 from compiled import Compiled, settle
-from config import Config
+from config import Config, as_typed
 from dataset import Batch, DataInfo, PatchDataset, SampleFile, list_samples, load_info
 from evaluate import TestScorer, ValidationScorer
 from loader import Reading, image_loader, keep_distances, patch_loader
@@ -37,7 +37,6 @@ Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits a
 # may well change on a resume
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 FEW, ENOUGH = 1000, 1800  # steps of a training; see "Few annotated sections" in benchmarks/README.md
-RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
 
 
 def run_epoch(
@@ -526,7 +525,7 @@ class Trainer:
         if not self.world.first:
             yield self.world.same(Path())
             return
-        with atomic_folder(self.dir_result, RESULTS, "choose another --scope or --dir_result") as folder:
+        with atomic_folder(self.dir_result, report.RESULTS, "choose another --scope or --dir_result") as folder:
             yield self.world.same(folder)
 
     def _write_results(self, folder: Path, scorer: TestScorer, path: Path, saved: dict[str, Any]) -> None:
@@ -535,7 +534,7 @@ class Trainer:
         facts["split"] = self.config.split
         report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
         title = f"{self.config.scope} / {self.config.name_data}: {scorer.legend}"
-        report.write_index(folder, title, scorer.table(), facts | {f"--{k}": v for k, v in saved["config"].items()})
+        report.write_index(folder, title, scorer.table(), facts | as_typed(saved["config"]))
 
     def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
         """Print the table of a test, and what it is of."""

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 import torch
@@ -102,6 +103,12 @@ def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, togethe
     assert main.main(flags) == 0
     torch.set_num_threads(threads)
     assert len(two) > 18 and two == {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_one_of_two_processes_exports(trained, work, together):
+    flags = ["--mode", "export", "--gpu_ids", "-1", "--format", "torchscript", "--output", "net.pt"]
+    assert finish(together(2, *flags)).count("exported to net.pt") == 1
+    assert zipfile.is_zipfile(work / "net.pt")
 
 
 def test_a_killed_process_ends_the_other_with_one_line(database, work, together):
