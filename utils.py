@@ -326,11 +326,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        discard(partial)
         raise cannot_write(path, error) from error
-    except BaseException:
-        discard(partial)
-        raise
+    finally:
+        with suppress(OSError):  # what made the write fail is said, not what tidying up met
+            discard(partial)
 
 
 def _sweep(path: Path) -> None:
