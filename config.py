@@ -21,9 +21,14 @@ def at_least(least: int) -> Rule:
     return lambda value: value >= least, f"must be at least {least}"
 
 
+def between(least: int, most: int) -> Rule:
+    """Rule for a number from one to another."""
+    return lambda value: least <= value <= most, f"must lie in [{least}, {most}]"
+
+
 def up_to(most: int) -> Rule:
     """Rule for a number from 0 to another."""
-    return lambda value: 0 <= value <= most, f"must lie in [0, {most}]"
+    return between(0, most)
 
 
 def is_gpu_list(value: str) -> bool:
