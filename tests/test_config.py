@@ -1,10 +1,17 @@
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from conftest import ROOT
 
+import export
+import losses
 import main
+import model
+import optim
+import phantom
+import run_make_database
 from config import Config, parse
 from utils import FlagError, UserError
 
@@ -19,6 +26,18 @@ def test_help_imports_no_torch():
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "0 False"
     assert "--nch_ker" in out
+
+
+def test_the_choices_of_a_flag_are_those_that_are_implemented():
+    choices = {item.name: set(item.metadata["choices"]) for item in fields(Config)}
+    assert choices["loss"] == losses.LOSSES.keys() | {"auto"}
+    assert choices["norm"] == model.NORMS.keys()
+    assert choices["pool"] == model.POOLS.keys()
+    assert choices["init"] == model.INITS.keys()
+    assert choices["optim"] == optim.OPTIMS.keys()
+    assert choices["schedule"] == optim.SCHEDULES.keys()
+    assert choices["format"] == export.WRITERS.keys() == export.ENDINGS.keys() == export.PACKAGES.keys()
+    assert run_make_database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys()
 
 
 @pytest.mark.parametrize("argv", [["--no_such_flag"], ["--lr", "fast"], ["--mode", "dance"], ["--nch_k", "4"]])
