@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from omezarr import is_zarr, open_zarr, read_zarr
-from tiff import in_micron, read_tiff, split, tiff_geometry
+from geometry import Geometry
+from omezarr import is_zarr, read_zarr, zarr_geometry
+from tiff import read_tiff, split, tiff_geometry
 from utils import UserError, natural_key
 
 TIFF = (".tif", ".tiff")
@@ -108,39 +109,23 @@ def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
 
 def _depth(frames: list[Frame]) -> int:
     """Number of sections at each time, of the frames of a file."""
-    axes, lengths, _, _ = read_geometry(frames)
-    return lengths[-1] if axes.endswith("Z") else len(frames)
+    geometry = read_geometry(frames)
+    return geometry.lengths[-1] if geometry.axes.endswith("Z") else len(frames)
 
 
-def read_geometry(frames: list[Frame]) -> tuple[str, tuple[int, ...], dict[str, float], str]:
-    """What frames are counted along, and how large their pixels are.
-
-    Returns
-    -------
-    axes : str
-        `""` for one image, else letters such as `"Z"` or `"TZ"`.
-    lengths : tuple of int
-        Of these axes.
-    pixel : dict
-        Size of a pixel along X, Y and Z, where the file says it.
-    unit : str
-        Of that size; empty where the file doesn't say.
-    """
-    path, pixel, unit, axes, lengths = frames[0].path, {}, "", "", ()
+def read_geometry(frames: list[Frame]) -> Geometry:
+    """What frames are counted along, and how large their pixels are."""
+    path, geometry = frames[0].path, Geometry()
     if any(frame.path != path for frame in frames):
         pass
     elif path.is_dir():
-        array, letters, sizes = open_zarr(path)
-        pixel, unit = in_micron(
-            {k: size for k, (size, _) in sizes.items()}, {k: name for k, (_, name) in sizes.items()}
-        )
-        axes = "".join(axis for axis in letters if axis not in "CYX")
-        lengths = tuple(array.shape[letters.index(axis)] for axis in axes)
+        geometry = zarr_geometry(path)
     elif path.suffix.lower() in TIFF:
-        axes, lengths, pixel, unit = tiff_geometry(path)
-    if math.prod(lengths) != len(frames):
+        geometry = tiff_geometry(path)
+    if math.prod(geometry.lengths) != len(frames):
         axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
-    return axes, lengths, pixel, unit
+        geometry = replace(geometry, axes=axes, lengths=lengths, labels=())
+    return geometry
 
 
 def release(image: Rows) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from geometry import Geometry, in_micron, in_seconds
 from utils import UserError, check_module
 
 
@@ -23,8 +24,18 @@ def read_zarr(path: Path) -> list[ZarrImage]:
     return [ZarrImage(path, array, axes, dict(zip(others, place, strict=True))) for place in places]
 
 
+def zarr_geometry(path: Path) -> Geometry:
+    """Axes that the frames of a Zarr are counted along, the size of a pixel, and the time between frames."""
+    array, letters, sizes = open_zarr(path)
+    space = [axis for axis in "ZYX" if axis in sizes]
+    pixel, unit = in_micron({axis: sizes[axis][0] for axis in space}, {axis: sizes[axis][1] for axis in space})
+    axes = "".join(axis for axis in letters if axis not in "CYX")
+    lengths = tuple(array.shape[letters.index(axis)] for axis in axes)
+    return Geometry(axes, lengths, pixel, unit, in_seconds(*sizes["T"]) if "T" in sizes else None)
+
+
 def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[Any, str]]]:
-    """Array of a Zarr folder, its axes as letters, and the size of a pixel with its unit along each axis of space.
+    """Array of a Zarr folder, its axes as letters, and the size of a pixel with its unit along each of them.
 
     Raises
     ------
@@ -74,7 +85,7 @@ def _open_image(path: Path, group: Any) -> tuple[Any, str, dict[str, tuple[Any, 
     first = scales[0]["datasets"][0]
     sizes = next((item["scale"] for item in first.get("coordinateTransformations", []) if "scale" in item), [])
     units = [str(axis.get("unit", "")) for axis in named]
-    pixel = {axis: (size, unit) for axis, size, unit in zip(axes, sizes, units, strict=False) if axis in "XYZ"}
+    pixel = {axis: (size, unit) for axis, size, unit in zip(axes, sizes, units, strict=False)}
     return group[first["path"]], axes, pixel
 
 

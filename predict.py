@@ -198,9 +198,9 @@ class _Job:
             raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, name a folder")
         dtype = {"probability": self.config.dtype, "mask": "uint8", "cells": "uint32"}[what]
         channels = self.predictor.num_channel if what == "probability" else 1
-        geometry = read_geometry(self.frames)
+        g = read_geometry(self.frames)
         shape = (len(self.frames), channels, *self.images[0].shape[:2])
-        return Layout(shape, np.dtype(dtype), *geometry, labels=what != "probability")
+        return Layout(shape, np.dtype(dtype), g.axes, g.lengths, g.pixel, g.unit, labels=what != "probability")
 
     def bands(self, frame: int) -> Bands:
         """Windows of a frame."""

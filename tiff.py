@@ -12,11 +12,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from geometry import Geometry, in_micron, in_seconds
 from utils import UserError
-
-# the units that files name, in micron
-MICRON = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
-MICRON |= {"Å": 1e-4, "angstrom": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "inch": 25400.0}
 
 
 def read_tiff(path: Path) -> list[Any]:
@@ -164,8 +161,8 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: truncated or damaged ({broken[0].split('> ')[-1]}): copy the file again")
 
 
-def tiff_geometry(path: Path) -> tuple[str, tuple[int, ...], dict[str, float], str]:
-    """Axes that its frames are counted along, their lengths, the size of a pixel along X, Y and Z, and its unit.
+def tiff_geometry(path: Path) -> Geometry:
+    """Axes that its frames are counted along, the size of a pixel, the time between frames and their names.
 
     Empty where the tags that say so are damaged: the pixels are read without them.
     """
@@ -174,49 +171,31 @@ def tiff_geometry(path: Path) -> tuple[str, tuple[int, ...], dict[str, float], s
             series = tif.series[0]
             sizes = dict(zip(series.axes, series.shape, strict=True))
             axes = "".join(axis for axis in sizes if axis in "TZ")
-            return axes, tuple(sizes[axis] for axis in axes), *_pixel_size(tif)
+            pixel, unit, interval = _ome_sizes(tif) if tif.ome_metadata else _imagej_sizes(tif)
+            names = (tif.imagej_metadata or {}).get("Labels", [])[:: sizes.get("C", 1)]  # ImageJ names each channel
+            labels = tuple(map(str, names)) if len(names) == math.prod(sizes[axis] for axis in axes) else ()
+            return Geometry(axes, tuple(sizes[axis] for axis in axes), pixel, unit, interval, labels)
     except Exception:  # readers raise whatever a damaged tag makes them stumble over
-        return "", (), {}, ""
+        return Geometry()
 
 
-def _pixel_size(tif: Any) -> tuple[dict[str, float], str]:
-    """Size of a pixel and its unit, by OME's, ImageJ's or the baseline's tags."""
-    if tif.ome_metadata:
-        pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-        found = {} if pixels is None else pixels.attrib
-        sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
-        return in_micron(sizes, {axis: found.get(f"PhysicalSize{axis}Unit", "µm") for axis in sizes})
+def _ome_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
+    """Size of a pixel, its unit, and the time between frames [s], by the XML of an OME-TIFF."""
+    pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
+    found = {} if pixels is None else pixels.attrib
+    sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
+    units = {axis: found.get(f"PhysicalSize{axis}Unit", "µm") for axis in sizes}
+    return *in_micron(sizes, units), in_seconds(found.get("TimeIncrement"), found.get("TimeIncrementUnit", "s"))
+
+
+def _imagej_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
+    """The same by ImageJ's or the baseline's tags."""
     page, imagej = tif.pages[0], tif.imagej_metadata or {}
+    interval = in_seconds(imagej.get("finterval"), str(imagej.get("tunit", "s")))
     x, y = page.resolution
     unit = str(imagej.get("unit", {2: "inch", 3: "cm"}.get(int(page.resolutionunit), "")))
     unit = unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")  # as ImageJ writes them
     if not unit or not x or not y:
-        return {}, ""
+        return {}, "", interval
     sizes = {"X": 1 / x, "Y": 1 / y} | ({"Z": imagej["spacing"]} if "spacing" in imagej else {})
-    return in_micron(sizes, dict.fromkeys(sizes, unit))
-
-
-def in_micron(sizes: dict[str, Any], units: dict[str, str]) -> tuple[dict[str, float], str]:
-    """Size of a pixel along each axis, and the unit: micron where those of the file are known, else as the file has it.
-
-    What is no positive number is left out.
-
-    Examples
-    --------
-    >>> in_micron({"X": 4, "Z": 0.05}, {"X": "nm", "Z": "µm"}), in_micron({"X": 2}, {"X": "pixel"}), in_micron({}, {})
-    (({'X': 0.004, 'Z': 0.05}, 'micron'), ({'X': 2.0}, 'pixel'), ({}, ''))
-    """
-    numbers = {axis: _positive(size) for axis, size in sizes.items()}
-    known = {axis: number for axis, number in numbers.items() if number}
-    if known and all(units[axis] in MICRON for axis in known):
-        return {axis: number * MICRON[units[axis]] for axis, number in known.items()}, "micron"
-    return known, next((units[axis] for axis in known), "")
-
-
-def _positive(value: Any) -> float:
-    """Number that a file says; 0 where it is none, not positive, or infinite."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return 0.0
-    return number if 0 < number < math.inf else 0.0
+    return *in_micron(sizes, dict.fromkeys(sizes, unit)), interval

@@ -199,10 +199,26 @@ def test_the_size_of_a_pixel_is_read(tmp_path, kind):
         "none": {},
     }[kind]
     tifffile.imwrite(tmp_path / "a.tif", stack(2, 8), photometric="minisblack", **options)
-    axes, lengths, pixel, unit = read_geometry(list_frames(tmp_path / "a.tif"))
-    assert (axes, lengths) == ("Z", (2,))
+    g = read_geometry(list_frames(tmp_path / "a.tif"))
+    assert (g.axes, g.lengths) == ("Z", (2,))
     expected = {} if kind == "none" else {"X": 0.25, "Y": 0.5} | ({"Z": 3} if kind == "imagej" else {})
-    assert pixel == expected and unit == ("" if kind == "none" else "micron")
+    assert g.pixel == expected and g.unit == ("" if kind == "none" else "micron")
+
+
+def test_the_time_between_frames_and_their_names_are_read(tmp_path):
+    pixels = stack(6, 8).reshape(3, 2, 8, 8)
+    names = [f"{time} {channel}" for time in range(3) for channel in "ab"]
+    imagej = {"axes": "TCYX", "finterval": 2.5, "Labels": names}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata=imagej)
+    geometry = read_geometry(list_frames(tmp_path / "a.tif"))
+    assert (geometry.axes, geometry.interval, geometry.labels) == ("T", 2.5, ("0 a", "1 a", "2 a"))
+    ome = {"axes": "TCYX", "TimeIncrement": 250, "TimeIncrementUnit": "ms"}
+    tifffile.imwrite(tmp_path / "b.ome.tif", pixels, metadata=ome)
+    assert read_geometry(list_frames(tmp_path / "b.ome.tif")).interval == 0.25
+    axes = [{"name": "t", "unit": "minute"}, {"name": "c"}, {"name": "y"}, {"name": "x"}]
+    write_zarr(tmp_path / "c.zarr", pixels, [{"axes": axes, "datasets": [{"path": "0"} | scale(0.5, 1, 2, 2)]}])
+    geometry = read_geometry(list_frames(tmp_path / "c.zarr", (".zarr",)))
+    assert (geometry.interval, geometry.pixel, geometry.labels) == (30, {"Y": 2, "X": 2}, ())
 
 
 @pytest.mark.parametrize("size", ["abc", "0", "-1", "nan", "inf", "1</OME>"])
@@ -211,8 +227,8 @@ def test_a_size_that_is_none_is_left_out(tmp_path, text, size):
     tifffile.imwrite(
         tmp_path / "a.tif", stack(2, 8), photometric="minisblack", description=text.format(size), metadata=None
     )
-    *_, pixel, unit = read_geometry(list_frames(tmp_path / "a.tif"))
-    assert "Z" not in pixel and unit in ("", "1")
+    g = read_geometry(list_frames(tmp_path / "a.tif"))
+    assert "Z" not in g.pixel and g.unit in ("", "1")
 
 
 def test_complex_pixels_are_refused(tmp_path):
@@ -244,6 +260,10 @@ def write_zarr(path, pixels, scales, version=3):
     group.attrs.update({"ome": {"multiscales": scales}} if version == 3 else {"multiscales": scales})
 
 
+def scale(*factors):
+    return {"coordinateTransformations": [{"type": "scale", "scale": factors}]}
+
+
 SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]
 
 
@@ -261,10 +281,10 @@ def test_ome_zarr_of_any_version_is_read(tmp_path, axes, transforms, version, sh
     image = {"datasets": [{"path": "0", "coordinateTransformations": transforms}]} | ({"axes": axes} if axes else {})
     write_zarr(tmp_path / "a.zarr", stack(3).reshape(shape), [image], version)
     frames = list_frames(tmp_path / "a.zarr", (".zarr",))
-    _, _, pixel, unit = read_geometry(frames)
+    g = read_geometry(frames)
     assert [frame.read().shape for frame in frames] == [(32, 32, 1)] * 3
     if transforms is SCALE:
-        assert (pixel, unit) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "micron")
+        assert (g.pixel, g.unit) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "micron")
 
 
 def test_the_only_image_in_a_zarr_group_is_taken_and_several_are_named(tmp_path):

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
+    ["geometry"],
     ["tiff", "omezarr"],
     [
         "config",

@@ -46,9 +46,9 @@ def test_a_tiff_comes_out_as_the_array_does_with_its_pixel_size(stack, work, til
     np.testing.assert_allclose(tifffile.imread("out.tif"), expected, atol=1e-5)
     with tifffile.TiffFile("out.tif") as tif:
         assert tif.series[0].axes == "ZYX" and tif.imagej_metadata["unit"] == "micron"
-    axes, lengths, pixel, unit = read_geometry(list_frames(work / "out.tif"))
-    assert (axes, lengths, unit) == ("Z", (3,), "micron")
-    assert pixel == pytest.approx({"X": 0.004, "Y": 0.005, "Z": 0.05})
+    g = read_geometry(list_frames(work / "out.tif"))
+    assert (g.axes, g.lengths, g.unit) == ("Z", (3,), "micron")
+    assert g.pixel == pytest.approx({"X": 0.004, "Y": 0.005, "Z": 0.05})
     assert not list(work.glob("*.partial"))
 
 
@@ -244,8 +244,8 @@ def test_sizes_in_nanometre_and_micrometre_become_micron_in_files_for_imagej(tra
     tifffile.imwrite("in.tif", np.zeros((2, 32, 32), np.uint8), ome=True, metadata=metadata)
     assert segment("in.tif", "out.tif", "--what", "mask,cells") == 0
     for name in ("out-mask.tif", "out-cells.tif"):
-        *_, pixel, unit = read_geometry(list_frames(work / name))
-        assert pixel == pytest.approx({"X": 0.004, "Y": 0.004, "Z": 0.05}) and unit == "micron"
+        g = read_geometry(list_frames(work / name))
+        assert g.pixel == pytest.approx({"X": 0.004, "Y": 0.004, "Z": 0.05}) and g.unit == "micron"
     with tifffile.TiffFile("out-mask.tif") as tif:
         assert tif.imagej_metadata["unit"] == "micron"
     with tifffile.TiffFile("out-cells.tif") as tif:  # ImageJ reads no OME, but the baseline's tags
