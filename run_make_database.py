@@ -153,7 +153,7 @@ def _refuse_to_replace(flags: DatabaseFlags, paths: list[Path]) -> None:
 def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
     """Images with their labels: pages in order, or the files of two folders by name."""
     given = zip((flags.input, flags.label), _default_sources(flags, folder), strict=True)
-    source, target = (path or str(default) for path, default in given)
+    source, target = (path or _there(default) for path, default in given)
     images = list_frames(source)
     if flags.label == NO_LABEL:
         return [Pair(image, None) for image in images]
@@ -166,6 +166,13 @@ def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
             f"{_colour_hint(images)}{_colour_hint(labels)}"
         )
     return [Pair(*both) for both in zip(images, labels, strict=True)]
+
+
+def _there(path: Path) -> str:
+    """Where images or labels lie when no flag says it; they must be there."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder: put the stack there, or name it by --input and --label")
+    return str(path)
 
 
 def _colour_hint(frames: list[Frame]) -> str:
