@@ -16,7 +16,7 @@ from tqdm import tqdm
 import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
-from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, read_geometry, release, with_neighbours
+from images import Frame, Rows, list_frames, read_geometry, release, with_neighbours
 from objects import TALL, separate_bands
 from parallel import World
 from predictor import Predictor, load, predict_array
@@ -58,7 +58,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
     predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp)
-    frames = list_frames(Path(config.input), (*SUFFIXES, *ARRAYS))
+    frames = list_frames(config.input)
     images = [_open(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     whats = [what for what in WHAT if what in config.what.split(",")]
     job = _Job(config, predictor, frames, images, whats, world)
@@ -198,9 +198,9 @@ class _Job:
             raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, name a folder")
         dtype = {"probability": self.config.dtype, "mask": "uint8", "cells": "uint32"}[what]
         channels = self.predictor.num_channel if what == "probability" else 1
-        geometry = read_geometry(self.frames)
+        g = read_geometry(self.frames)
         shape = (len(self.frames), channels, *self.images[0].shape[:2])
-        return Layout(shape, np.dtype(dtype), *geometry, labels=what != "probability")
+        return Layout(shape, np.dtype(dtype), g.axes, g.lengths, g.pixel, g.unit, labels=what != "probability")
 
     def bands(self, frame: int) -> Bands:
         """Windows of a frame."""

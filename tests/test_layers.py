@@ -9,7 +9,9 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
-    ["tiff", "omezarr"],
+    ["geometry", "memory"],
+    ["frames"],
+    ["tiff", "omezarr", "pictures"],
     [
         "config",
         "model",

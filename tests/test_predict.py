@@ -46,9 +46,9 @@ def test_a_tiff_comes_out_as_the_array_does_with_its_pixel_size(stack, work, til
     np.testing.assert_allclose(tifffile.imread("out.tif"), expected, atol=1e-5)
     with tifffile.TiffFile("out.tif") as tif:
         assert tif.series[0].axes == "ZYX" and tif.imagej_metadata["unit"] == "micron"
-    axes, lengths, pixel, unit = read_geometry(list_frames(work / "out.tif"))
-    assert (axes, lengths, unit) == ("Z", (3,), "micron")
-    assert pixel == pytest.approx({"X": 0.004, "Y": 0.005, "Z": 0.05})
+    g = read_geometry(list_frames(work / "out.tif"))
+    assert (g.axes, g.lengths, g.unit) == ("Z", (3,), "micron")
+    assert g.pixel == pytest.approx({"X": 0.004, "Y": 0.005, "Z": 0.05})
     assert not list(work.glob("*.partial"))
 
 
@@ -244,8 +244,8 @@ def test_sizes_in_nanometre_and_micrometre_become_micron_in_files_for_imagej(tra
     tifffile.imwrite("in.tif", np.zeros((2, 32, 32), np.uint8), ome=True, metadata=metadata)
     assert segment("in.tif", "out.tif", "--what", "mask,cells") == 0
     for name in ("out-mask.tif", "out-cells.tif"):
-        *_, pixel, unit = read_geometry(list_frames(work / name))
-        assert pixel == pytest.approx({"X": 0.004, "Y": 0.004, "Z": 0.05}) and unit == "micron"
+        g = read_geometry(list_frames(work / name))
+        assert g.pixel == pytest.approx({"X": 0.004, "Y": 0.004, "Z": 0.05}) and g.unit == "micron"
     with tifffile.TiffFile("out-mask.tif") as tif:
         assert tif.imagej_metadata["unit"] == "micron"
     with tifffile.TiffFile("out-cells.tif") as tif:  # ImageJ reads no OME, but the baseline's tags
@@ -282,3 +282,26 @@ def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbour
         Image.fromarray(pixels[0, :, :size]).save(work / "mixed" / f"{number}.png")
     flags = ["--input", "mixed", "--label", "mixed", "--context", "1", "--name_data", "mixed", "--threshold", "9"]
     assert "must be of one size" in fails(run_make_database.main, flags)
+
+
+def test_several_images_are_named_after_one_flag(stack, work):
+    for number, page in enumerate(stack):
+        Image.fromarray(page).save(f"{number}.png")
+    images = [f"{number}.png" for number in range(3)]
+    assert main.main([*PREDICT, "--input", *images, "--output", "out.npy"]) == 0
+    assert segment("in.tif", "whole.npy") == 0
+    assert np.array_equal(np.load("out.npy"), np.load("whole.npy"))
+
+
+def test_a_stack_that_comes_in_by_its_number_has_all_its_pages(stack, work):
+    with (work / "in.tif").open("rb") as file:
+        assert segment(f"/dev/fd/{file.fileno()}", "out.npy") == 0  # as /dev/stdin < in.tif
+    assert np.load("out.npy").shape == stack.shape
+
+
+def test_what_is_no_file_is_named_without_flags_of_other_programs(stack, work, fails):
+    for source, words in (("none.tif", "no such file or folder"), ("https://a.org/b.tif", "URLs are not read")):
+        line = fails(main.main, [*PREDICT, "--input", source, "--output", "out.tif"])
+        assert f"{source}: {words}" in line and "--label" not in line
+    os.mkfifo("pipe.tif")
+    assert "is a pipe" in fails(main.main, [*PREDICT, "--input", "pipe.tif", "--output", "out.tif"])
