@@ -21,6 +21,7 @@ from utils import UserError, natural_key
 Batch = dict[str, Tensor]
 Array = TypeVar("Array", np.ndarray, Tensor)
 SPLITS = ("train", "val", "test")
+ONE_PIECE = 2**22  # [px] a larger image is measured in parts
 DISTANCE = ".distance.npy"  # ends the name of the file with `losses.border_distance` of a sample
 MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
 
@@ -262,25 +263,81 @@ def describe(
     class_names : list of str, optional
         As in `DataInfo`; default: the values.
     """
-    total = square = count = 0
+    moments = Moments()
     low, high, share = np.inf, -np.inf, np.zeros(len(class_values))
     for image, label in samples:
-        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
-        total, square, count = total + pixels.sum(0), square + (pixels**2).sum(0), count + len(pixels)
-        low, high = min(low, pixels.min()), max(high, pixels.max())
+        moments.add(image)
+        low, high = min(low, float(image.min())), max(high, float(image.max()))
         if label is not None:
             share += np.bincount(np.ravel(label), minlength=len(class_values))
-    mean = total / count
-    std = np.sqrt(np.maximum(square / count - mean**2, 0))
+    mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
         class_values=class_values,
         class_names=class_names or [str(value) for value in class_values],
         class_share=(share / max(share.sum(), 1)).tolist(),
         mean=mean.tolist(),
-        std=np.where(std > 0, std, 1.0).tolist(),
-        value_range=[0.0, 255.0] if image.dtype == np.uint8 else [float(low), float(high)],
+        std=std.tolist(),
+        value_range=[0.0, 255.0] if image.dtype == np.uint8 else [low, high],
     )
+
+
+class Moments:
+    """Mean and standard deviation of the channels of pixels that come in parts.
+
+    The sums of squares are about the mean of each part, so that a large offset of the values costs no precision:
+    T. F. Chan, G. H. Golub and R. J. LeVeque, The American Statistician 37 (1983), equation 2.1.
+    """
+
+    def __init__(self) -> None:
+        self.count: int = 0
+        self.mean = self.square = np.float64(0)  # (C,), the latter the sum of squared differences from the mean
+
+    def add(self, image: np.ndarray) -> None:
+        """Add pixels (H, W, C)."""
+        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # `statistics` refuses what comes of it
+            shift = pixels[0].copy() if is_wide(image.dtype) else np.float64(0)
+            pixels -= shift
+            mean = pixels.mean(0)
+            square = ((pixels - mean) ** 2).sum(0)
+            difference, count = mean + shift - self.mean, self.count + len(pixels)
+            self.square = self.square + square + difference**2 * (self.count * len(pixels) / count)
+            self.mean = self.mean + difference * (len(pixels) / count) if self.count else mean + shift
+            self.count = count
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (C,) of what was added; the deviation of a constant channel is 1.
+
+        Raises
+        ------
+        UserError
+            A pixel was NaN or infinite, or its square is beyond the range of float64.
+        """
+        std = np.sqrt(self.square / self.count)
+        if not np.isfinite([self.mean, std]).all():
+            raise UserError("it holds NaN, infinity or numbers beyond 1e150: repair the image")
+        return self.mean, np.where(std > 0, std, 1.0)
+
+
+def is_wide(dtype: np.dtype) -> bool:
+    """Whether float32 can't hold all values of a type: integers from 32 bits on, and float64."""
+    return not np.can_cast(dtype, np.float32)
+
+
+def statistics_of(image: np.ndarray, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) that an image (H, W, C) is normalised by.
+
+    Of type float32, or float64 where the pixels need it.
+    """
+    mean, std = image_statistics(image) if info.normalize == "image" else (info.mean, info.std)
+    dtype = np.float64 if is_wide(image.dtype) else np.float32
+    return np.asarray(mean, dtype), np.asarray(std, dtype)
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels (H, W, C) of any type less the mean over the deviation, as float32; computed in the type of the mean."""
+    return ((pixels.to(mean.dtype) - mean) / std).to(torch.float32)
 
 
 class Window(NamedTuple):
@@ -372,19 +429,21 @@ class PatchDataset(Dataset):
         if self._kept:
             planes = self._kept[window.index].cut(window)
         else:
-            planes = {name: _as_tensor(array) for name, array in self._read(window).items()}
+            planes = {name: as_tensor(array) for name, array in self._read(window).items()}
         mean, std = self.statistics(window.index)
-        pixels = (planes["input"].to(torch.float32) - mean) / std  # (H, W, C)
+        pixels = normalise(planes["input"], mean, std)  # (H, W, C)
         sample = {"input": pixels.movedim(-1, 0).contiguous(), "index": window.index, "mean": mean, "std": std}
         types = {"label": torch.uint8, "distance": torch.float32}
         return sample | {name: planes[name].to(types[name]) for name in types if name in planes}
 
     def statistics(self, index: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation that a sample is normalised by, (C,) float32 each."""
+        """Mean and deviation that a sample is normalised by, (C,) each."""
         if index not in self._statistics:
-            mean, std = np.float32(self.info.mean), np.float32(self.info.std)
-            if self.info.normalize == "image":
-                mean, std = image_statistics(self.files[index].open()[0])
+            file = self.files[index]
+            try:
+                mean, std = statistics_of(file.open()[0], self.info)
+            except UserError as error:
+                raise UserError(f"{file.input}: {error}") from error
             self._statistics[index] = torch.from_numpy(mean).to(self.memory), torch.from_numpy(std).to(self.memory)
         return self._statistics[index]
 
@@ -395,7 +454,7 @@ class PatchDataset(Dataset):
         margin = 0 if small else self.margin
         padded = Window(index, -margin, -margin, height + 2 * margin, width + 2 * margin)
         arrays = self._read(Window(index, 0, 0, height, width))
-        return _Kept({name: _as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}, margin)
+        return _Kept({name: as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}, margin)
 
     def _read(self, window: Window) -> dict[str, np.ndarray]:
         """Raw pixels, class indices if there are any, and the distance if it is wanted, of a window."""
@@ -411,7 +470,7 @@ class PatchDataset(Dataset):
 
 
 def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of an image, of about a million pixels of it where it has more.
+    """Mean and standard deviation of each channel of an image, over all of its pixels.
 
     Parameters
     ----------
@@ -420,15 +479,25 @@ def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    mean, std : ndarray of float32
+    mean, std : ndarray of float64
         (C,) each; the deviation of a constant image is 1.
+
+    Raises
+    ------
+    UserError
+        A pixel is NaN, infinite, or beyond 1e150.
     """
-    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // 2**20))
-    tall = step * math.ceil(512 / step)  # read so many rows at a time
-    bands = [image[top : top + tall][::step, ::step].copy() for top in range(0, image.shape[0], tall)]  # not a view
-    pixels = np.concatenate(bands).reshape(-1, image.shape[2]).astype(np.float64)
-    std = pixels.std(0)
-    return np.float32(pixels.mean(0)), np.float32(np.where(std > 0, std, 1.0))
+    height, width = image.shape[:2]
+    moments = Moments()
+    if height * width < ONE_PIECE:
+        moments.add(image[:height])
+        return moments.statistics()
+    few = max(2**18 // width, 1)  # rows that stay in the processor's cache as float64
+    for top in range(0, height, 512):  # rows of one reading: the segments of a file are decoded once
+        rows = image[top : min(top + 512, height)]
+        for first in range(0, len(rows), few):
+            moments.add(rows[first : first + few])
+    return moments.statistics()
 
 
 class _Kept(NamedTuple):
@@ -459,9 +528,10 @@ def _cut(array: Array, window: Window) -> Array:
     return block[(rows - top)[:, None], columns - left]
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
+def as_tensor(array: np.ndarray) -> Tensor:
     """Array in the byte order of the machine, as torch wants it."""
-    return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")  # np.longdouble
+    return torch.from_numpy(np.ascontiguousarray(array, dtype))
 
 
 def _reflect(index: np.ndarray, size: int) -> np.ndarray:

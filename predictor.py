@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import checkpoint
-from dataset import DataInfo, image_statistics
+from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images import Rows
 from model import MARGIN, EightFold, Sides, UNet, class_probability, convert_legacy, fold_norm, memory_format
 from tiling import Bands, Span, spans, window_shape
@@ -64,18 +64,14 @@ class Predictor:
         height, width, nch = image.shape
         if nch != self.info.nch_in:
             raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: give it such images")
-        if self.info.normalize == "image":
-            mean, std = image_statistics(image)
-        else:
-            mean, std = np.float32(self.info.mean), np.float32(self.info.std)
+        mean, std = map(torch.from_numpy, statistics_of(image, self.info))
         network = self._network(tta)
 
         def probability(window: np.ndarray, inner: Sides) -> Tensor:
-            pixels = window.astype(np.float32)
-            if not np.isfinite(pixels).all():
+            pixels = normalise(as_tensor(np.array(window)), mean, std)  # a copy: torch takes none that is read-only
+            if not pixels.isfinite().all():
                 raise UserError("it holds NaN or infinity: repair the image")
-            window = torch.from_numpy((pixels - mean) / std).movedim(-1, 0)[None]
-            result = network(window.to(self.device), inner)[0]
+            result = network(pixels.movedim(-1, 0)[None].to(self.device), inner)[0]
             if result.isnan().any():
                 raise UserError("the network's output is no number: --amp off computes with more range")
             return result
@@ -181,8 +177,9 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
     predictor : Predictor
         From `load`.
     image : ndarray
-        (..., H, W), or (..., H, W, C) for a network of several channels; any integer or float type. A network with
-        context sections takes them as its channels.
+        (..., H, W) or (..., H, W, 1) for a network of one channel, else (..., H, W, C); any integer or float type. A
+        network with context sections takes them as its channels. A last axis of up to 4 that is shorter than the two
+        before it is taken for channels: give images that are so narrow as (..., H, W, 1).
     tta : bool
         Average over the eight flips and quarter turns; eight times slower.
     tile : int
@@ -199,7 +196,8 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
         The image has other channels than the network, or holds NaN or infinity.
     """
     image = np.asarray(image)
-    image = image[..., None] if predictor.info.nch_in == 1 else image
+    if predictor.info.nch_in == 1 and not _has_channels(image.shape):
+        image = image[..., None]
     if image.ndim < 3 or 0 in image.shape or image.dtype.kind not in "uifb":
         raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
     result = []
@@ -208,3 +206,14 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
         result.append(np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1))
     probability = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
     return probability[..., 0, :, :] if predictor.num_channel == 1 else probability
+
+
+def _has_channels(shape: tuple[int, ...]) -> bool:
+    """Whether the last axis of an array is of channels, not of columns.
+
+    Examples
+    --------
+    >>> [_has_channels(shape) for shape in [(512, 512, 3), (512, 512, 1), (30, 512, 512), (30, 1, 1), (3, 200, 3)]]
+    [True, True, False, False, False]
+    """
+    return len(shape) > 2 and shape[-1] <= 4 and shape[-1] < min(shape[-3:-1])

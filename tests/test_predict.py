@@ -232,10 +232,32 @@ def test_python_says_what_it_can_not_take(trained, work):
     with pytest.raises(UserError, match="no such file"):
         load(work / "none.pth")
     assert predict_array(predictor, np.zeros((2, 2, 20, 40), np.uint16)).shape == (2, 2, 20, 40)
+    assert predict_array(predictor, np.zeros((3, 1, 1))).shape == (3, 1, 1)  # a stack of single pixels
+    with pytest.raises(UserError, match="1e150"):
+        predict_array(predictor, np.eye(32) * 1e300)
     predictor.net.requires_grad_(False)
     next(predictor.net.parameters()).fill_(float("inf"))  # what overflows in 16 bits
     with pytest.raises(UserError, match="no number"):
         predict_array(predictor, np.eye(32))
+
+
+def test_an_image_with_a_channel_axis_is_no_stack_of_slivers(trained, work):
+    predictor, image = newest(work), np.random.default_rng(0).integers(0, 255, (2, 40, 48)).astype(np.uint8)
+    expected = predict_array(predictor, image, tta=False)
+    assert np.array_equal(predict_array(predictor, image[..., None], tta=False), expected)
+    assert np.array_equal(predict_array(predictor, image[0, ..., None], tta=False), expected[0])
+    for wrong in (np.dstack([image[0]] * 3), np.stack([image] * 2, axis=-1)):
+        with pytest.raises(UserError, match=r"channel\(s\), the network was trained on 1"):
+            predict_array(predictor, wrong)
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("float64", 1e9), ("int64", 2**40), ("uint32", 2**31)])
+def test_a_large_offset_changes_no_result(trained, work, dtype, offset):
+    image = np.random.default_rng(0).integers(0, 255, (40, 48)).astype(dtype)
+    expected = predict_array(newest(work), image, tta=False)
+    np.testing.assert_allclose(
+        predict_array(newest(work), image + np.array(offset, dtype), tta=False), expected, atol=1e-5
+    )
 
 
 def test_sizes_in_nanometre_and_micrometre_become_micron_in_files_for_imagej(trained, work):
