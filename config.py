@@ -12,7 +12,6 @@ from utils import FlagError, check_name, printable
 
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
-POSITIVE: Rule = (lambda value: value > 0, "must be positive")
 FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
 
 
@@ -21,14 +20,22 @@ def at_least(least: int) -> Rule:
     return lambda value: value >= least, f"must be at least {least}"
 
 
-def between(least: int, most: int) -> Rule:
+def between(least: float, most: float) -> Rule:
     """Rule for a number from one to another."""
     return lambda value: least <= value <= most, f"must lie in [{least}, {most}]"
 
 
-def up_to(most: int) -> Rule:
+def up_to(most: float) -> Rule:
     """Rule for a number from 0 to another."""
     return between(0, most)
+
+
+def positive_up_to(most: float) -> Rule:
+    """Rule for a number over 0 and up to another."""
+    return lambda value: 0 < value <= most, f"must lie in (0, {most}]"
+
+
+COUNT = 10**9  # more epochs than this nobody waits for
 
 
 def is_gpu_list(value: str) -> bool:
@@ -40,14 +47,15 @@ def is_gpu_list(value: str) -> bool:
     [True, True, True, False, False, False]
     """
     numbers = [number.strip() for number in value.split(",")]
-    return value.strip() == "-1" or (all(n.isdecimal() for n in numbers) and len({*map(int, numbers)}) == len(numbers))
+    named = all(n.isdecimal() and len(n) < 5 for n in numbers)
+    return value.strip() == "-1" or (named and len({*map(int, numbers)}) == len(numbers))
 
 
 WHAT = ("probability", "mask", "cells")
 WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, with commas")
 TILE: Rule = (
-    lambda value: value == 0 or (value >= 64 and value % 16 == 0),
-    "must be 0 or a multiple of 16, from 64 on",
+    lambda value: value == 0 or (64 <= value <= 2**20 and value % 16 == 0),
+    "must be 0 or a multiple of 16, from 64 to 1048576",
 )
 GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
 NORM = ("bnorm", "inorm", "gnorm", "none")
@@ -129,34 +137,34 @@ class Config(Flags):
     dir_log: str = flag("./log", "where arg.txt and the TensorBoard events go", "run")
     dir_result: str = flag("./results", "where test results go", "run")
     gpu_ids: str = flag("0", "GPU number, or -1 for the CPU", "run", rule=GPU_LIST)
-    seed: int = flag(0, "seed of everything random", "run", rule=at_least(0))
-    dist_timeout: float = flag(600.0, "wait so long for another process [s]", "run", rule=POSITIVE)
+    seed: int = flag(0, "seed of everything random", "run", rule=up_to(2**63 - 1))
+    dist_timeout: float = flag(600.0, "wait so long for another process [s]", "run", rule=positive_up_to(1e7))
     train_continue: bool = flag(False, "go on from the newest checkpoint", "run")
-    epoch: int = flag(0, "checkpoint to test or to go on from; 0: the newest", "run", rule=at_least(0))
+    epoch: int = flag(0, "checkpoint to test or to go on from; 0: the newest", "run", rule=up_to(COUNT))
 
-    nch_in: int = flag(0, "channels of the input; 0: as the data has", "model", rule=at_least(0))
-    nch_out: int = flag(0, "channels of the output; 0: 1 for two classes, else one a class", "model", rule=at_least(0))
-    nch_ker: int = flag(64, "channels of the first level", "model", rule=at_least(1))
+    nch_in: int = flag(0, "channels of the input; 0: as the data has", "model", rule=up_to(10_000))
+    nch_out: int = flag(0, "channels of the output; 0: 1 for two classes, else one a class", "model", rule=up_to(1000))
+    nch_ker: int = flag(64, "channels of the first level", "model", rule=between(1, 4096))
     norm: str = flag("bnorm", "normalisation after each convolution", "model", choices=NORM)
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
     dropout: float = flag(0.0, "share of values dropped at the bottom", "model", rule=FRACTION)
     init: str = flag("kaiming", "distribution of the first weights", "model", choices=INIT)
 
-    num_epoch: int = flag(300, "epochs; each sees every training image once", "training", rule=at_least(1))
-    max_minutes: float = flag(0.0, "end by the clock instead of --num_epoch; 0: off", "training", rule=at_least(0))
-    batch_size: int = flag(4, "images a step", "training", rule=at_least(1))
-    lr: float = flag(2e-3, "learning rate", "training", rule=POSITIVE, alias="lr_G")
+    num_epoch: int = flag(300, "epochs; each sees every training image once", "training", rule=between(1, COUNT))
+    max_minutes: float = flag(0.0, "end by the clock instead of --num_epoch; 0: off", "training", rule=up_to(1e7))
+    batch_size: int = flag(4, "images a step", "training", rule=between(1, 2**20))
+    lr: float = flag(2e-3, "learning rate", "training", rule=positive_up_to(1e30), alias="lr_G")
     beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
     loss: str = flag(
         "auto", "wbce has the paper's weight map; auto: wbce for two classes, bce for more", "training", choices=LOSS
     )
     balance: bool = flag(False, "wbce: weight each class by the inverse of its share", "training")
-    w0: float = flag(3.0, "wbce: weight between two objects that touch", "training", rule=at_least(0))
-    sigma: float = flag(5.0, "wbce: reach of that weight [px]", "training", rule=POSITIVE)
+    w0: float = flag(3.0, "wbce: weight between two objects that touch", "training", rule=up_to(1e6))
+    sigma: float = flag(5.0, "wbce: reach of that weight [px]", "training", rule=between(0.1, 10))
     optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
     warmup: float = flag(0.0, "share of the run in which the learning rate rises", "training", rule=FRACTION)
-    clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=at_least(0))
+    clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=up_to(1e9))
     amp: str = flag("auto", "type to train in; auto: bf16 where the machine computes it", "training", choices=AMP)
     compile: str = flag(
         "auto", "torch.compile; auto: on a GPU, if a trial in a long training is faster", "training", choices=COMPILE
@@ -164,18 +172,18 @@ class Config(Flags):
     average: float = flag(0.99, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
 
     ny_load: int = flag(
-        256, "height of a training crop [px], at most that of the largest image", "data", rule=at_least(1)
+        256, "height of a training crop [px], at most that of the largest image", "data", rule=between(1, 2**20)
     )
-    nx_load: int = flag(256, "width of a training crop [px]", "data", rule=at_least(1))
+    nx_load: int = flag(256, "width of a training crop [px]", "data", rule=between(1, 2**20))
     normalize: str = flag("image", "subtract mean and divide by deviation of each image, or of all", "data", choices=BY)
-    cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=at_least(0))
-    num_workers: int = flag(2, "processes that read a database larger than that", "data", rule=at_least(0))
+    cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=up_to(1e6))
+    num_workers: int = flag(2, "processes that read a database larger than that", "data", rule=up_to(1024))
 
     flip: bool = flag(True, "random flips", "augmentation")
     turn: bool = flag(True, "random quarter turns; half turns where the crop is not square", "augmentation")
     elastic: float = flag(10.0, "deviation of the elastic displacement [px]; 0: off", "augmentation", rule=up_to(100))
     elastic_share: float = flag(0.5, "share of the crops that are displaced", "augmentation", rule=up_to(1))
-    elastic_grid: int = flag(3, "nodes a side of the elastic grid", "augmentation", rule=at_least(2))
+    elastic_grid: int = flag(3, "nodes a side of the elastic grid", "augmentation", rule=between(2, 256))
     brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=up_to(100))
     contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)
 
@@ -196,9 +204,11 @@ class Config(Flags):
     split: str = flag("test", "which samples to test", "test", choices=("test", "val", "train"))
     tta: bool = flag(True, "average test and predict over the eight flips and quarter turns", "test")
 
-    num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=at_least(1))
-    num_freq_score: int = flag(50, "epochs between two scorings of segments (V_Rand, V_Info)", "log", rule=at_least(1))
-    num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=at_least(1))
+    num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
+    num_freq_score: int = flag(
+        50, "epochs between two scorings of segments (V_Rand, V_Info)", "log", rule=between(1, COUNT)
+    )
+    num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=between(1, COUNT))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -48,7 +48,9 @@ def test_a_bad_flag_is_one_line_and_status_2(argv, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-WRONG = ({"batch_size": 0}, {"lr": -1.0}, {"gpu_ids": "cuda"}, {"norm": "lnorm"}, {"w0": float("inf")}, {"blur": 30.0})
+WRONG = [{"batch_size": 0}, {"lr": -1.0}, {"gpu_ids": "cuda"}, {"norm": "lnorm"}, {"w0": float("inf")}, {"blur": 30.0}]
+WRONG += [{"sigma": 1e-300}, {"sigma": 11.0}, {"gpu_ids": "9" * 5000}]
+NUMBERS = [item.name for item in fields(Config) if type(item.default) in (int, float)]
 
 
 @pytest.mark.parametrize("values", WRONG)
@@ -57,8 +59,15 @@ def test_a_value_beyond_its_rule_is_refused(values):
         Config(**values)
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [1e300, 10**40, -(10**40), float("nan")])
+def test_every_number_has_its_bounds(name, value):
+    with pytest.raises(FlagError, match=f"--{name} .*must"):
+        Config(**{name: value})
+
+
 def test_a_value_beyond_its_rule_ends_with_status_2(fails):
-    assert "--batch_size 0: must be at least 1" in fails(main.main, ["--batch_size", "0"], status=2)
+    assert "--batch_size 0: must lie in [1, 1048576]" in fails(main.main, ["--batch_size", "0"], status=2)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../em", "a\\b", "a\nb"])
