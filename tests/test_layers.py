@@ -26,8 +26,8 @@ ROWS = [
         "objects",
         "writers",
     ],
-    ["isbi", "augment", "evaluate", "labels", "losses", "predictor"],
-    ["loader"],
+    ["isbi", "augment", "labels", "losses", "predictor"],
+    ["loader", "evaluate"],
     ["train", "predict", "export", "run_make_database", "display_result"],
     ["main"],
 ]
