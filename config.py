@@ -195,7 +195,6 @@ class Config(Flags):
     output: str = flag("", "file (.tif, .npy, .zarr) or folder (PNG) to write; also of an export", "predict")
     what: str = flag("probability", "also mask, cells; several with commas", "predict", rule=WHAT_LIST)
     dtype: str = flag("uint8", "of the probability; 255 or 1.0 is certain", "predict", choices=("uint8", "float32"))
-    tile: int = flag(0, "height of a window, four times as wide [px]; 0: as memory allows", "predict", rule=TILE)
 
     format: str = flag("onnx", "what to export to", "export", choices=("onnx", "torchscript", "bioimageio"))
     author: str = flag("", "bioimageio: who made the network; several with commas", "export")
@@ -203,6 +202,16 @@ class Config(Flags):
 
     split: str = flag("test", "which samples to test", "test", choices=("test", "val", "train"))
     tta: bool = flag(True, "average test and predict over the eight flips and quarter turns", "test")
+
+    tile: int = flag(
+        0,
+        "height of a window in validation, test and predict, four times as wide [px]; 0: as memory allows",
+        "test",
+        rule=TILE,
+    )
+    background: str = flag(
+        "", "class that no object is of, by name or value; default: as trained, else the first", "test"
+    )
 
     num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
     num_freq_score: int = flag(

@@ -15,7 +15,7 @@ from utils import memory_advice, pick_device, program
 
 MEMORY_ADVICE = {
     "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",
-    "test": "test smaller images, or use a machine with more",
+    "test": "lower --tile",
     "predict": "lower --tile",
     "export": "close other programs, or use a machine with more",
 }

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ from augment import Augmentation
 from compiled import Compiled, settle
 from config import Config, as_typed
 from dataset import Batch, DataInfo, PatchDataset, SampleFile, list_samples, load_info
-from evaluate import TestScorer, ValidationScorer
-from loader import Reading, image_loader, keep_distances, patch_loader
+from evaluate import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
+from loader import Reading, keep_distances, patch_loader
 from losses import LOSSES, Loss, cross_entropy, pixel_weight
-from model import EightFold, UNet, convert_legacy, fold_norm, init_weights, memory_format
+from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from parallel import World
+from predictor import Predictor, find_background, predictor_of
 from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_precision, say
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
@@ -208,6 +208,8 @@ class Trainer:
                         log.scalars(state.epoch, scores, self._progress(state, state.epoch))
                 if self.stopping or last or state.epoch % self.config.num_freq_save == 0:
                     path = self._save(state, whole=not self.stopping)
+                if self.stopping and val is not None:
+                    self._save_threshold(state, val, path)
                 if not self.stopping:
                     state.epoch, state.losses = state.epoch + 1, []
         if self.stopping:
@@ -330,9 +332,10 @@ class Trainer:
     def _scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
 
-    def _loaders(self, info: DataInfo) -> tuple[DataLoader, DataLoader | None]:
-        """Loaders of training patches and, if there is a validation split, of its whole images."""
+    def _loaders(self, info: DataInfo) -> tuple[DataLoader, list[SampleFile] | None]:
+        """Loader of training patches and, if there is a validation split, its samples."""
         config = self.config
+        find_background(info, config.background)  # a class that is not there is said before the training
         splits = ["train", "val"] if (self.dir_data / "val").is_dir() else ["train"]
         files = {split: list_samples(self.dir_data / split) for split in splits}
         weighted = self._loss(info) == "wbce"
@@ -345,7 +348,14 @@ class Trainer:
         margin = self._augmentation(info, crop).margin
         train = PatchDataset(files["train"], info, **options, distances=weighted, margin=margin)
         patches = patch_loader(train, crop, config.batch_size, config.seed, reading)
-        return patches, image_loader(PatchDataset(files["val"], info, **options), reading) if "val" in files else None
+        return patches, self._checked(files["val"], info, labelled=True) if "val" in files else None
+
+    def _checked(self, files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
+        """Samples that are segmented whole, after a look into each."""
+        PatchDataset(files, info, labelled=labelled)
+        for file in files:
+            open_sample(file, info)
+        return files
 
     def _memory(self, num_byte: int) -> torch.device | None:
         """Where a database of this size is kept: with the network, if its GPU has ample room; None: on the disk."""
@@ -441,26 +451,69 @@ class Trainer:
             "images_per_second": sum(sizes[first:]) / seconds,
         }
 
-    def _validate(self, state: TrainState, loader: DataLoader, log: report.TrainingLog, last: bool) -> report.Scores:
-        """Scores over the whole validation images, without augmentation."""
+    def _validate(
+        self, state: TrainState, files: list[SampleFile], log: report.TrainingLog, last: bool
+    ) -> report.Scores:
+        """Scores over the whole validation images, without augmentation; of segments, too, where they are due."""
         config = self.config
-        scorer = ValidationScorer(
-            state.info,
-            pictures=last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0,
-            challenge=last or state.epoch % config.num_freq_score == 0,
-        )
-        batches = takewhile(lambda _: not self.stop, self._batches(loader))
-        run_epoch(fold_norm(state.best_net), batches, observe=scorer, precision=self.precision)
+        pictures = last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0
+        scorer = ValidationScorer(state.info, pictures=pictures)
+        self._segment(self._predictor(state, self.precision), files, scorer, tta=False)
         self._agree(state, state.epoch)
         if self.stopping:
             return {}
         scorer.finish(self.world.gather)
-        for loss, file in zip(scorer.losses, loader.dataset.files, strict=True):
+        for loss, file in zip(scorer.losses, files, strict=True):
             _check_finite(loss, f"the validation of epoch {state.epoch}", [file])
         log.images(state.epoch, scorer.pictures or {})
-        if scorer.challenge:
-            state.threshold = scorer.challenge.best_threshold
-        return scorer.scores()
+        if not (last or state.epoch % config.num_freq_score == 0 or state.epoch % config.num_freq_save == 0):
+            return scorer.scores()
+        challenge = self._score_segments(state, files)
+        return {} if self.stopping else scorer.scores(challenge)
+
+    def _predictor(self, state: TrainState, precision: torch.dtype | None) -> Predictor:
+        """The network that is validated, ready to segment."""
+        background = find_background(state.info, self.config.background)
+        return Predictor(fold_norm(state.best_net), state.info, state.threshold, self.device, precision, background)
+
+    def _segment(
+        self,
+        predictor: Predictor,
+        files: list[SampleFile],
+        observe: Callable[[Segmented], None],
+        *,
+        tta: bool,
+        heed: bool = True,
+    ) -> None:
+        """Segment what this process does of some samples, until a signal if it is to be heeded."""
+        mine = range(self.world.rank, len(files), self.world.size)
+        stop = self.stop if heed else ()
+        for image in segment(predictor, files, mine, tta=tta, tile=self.config.tile, stop=lambda: bool(stop)):
+            observe(image)
+
+    def _score_segments(self, state: TrainState, files: list[SampleFile], *, heed: bool = True) -> Challenge | None:
+        """Scores of the segments as the test infers them, in float32; sets the threshold of these weights."""
+        if state.info.num_class > 2:
+            return None
+        predictor = self._predictor(state, None)
+        scorer = SegmentScorer(predictor.background)
+        self._segment(predictor, files, scorer, tta=self.config.tta, heed=heed)
+        self._agree(state, state.epoch)
+        if heed and self.stopping:
+            return None
+        challenge = scorer.finish(self.world.gather)
+        best = challenge.best_threshold
+        state.threshold = best if predictor.background == 0 else round(1 - best, 6)
+        return challenge
+
+    def _save_threshold(self, state: TrainState, files: list[SampleFile], path: Path) -> None:
+        """Choose the threshold of weights that were saved at a signal, and save again; a second Ctrl-C ends at once."""
+        if state.info.num_class > 2:
+            return
+        if self.world.first:
+            say(f"saved {path}; now its threshold is chosen, Ctrl-C again leaves that out", sys.stderr)
+        self._score_segments(state, files, heed=False)
+        self._save(state, whole=False)
 
     def _save(self, state: TrainState, whole: bool) -> Path:
         """Write the checkpoint of an epoch, whole or interrupted."""
@@ -503,15 +556,11 @@ class Trainer:
         """
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = self._load(path)
-        info = DataInfo(**saved["data"])
-        with checkpoint.fitting(path):
-            net = self._network(saved, (saved.get("average") or saved)["net"], None)
-        data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False)
-        loader = image_loader(data, Reading(in_memory=True, rank=self.world.rank, num_process=self.world.size))
+        predictor = predictor_of(saved, path, self.device, None, self.config.background)
+        files = self._checked(list_samples(self.dir_data / self.config.split), predictor.info, labelled=False)
         with self._results() as folder:
-            scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
-            net = fold_norm(net)
-            run_epoch(EightFold(net) if self.config.tta else net, self._batches(loader), observe=scorer)
+            scorer = TestScorer(folder / "images", files, predictor)
+            self._segment(predictor, files, scorer, tta=self.config.tta)
             scorer.finish(self.world.gather)
             if self.world.first:
                 self._write_results(folder, scorer, path, saved)

@@ -28,8 +28,8 @@ ROWS = [
         "writers",
     ],
     ["checkpoint"],
-    ["isbi", "augment", "evaluate", "labels", "losses", "predictor"],
-    ["loader"],
+    ["isbi", "augment", "labels", "losses", "predictor"],
+    ["loader", "evaluate"],
     ["train", "predict", "export", "run_make_database", "display_result"],
     ["main"],
 ]
