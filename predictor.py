@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import checkpoint
-from dataset import DataInfo, image_statistics
+from dataset import STATISTICS, DataInfo
 from images import Rows
 from model import MARGIN, EightFold, Sides, UNet, class_probability, convert_legacy, fold_norm, memory_format
 from tiling import Bands, Span, spans, window_shape
@@ -64,8 +64,8 @@ class Predictor:
         height, width, nch = image.shape
         if nch != self.info.nch_in:
             raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: give it such images")
-        if self.info.normalize == "image":
-            mean, std = image_statistics(image)
+        if self.info.normalize != "data":
+            mean, std = STATISTICS[self.info.normalize](image)
         else:
             mean, std = np.float32(self.info.mean), np.float32(self.info.std)
         network = self._network(tta)
@@ -167,10 +167,10 @@ def load(path: str | os.PathLike, gpu_ids: str = "-1", amp: str = "off") -> Pred
 
 
 def _legacy_info(nch_in: int, nch_out: int, **_: Any) -> DataInfo:
-    """Description that pytorch-UNET's checkpoints lack: it scaled [0, 255] to [-1, 1]."""
+    """Description that pytorch-UNET's checkpoints lack."""
     classes = list(range(max(nch_out, 2)))
-    half = [127.5] * nch_in
-    return DataInfo(nch_in, classes, [str(k) for k in classes], [1 / len(classes)] * len(classes), half, half, [0, 255])
+    names, shares, half = [str(k) for k in classes], [1 / len(classes)] * len(classes), [127.5] * nch_in
+    return DataInfo(nch_in, classes, names, shares, half, half, [0, 255], "legacy")
 
 
 def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, tile: int = 0) -> np.ndarray:
