@@ -627,7 +627,8 @@ def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
     import torch
 
     if amp == "auto" and device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif amp == "auto":
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     else:
