@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -239,9 +240,10 @@ def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 def _check_archive(path: Path) -> None:
     """Check a checkpoint's parts: their sizes, and their checksums, which torch writes and does not read."""
     if zipfile.is_zipfile(path):  # others are of torch before 1.6
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            size = os.fstat(file.fileno()).st_size  # of this file: another may take its name meanwhile
             for part in archive.infolist():
-                if part.compress_type != zipfile.ZIP_STORED or part.file_size > path.stat().st_size:
+                if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
                     raise ValueError(f"{part.filename} is larger than the file: torch packs nothing")
             damaged = archive.testzip()
         if damaged:

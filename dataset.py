@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 SPLITS = ("train", "val", "test")
 ONE_PIECE = 2**22  # [px] a larger image is measured in parts
 DISTANCE = ".distance.npy"  # ends the name of the file with `losses.border_distance` of a sample
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
 
 
@@ -44,9 +45,9 @@ class DataInfo:
         Of each channel over the training split, in grey values.
     value_range : list of float
         Grey values that are black and white in a picture.
-    normalize : {"data", "image"}
-        Whether images are normalised by `mean` and `std`, or each by its own; no matter of the database, but of the
-        training.
+    normalize : {"data", "image", "legacy"}
+        Whether images are normalised by `mean` and `std`, each by its own, or as pytorch-UNET did by their type; no
+        matter of the database, but of the training.
     context : int
         How many neighbours above and below a section its input has as channels, first the uppermost one's channels.
     """
@@ -133,9 +134,25 @@ class SampleFile(NamedTuple):
         _check_shapes(self.input, image, label)
         return image, label
 
+    def open_distance(self) -> np.ndarray:
+        """Distance (H, W) [px] that the weight map is made of, mapped from the disk.
+
+        Raises
+        ------
+        UserError
+            The file is missing, or is not of this sample.
+        """
+        distance, shape = _map_npy(self.distance), self.open()[0].shape[:2]
+        if distance.shape != shape or distance.dtype != np.float16:
+            what = f"{distance.dtype} of shape {distance.shape}, must be float16 of shape {shape}"
+            raise UserError(f"{self.distance}: {what}: delete it, a training makes it again")
+        return distance
+
 
 def _map_npy(path: Path) -> np.ndarray:
     """Array of a `.npy`, mapped; never unpickled."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: no regular file: make the database again")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
@@ -330,7 +347,7 @@ def statistics_of(image: np.ndarray, info: DataInfo) -> tuple[np.ndarray, np.nda
 
     Of type float32, or float64 where the pixels need it.
     """
-    mean, std = image_statistics(image) if info.normalize == "image" else (info.mean, info.std)
+    mean, std = (info.mean, info.std) if info.normalize == "data" else STATISTICS[info.normalize](image)
     dtype = np.float64 if is_wide(image.dtype) else np.float32
     return np.asarray(mean, dtype), np.asarray(std, dtype)
 
@@ -454,6 +471,7 @@ class PatchDataset(Dataset):
         margin = 0 if small else self.margin
         padded = Window(index, -margin, -margin, height + 2 * margin, width + 2 * margin)
         arrays = self._read(Window(index, 0, 0, height, width))
+        self.statistics(index)  # now: the file may be replaced later
         return _Kept({name: as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}, margin)
 
     def _read(self, window: Window) -> dict[str, np.ndarray]:
@@ -465,7 +483,7 @@ class PatchDataset(Dataset):
         check_values(file.input, image, label, self.info.num_class)
         arrays = {"input": image, "label": label}
         if self.distances:
-            arrays["distance"] = np.array(_cut(_map_npy(file.distance), window))
+            arrays["distance"] = np.array(_cut(file.open_distance(), window))
         return {name: array for name, array in arrays.items() if array is not None}
 
 
@@ -500,6 +518,18 @@ def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return moments.statistics()
 
 
+def legacy_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (C,) that make of an image (H, W, C) what pytorch-UNET made of it.
+
+    It divided images of 8 bits by 255 and took others as they are, then scaled [0, 1] to [-1, 1].
+    """
+    half = np.full(image.shape[2], 127.5 if image.dtype == np.uint8 else 0.5, np.float32)
+    return half, half
+
+
+STATISTICS = {"image": image_statistics, "legacy": legacy_statistics}
+
+
 class _Kept(NamedTuple):
     """A sample in memory: its (H, W, ...) planes, with a margin of their reflection around them [px]."""
 
@@ -521,11 +551,22 @@ def _cut(array: Array, window: Window) -> Array:
     bottom, right = window.top + window.height, window.left + window.width
     if window.lies_in(*array.shape[:2]):
         return array[window.top : bottom, window.left : right]  # far faster than by indices
+    if isinstance(array, Tensor):
+        return _cut_reflected(array, window)
     rows = _reflect(np.arange(window.top, bottom), array.shape[0])
     columns = _reflect(np.arange(window.left, right), array.shape[1])
     top, left = rows.min(), columns.min()
     block = array[top : rows.max() + 1, left : columns.max() + 1]
     return block[(rows - top)[:, None], columns - left]
+
+
+def _cut_reflected(plane: Tensor, window: Window) -> Tensor:
+    """Window of an (H, W, ...) plane on any device, which is not waited for."""
+    tops = torch.arange(window.top, window.top + window.height, device=plane.device)
+    lefts = torch.arange(window.left, window.left + window.width, device=plane.device)
+    rows, columns = (_reflect(index, size) for index, size in zip((tops, lefts), plane.shape, strict=False))
+    bits = plane.view(SIGNED.get(plane.dtype, plane.dtype))  # CUDA indexes no unsigned numbers wider than 8 bits
+    return bits[rows[:, None], columns].view(plane.dtype)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -534,7 +575,7 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype))
 
 
-def _reflect(index: np.ndarray, size: int) -> np.ndarray:
+def _reflect(index: Array, size: int) -> Array:
     """Indices folded into [0, size) at the first and the last pixel.
 
     Examples
@@ -543,8 +584,7 @@ def _reflect(index: np.ndarray, size: int) -> np.ndarray:
     [2, 1, 0, 1, 2, 1, 0, 1]
     """
     period = max(2 * (size - 1), 1)
-    index = np.abs(index) % period
-    return np.where(index < size, index, period - index)
+    return size - 1 - abs(size - 1 - abs(index) % period)
 
 
 class PatchSampler(Sampler[list[Window]]):
@@ -584,6 +624,12 @@ class PatchSampler(Sampler[list[Window]]):
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Choose the epoch that is handed out next, and the step in it at which a resumed run goes on."""
         self.epoch, self.first_step = epoch, first_step
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, besides the sizes of the images."""
+        crop = [int(side) for side in self.crop]
+        return {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
 
     def batches(self, epoch: int) -> list[list[Window]]:
         """All batches of an epoch, those of all processes together."""

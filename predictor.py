@@ -201,10 +201,10 @@ def find_background(info: DataInfo, name: str) -> int:
 
 
 def _legacy_info(nch_in: int, nch_out: int, **_: Any) -> DataInfo:
-    """Description that pytorch-UNET's checkpoints lack: it scaled [0, 255] to [-1, 1]."""
+    """Description that pytorch-UNET's checkpoints lack."""
     classes = list(range(max(nch_out, 2)))
-    half = [127.5] * nch_in
-    return DataInfo(nch_in, classes, [str(k) for k in classes], [1 / len(classes)] * len(classes), half, half, [0, 255])
+    names, shares, half = [str(k) for k in classes], [1 / len(classes)] * len(classes), [127.5] * nch_in
+    return DataInfo(nch_in, classes, names, shares, half, half, [0, 255], "legacy")
 
 
 def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, tile: int = 0) -> np.ndarray:

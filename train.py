@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import report
 from augment import Augmentation
 from compiled import Compiled, settle
 from config import Config, as_typed
-from dataset import Batch, DataInfo, PatchDataset, SampleFile, list_samples, load_info
+from dataset import SPLITS, Batch, DataInfo, PatchDataset, SampleFile, list_samples, load_info
 from evaluate import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
 from loader import Reading, keep_distances, patch_loader
 from losses import LOSSES, Loss, cross_entropy, pixel_weight
@@ -30,7 +31,19 @@ from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from parallel import World
 from predictor import Predictor, find_background, predictor_of
-from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_precision, say
+from utils import (
+    FlagError,
+    StopRequest,
+    UserError,
+    atomic_folder,
+    check_writable,
+    finish_exchange,
+    locked,
+    move_aside,
+    pick_precision,
+    reading,
+    say,
+)
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
@@ -77,6 +90,7 @@ def run_epoch(
         Mean loss of each batch, still on the device: nothing here waits for it.
     """
     net.train(optimizer is not None)
+    torch.backends.cudnn.benchmark = optimizer is not None  # crops are of one size, whole images are not
     losses = []
     with torch.set_grad_enabled(optimizer is not None):
         for batch in batches:
@@ -122,6 +136,8 @@ class TrainState:
         The epoch in work, from 1.
     losses : list of float
         Loss of each batch of that epoch so far.
+    plan : dict
+        What the batches of that epoch depend on, as `PatchSampler.plan`.
     saved_epoch : int
         Epoch of the checkpoint it was loaded from; 0 for none.
     average : MovingAverage or None
@@ -138,6 +154,7 @@ class TrainState:
     info: DataInfo
     epoch: int = 1
     losses: list[float] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
     saved_epoch: int = 0
     average: MovingAverage | None = None
     threshold: float = 0.5
@@ -186,12 +203,29 @@ class Trainer:
         UserError
             The data or the checkpoint can't be used, or the loss is no longer finite.
         """
+        if self.config.batch_size < self.world.size:
+            what = f"--batch_size {self.config.batch_size}: {self.world.size} processes share a batch"
+            raise FlagError(f"{what}: raise it to {self.world.size} or more, or start fewer")
+        with ExitStack() as locks:
+            return self._train(locks)
+
+    def _train(self, locks: ExitStack) -> int:
+        """Train while nobody else writes in the folders of the run, or replaces the samples that it reads."""
+        if self.dir_checkpoint.is_dir():
+            self._lock(locks)
+        locks.enter_context(self._reading_database())
         state = self._resume() if self.config.train_continue or self._was_restarted() else self._begin()
         progress = self._agree(state, state.epoch - 1)
         if progress >= 1:
             self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to go on")
             return 0
         train, val = self._loaders(state.info)
+        self._lock(locks)
+        self._plan(state, train)
+        return self._epochs(state, progress, train, val)
+
+    def _epochs(self, state: TrainState, progress: float, train: DataLoader, val: DataLoader | None) -> int:
+        """Train epoch after epoch."""
         nets = Compiled(self.world.wrap(state.net), settle(self.config.compile, self.device))
         if self.world.first:
             self._open_folders(state, len(train))
@@ -202,7 +236,8 @@ class Trainer:
                 nets.measured(*self.world.most(scores["images_per_second"]))
                 last = self._agree(state, state.epoch) >= 1
                 if val is not None and not self.stopping:
-                    scores |= self._validate(state, val, log, last)
+                    with self._saved_after_an_error(state):
+                        scores |= self._validate(state, val, log, last)
                 if not self.stopping:
                     with self.stop.unless_read():
                         log.scalars(state.epoch, scores, self._progress(state, state.epoch))
@@ -219,9 +254,47 @@ class Trainer:
 
     def _was_restarted(self) -> bool:
         """Whether torchrun started this run again after it had saved a checkpoint."""
-        if not parallel.restarts() or not checkpoint.list_epochs(self.dir_checkpoint):
-            return False
-        return checkpoint.load(checkpoint.find(self.dir_checkpoint, 0)).get("run") == parallel.run_id()
+        own = False
+        if self.world.first and parallel.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
+            own = checkpoint.load(checkpoint.find(self.dir_checkpoint, 0)).get("run") == parallel.run_id()
+        return self.world.same(own)
+
+    def _lock(self, locks: ExitStack) -> None:
+        """Keep other trainings out of the folders of this one."""
+        if self.world.first:
+            for folder in (self.dir_checkpoint, self.dir_log):
+                locks.enter_context(locked(folder, "choose another --scope"))
+
+    @contextmanager
+    def _reading_database(self) -> Iterator[None]:
+        """While entered, the database is whole and not replaced."""
+        names = [*SPLITS, "dataset.json"]
+        if self.world.first:
+            finish_exchange(self.dir_data, names)
+        self.world.same(None)  # wait for it
+        with reading(self.dir_data, names, "choose another --name_data"):
+            yield
+
+    def _plan(self, state: TrainState, loader: DataLoader) -> None:
+        """Begin an interrupted epoch again whose batches would be others now."""
+        plan = loader.batch_sampler.plan
+        same = plan | state.plan
+        changed = [f"{name} is {plan[name]}, was {same[name]}" for name in plan if same[name] != plan[name]]
+        if state.losses and (changed or len(state.losses) > len(loader)):
+            self._say(f"note: epoch {state.epoch} begins again: {', '.join(changed) or 'fewer samples'}")
+            state.losses = []
+        state.plan = plan
+
+    @contextmanager
+    def _saved_after_an_error(self, state: TrainState) -> Iterator[None]:
+        """Save an epoch that is trained when what comes after it fails, as for want of memory."""
+        try:
+            yield
+        except UserError:  # the training has broken down
+            raise
+        except Exception:
+            self._say(f"saved {self._save(state, whole=False)}")
+            raise
 
     def _say(self, text: str) -> None:
         """Print a line, once for all processes."""
@@ -237,6 +310,8 @@ class Trainer:
 
     def _agree(self, state: TrainState, epochs: float) -> float:
         """Progress after so many epochs, and whether to stop: the same in all processes."""
+        if self.world.is_left_alone and not self.stop:
+            self.stop.signum = signal.SIGTERM
         signum, progress = self.world.most(self.stop.signum, self._progress(state, epochs))
         self.stopping = int(signum)
         return progress
@@ -283,8 +358,10 @@ class Trainer:
         for name, value in saved["config"].items():
             if name not in PER_RUN and not name.startswith("dir_") and getattr(config, name, value) != value:
                 self._say(f"note: --{name} is {getattr(config, name)}, was {value}")
+        if config.normalize != saved["data"]["normalize"]:
+            self._say(f"note: --normalize stays {saved['data']['normalize']}, as {path} was trained")
+        net = self._network(saved, saved["net"], self.precision)
         with checkpoint.fitting(path):
-            net = self._network(saved, saved["net"], self.precision)
             average, optimizer = self._average(net), self._optimizer(net)
             if average and saved.get("average"):
                 average.load_state_dict(saved["average"])
@@ -296,15 +373,17 @@ class Trainer:
         self._say(f"going on from {path}")
         epoch, losses = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
         kept = {name: saved[name] for name in ("threshold", "seconds") if name in saved}
-        info = DataInfo(**saved["data"])
-        return TrainState(net, optimizer, scaler, info, epoch, losses, saved["epoch"], average, **kept)
+        older = {name: saved["config"].get(name) for name in ("batch_size", "seed")}  # before there was a plan
+        kept |= {"losses": losses, "plan": saved.get("plan", older), "average": average}
+        return TrainState(net, optimizer, scaler, DataInfo(**saved["data"]), epoch, saved_epoch=saved["epoch"], **kept)
 
     def _load(self, path: Path) -> dict[str, Any]:
         """Checkpoint in our layout, checked against the database."""
         saved = checkpoint.load(path)
-        if "netG" in saved:  # pytorch-UNET's, with no description inside; it scaled [0, 255] to [-1, 1]
+        if "netG" in saved:  # pytorch-UNET's, with no description inside
             info = load_info(self.dir_data)
-            info = replace(info, mean=[127.5] * info.nch_in, std=[127.5] * info.nch_in)
+            half = [127.5] * info.nch_in
+            info = replace(info, mean=half, std=half, normalize="legacy")
             with checkpoint.fitting(path):
                 return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
         info = DataInfo.from_dict(saved["data"], path)
@@ -422,7 +501,7 @@ class Trainer:
                 share = state.info.class_share if config.balance else None
                 batch["weight"] = pixel_weight(batch["label"], batch["distance"], share, config.w0, config.sigma)
             if self.world.size > 1:  # the mean over processes is to be the mean over images
-                batch["share"] = batch["input"].new_tensor(len(mine) * self.world.size / len(windows[step]))
+                batch["share"] = len(mine) * self.world.size / len(windows[step])
             torch.manual_seed(int(rngs[0].integers(2**63)))  # for dropout
             yield batch
 
@@ -530,6 +609,7 @@ class Trainer:
             "epoch": state.epoch,
             "whole": whole,
             "losses": state.losses,
+            "plan": state.plan,
             "threshold": state.threshold,
             "seconds": self._seconds(state),
             "run": parallel.run_id(),
@@ -555,6 +635,11 @@ class Trainer:
             There is no checkpoint or no test sample, they don't fit, or the results can't be written.
         """
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
+        with self._reading_database():
+            return self._test(path)
+
+    def _test(self, path: Path) -> int:
+        """Segment samples that nobody replaces meanwhile."""
         saved = self._load(path)
         predictor = predictor_of(saved, path, self.device, None, self.config.background)
         files = self._checked(list_samples(self.dir_data / self.config.split), predictor.info, labelled=False)

@@ -252,3 +252,25 @@ def test_statistics_of_a_large_image_keep_no_more_of_it_than_their_pixels():
     image = Rows()
     image_statistics(image)
     assert len(image.alive) <= 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
+def test_a_kept_window_is_the_one_that_is_read_wherever_it_lies(tmp_path, dtype):
+    image = np.random.default_rng(0).integers(0, 200, (20, 30, 1)).astype(dtype)
+    write_sample(tmp_path / "0.npy", image, None)
+    files, info = [SampleFile(tmp_path / "0.npy")], DataInfo(1, [0, 1], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0, 1])
+    kept = PatchDataset(files, info, labelled=False, memory=torch.device("cpu"), margin=4)
+    read = PatchDataset(files, info, labelled=False)
+    for window in (Window(0, -4, -4, 20, 20), Window(0, -4, -4, 64, 90), Window(0, 3, 20, 12, 30)):
+        expected = np.pad(image[..., 0], 99, "reflect")[window.top + 99 :, window.left + 99 :]
+        for data in (kept, read):
+            assert np.array_equal(data[window]["input"][0], expected[: window.height, : window.width])
+
+
+@pytest.mark.parametrize(("image", "expected"), [(np.uint8(51), -0.6), (np.float32(0.8), 0.6), (np.uint16(3), 5.0)])
+def test_an_image_is_scaled_as_the_original_scaled_its_type(tmp_path, image, expected):
+    # it divided images of 8 bits by 255, and subtracted 0.5 and divided by 0.5 all
+    write_sample(tmp_path / "0.npy", np.full((4, 4, 1), image), None)
+    info = DataInfo(1, [0, 1], ["a", "b"], [0.5, 0.5], [127.5], [127.5], [0, 255], "legacy")
+    data = PatchDataset([SampleFile(tmp_path / "0.npy")], info, labelled=False)
+    assert data[0]["input"].unique().tolist() == pytest.approx([expected])
