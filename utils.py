@@ -396,16 +396,6 @@ def _open_partial(path: Path, mode: str) -> tuple[Path, IO]:
         file.close()  # before it was locked, another process has taken it for a dead one's
 
 
-def _create_locked(path: Path, mode: str, text: dict[str, str]) -> IO:
-    """Open a new file and lock it, so that no `_sweep` takes it for a killed process's, not even at once."""
-    while True:
-        file = path.open(mode, **text)
-        if _try_lock(file.fileno(), shared=False) is not False and path.exists():
-            return file
-        file.close()
-        path.unlink(missing_ok=True)
-
-
 def _sweep(path: Path) -> None:
     """Remove the partial files of a goal whose processes have been killed: nobody locks them."""
     for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*.partial"):
