@@ -197,8 +197,8 @@ class Config(Flags):
     dtype: str = flag("uint8", "of the probability; 255 or 1.0 is certain", "predict", choices=("uint8", "float32"))
 
     format: str = flag("onnx", "what to export to", "export", choices=("onnx", "torchscript", "bioimageio"))
-    author: str = flag("", "bioimageio: who made the network; several with commas", "export")
-    license: str = flag("", "bioimageio: SPDX identifier of the network's licence, as CC-BY-4.0", "export")
+    author: str = flag("", "bioimageio: author of the network; several with commas", "export")
+    license: str = flag("", "bioimageio: SPDX identifier of the network's licence, e.g. CC-BY-4.0", "export")
 
     split: str = flag("test", "which samples to test", "test", choices=("test", "val", "train"))
     tta: bool = flag(True, "average test and predict over the eight flips and quarter turns", "test")
