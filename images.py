@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frames import Converted, Frames, Rows, check_count, one_line, plain, split, stack_numbers
+from frames import Converted, Frames, Rows, check_count, naming, plain, split, stack_numbers
 from geometry import Geometry
 from memory import check_size
 from omezarr import is_zarr, read_zarr, zarr_geometry
@@ -214,19 +214,11 @@ def _read(path: Path) -> Frames:
 
 @lru_cache(maxsize=4)  # the frames of one stack are asked for one after another
 def _read_version(path: Path, *_version: int) -> Frames:
-    try:
+    with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
         first = b"" if path.is_dir() else _first_bytes(path)
         readers = {SIGNATURES: read_tiff, NUMPY: _read_npy}
         read = next((reader for start, reader in readers.items() if first.startswith(start)), read_picture)
         found = read_zarr(path) if path.is_dir() else read(path)
-    except UserError:
-        raise
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(f"{path}: can't be read as an image ({reason}): check or replace the file") from error
-    except Exception as error:  # readers raise whatever a damaged file makes them stumble over
-        hint = ": pip install imagecodecs" if "imagecodecs" in str(error) else ": check or replace the file"
-        raise UserError(f"{path}: damaged, truncated or no image ({one_line(error)}){hint}") from error
     images = found.images
     if not images or any(0 in image.shape for image in images):
         raise UserError(f"{path}: holds no page with pixels: check or replace the file")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from frames import Frames, Readable, one_line, plain
+from frames import Frames, Readable, naming, plain
 from memory import ANY, DEFLATE, ByteCache, check_size
 from utils import UserError
 
@@ -71,7 +71,7 @@ class Picture(Readable):
         return _decoded.get((self._path, self._version), self._decode)[rows]
 
     def _decode(self) -> np.ndarray:
-        try:
+        with naming(f"{self._path}: damaged or truncated", "check or replace the file"):
             if self._deep:
                 pixels = _png_decoder(self._path)(self._path.read_bytes())
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : self._deep]
@@ -79,11 +79,6 @@ class Picture(Readable):
                 with _open(self._path) as image:
                     image.load()
                     pixels = _pixels(image)
-        except UserError:
-            raise
-        except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-            what = f"{self._path}: damaged, truncated or no image ({one_line(error)})"
-            raise UserError(f"{what}: check or replace the file") from error
         if (pixels.shape, pixels.dtype) != (self.shape, self.dtype):
             raise UserError(f"{self._path}: damaged (not the pixels of its header): check or replace the file")
         return pixels

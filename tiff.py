@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from frames import Converted, Frames, Readable, Rows, check_count, one_line, plain, split, stack_numbers
+from frames import Converted, Frames, Readable, Rows, check_count, naming, plain, split, stack_numbers
 from geometry import Geometry, in_micron, in_seconds
 from memory import ANY, DEFLATE, check_size
 from utils import UserError
@@ -211,6 +211,8 @@ class PagedImage(Readable):
         for page, where in enumerate(self._where):
             if any(offset + count > sizes[self._files[page]] for offset, count in where):
                 raise UserError(f"{self._place(page)}: truncated: copy the file again")
+        num_byte = height * width * self._samples * self._stored.itemsize
+        check_size(self._place(0), num_byte, max(sizes.values()), copies=0)
         self._check_segments(key)
 
     def _check_segments(self, key: Any) -> None:
@@ -231,15 +233,12 @@ class PagedImage(Readable):
         out = np.zeros((max(bottom - top, 0), self.shape[1], self._samples), self._stored)
         kept, self._kept = self._kept, {}
         for page in range(len(self._numbers)):
-            try:
+            with naming(f"{self._place(page)}: damaged", "copy the file again"):
                 for index in self._overlapping(page, top, bottom):
                     decoded = kept.get((page, index)) or self._segment(page, index)
                     if bottom < self.shape[0]:  # the next rows may need it again
                         self._kept[page, index] = decoded
                     self._copy(out, top, page, *decoded)
-            except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-                hint = "pip install imagecodecs" if "imagecodecs" in str(error) else "copy the file again"
-                raise UserError(f"{self._place(page)}: damaged ({one_line(error)}): {hint}") from error
         return self._finish(out)[::step]
 
     def _overlapping(self, page: int, top: int, bottom: int) -> list[int]:
