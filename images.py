@@ -205,6 +205,12 @@ def read_frames(path: Path) -> list[Rows]:
     return _read(path).images
 
 
+def files_of(frames: list[Frame]) -> list[Path]:
+    """All files that frames are read from, which for an OME-TIFF may be more than those that are named."""
+    paths = dict.fromkeys(frame.path for frame in frames)
+    return list(dict.fromkeys(file for path in paths for file in (path, *sorted(_read(path).files))))
+
+
 def _read(path: Path) -> Frames:
     """What a file holds."""
     _check_kind(path)

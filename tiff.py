@@ -22,6 +22,7 @@ from utils import UserError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF's
 AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")  # series of slides
+NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile's series that are no positions
 WHITE_IS_ZERO, CMYK = 0, 5  # PhotometricInterpretation
 REDUCED_OR_MASK = 1 | 4  # NewSubfileType
 ALPHA = (1, 2)  # ExtraSamples
@@ -39,19 +40,16 @@ def read_tiff(path: Path) -> Frames:
             check_count(path, lengths)
             images = _frames(path, tif, series)
             stacks = stack_numbers("".join(axis for axis, _ in outer), lengths)
-            # programs also write the pages of a stack one by one, which tifffile takes for series
-            page = (series.shape, series.dtype) if len(images) == 1 and series.kind in _NAMELESS else None
-            if page and page == before:
+            # pages of a stack that a program wrote one by one are series to tifffile
+            single = (series.shape, series.dtype) if len(images) == 1 and series.kind in NAMELESS else None
+            if single and single == before:
                 found.images += images
                 found.stacks.append(found.stacks[-1])
             else:
                 found.add(images, stacks)
-            before = page
+            before = single
             found.files |= {_file_of(page, path, tif) for page in series.pages}
     return found
-
-
-_NAMELESS = ("generic", "uniform", "shaped")  # kinds of series whose position has no meaning
 
 
 def _main_series(tif: Any) -> list[Any]:
@@ -117,14 +115,17 @@ class Finish:
         Of a sample; one bit becomes 0 and 255.
     inverted : bool
         Whether 0 is stored for white.
+    samples : int
+        Number of samples in a page.
     kept : tuple of int
-        Samples that are channels; empty where a page has one sample.
+        Those that are channels.
     cmyk : bool
         Whether the first four of these are inks, which become red, green and blue.
     """
 
     bits: int
     inverted: bool
+    samples: int
     kept: tuple[int, ...]
     cmyk: bool
 
@@ -139,20 +140,14 @@ class Finish:
         cmyk = key.photometric == CMYK
         if cmyk and (colours != 4 or key.dtype not in (np.uint8, np.uint16) or key.tags.valueof(332, 1) != 1):
             raise UserError(f"{path}: {colours} inks of {key.dtype}: only CMYK is read: convert it to RGB")
-        kept = tuple(kept) if samples > 1 else ()
-        return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, kept, cmyk)
+        return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, samples, tuple(kept), cmyk)
 
     def wrap(self, image: Rows) -> Rows:
         """Image that is finished when its rows are read; what is mapped and finished stays as it is."""
-        plain_order = image.dtype == image.dtype.newbyteorder("=")
-        if plain_order and self.bits > 1 and not self.inverted and not self.cmyk and self.kept == self.leading:
-            return image[..., : len(self.kept)] if self.kept else image
+        is_plain = image.dtype.isnative and self.bits > 1 and not self.inverted and not self.cmyk
+        if is_plain and (self.kept == tuple(range(len(self.kept))) or image.shape[2] != self.samples):
+            return image[..., : len(self.kept)] if image.shape[2] == self.samples else image
         return Converted(image, self)
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """As many samples as are kept, from the first on."""
-        return tuple(range(len(self.kept)))
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Finish stored samples (h, W, C)."""
@@ -163,7 +158,7 @@ class Finish:
             kind, one = pixels.dtype.kind, pixels.dtype.type
             white = 255 if self.bits == 1 else 2 ** min(self.bits, 8 * pixels.dtype.itemsize) - 1
             pixels = one(white) - pixels if kind == "u" else ~pixels if kind == "i" else -pixels
-        if self.kept and self.kept != tuple(range(pixels.shape[-1])):
+        if len(self.kept) < self.samples == pixels.shape[-1]:  # else the channels are pages
             pixels = pixels[..., list(self.kept)]
         return _rgb_of(pixels) if self.cmyk else pixels
 
