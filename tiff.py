@@ -64,14 +64,13 @@ def _main_series(tif: Any) -> list[Any]:
 
 def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
     """Refuse an image of which pages are missing, as they are where it is in several files and one is not there."""
+    absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
+    if absent and any("OME series raised" in message for message in messages):
+        raise UserError(f"{path}: a part of an image in several files: put {absent[1]} beside it")
     missing = sum(page is None for page in series.pages)
     if missing:
-        named = re.search(r"failed to read '(.*?)'", " ".join(messages))
-        what = f"{missing} of {len(series.pages)} pages are missing"
-        advice = (
-            f"put {named[1]} beside it, which holds them" if named else "copy it again, with all files of the image"
-        )
-        raise UserError(f"{path}: {what}: {advice}")
+        advice = f"put {absent[1]} beside it" if absent else "copy it again, with all files of the image"
+        raise UserError(f"{path}: {missing} of {len(series.pages)} pages are missing: {advice}")
 
 
 def _file_of(page: Any, path: Path, tif: Any) -> Path:

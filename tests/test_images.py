@@ -478,11 +478,11 @@ def test_arrays_and_pictures_are_known_by_their_first_bytes(tmp_path):
     assert [frame.path.name for frame in list_frames(tmp_path)] == ["a.tif", "a.tif", "b.tif"]
 
 
-def write_in_files(folder, num=3, compression=None):
+def write_in_files(folder, num=3, compression=None, count=' PlaneCount="1"'):
     """An OME-TIFF whose sections lie in a file each."""
     pixels, uuids = stack(num, 16), [f"urn:uuid:00000000-0000-0000-0000-{number:012d}" for number in range(num)]
     data = "".join(
-        f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="z{z}.ome.tif">{uuid}</UUID></TiffData>'
+        f'<TiffData FirstZ="{z}" IFD="0"{count}><UUID FileName="z{z}.ome.tif">{uuid}</UUID></TiffData>'
         for z, uuid in enumerate(uuids)
     )
     for z, uuid in enumerate(uuids):
@@ -508,6 +508,14 @@ def test_an_image_in_several_files_is_read_from_each_and_once(tmp_path, compress
     os.utime(tmp_path / "z0.ome.tif", (0, 0))  # what was read of it is kept until it changes
     with pytest.raises(UserError, match=r"1 of 3 pages are missing: put z2\.ome\.tif beside it"):
         list_frames(tmp_path / "z0.ome.tif")
+
+
+def test_a_part_of_an_image_that_does_not_count_its_pages_names_the_missing_file(tmp_path):
+    write_in_files(tmp_path, count="")
+    assert len(list_frames(tmp_path)) == 3
+    (tmp_path / "z0.ome.tif").unlink()
+    with pytest.raises(UserError, match=r"put z0\.ome\.tif beside it"):
+        list_frames(tmp_path / "z1.ome.tif")
 
 
 def test_threads_that_read_a_broken_file_disturb_no_others(tmp_path):
