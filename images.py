@@ -86,13 +86,13 @@ def list_frames(source: Source, suffixes: tuple[str, ...] = (*SUFFIXES, *ARRAYS)
     files = [file for given in sources for file in _files(str(given), suffixes)]
     if len(sources) > 1:  # as a shell lists the files of a pattern
         files = _in_order(dict.fromkeys(files))
-    listed, frames = {file.resolve() for file in files}, []
+    frames: list[Frame] = []
     taken: set[Path] = set()
     for file in files:
         if file.resolve() in taken:  # read already, as a part of an image in several files
             continue
         found = _read(file)
-        taken |= {other.resolve() for other in found.files} & listed
+        taken |= {other.resolve() for other in found.files - {file}}
         stacks = found.stacks if len(found.images) > 1 else [None]
         frames += [Frame(file, index, stack) for index, stack in enumerate(stacks)]
     return frames
@@ -131,7 +131,8 @@ def _matching(path: Path) -> list[Path] | None:
     pattern = str(path.relative_to(folder))
     if not glob.has_magic(pattern):
         return None
-    return [folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True)]  # noqa: PTH207 (Path.glob knows no `a**`)
+    found = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 (Path.glob refuses `a**`)
+    return [folder / name for name in found]
 
 
 def _check_kind(path: Path) -> None:

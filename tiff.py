@@ -138,7 +138,9 @@ class Finish:
         kept = [number for number in range(samples) if number < colours or extra[number - colours] not in ALPHA]
         cmyk = key.photometric == CMYK
         if cmyk and (colours != 4 or key.dtype not in (np.uint8, np.uint16) or key.tags.valueof(332, 1) != 1):
-            raise UserError(f"{path}: {colours} inks of {key.dtype}: only CMYK is read: convert it to RGB")
+            raise UserError(
+                f"{path}: {colours} inks of {np.dtype(key.dtype).name}: only CMYK is read: convert it to RGB"
+            )
         return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, samples, tuple(kept), cmyk)
 
     def wrap(self, image: Rows) -> Rows:

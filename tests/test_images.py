@@ -703,6 +703,12 @@ def test_patterns_name_folders_too_and_folders_that_exist_are_no_patterns(tmp_pa
         names("[xyz]/*.png")
 
 
+def test_two_links_to_one_file_are_two_images(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", stack(1, 8)[0])
+    (tmp_path / "b.tif").symlink_to("a.tif")
+    assert len(list_frames(tmp_path)) == 2
+
+
 def test_several_sources_are_read_in_natural_order_and_urls_are_not_read(tmp_path):
     for number in (1, 2, 10):
         np.save(tmp_path / f"{number}.npy", np.full((2, 8, 8), number))
