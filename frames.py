@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from utils import UserError
+from utils import UserError, is_out_of_memory
 
 MAX_FRAMES = 10**6  # a file that says it holds more is damaged
 
@@ -93,9 +94,37 @@ def check_count(path: Path, lengths: tuple[int, ...]) -> None:
         raise UserError(f"{path}: claims {math.prod(lengths)} images, at most {MAX_FRAMES} are read: check the file")
 
 
-def one_line(error: BaseException) -> str:
+@contextmanager
+def naming(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever a library raises, as a damaged file makes it stumble, into one line.
+
+    Parameters
+    ----------
+    what : str
+        File and what may be wrong with it.
+    advice : str
+        What to do.
+
+    Raises
+    ------
+    UserError
+        Says what, why and what to do; other `UserError`s pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(f"{what.partition(': ')[0]}: does not fit in memory: close other programs") from error
+        advice = "pip install imagecodecs" if "imagecodecs" in str(error) else advice
+        raise UserError(f"{what} ({one_line(error)}): {advice}") from error
+
+
+def one_line(error: Exception) -> str:
     """What a library says of a damaged file, in one line and without NumPy's advice to trust it."""
-    text = " ".join(str(error).split("allow_pickle")[0].split())
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    text = " ".join(text.split("allow_pickle")[0].split())
     return (text[:300] + "...") * (len(text) > 300) or text or type(error).__name__
 
 

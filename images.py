@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frames import Converted, Frames, Rows, check_count, one_line, plain, split, stack_numbers
+from frames import Converted, Frames, Rows, check_count, naming, plain, split, stack_numbers
 from geometry import Geometry
 from memory import check_size
 from omezarr import is_zarr, read_zarr, zarr_geometry
@@ -86,13 +86,13 @@ def list_frames(source: Source, suffixes: tuple[str, ...] = (*SUFFIXES, *ARRAYS)
     files = [file for given in sources for file in _files(str(given), suffixes)]
     if len(sources) > 1:  # as a shell lists the files of a pattern
         files = _in_order(dict.fromkeys(files))
-    listed, frames = {file.resolve() for file in files}, []
+    frames: list[Frame] = []
     taken: set[Path] = set()
     for file in files:
         if file.resolve() in taken:  # read already, as a part of an image in several files
             continue
         found = _read(file)
-        taken |= {other.resolve() for other in found.files} & listed
+        taken |= {other.resolve() for other in found.files - {file}}
         stacks = found.stacks if len(found.images) > 1 else [None]
         frames += [Frame(file, index, stack) for index, stack in enumerate(stacks)]
     return frames
@@ -131,7 +131,8 @@ def _matching(path: Path) -> list[Path] | None:
     pattern = str(path.relative_to(folder))
     if not glob.has_magic(pattern):
         return None
-    return [folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True)]  # noqa: PTH207 (Path.glob knows no `a**`)
+    found = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 (Path.glob refuses `a**`)
+    return [folder / name for name in found]
 
 
 def _check_kind(path: Path) -> None:
@@ -205,6 +206,12 @@ def read_frames(path: Path) -> list[Rows]:
     return _read(path).images
 
 
+def files_of(frames: list[Frame]) -> list[Path]:
+    """All files that frames are read from, which for an OME-TIFF may be more than those that are named."""
+    paths = dict.fromkeys(frame.path for frame in frames)
+    return list(dict.fromkeys(file for path in paths for file in (path, *sorted(_read(path).files))))
+
+
 def _read(path: Path) -> Frames:
     """What a file holds."""
     _check_kind(path)
@@ -214,19 +221,11 @@ def _read(path: Path) -> Frames:
 
 @lru_cache(maxsize=4)  # the frames of one stack are asked for one after another
 def _read_version(path: Path, *_version: int) -> Frames:
-    try:
+    with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
         first = b"" if path.is_dir() else _first_bytes(path)
         readers = {SIGNATURES: read_tiff, NUMPY: _read_npy}
         read = next((reader for start, reader in readers.items() if first.startswith(start)), read_picture)
         found = read_zarr(path) if path.is_dir() else read(path)
-    except UserError:
-        raise
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(f"{path}: can't be read as an image ({reason}): check or replace the file") from error
-    except Exception as error:  # readers raise whatever a damaged file makes them stumble over
-        hint = ": pip install imagecodecs" if "imagecodecs" in str(error) else ": check or replace the file"
-        raise UserError(f"{path}: damaged, truncated or no image ({one_line(error)}){hint}") from error
     images = found.images
     if not images or any(0 in image.shape for image in images):
         raise UserError(f"{path}: holds no page with pixels: check or replace the file")

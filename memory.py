@@ -41,7 +41,7 @@ def check_size(what: object, num_byte: int, stored: int | None = None, *, ratio:
     ratio : int
         Largest compression that can be.
     copies : int
-        How often the pixels lie in memory while they are decoded.
+        How often all pixels lie in memory while they are decoded; 0 where they are read by rows.
 
     Raises
     ------
@@ -71,6 +71,7 @@ class ByteCache:
     def __init__(self, max_byte: int) -> None:
         self.max_byte = max_byte
         self._arrays: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self._total = 0
         self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -81,8 +82,9 @@ class ByteCache:
                 return self._arrays[key]
         array = make()
         with self._lock:
-            self._arrays[key] = array
-            total = sum(kept.nbytes for kept in self._arrays.values())
-            while total > self.max_byte and len(self._arrays) > 1:
-                total -= self._arrays.popitem(last=False)[1].nbytes
+            if key not in self._arrays:  # another thread may have made it too
+                self._arrays[key] = array
+                self._total += array.nbytes
+            while self._total > self.max_byte and len(self._arrays) > 1:
+                self._total -= self._arrays.popitem(last=False)[1].nbytes
         return array

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from frames import Frames, Readable, check_count, one_line, plain, stack_numbers
+from frames import Frames, Readable, check_count, naming, plain, stack_numbers
 from geometry import Geometry, in_micron, in_seconds
 from memory import ByteCache, check_size
 from utils import UserError, check_module
 
+BAND = 128  # [px] so many rows at least are decoded together
 MOST_EDGE = 64  # a chunk may be so many times larger than the array that lies in it
 
 
@@ -156,17 +157,17 @@ class _Source:
         size = dict(zip(self.axes, self.array.shape, strict=True))
         chunk = dict(zip(self.axes, self.array.chunks, strict=True))
         wanted = {axis: (number, number + 1) for axis, number in place.items()} | {"Y": (top, bottom)}
+        tall = -(-BAND // chunk["Y"]) * chunk["Y"]
         block = {  # whole chunks
-            axis: (first // chunk[axis] * chunk[axis], min(-(-last // chunk[axis]) * chunk[axis], size[axis]))
-            for axis, (first, last) in wanted.items()
+            axis: (number // chunk[axis] * chunk[axis], min((number // chunk[axis] + 1) * chunk[axis], size[axis]))
+            for axis, number in place.items()
         }
-        tall = min(chunk["Y"], size["Y"])
-        num_byte = math.prod(last - first for axis, (first, last) in block.items() if axis != "Y")
-        num_byte *= tall * size["X"] * size.get("C", 1) * self.array.dtype.itemsize
-        if num_byte > _blocks.max_byte // 2:
-            return self._read(wanted, place)
+        num_byte = math.prod(last - first for first, last in block.values()) * min(tall, size["Y"])
+        num_byte *= size["X"] * size.get("C", 1) * self.array.dtype.itemsize
+        if all(last - first == 1 for first, last in block.values()) or num_byte > _blocks.max_byte // 2:
+            return self._read(wanted, place)  # nothing is shared, or it is too large to be kept
         parts = []
-        for first in range(block["Y"][0], bottom, chunk["Y"]):
+        for first in range(top // tall * tall, bottom, tall):
             span = block | {"Y": (first, min(first + tall, size["Y"]))}
             pixels = _blocks.get((self.number, *span.values()), lambda span=span: self._read(span, {}))
             inside = {"Y": slice(max(top - first, 0), bottom - first)}
@@ -195,12 +196,9 @@ class ZarrImage(Readable):
         top, bottom, step = rows.indices(self.shape[0])
         if bottom <= top:
             return np.empty((0, *self.shape[1:]), self.dtype)
-        try:
+        where = "".join(f", {axis} {number}" for axis, number in self._place.items())
+        with naming(f"{self._source.path}{where}: damaged chunk", "copy the folder again"):
             block = self._source.rows(self._place, top, bottom)
-        except Exception as error:  # decoders raise whatever a damaged chunk makes them stumble over
-            where = ", ".join(f"{axis} {number}" for axis, number in self._place.items())
-            place = f"{self._source.path}, {where}" if where else str(self._source.path)
-            raise UserError(f"{place}: damaged chunk ({one_line(error)}): copy the folder again") from error
         left = [axis for axis in self._source.axes if axis not in self._place]
         block = plain(block.transpose([left.index(axis) for axis in "YXC" if axis in left]))
         return (block if "C" in left else block[..., None])[::step]

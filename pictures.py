@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from frames import Frames, Readable, one_line, plain
+from frames import Frames, Readable, naming, plain
 from memory import ANY, DEFLATE, ByteCache, check_size
 from utils import UserError
 
 _decoded = ByteCache(2**28)  # a band is read after another, and a section as its neighbours' neighbour
 _opening = Lock()
 SAMPLES = {2: 3, 4: 1, 6: 3}  # channels but alpha of a PNG, by its colour type: RGB, grey and alpha, RGB and alpha
+DECODERS = {"PNG": "png_decode", "JPEG2000": "jpeg2k_decode"}  # of imagecodecs
+JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # markers before the size and the depth of each sample
 AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that become the colours they stand for
 
 
@@ -57,33 +59,28 @@ class Picture(Readable):
             number = getattr(image, "n_frames", 1)
             if number > 1 and image.format != "MPO":  # that is a JPEG with a preview inside
                 raise UserError(f"{path}: {number} images in one file: save them as a TIFF stack")
-            self._deep = _is_deep_png(path) if image.format == "PNG" else 0
             size, kind, mode = image.size, image.format, image.mode
+        self._deep, self._kind = _deep_channels(path, kind), kind
         pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(_blank(mode))
         self.shape, self.dtype = (size[1], size[0], pixel.shape[2]), pixel.dtype
         ratio = DEFLATE if kind == "PNG" else ANY
         check_size(path, math.prod(self.shape) * self.dtype.itemsize, status.st_size, ratio=ratio, copies=3)
         if self._deep:
-            _png_decoder(path)
+            _decoder(path, kind)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""
         return _decoded.get((self._path, self._version), self._decode)[rows]
 
     def _decode(self) -> np.ndarray:
-        try:
+        with naming(f"{self._path}: damaged or truncated", "check or replace the file"):
             if self._deep:
-                pixels = _png_decoder(self._path)(self._path.read_bytes())
+                pixels = _decoder(self._path, self._kind)(self._path.read_bytes())
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : self._deep]
             else:
                 with _open(self._path) as image:
                     image.load()
                     pixels = _pixels(image)
-        except UserError:
-            raise
-        except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-            what = f"{self._path}: damaged, truncated or no image ({one_line(error)})"
-            raise UserError(f"{what}: check or replace the file") from error
         if (pixels.shape, pixels.dtype) != (self.shape, self.dtype):
             raise UserError(f"{self._path}: damaged (not the pixels of its header): check or replace the file")
         return pixels
@@ -103,17 +100,21 @@ def _pixels(image: Any) -> np.ndarray:
     return pixels[..., :-1] if pixels.shape[-1] in (2, 4) else pixels
 
 
-def _is_deep_png(path: Path) -> int:
-    """Number of channels of a PNG with colours or alpha in 16 bits, which Pillow would cut to 8; 0 for others."""
+def _deep_channels(path: Path, kind: str) -> int:
+    """Number of channels of a picture with colours or alpha in 16 bits, which Pillow would cut to 8; 0 for others."""
     with path.open("rb") as file:
-        header = file.read(26)
-    return SAMPLES.get(header[25], 0) if header[24] == 16 else 0
+        header = file.read(2**12)
+    if kind == "PNG":
+        return SAMPLES.get(header[25], 0) if header[24] == 16 else 0
+    _, _, size = header.partition(JPEG2000_SIZE) if kind == "JPEG2000" else (b"", b"", b"")
+    samples, depth = (size[37], (size[38] & 127) + 1) if len(size) > 38 else (1, 8)
+    return {2: 1, 4: 3}.get(samples, samples) if samples > 1 and 8 < depth <= 16 else 0
 
 
-def _png_decoder(path: Path) -> Any:
-    """Decoder of PNGs in 16 bits."""
+def _decoder(path: Path, kind: str) -> Any:
+    """Decoder of pictures in 16 bits."""
     try:
-        from imagecodecs import png_decode
+        import imagecodecs
     except ImportError as error:
         raise UserError(f"{path}: colours in 16 bits need the package imagecodecs: pip install imagecodecs") from error
-    return png_decode
+    return getattr(imagecodecs, DECODERS[kind])

@@ -26,7 +26,7 @@ import isbi
 import phantom
 from config import Flags, at_least, flag, parse
 from dataset import SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
-from images import Frame, Source, list_frames, sha256, with_neighbours
+from images import Frame, Source, files_of, list_frames, sha256, with_neighbours
 from labels import Classes, find_classes
 from losses import border_distance
 from utils import UserError, atomic_folder, program, say
@@ -304,10 +304,9 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
 def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: dict[str, list[Pair]]) -> dict[str, Any]:
     """Where the samples come from."""
     frames = [frame for pair in pairs for frame in (pair.input, pair.label) if frame]
-    sources = dict.fromkeys(frame.path for frame in frames)
     return {
         "split": {"kind": flags.split, "seed": flags.seed},
-        "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
+        "sources": [{"name": path.name, "sha256": sha256(path)} for path in files_of(frames)],
         "samples": {
             split: [
                 {"file": f"{number:05d}.npy", "source": pair.input.path.name, "frame": pair.input.index}

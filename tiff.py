@@ -15,13 +15,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from frames import Converted, Frames, Readable, Rows, check_count, one_line, plain, split, stack_numbers
+from frames import Converted, Frames, Readable, Rows, check_count, naming, plain, split, stack_numbers
 from geometry import Geometry, in_micron, in_seconds
 from memory import ANY, DEFLATE, check_size
 from utils import UserError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF's
 AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")  # series of slides
+NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile's series that are no positions
 WHITE_IS_ZERO, CMYK = 0, 5  # PhotometricInterpretation
 REDUCED_OR_MASK = 1 | 4  # NewSubfileType
 ALPHA = (1, 2)  # ExtraSamples
@@ -39,19 +40,16 @@ def read_tiff(path: Path) -> Frames:
             check_count(path, lengths)
             images = _frames(path, tif, series)
             stacks = stack_numbers("".join(axis for axis, _ in outer), lengths)
-            # programs also write the pages of a stack one by one, which tifffile takes for series
-            page = (series.shape, series.dtype) if len(images) == 1 and series.kind in _NAMELESS else None
-            if page and page == before:
+            # pages of a stack that a program wrote one by one are series to tifffile
+            single = (series.shape, series.dtype) if len(images) == 1 and series.kind in NAMELESS else None
+            if single and single == before:
                 found.images += images
                 found.stacks.append(found.stacks[-1])
             else:
                 found.add(images, stacks)
-            before = page
+            before = single
             found.files |= {_file_of(page, path, tif) for page in series.pages}
     return found
-
-
-_NAMELESS = ("generic", "uniform", "shaped")  # kinds of series whose position has no meaning
 
 
 def _main_series(tif: Any) -> list[Any]:
@@ -66,14 +64,13 @@ def _main_series(tif: Any) -> list[Any]:
 
 def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
     """Refuse an image of which pages are missing, as they are where it is in several files and one is not there."""
+    absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
+    if absent and any("OME series raised" in message for message in messages):
+        raise UserError(f"{path}: a part of an image in several files: put {absent[1]} beside it")
     missing = sum(page is None for page in series.pages)
     if missing:
-        named = re.search(r"failed to read '(.*?)'", " ".join(messages))
-        what = f"{missing} of {len(series.pages)} pages are missing"
-        advice = (
-            f"put {named[1]} beside it, which holds them" if named else "copy it again, with all files of the image"
-        )
-        raise UserError(f"{path}: {what}: {advice}")
+        advice = f"put {absent[1]} beside it" if absent else "copy it again, with all files of the image"
+        raise UserError(f"{path}: {missing} of {len(series.pages)} pages are missing: {advice}")
 
 
 def _file_of(page: Any, path: Path, tif: Any) -> Path:
@@ -117,14 +114,17 @@ class Finish:
         Of a sample; one bit becomes 0 and 255.
     inverted : bool
         Whether 0 is stored for white.
+    samples : int
+        Number of samples in a page.
     kept : tuple of int
-        Samples that are channels; empty where a page has one sample.
+        Those that are channels.
     cmyk : bool
         Whether the first four of these are inks, which become red, green and blue.
     """
 
     bits: int
     inverted: bool
+    samples: int
     kept: tuple[int, ...]
     cmyk: bool
 
@@ -138,21 +138,17 @@ class Finish:
         kept = [number for number in range(samples) if number < colours or extra[number - colours] not in ALPHA]
         cmyk = key.photometric == CMYK
         if cmyk and (colours != 4 or key.dtype not in (np.uint8, np.uint16) or key.tags.valueof(332, 1) != 1):
-            raise UserError(f"{path}: {colours} inks of {key.dtype}: only CMYK is read: convert it to RGB")
-        kept = tuple(kept) if samples > 1 else ()
-        return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, kept, cmyk)
+            raise UserError(
+                f"{path}: {colours} inks of {np.dtype(key.dtype).name}: only CMYK is read: convert it to RGB"
+            )
+        return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, samples, tuple(kept), cmyk)
 
     def wrap(self, image: Rows) -> Rows:
         """Image that is finished when its rows are read; what is mapped and finished stays as it is."""
-        plain_order = image.dtype == image.dtype.newbyteorder("=")
-        if plain_order and self.bits > 1 and not self.inverted and not self.cmyk and self.kept == self.leading:
-            return image[..., : len(self.kept)] if self.kept else image
+        is_plain = image.dtype.isnative and self.bits > 1 and not self.inverted and not self.cmyk
+        if is_plain and (self.kept == tuple(range(len(self.kept))) or image.shape[2] != self.samples):
+            return image[..., : len(self.kept)] if image.shape[2] == self.samples else image
         return Converted(image, self)
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """As many samples as are kept, from the first on."""
-        return tuple(range(len(self.kept)))
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Finish stored samples (h, W, C)."""
@@ -163,7 +159,7 @@ class Finish:
             kind, one = pixels.dtype.kind, pixels.dtype.type
             white = 255 if self.bits == 1 else 2 ** min(self.bits, 8 * pixels.dtype.itemsize) - 1
             pixels = one(white) - pixels if kind == "u" else ~pixels if kind == "i" else -pixels
-        if self.kept and self.kept != tuple(range(pixels.shape[-1])):
+        if len(self.kept) < self.samples == pixels.shape[-1]:  # else the channels are pages
             pixels = pixels[..., list(self.kept)]
         return _rgb_of(pixels) if self.cmyk else pixels
 
@@ -211,6 +207,8 @@ class PagedImage(Readable):
         for page, where in enumerate(self._where):
             if any(offset + count > sizes[self._files[page]] for offset, count in where):
                 raise UserError(f"{self._place(page)}: truncated: copy the file again")
+        num_byte = height * width * self._samples * self._stored.itemsize
+        check_size(self._place(0), num_byte, max(sizes.values()), copies=0)
         self._check_segments(key)
 
     def _check_segments(self, key: Any) -> None:
@@ -231,15 +229,12 @@ class PagedImage(Readable):
         out = np.zeros((max(bottom - top, 0), self.shape[1], self._samples), self._stored)
         kept, self._kept = self._kept, {}
         for page in range(len(self._numbers)):
-            try:
+            with naming(f"{self._place(page)}: damaged", "copy the file again"):
                 for index in self._overlapping(page, top, bottom):
                     decoded = kept.get((page, index)) or self._segment(page, index)
                     if bottom < self.shape[0]:  # the next rows may need it again
                         self._kept[page, index] = decoded
                     self._copy(out, top, page, *decoded)
-            except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-                hint = "pip install imagecodecs" if "imagecodecs" in str(error) else "copy the file again"
-                raise UserError(f"{self._place(page)}: damaged ({one_line(error)}): {hint}") from error
         return self._finish(out)[::step]
 
     def _overlapping(self, page: int, top: int, bottom: int) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
-from images import Frame, list_frames, read_frames, read_geometry, with_neighbours
+from images import Frame, files_of, list_frames, read_frames, read_geometry, with_neighbours
 from utils import UserError
 
 RNG = np.random.default_rng(0)
@@ -433,11 +433,13 @@ def test_inks_become_the_colours_that_pillow_makes_of_them(tmp_path):
     assert np.abs(list_frames(tmp_path / "b.tif")[0].read() - expected).max() < 257
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg2k"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_png_in_16_bits_keeps_them(tmp_path, channels):
+def test_a_picture_in_16_bits_keeps_them(tmp_path, channels, kind):
     codecs = pytest.importorskip("imagecodecs")
     pixels = RNG.integers(0, 65535, (8, 9, channels)).astype(np.uint16)
-    (tmp_path / "a.png").write_bytes(codecs.png_encode(pixels))
+    options = {"reversible": True} if kind == "jpeg2k" else {}
+    (tmp_path / "a.png").write_bytes(getattr(codecs, f"{kind}_encode")(np.squeeze(pixels), **options))
     frame = list_frames(tmp_path / "a.png")[0]
     assert frame.open().dtype == np.uint16
     assert np.array_equal(frame.read(), pixels[..., : {2: 1, 4: 3}.get(channels, channels)])
@@ -465,6 +467,8 @@ def test_a_tiff_is_known_by_its_first_bytes(tmp_path, name, options):
     pixels = stack(3, 8)
     tifffile.imwrite(tmp_path / name, pixels, photometric="minisblack", **options)
     assert np.array_equal(np.stack(read_frames(tmp_path / name))[..., 0], pixels)
+    if name not in ("a", "a.weird"):
+        assert len(list_frames(tmp_path)) == 3
 
 
 def test_arrays_and_pictures_are_known_by_their_first_bytes(tmp_path):
@@ -474,11 +478,11 @@ def test_arrays_and_pictures_are_known_by_their_first_bytes(tmp_path):
     assert [frame.path.name for frame in list_frames(tmp_path)] == ["a.tif", "a.tif", "b.tif"]
 
 
-def write_in_files(folder, num=3, compression=None):
+def write_in_files(folder, num=3, compression=None, count=' PlaneCount="1"'):
     """An OME-TIFF whose sections lie in a file each."""
     pixels, uuids = stack(num, 16), [f"urn:uuid:00000000-0000-0000-0000-{number:012d}" for number in range(num)]
     data = "".join(
-        f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="z{z}.ome.tif">{uuid}</UUID></TiffData>'
+        f'<TiffData FirstZ="{z}" IFD="0"{count}><UUID FileName="z{z}.ome.tif">{uuid}</UUID></TiffData>'
         for z, uuid in enumerate(uuids)
     )
     for z, uuid in enumerate(uuids):
@@ -499,10 +503,19 @@ def test_an_image_in_several_files_is_read_from_each_and_once(tmp_path, compress
         frames = list_frames(source)
         assert np.array_equal(np.stack([frame.read() for frame in frames])[..., 0], pixels)
         assert read_geometry(frames).axes == "Z"
+        assert {path.name for path in files_of(frames)} == {"z0.ome.tif", "z1.ome.tif", "z2.ome.tif"}
     (tmp_path / "z2.ome.tif").unlink()
     os.utime(tmp_path / "z0.ome.tif", (0, 0))  # what was read of it is kept until it changes
     with pytest.raises(UserError, match=r"1 of 3 pages are missing: put z2\.ome\.tif beside it"):
         list_frames(tmp_path / "z0.ome.tif")
+
+
+def test_a_part_of_an_image_that_does_not_count_its_pages_names_the_missing_file(tmp_path):
+    write_in_files(tmp_path, count="")
+    assert len(list_frames(tmp_path)) == 3
+    (tmp_path / "z0.ome.tif").unlink()
+    with pytest.raises(UserError, match=r"put z0\.ome\.tif beside it"):
+        list_frames(tmp_path / "z1.ome.tif")
 
 
 def test_threads_that_read_a_broken_file_disturb_no_others(tmp_path):
@@ -688,6 +701,12 @@ def test_patterns_name_folders_too_and_folders_that_exist_are_no_patterns(tmp_pa
     assert names("**/*.png") == ["a", "b/c", "b", "d[1]*"]
     with pytest.raises(UserError, match="no image"):
         names("[xyz]/*.png")
+
+
+def test_two_links_to_one_file_are_two_images(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", stack(1, 8)[0])
+    (tmp_path / "b.tif").symlink_to("a.tif")
+    assert len(list_frames(tmp_path)) == 2
 
 
 def test_several_sources_are_read_in_natural_order_and_urls_are_not_read(tmp_path):
