@@ -168,7 +168,7 @@ class Config(Flags):
     blur: float = flag(0.0, "largest deviation of a random blur [px]; 0: off", "augmentation", rule=up_to(20))
     noise: float = flag(0.0, "random noise, in standard deviations; 0: off", "augmentation", rule=up_to(100))
 
-    input: str = flag("", "image, stack, folder, pattern or Zarr to segment", "predict")
+    input: str = flag("", "images, stack, folder, pattern or Zarr to segment", "predict", nargs="+")
     output: str = flag("", "file (.tif, .npy, .zarr) or folder (PNG) to write; also of an export", "predict")
     what: str = flag("probability", "also mask, cells; several with commas", "predict", rule=WHAT_LIST)
     dtype: str = flag("uint8", "of the probability; 255 or 1.0 is certain", "predict", choices=("uint8", "float32"))
@@ -236,6 +236,8 @@ def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[st
     kind = {"choices": choices, "type": type(default), "metavar": None if choices else type(default).__name__.upper()}
     if isinstance(default, bool):
         kind |= {"type": str, "action": _Switch}
+    if rules.get("nargs") == "+":
+        kind |= {"action": _Several}
     extra = {key: value for key, value in rules.items() if key not in ("help", "group", "rule")}
     group.add_argument(*names, dest=name, default=default, help=help.replace("%", "%%"), **kind | extra)
 
@@ -245,3 +247,10 @@ class _Switch(argparse.Action):
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: Any = None) -> None:
         setattr(namespace, self.dest, value == "on")
+
+
+class _Several(argparse.Action):
+    """Stores one value as it is, and several, as a shell makes them of a pattern, as a tuple."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
-from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, read_geometry, release, with_neighbours
+from images import Frame, Rows, list_frames, read_geometry, release, with_neighbours
 from objects import TALL, separate_bands
 from parallel import World
 from predictor import Predictor, load, predict_array
@@ -58,7 +58,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
     predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp)
-    frames = list_frames(Path(config.input), (*SUFFIXES, *ARRAYS))
+    frames = list_frames(config.input)
     images = [_open(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     whats = [what for what in WHAT if what in config.what.split(",")]
     job = _Job(config, predictor, frames, images, whats, world)

@@ -26,7 +26,7 @@ import isbi
 import phantom
 from config import Flags, at_least, flag, parse
 from dataset import SPLITS, DataInfo, SampleFile, check_values, describe, write_sample
-from images import Frame, list_frames, sha256, with_neighbours
+from images import Frame, Source, list_frames, sha256, with_neighbours
 from labels import Classes, find_classes
 from losses import border_distance
 from utils import UserError, atomic_folder, program, say
@@ -47,8 +47,10 @@ class DatabaseFlags(Flags):
     name_data: str = flag("em", "name of the data, a folder", "database")
     overwrite: bool = flag(False, "replace a database that is there", "database", nargs="?", const="on")
 
-    input: str = flag("", "stack, folder or pattern of images (default: train-volume.tif in the database)", "source")
-    label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source")
+    input: str = flag(
+        "", "stack, folder or pattern of images (default: train-volume.tif in the database)", "source", nargs="+"
+    )
+    label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source", nargs="+")
     threshold: float = flag(float("nan"), "make two classes: label values above it are class 1", "source")
     objects: bool = flag(False, "make two classes of labels that number the objects", "source")
     class_names: str = flag("", "names of the classes in the order of their values, with commas", "source")
@@ -151,12 +153,12 @@ def _refuse_to_replace(flags: DatabaseFlags, paths: list[Path]) -> None:
 def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
     """Images with their labels: pages in order, or the files of two folders by name."""
     given = zip((flags.input, flags.label), _default_sources(flags, folder), strict=True)
-    source, target = (Path(path or default) for path, default in given)
+    source, target = (path or _there(default) for path, default in given)
     images = list_frames(source)
     if flags.label == NO_LABEL:
         return [Pair(image, None) for image in images]
     labels = list_frames(target)
-    if not source.is_file() and not target.is_file():
+    if not any(isinstance(path, str) and Path(path).is_file() for path in (source, target)):
         return _pairs_by_name(images, labels, source, target)
     if len(images) != len(labels):
         raise UserError(
@@ -164,6 +166,13 @@ def _pairs(flags: DatabaseFlags, folder: Path) -> list[Pair]:
             f"{_colour_hint(images)}{_colour_hint(labels)}"
         )
     return [Pair(*both) for both in zip(images, labels, strict=True)]
+
+
+def _there(path: Path) -> str:
+    """Where images or labels lie when no flag says it; they must be there."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder: put the stack there, or name it by --input and --label")
+    return str(path)
 
 
 def _colour_hint(frames: list[Frame]) -> str:
@@ -181,7 +190,7 @@ def _with_context(pairs: list[Pair], context: int) -> list[Pair]:
     return [replace(pair, stack=tuple(frames)) for pair, frames in zip(pairs, around, strict=True)]
 
 
-def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Path, target: Path) -> list[Pair]:
+def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
     """Pair frames whose files have one name, the type apart; or names that differ by what all have; or one number."""
     ways = [[_keyed(frames, parts) for frames in (images, labels)] for parts in (list, _differences, _last_numbers)]
     of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
@@ -319,7 +328,8 @@ def _report(folder: Path, splits: dict[str, list[Pair]], info: DataInfo) -> None
     for index, value in enumerate(info.class_values):
         role = " (foreground)" if info.num_class == 2 and index == 1 else ""
         name, share = info.class_names[index], info.class_share[index]
-        say(f"class {index}{role}: {name}, label value {value}, {share:.1%} of pixels")
+        meaning = "" if value == name else f"labels {value}, " if isinstance(value, str) else f"label value {value}, "
+        say(f"class {index}{role}: {name}, {meaning}{share:.1%} of pixels")
     say(f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}")
 
 

@@ -9,8 +9,9 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
-    ["geometry"],
-    ["tiff", "omezarr"],
+    ["geometry", "memory"],
+    ["frames"],
+    ["tiff", "omezarr", "pictures"],
     [
         "config",
         "model",

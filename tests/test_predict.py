@@ -304,3 +304,26 @@ def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbour
         Image.fromarray(pixels[0, :, :size]).save(work / "mixed" / f"{number}.png")
     flags = ["--input", "mixed", "--label", "mixed", "--context", "1", "--name_data", "mixed", "--threshold", "9"]
     assert "must be of one size" in fails(run_make_database.main, flags)
+
+
+def test_several_images_are_named_after_one_flag(stack, work):
+    for number, page in enumerate(stack):
+        Image.fromarray(page).save(f"{number}.png")
+    images = [f"{number}.png" for number in range(3)]
+    assert main.main([*PREDICT, "--input", *images, "--output", "out.npy"]) == 0
+    assert segment("in.tif", "whole.npy") == 0
+    assert np.array_equal(np.load("out.npy"), np.load("whole.npy"))
+
+
+def test_a_stack_that_comes_in_by_its_number_has_all_its_pages(stack, work):
+    with (work / "in.tif").open("rb") as file:
+        assert segment(f"/dev/fd/{file.fileno()}", "out.npy") == 0  # as /dev/stdin < in.tif
+    assert np.load("out.npy").shape == stack.shape
+
+
+def test_what_is_no_file_is_named_without_flags_of_other_programs(stack, work, fails):
+    for source, words in (("none.tif", "no such file or folder"), ("https://a.org/b.tif", "URLs are not read")):
+        line = fails(main.main, [*PREDICT, "--input", source, "--output", "out.tif"])
+        assert f"{source}: {words}" in line and "--label" not in line
+    os.mkfifo("pipe.tif")
+    assert "is a pipe" in fails(main.main, [*PREDICT, "--input", "pipe.tif", "--output", "out.tif"])
