@@ -16,7 +16,7 @@ from utils import memory_advice, pick_device, program
 MEMORY_ADVICE = {
     "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",
     "test": "test smaller images, or use a machine with more",
-    "predict": "lower --tile",
+    "predict": "give a smaller --tile, such as 128",
     "export": "close other programs, or use a machine with more",
 }
 
