@@ -15,8 +15,8 @@ from utils import memory_advice, pick_device, program
 
 MEMORY_ADVICE = {
     "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",
-    "test": "lower --tile",
-    "predict": "lower --tile",
+    "test": "give a smaller --tile, such as 128",
+    "predict": "give a smaller --tile, such as 128",
     "export": "close other programs, or use a machine with more",
 }
 
