@@ -121,7 +121,7 @@ def test_objects_in_a_zarr_go_on_with_the_section_that_was_stopped(stack, work, 
     import predict
 
     monkeypatch.setattr(predict, "TALL", 80)  # 200 px are three bands
-    monkeypatch.setattr(predict, "separate_bands", lambda rows, level: objects.separate_bands(rows, level, 80))
+    monkeypatch.setattr(predict, "separate_bands", lambda *a, **k: objects.separate_bands(*a, 80, **k))
     written = stop_at_the_fifth(monkeypatch)
     assert segment("in.tif", "out.zarr", "--tile", "64", "--what", "cells") == 130
     assert segment("in.tif", "out.zarr", "--tile", "64", "--what", "cells") == 0
