@@ -275,15 +275,16 @@ def _grow(segments: np.ndarray) -> np.ndarray:
     width += 2
     grown = np.pad(segments.astype(np.int32, copy=False), 1, constant_values=-1).ravel()  # -1: a rim, or a line
     offsets = np.array([-width, -1, 1, width])
-    front = np.flatnonzero(grown > 0)
-    while len(front):
-        beside = np.unique(np.concatenate([near[grown[near] == 0] for near in (front + step for step in offsets)]))
+    beside = np.flatnonzero(grown == 0)  # what the next step floods; not found from the foreground, which is larger
+    beside = beside[np.any([grown[beside + step] > 0 for step in offsets], axis=0)]
+    while len(beside):
         parity = (beside // width + beside % width) % 2
         for half in (beside[parity == 0], beside[parity == 1]):
             around = grown[half[:, None] + offsets]
             low = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
             grown[half] = np.where(low == around.max(1), low, -1)
         front = beside[grown[beside] > 0]
+        beside = np.unique(np.concatenate([near[grown[near] == 0] for near in (front + step for step in offsets)]))
     return np.maximum(grown.reshape(height + 2, width)[1:-1, 1:-1], 0)
 
 

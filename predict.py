@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,11 +19,11 @@ import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
 from images import Frame, Rows, list_frames, read_geometry, release, with_neighbours
-from objects import TALL, separate_bands
+from objects import TALL, foreground_kinds, separate_bands
 from parallel import World
 from predictor import Predictor, load, predict_array
 from tiling import Bands, behind
-from utils import UserError, locked, say
+from utils import UserError, atomic_write, locked, say
 from writers import (
     ORDER,
     FlatWriter,
@@ -39,6 +40,7 @@ from writers import (
 
 __all__ = ["load", "predict_array", "predict_files"]
 
+TABLE = ("image", "object", "class", "area_px")
 FILES = (".tif", ".tiff", ".npy", ".zarr", ".png")
 
 
@@ -70,16 +72,19 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if not config.input or not config.output:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
-    predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp)
+    predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp, config.background)
     frames = list_frames(config.input)
     images = [_open(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     whats = [what for what in WHAT if what in config.what.split(",")]
     job = _Job(config, predictor, frames, images, whats, world)
     with job.writers() as writers:
         behind(job.results(), lambda result: job.write(writers, *result))
+    tables = world.gather(job.found)
     if world.first:
         for goal in dict.fromkeys(job.goals().values()):
             say(f"segmented {len(frames)} image(s) with {path}: {goal}{job.replaced.get(goal, '')}")
+        if "cells" in whats:
+            job.report_objects(tables)
     return 0
 
 
@@ -128,6 +133,7 @@ class _Job:
     images: list[Rows]
     whats: list[str]
     world: World
+    found: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)  # frame, classes and areas of objects
 
     replaced: dict[Path, str] = field(default_factory=dict)  # goal -> words on the older one
 
@@ -215,6 +221,8 @@ class _Job:
 
     def _check_goals(self) -> None:
         """Refuse to replace anything but older outputs, and keep in mind what is replaced."""
+        if "cells" in self.whats and self.predictor.num_channel > 1:
+            self._table()  # refuses to replace another file
         files = [file for what in self.whats for file in self._pictures(what)]
         for goal in {*self.goals().values()}:
             older = [file for file in (files if self.to_png else [goal]) if os.path.lexists(file)]
@@ -316,13 +324,74 @@ class _Job:
             def outputs(computed: tuple[int, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
                 number, band = computed
                 if kept is not None:
-                    kept.append(band[0] if predictor.num_channel == 1 else 1 - band[0])
+                    kept.append(_object_rows(band, predictor))
                 return bands.rows[number].start, _pixel_outputs(band, self.whats, predictor, self.config.dtype)
 
             yield from map(outputs, bands.compute(numbers))
             if kept is not None:
-                for top, objects in separate_bands(kept, predictor.threshold):
-                    yield top, {"cells": objects[None]}
+                yield from self._objects(frame, kept)
+
+    def _objects(self, frame: int, kept: RowFile) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """First row and objects (1, h, W) of the bands of a frame; what class and area each has is noted."""
+        width, empty = self.images[frame].shape[1], self.predictor.background
+        several = self.predictor.num_channel > 1
+        kinds = _Columns(kept, slice(width, None), np.uint8) if several else None
+        classes, areas = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        probability = _Columns(kept, slice(width))
+        for top, objects in separate_bands(probability, self.predictor.object_threshold, kinds=kinds):
+            yield top, {"cells": objects[None]}
+            counts = np.bincount(objects.ravel(), minlength=len(areas))
+            areas = np.pad(areas, (0, len(counts) - len(areas))) + counts
+            classes = np.pad(classes, (0, len(counts) - len(classes)))
+            own = kinds[top : top + len(objects)].astype(np.int64) - 1 if several else 1 - empty
+            classes[objects] = own
+        self.found.append((frame, classes[1:], areas[1:]))
+
+    def report_objects(self, found: list[tuple[int, np.ndarray, np.ndarray]]) -> None:
+        """Say how many objects each class has, and with several classes write which object is of which."""
+        info, num = self.predictor.info, self.predictor.info.num_class
+        counts = sum((np.bincount(classes, minlength=num) for _, classes, _ in found), np.zeros(num, int))
+        names = [(k, name) for k, name in enumerate(info.class_names) if k != self.predictor.background]
+        text = ", ".join(f"{counts[k]} of {name}" for k, name in names)
+        say(f"objects: {text}; background is {info.class_names[self.predictor.background]}")
+        if num == 2:
+            return
+        with atomic_write(self._table(), "w") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(TABLE)
+            for frame, classes, areas in sorted(found, key=lambda row: row[0]):
+                for number, (index, area) in enumerate(zip(classes.tolist(), areas.tolist(), strict=True), 1):
+                    table.writerow([self.frames[frame], number, info.class_names[index], area])
+
+    def _table(self) -> Path:
+        """File beside the objects that says which class each is of."""
+        goal = self.goals()["cells"]
+        path = goal / "cells.csv" if self.to_folder else goal.with_suffix(".csv")
+        if path.exists() and not path.read_text("utf-8", "replace").startswith(",".join(TABLE)):
+            raise UserError(f"{path}: no table of objects, so it is not replaced: move it, or choose another --output")
+        return path
+
+
+def _object_rows(band: np.ndarray, predictor: Predictor) -> np.ndarray:
+    """What objects are made of, rows (h, W) of a probability (K, h, W), or (h, 2 W) with the class beside."""
+    if predictor.num_channel == 1:
+        return band[0] if predictor.background == 0 else 1 - band[0]
+    kinds = foreground_kinds(band.argmax(0), predictor.background)
+    return np.concatenate([band.max(0), kinds.astype(np.float32)], axis=1)
+
+
+class _Columns:
+    """Some columns of rows that are kept on the disk."""
+
+    def __init__(self, rows: RowFile, columns: slice, dtype: type = np.float32) -> None:
+        self.rows, self.columns, self.dtype = rows, columns, dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows (h, w) of a slice."""
+        return self.rows[rows][:, self.columns].astype(self.dtype, copy=False)
 
 
 def _remove_if_empty(folder: Path) -> None:

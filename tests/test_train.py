@@ -19,8 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import main
+import metrics
 from config import Config
 from dataset import SampleFile, list_samples, load_info, write_sample
+from evaluate import Challenge
 from loader import keep_distances
 from model import UNet
 from predictor import load, predict_array
@@ -476,3 +478,90 @@ def test_another_split_can_be_tested(database, work, capsys):
     assert len(list((work / "results" / "unet" / "em" / "images").glob("*-output.png"))) == len(
         list_samples(database / "val")
     )
+
+
+def threshold_chosen_by_hand(work, epoch, split="val"):
+    """Best threshold of the segments of a checkpoint's own weights, by the test's inference."""
+    predictor = load(work / "checkpoints" / "unet" / "em" / f"model_epoch{epoch:04d}.pth")
+    rows = []
+    for file in list_samples(work / "datasets" / "em" / split):
+        image, label = file.open()
+        rows.append(metrics.challenge_scores(label, predict_array(predictor, image[..., 0])))
+    return Challenge(rows).best_threshold
+
+
+def test_every_checkpoint_has_a_threshold_of_its_own_weights(database, work, stop_at_forward):
+    flags = [*SMALL, "--num_freq_save", "1", "--batch_size", "2", "--lr", "1e-2"]
+    stop_at_forward(signal.SIGINT, 2 * (3 + 1 + 8) + 2)  # in epoch 3; each save is scored by eight views
+    assert main.main([*flags, "--num_epoch", "4"]) == 130
+    epochs = sorted(checkpoint.list_epochs(work / "checkpoints" / "unet" / "em"))
+    assert epochs == [1, 2, 3] and not checkpoint_of(work, 3)["whole"]
+    for epoch in epochs:
+        assert checkpoint_of(work, epoch)["threshold"] == threshold_chosen_by_hand(work, epoch)
+
+
+def test_a_second_ctrl_c_leaves_the_first_save(database, work, stop_at_forward, capfd):
+    stop_at_forward(signal.SIGINT, 6)
+    stop_at_forward(signal.SIGINT, 8)  # while the threshold is chosen
+    assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2"]) == 130
+    assert "interrupted" in capfd.readouterr().err.splitlines()[-1]
+    assert not checkpoint_of(work, 2)["whole"]
+    assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2", "--train_continue", "on"]) == 0
+
+
+def wide(work, num_class=2, width=75):
+    """A database of sections 64 px high."""
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 2), ("val", 1), ("test", 1)):
+        (work / "datasets" / "em" / split).mkdir(parents=True)
+        for i in range(num):
+            label = rng.integers(0, num_class, (8, width), np.uint8).repeat(8, 0).repeat(8, 1)
+            image = (label * 60 + rng.normal(60, 20, label.shape)).clip(0, 255)
+            write_sample(work / "datasets" / "em" / split / f"{i}.npy", image.astype(np.uint8)[..., None], label)
+
+
+def scores_of(work, scope):
+    return json.loads((work / "results" / scope / "em" / "metrics.json").read_text())["mean"]
+
+
+def test_validation_and_test_in_tiles_have_the_scores_of_the_whole_image(work):
+    wide(work)
+    for scope, tile in (("unet", "0"), ("tiles", "64")):
+        assert main.main([*SMALL, "--scope", scope, "--num_epoch", "2", "--tile", tile, "--amp", "off"]) == 0
+        assert main.main(["--mode", "test", "--gpu_ids", "-1", "--scope", scope, "--tile", tile]) == 0
+    assert scores_of(work, "tiles") == pytest.approx(scores_of(work, "unet"), abs=1e-6)
+    whole, tiles = curves(work), curves(work, "tiles")
+    for name in ("loss/val", "pixel_error", "iou/1"):
+        assert tiles[name] == [(epoch, pytest.approx(value, abs=1e-6)) for epoch, value in whole[name]]
+
+
+def test_objects_of_three_classes_are_scored_and_written_with_their_class(work, capsys):
+    wide(work, 3, 8)
+    assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "40", "--lr", "1e-2"]) == 0
+    assert main.main(["--mode", "test", "--gpu_ids", "-1", "--background", "2"]) == 0
+    assert scores_of(work, "unet")["object_f1"] > 0.2
+    assert "background is 2" in capsys.readouterr().out
+    image = SampleFile(work / "datasets" / "em" / "test" / "0.npy").open()[0]
+    np.save("in.npy", np.ascontiguousarray(image[..., 0]))
+    predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "in.npy", "--output", "out.npy"]
+    assert main.main([*predict, "--what", "mask,cells", "--background", "2"]) == 0
+    mask, cells = np.load("out-mask.npy"), np.load("out-cells.npy")
+    assert np.array_equal(cells == 0, mask == 2)
+    rows = [line.split(",") for line in (work / "out-cells.csv").read_text().splitlines()[1:]]
+    assert [int(row[1]) for row in rows] == list(range(1, cells.max() + 1))
+    for _, number, name, area in rows:
+        assert set(np.unique(mask[cells == int(number)])) == {int(name)} and (cells == int(number)).sum() == int(area)
+    said = capsys.readouterr().out
+    assert f"{sum(row[2] == '0' for row in rows)} of 0" in said and "background is 2" in said
+
+
+def test_a_background_that_is_no_class_and_a_table_that_is_not_ours_are_refused(work, fails):
+    wide(work, 3, 8)
+    assert "choose from 0, 1, 2" in fails(main.main, [*SMALL, "--background", "sky"])
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert "choose from 0, 1, 2" in fails(main.main, ["--mode", "test", "--gpu_ids", "-1", "--background", "sky"])
+    np.save("in.npy", np.zeros((32, 32), np.uint8))
+    (work / "out.csv").write_text("my notes")
+    predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "in.npy", "--output", "out.npy", "--what", "cells"]
+    assert "out.csv" in fails(main.main, predict)
+    assert (work / "out.csv").read_text() == "my notes"
