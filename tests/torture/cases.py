@@ -102,9 +102,8 @@ def digest(path: Path, ignore: Sequence[str] = ()) -> dict[str, str]:
 
 def is_hidden(name: str) -> bool:
     """Whether a relative path is of a partial file, a lock or another thing that no reader looks at."""
-    return any(
-        (part.startswith(".") and part != ".") or part.endswith((".partial", ".old")) for part in Path(name).parts
-    )
+    parts = [part for part in Path(name).parts if part != "."]
+    return any(part.startswith(".") or part.endswith((".partial", ".old")) for part in parts)
 
 
 def left_behind(folder: Path) -> list[Fault]:
@@ -128,11 +127,18 @@ def check_end(ended: Ended, statuses: Sequence[int] = (0, 1)) -> list[Fault]:
     if ended.peak > MEMORY:
         faults.append(Fault("over memory", f"{what}: {ended.peak / GB:.1f} GB"))
     if "Traceback" in ended.err or "Traceback" in ended.out:
-        return [*faults, Fault("traceback", f"{what}: {ended.err.strip().splitlines()[-1][:300]}")]
+        return [*faults, Fault("traceback", f"{what}: {_end_of_traceback(ended.err)}")]
     lines = said(ended)
     if ended.status not in statuses:
         shown = " / ".join(lines)[:200]
         faults.append(Fault("traceback" if ended.status < 0 else "message", f"{what}: status {ended.status}: {shown}"))
-    elif ended.status and len(lines) != 1:
+    elif ended.status > 0 and len(lines) != 1:
         faults.append(Fault("message", f"{what}: {len(lines)} lines on stderr: {lines[:4]}"))
     return faults
+
+
+def _end_of_traceback(text: str) -> str:
+    """Message and innermost place of a traceback."""
+    lines = text.strip().splitlines() or [""]
+    places = [line.strip() for line in lines if line.startswith("  File ")]
+    return f"{lines[-1][:300]} ({places[-1] if places else 'no place'})"

@@ -21,6 +21,7 @@ from .processes import Ended, run
 
 NAMES = ("database", "test", "tif", "npy", "zarr", "pyramid", "png")
 EPOCHS = 2
+FAILURES = ("kill", "full")
 OPERATIONS = ("rename", "replace", "unlink", "mkdir", "rmdir", "truncate", "ftruncate", "link", "symlink", "fsync")
 WRITING = set("wax+")  # letters in the mode of a file that is opened for writing
 
@@ -30,14 +31,14 @@ def cases(start: Start) -> list[Case]:
     root = start.folder.with_name("crash-reference")
     training = Training.unbroken(start, root / "training", EPOCHS)
     made = []
-    for failure in ("kill", "full"):
-        num = _count("main", training.argv, partial(start.copy, root / "count", "datasets"), root / "count")
+    num = _count("main", training.argv, partial(start.copy, root / "count", "datasets"), root / "count")
+    for failure in FAILURES:
         made += [Case(f"training {failure}", partial(cut_training, start, training, failure, n)) for n in range(num)]
     for name in NAMES:
         reference = measure(name, start, root)
         folder, goal = root / f"count-{name}", reference.goal
         num = _count(goal.program, goal.argv, partial(reference.copy, folder), folder)
-        for failure in ("kill", "full"):
+        for failure in FAILURES:
             made += [Case(f"{name} {failure}", partial(cut_goal, reference, failure, n)) for n in range(num)]
     return made
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import shutil
 import struct
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,8 +19,8 @@ import torch
 from . import seeds
 from .cases import PREDICT, TEST, TRAIN, Case, Fault, Part, Start, check_end
 from .mutate import VALUES, damage_bytes, damage_text, damage_tree
-from .processes import Ended
-from .project import PROGRAMS, ROOT, is_refusal, read_checkpoint, read_images, read_samples
+from .processes import run
+from .project import is_refusal, read_checkpoint, read_images, read_samples
 
 LIMIT = 20.0  # [s] for one file
 TINY = ["--nch_ker", "1", "--ny_load", "32", "--nx_load", "32", "--elastic", "0"]
@@ -196,16 +193,8 @@ def result(whole: Whole, folder: Path, rng: Random) -> list[Fault]:
 
 
 def _command(program: str, argv: list[str], folder: Path) -> list[Fault]:
-    """Faults of a program that runs in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    here, sys.argv = Path.cwd(), [str(ROOT / f"{program}.py"), *argv]
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            status = PROGRAMS[program](argv)
-    finally:
-        os.chdir(here)
-    return check_end(Ended(f"{program} {' '.join(argv)}", status, out.getvalue(), err.getvalue(), 0.0, 0), (0, 1, 2))
+    """Faults of a program that must end in time."""
+    return check_end(run(program, argv, folder, limit=LIMIT - 5), (0, 1, 2))
 
 
 Trial = Callable[[Whole, Path, Random], list[Fault]]

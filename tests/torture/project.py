@@ -43,12 +43,13 @@ def preload() -> None:
     import tensorboardX
     import tifffile
     import zarr
+    from tensorboard.backend.event_processing import event_accumulator
 
     import export
     import predict
     import train
 
-    _ = (matplotlib, scipy, skimage, tensorboardX, tifffile, zarr, export, predict, train)
+    _ = (event_accumulator, matplotlib, scipy, skimage, tensorboardX, tifffile, zarr, export, predict, train)
 
 
 def read_images(path: Path) -> None:

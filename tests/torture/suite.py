@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,12 +77,20 @@ def run_part(part: Part, start: Start, root: Path, flags: argparse.Namespace) ->
 
 
 def chosen(cases: Sequence[Case], part: Part, flags: argparse.Namespace) -> list[int]:
-    """Numbers of the cases to run: they are the same with and without `--quick`."""
+    """Numbers of the cases to run; `--quick` takes some of each name; their numbers stay."""
     if flags.case is not None:
         return [flags.case]
-    if not flags.quick or len(cases) <= part.quick:
-        return list(range(len(cases)))
-    return sorted(Random(f"{flags.seed}-{part.name}").sample(range(len(cases)), part.quick))
+    numbers = list(range(len(cases)))
+    if not flags.quick:
+        return numbers
+    Random(f"{flags.seed}-{part.name}").shuffle(numbers)
+    names, seen = Counter(case.name for case in cases), Counter()
+    order = {}  # the first of each name, the second...; of names with more cases more
+    for number in numbers:
+        name = cases[number].name
+        order[number] = seen[name] / names[name]
+        seen[name] += 1
+    return sorted(sorted(numbers, key=order.__getitem__)[: part.quick])
 
 
 def show_progress(name: str, done: int, total: int) -> None:

@@ -33,7 +33,8 @@ def try_case(case: Case, folder: Path, rng: Random) -> list[Fault]:
     except TooSlow as error:
         return [Fault("hang", f"longer than {case.limit:.0f} s in {_place(error)}")]
     except BaseException as error:
-        return [Fault("traceback", f"{type(error).__name__}: {error} in {_place(error)}"[:500])]
+        text = " ".join(str(error).split())[:300]
+        return [Fault("traceback", f"{type(error).__name__}: {text} ({_place(error)})")]
     finally:
         kill_all()
         shutil.rmtree(folder, ignore_errors=True)
