@@ -29,12 +29,6 @@ BASE = {"main": TRAIN, "run_make_database": [*NEW, "--input", VOLUME, "--label",
 HUGE = str(10**30)
 # elsewhere it is a long run, or as much as there is
 HUGE_IS_WRONG = {"nch_ker", "nch_in", "nch_out", "elastic_grid", "context"}
-    "nch_ker",
-    "nch_in",
-    "nch_out",
-    "elastic_grid",
-    "context",
-}  # elsewhere it is a long run, or as much as there is
 Argv = list[str]
 
 

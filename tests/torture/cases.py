@@ -118,6 +118,11 @@ def said(ended: Ended) -> list[str]:
     return [line for line in lines if not line.startswith(("warning: ", "note: "))]
 
 
+def last_line(ended: Ended) -> str:
+    """End of what a program has said."""
+    return (ended.err.strip().splitlines() or [""])[-1][:300]
+
+
 def check_end(ended: Ended, statuses: Sequence[int] = (0, 1)) -> list[Fault]:
     """Faults in how a program ended: it may fail with one line and one of these statuses, and in no other way."""
     what = ended.command

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import PREDICT, SMALL, TEST, TRAIN, Fault, Start, check_end, digest, left_behind
+from .cases import PREDICT, SMALL, TEST, TRAIN, Fault, Start, check_end, digest, last_line, left_behind
 from .processes import Ended, run
 from .project import PER_RUN, is_refusal, read_checkpoint
 
@@ -133,7 +133,7 @@ class Reference:
         ended = run(self.goal.program, self.goal.argv, folder)
         faults = check_end(ended)
         if ended.status:
-            return [*faults, Fault("lost", f"the second run fails: {ended.err.strip()[-300:]}")]
+            return [*faults, Fault("lost", f"the second run fails: {last_line(ended)}")]
         if (now := self.goal.digest(folder)) != self.new:
             faults.append(Fault("mixed", "after a second run: " + _difference(now, self.old, self.new)))
         return faults + left_behind(folder)
@@ -198,7 +198,7 @@ class Training:
     def check_done(self, folder: Path, ended: Ended) -> list[Fault]:
         """Faults in the run that was resumed to its end: weights, moments and curves are the unbroken run's."""
         if ended.status:
-            return [Fault("lost", f"can't be resumed: {ended.err.strip()[-300:]}")]
+            return [Fault("lost", f"can't be resumed: {last_line(ended)}")]
         names, expected = ({path.name for path in _checkpoints(root)} for root in (folder, self.folder))
         faults = [Fault("lost", f"no {name}") for name in sorted(expected - names)]
         faults += self.check_cut(folder) + left_behind(folder)
