@@ -148,4 +148,4 @@ def _opens_in_mode(*arguments: Any) -> bool:
     return bool(WRITING & set(mode))
 
 
-PART = Part("crashpoints", cases, quick=40)
+PART = Part("crashpoints", cases, quick=32)

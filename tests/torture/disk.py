@@ -19,7 +19,7 @@ from .project import is_refusal, read_checkpoint
 
 PARTS = ("datasets", "checkpoints", "results", "log")
 OLD = ("p.tif", "p.npy", "net.pt", "net.onnx")  # files of the user that may be replaced by whole ones only
-ROUNDS = 6
+ROUNDS = 4
 
 
 def _predict(output: str, *more: str) -> tuple[str, list[str]]:

@@ -199,15 +199,15 @@ def _command(program: str, argv: list[str], folder: Path) -> list[Fault]:
 
 Trial = Callable[[Whole, Path, Random], list[Fault]]
 TRIALS: dict[str, tuple[Trial, int]] = {  # and how many of each
-    "npy image": (array_image, 11000),
-    "sample": (sample, 11000),
+    "npy image": (array_image, 11500),
+    "sample": (sample, 11500),
     "tiff": (tiff, 9000),
     "picture": (picture, 10000),
     "zarr": (zarr, 4000),
     "checkpoint bytes": (checkpoint_bytes, 3000),
-    "checkpoint entries": (checkpoint_state, 800),
-    "dataset.json": (description, 700),
-    "distance": (distance, 300),
-    "result picture": (result, 200),
+    "checkpoint entries": (checkpoint_state, 400),
+    "dataset.json": (description, 400),
+    "distance": (distance, 100),
+    "result picture": (result, 100),
 }
 PART = Part("fuzz", cases, quick=1500)

@@ -13,7 +13,7 @@ from .goals import VARIABLE, VOLUME
 from .processes import Child, Ended, run
 from .project import read_checkpoint
 
-ROUNDS = 8
+ROUNDS = 4
 OVERWRITE = ["--overwrite", "--num_val"]
 ENDINGS = ("p.tif", "p.npy", "p.zarr", "png")
 
