@@ -244,10 +244,12 @@ def _acquire(path: Path, advice: str, shared: bool) -> int | None:
                 holder = os.read(descriptor, 300).decode("utf-8", "replace").strip() or "another process reads it"
                 raise UserError(f"{path.parent} is in use ({holder}): wait for it, or {advice}")
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                os.truncate(descriptor, 0)  # a killed process has left its number
-                if not shared:
-                    command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300].encode())
+                with suppress(OSError):  # a full disk takes no note, but the lock holds
+                    os.truncate(descriptor, 0)  # a killed process has left its number
+                    if not shared:
+                        command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+                        note = f"process {os.getpid()} on {socket.gethostname()}: {command}"
+                        os.write(descriptor, note[:300].encode())
                 return descriptor
         except FileNotFoundError:  # removed by the process that held it
             pass
