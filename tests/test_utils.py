@@ -232,6 +232,17 @@ def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_
     assert [file.name for file in tmp_path.iterdir()] == ["link"]
 
 
+def test_a_full_disk_that_takes_no_note_of_the_process_takes_a_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with locked(tmp_path, ADVICE):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_of_an_earlier_run_move_into_numbered_folders(tmp_path):
     assert move_aside(tmp_path, []) is None
     for number in (1, 2):
