@@ -9,7 +9,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,8 @@ def export(config: Config) -> int:
     path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
     _check_goal(output, path)
     predictor = load(path)
+    if predictor.info.normalize == "legacy":  # by the type of an image, which a graph can't see: as that of 8 bits
+        predictor = replace(predictor, info=replace(predictor.info, normalize="data"))
     origin = Provenance(path, _authors(config), config.license)
     with warnings.catch_warnings(action="ignore"):  # of exporters about themselves
         content, difference = WRITERS[kind](predictor, origin)
