@@ -1,4 +1,4 @@
-"""Every flag of main.py once: name, type, default, help, group and rule. Imports no torch."""
+"""Every flag once: name, type, default, help, group and rule. Imports no torch."""
 
 from __future__ import annotations
 
@@ -182,6 +182,18 @@ class Config(Flags):
     num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=at_least(1))
     num_freq_score: int = flag(50, "epochs between two scorings of segments (V_Rand, V_Info)", "log", rule=at_least(1))
     num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=at_least(1))
+
+
+@dataclass(frozen=True)
+class DisplayFlags(Flags):
+    """All flags of `display_result.py`."""
+
+    dir_result: str = flag("./results", "where test results lie", "figure")
+    scope: str = flag("unet", "name of the experiment, a folder", "figure")
+    name_data: str = flag("em", "name of the data, a folder", "figure")
+    num: int = flag(5, "images to show", "figure", rule=at_least(1))
+    save: str = flag("", "file of any type that matplotlib writes (default: figure.png in the folder)", "figure")
+    show: bool = flag(False, "open a window, too", "figure", nargs="?", const="on")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,26 +6,13 @@ python display_result.py --dir_result ./results --scope unet --name_data em --nu
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from config import Flags, at_least, flag, parse
+from config import DisplayFlags, parse
 from report import KINDS
 from utils import UserError, atomic_write, natural_key, program, say
-
-
-@dataclass(frozen=True)
-class DisplayFlags(Flags):
-    """All flags of `display_result.py`."""
-
-    dir_result: str = flag("./results", "where test results lie", "figure")
-    scope: str = flag("unet", "name of the experiment, a folder", "figure")
-    name_data: str = flag("em", "name of the data, a folder", "figure")
-    num: int = flag(5, "images to show", "figure", rule=at_least(1))
-    save: str = flag("", "file of any type that matplotlib writes (default: figure.png in the folder)", "figure")
-    show: bool = flag(False, "open a window, too", "figure", nargs="?", const="on")
 
 
 @program
