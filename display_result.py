@@ -8,33 +8,19 @@ from __future__ import annotations
 import sys
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import Flags, between, flag, parse
+from config import DisplayFlags, parse
 from report import KINDS, RESULTS, Pictures
 from utils import UserError, atomic_write, is_out_of_memory, natural_key, program, reading, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST = 40  # images in a figure, which is then 14460 px wide; WebP takes 16383
 SHOWN = 1024  # [px] of a side of a picture in the figure, at most; more than twice of what is drawn
-
-
-@dataclass(frozen=True)
-class DisplayFlags(Flags):
-    """All flags of `display_result.py`."""
-
-    dir_result: str = flag("./results", "where test results lie", "figure")
-    scope: str = flag("unet", "name of the experiment, a folder", "figure")
-    name_data: str = flag("em", "name of the data, a folder", "figure")
-    num: int = flag(5, "images to show", "figure", rule=between(1, MOST))
-    save: str = flag("", "file of any type that matplotlib writes (default: figure.png in the folder)", "figure")
-    show: bool = flag(False, "open a window, too", "figure", nargs="?", const="on")
 
 
 @program

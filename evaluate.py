@@ -373,10 +373,11 @@ class TestScorer:
         """Which class is which, and what is scored at which threshold, in words."""
         pairs = zip(self.info.class_names, self.info.class_values, strict=True)
         of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
+        shown = "input shown from {:.4g} to {:.4g}".format(*self.info.value_range)
         if len(of) > 2:
-            return f"classes {', '.join(of)}; background is {self.info.class_names[self.background]}"
+            return f"classes {', '.join(of)}; background is {self.info.class_names[self.background]}; {shown}"
         foreground = f"foreground is {self.info.class_names[1 - self.background]}"
-        return f"classes {', '.join(of)}; {foreground}; pixels at 0.5, segments at {self.threshold:g}"
+        return f"classes {', '.join(of)}; {foreground}; pixels at 0.5, segments at {self.threshold:g}; {shown}"
 
     def summary(self) -> dict[str, Any]:
         """What the scores are of, their mean, the baseline, and the challenge's maxima over the thresholds."""

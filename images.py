@@ -20,7 +20,7 @@ from geometry import Geometry
 from memory import check_size
 from omezarr import is_zarr, read_zarr, zarr_geometry
 from pictures import read_picture
-from tiff import SIGNATURES, read_tiff, tiff_geometry
+from tiff import SIGNATURES, read_tiff, tiff_geometry, tiff_palette
 from utils import UserError, natural_key
 
 TIFF = (".tif", ".tiff", ".lsm", ".stk", ".btf", ".tf2", ".tf8", ".qptiff", ".flex", ".svs", ".scn", ".ndpi")
@@ -252,6 +252,35 @@ def _read_npy(path: Path) -> Frames:
     if plain(array[:0]).dtype != array.dtype or not array.dtype.isnative:
         images = [Converted(image, plain) for image in images]
     return Frames(images, stack_numbers(axes[: len(lengths)], lengths))
+
+
+def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices (H, W) and colours (N, 3) uint8 of a frame that is stored with a palette; None for all others."""
+    from PIL import Image
+
+    path = frame.path
+    if _first_bytes(path).startswith(SIGNATURES):
+        colours = _tiff_palette(path, path.stat().st_mtime_ns)
+        return None if colours is None else (frame.read()[..., 0], colours)
+    try:
+        with Image.open(path) as image:
+            if image.mode != "P":
+                return None
+            indices, colours = np.asarray(image), np.reshape(image.getpalette("RGB"), (-1, 3))
+    except Exception:  # reading it as an image says what is wrong
+        return None
+    _read(path)  # refuses what holds several images
+    return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _tiff_palette(path: Path, _version: int) -> np.ndarray | None:
+    return tiff_palette(path)
+
+
+def forget_files() -> None:
+    """Let go of the files that were read last, which stay mapped else."""
+    _read_version.cache_clear()
 
 
 def sha256(path: Path) -> str:

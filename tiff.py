@@ -318,6 +318,13 @@ def tiff_geometry(path: Path) -> Geometry:
         return Geometry()
 
 
+def tiff_palette(path: Path) -> np.ndarray | None:
+    """Colours (N, 3) uint8 of the palette of a TIFF's pages; None where it has none."""
+    with _opened(path) as (tif, _):
+        page = tif.pages[0]
+        return None if page.colormap is None or page.photometric != 3 else (page.colormap.T >> 8).astype(np.uint8)
+
+
 def _ome_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
     """Size of a pixel, its unit, and the time between frames [s], by the XML of an OME-TIFF."""
     pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")

@@ -23,7 +23,7 @@ import report
 from augment import Augmentation
 from compiled import Compiled, settle
 from config import Config, as_typed
-from dataset import SPLITS, Batch, DataInfo, PatchDataset, SampleFile, list_samples, load_info
+from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, find_description, list_samples, load_info
 from evaluate import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
 from loader import Reading, keep_distances, patch_loader
 from losses import LOSSES, Loss, cross_entropy, pixel_weight
@@ -268,11 +268,10 @@ class Trainer:
     @contextmanager
     def _reading_database(self) -> Iterator[None]:
         """While entered, the database is whole and not replaced."""
-        names = [*SPLITS, "dataset.json"]
         if self.world.first:
-            finish_exchange(self.dir_data, names)
+            finish_exchange(self.dir_data, ENTRIES)
         self.world.same(None)  # wait for it
-        with reading(self.dir_data, names, "choose another --name_data"):
+        with reading(self.dir_data, ENTRIES, "choose another --name_data"):
             yield
 
     def _plan(self, state: TrainState, loader: DataLoader) -> None:
@@ -387,7 +386,7 @@ class Trainer:
             with checkpoint.fitting(path):
                 return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
         info = DataInfo.from_dict(saved["data"], path)
-        here = load_info(self.dir_data) if (self.dir_data / "dataset.json").is_file() else info
+        here = load_info(self.dir_data) if find_description(self.dir_data) else info
         for what in ("nch_in", "class_values"):
             if getattr(here, what) != getattr(info, what):
                 ours, theirs = getattr(here, what), getattr(info, what)

@@ -29,9 +29,9 @@ ROWS = [
     ],
     ["checkpoint"],
     ["isbi", "augment", "labels", "losses", "predictor"],
-    ["loader", "evaluate"],
-    ["train", "predict", "export", "run_make_database", "display_result"],
-    ["main"],
+    ["loader", "evaluate", "pairing"],
+    ["train", "predict", "export", "database", "display_result"],
+    ["main", "run_make_database"],
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row}
 FILES = sorted(ROOT.glob("*.py"))

@@ -8,7 +8,7 @@ import tifffile
 from conftest import SHARED, needs_isbi, start, write_stacks
 from PIL import Image
 
-import run_make_database
+import database
 from run_make_database import main
 
 
@@ -233,7 +233,7 @@ def test_a_failure_while_overwriting_leaves_the_old_database(work, fails, monkey
     assert main([]) == 0
     before = snapshot(folder)
     assert "2 classes" in fails(main, ["--overwrite", "--class_names", "a,b,c"])
-    monkeypatch.setattr(run_make_database, "_provenance", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(database, "_provenance", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["--overwrite"]) == 130
     assert snapshot(folder) == before
 
