@@ -259,6 +259,8 @@ def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
     from PIL import Image
 
     path = frame.path
+    if path.is_dir():
+        return None
     if _first_bytes(path).startswith(SIGNATURES):
         colours = _tiff_palette(path, path.stat().st_mtime_ns)
         return None if colours is None else (frame.read()[..., 0], colours)

@@ -489,6 +489,8 @@ def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> I
             partial.rename(parent / NEW)
             finish_exchange(parent, names)
         except OSError as error:
+            if error.filename and not Path(error.filename).absolute().is_relative_to(parent.absolute()):
+                raise  # the caller could not read something else
             raise cannot_write(parent, error) from error
         finally:
             discard(partial)

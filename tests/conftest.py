@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +84,11 @@ def write_stacks(folder: Path, num: int = 5, shape=(32, 32), dtype=np.uint8, val
     tifffile.imwrite(folder / "train-volume.tif", volume, photometric=photometric)
     tifffile.imwrite(folder / "train-labels.tif", labels, photometric="minisblack")
     return folder
+
+
+def write_info(folder: Path, num_class: int) -> None:
+    """Describe a database whose samples were written one by one."""
+    from dataset import describe, list_samples
+
+    info = describe((file.open() for file in list_samples(folder / "train")), list(range(num_class)))
+    (folder / "dataset.json").write_text(json.dumps(asdict(info)))

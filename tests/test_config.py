@@ -5,14 +5,14 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
+import database
 import export
 import losses
 import main
 import model
 import optim
 import phantom
-import run_make_database
-from config import Config, parse
+from config import PHANTOM, Config, parse
 from utils import FlagError, UserError
 
 
@@ -37,7 +37,7 @@ def test_the_choices_of_a_flag_are_those_that_are_implemented():
     assert choices["optim"] == optim.OPTIMS.keys()
     assert choices["schedule"] == optim.SCHEDULES.keys()
     assert choices["format"] == export.WRITERS.keys() == export.ENDINGS.keys() == export.PACKAGES.keys()
-    assert run_make_database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys()
+    assert database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys() == set(PHANTOM)
 
 
 @pytest.mark.parametrize("argv", [["--no_such_flag"], ["--lr", "fast"], ["--mode", "dance"], ["--nch_k", "4"]])

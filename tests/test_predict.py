@@ -411,9 +411,10 @@ def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbour
     np.testing.assert_allclose(np.load("out.npy"), predict_array(newest(work), around, tta=False), atol=1e-6)
     (work / "mixed").mkdir()
     for number, size in enumerate((40, 41, 40, 40)):
-        Image.fromarray(pixels[0, :, :size]).save(work / "mixed" / f"{number}.png")
-    flags = ["--input", "mixed", "--label", "mixed", "--context", "1", "--name_data", "mixed", "--threshold", "9"]
-    assert "must be of one size" in fails(run_make_database.main, flags)
+        for ending in ("png", "bmp"):
+            Image.fromarray(pixels[0, :, :size]).save(work / "mixed" / f"{number}.{ending}")
+    flags = ["--input", "mixed/*.png", "--label", "mixed/*.bmp", "--threshold", "9"]
+    assert "must be of one size" in fails(run_make_database.main, [*flags, "--context", "1", "--name_data", "mixed"])
 
 
 def test_several_images_are_named_after_one_flag(stack, work):

@@ -295,8 +295,12 @@ def _nan(folder):
         (lambda f: (f / "train-labels.tif").write_bytes(b""), [], "train-labels.tif"),
         (_nan, [], "NaN"),
         (lambda f: None, ["--num_test", "5"], "none is left to train"),
-        (_one_colour_image, [], "train-volume.tif is one colour image: if these are sections"),
-        (lambda f: _labels(f, np.zeros((3, 32, 32), np.uint8), "rgb"), [], "train-labels.tif is one colour image"),
+        (_one_colour_image, [], "train-volume.tif is one image of 3 channels: if these are sections"),
+        (
+            lambda f: _labels(f, np.zeros((3, 32, 32), np.uint8), "rgb"),
+            [],
+            "train-labels.tif is one image of 3 channels",
+        ),
         (lambda f: None, ["--class_names", "a/b,c"], "--class_names"),
         (lambda f: None, ["--name_data", "../em"], "--name_data"),
         (lambda f: None, ["--label", "nowhere"], "nowhere"),
@@ -378,4 +382,4 @@ def test_words_that_are_labels_are_not_called_values(work, capsys):
     folder = write_stacks(work / "datasets" / "em", values=(0, 3, 4))
     assert main(["--input", str(folder / "train-volume.tif"), "--objects", "on"]) == 0
     out = capsys.readouterr().out
-    assert "class 0: background, 9" in out and "label value" not in out
+    assert "class 0 (background): background, 9" in out and "label value" not in out

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, SMALL, needs_golden
+from conftest import ROOT, SHARED, SMALL, needs_golden, write_info
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
@@ -397,6 +397,7 @@ def test_three_classes_of_two_channels_train(work, capsys):
             label = np.repeat(rng.integers(0, 3, (6, 6), np.uint8), 8, 0).repeat(8, 1)
             image = np.stack([label == 1, label == 2], -1) * 1000 + rng.normal(0, 50, (48, 48, 2))
             write_sample(work / "datasets" / "em" / split / f"{i}.npy", image.astype(np.uint16), label)
+    write_info(work / "datasets" / "em", 3)
     assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "60", "--lr", "1e-2"]) == 0
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
     assert "dice_2" in capsys.readouterr().out
@@ -518,6 +519,7 @@ def wide(work, num_class=2, width=75):
             label = rng.integers(0, num_class, (8, width), np.uint8).repeat(8, 0).repeat(8, 1)
             image = (label * 60 + rng.normal(60, 20, label.shape)).clip(0, 255)
             write_sample(work / "datasets" / "em" / split / f"{i}.npy", image.astype(np.uint8)[..., None], label)
+    write_info(work / "datasets" / "em", num_class)
 
 
 def scores_of(work, scope):
