@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
@@ -51,6 +52,13 @@ BY = ("image", "data")
 AMP = ("auto", "off", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
+PHANTOM = ("em", "nuclei", "rare")
+SPLIT = ("contiguous", "random")
+ISBI_URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
+DRAWN = {"nargs": "?", "const": 30, "metavar": "N"}
+SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
+SEED: Rule = up_to(2**63 - 1)
+NUMBER = {"type": float, "metavar": "FLOAT"}
 
 
 def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
@@ -58,8 +66,8 @@ def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule
 
     Parameters
     ----------
-    default : str, int, float or bool
-        Its type is the flag's type; a bool is given as `on` or `off`.
+    default : str, int, float, bool or None
+        Its type is the flag's type; a bool is given as `on` or `off`. For None, `extra` says the `type`.
     help : str
         Shown by `--help`, followed by the default.
     group : str
@@ -85,7 +93,7 @@ class Flags:
                 raise FlagError(f"--{item.name} {value}: choose from {', '.join(map(str, choices))}")
             if rule and not rule[0](value):
                 raise FlagError(f"--{item.name} {value}: {rule[1]}")
-            if value in (float("inf"), float("-inf")):
+            if isinstance(value, float) and not math.isfinite(value):
                 raise FlagError(f"--{item.name} {value}: must be finite")
             if item.name in ("scope", "name_data"):
                 check_name(f"--{item.name}", value)
@@ -185,6 +193,35 @@ class Config(Flags):
 
 
 @dataclass(frozen=True)
+class DatabaseFlags(Flags):
+    """All flags of `run_make_database.py`."""
+
+    dir_data: str = flag("./datasets", "where the databases lie", "database")
+    name_data: str = flag("em", "name of the data, a folder", "database")
+    overwrite: bool = flag(False, "replace a database that is there", "database", nargs="?", const="on")
+
+    input: str = flag("", "stack, folder or pattern of images (default: train-volume.tif in the database)", "source")
+    label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source")
+    threshold: float | None = flag(None, "make two classes: label values above it are class 1", "source", **NUMBER)
+    objects: bool = flag(False, "make two classes of labels that number the objects", "source")
+    background: str = flag("", "label value, index or r,g,b of class 0 (default: the lowest)", "source")
+    foreground: str = flag("", "label value of class 1, where there are two classes", "source")
+    class_names: str = flag("", "names of the classes in the order of their values, with commas", "source")
+    synthetic: int = flag(0, "draw N sections (30 if left out), and use them", "source", rule=up_to(10_000), **DRAWN)
+    phantom: str = flag("em", "what to draw: rare is nuclei on 2 % of the pixels", "source", choices=PHANTOM)
+    size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=SIZE)
+    download: bool = flag(False, "fetch the ISBI 2012 EM stack and use it", "source", nargs="?", const="on")
+    url: str = flag(ISBI_URL, "where to fetch it", "source")
+
+    context: int = flag(0, "neighbours above and below a section that it sees as channels", "source", rule=up_to(64))
+
+    num_val: int = flag(-1, "samples for validation; -1: a tenth, at least one", "split", rule=at_least(-1))
+    num_test: int = flag(-1, "samples for the test; -1: a tenth, at least one", "split", rule=at_least(-1))
+    split: str = flag("contiguous", "blocks in the order of the stack, or mixed", "split", choices=SPLIT)
+    seed: int = flag(0, "seed of the random split and of the synthetic stack", "split", rule=SEED)
+
+
+@dataclass(frozen=True)
 class DisplayFlags(Flags):
     """All flags of `display_result.py`."""
 
@@ -244,7 +281,7 @@ def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[st
     names = [f"--{option}" for option in (name, rules.pop("alias", None)) if option]
     choices = rules.pop("choices") or (SWITCH if isinstance(default, bool) else None)
     shown = SWITCH[not default] if isinstance(default, bool) else default
-    help = rules["help"] if shown == "" or shown != shown else f"{rules['help']} (default: {shown})"
+    help = rules["help"] if shown in ("", None) else f"{rules['help']} (default: {shown})"
     kind = {"choices": choices, "type": type(default), "metavar": None if choices else type(default).__name__.upper()}
     if isinstance(default, bool):
         kind |= {"type": str, "action": _Switch}

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from utils import UserError, natural_key
+from utils import UserError, finish_exchange, natural_key
 
 # input (N, C, H, W) float32, label (N, H, W) int64, distance (N, H, W) float32 [px], index (N,) of the samples,
 # mean and std (N, C) that the input was normalised by
 Batch = dict[str, Tensor]
 Array = TypeVar("Array", np.ndarray, Tensor)
 SPLITS = ("train", "val", "test")
+ENTRIES = [*SPLITS, "dataset.json"]  # of the folder of a database, which are replaced together
+NORMALIZE = ("data", "image")
 DISTANCE = ".distance.npy"  # ends the name of the file with `losses.border_distance` of a sample
+NUM_SHOWN = 4096  # pixels of each training image that the range of the pictures is found by
 MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
 
 
@@ -72,13 +76,70 @@ class DataInfo:
         Raises
         ------
         UserError
-            An entry is missing.
+            An entry is missing, or breaks its rule.
         """
+        advice = "take another checkpoint by --epoch" if origin.suffix == ".pth" else "make the database again"
         values = values if isinstance(values, dict) else {}
         missing = [item.name for item in fields(cls) if item.default is MISSING and item.name not in values]
         if missing:
-            raise UserError(f"{origin}: no entry {', '.join(missing)}: make the database again")
-        return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
+            raise UserError(f"{origin}: no entry {', '.join(missing)}: {advice}")
+        info = cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
+        for name, (holds, rule) in _RULES.items():
+            if not holds(info):
+                raise UserError(f"{origin}: {name} is {getattr(info, name)!r:.60}: must be {rule}: {advice}")
+        return info
+
+
+def _is_number(value: Any, low: float = -3e38, high: float = 3e38) -> bool:
+    """Whether a value is a finite number in a range; the default one is that of float32."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _are_numbers(values: Any, num: int, low: float = -3e38, high: float = 3e38) -> bool:
+    return isinstance(values, list) and len(values) == num and all(_is_number(value, low, high) for value in values)
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and _is_number(value, low, high)
+
+
+def _is_class_value(value: Any) -> bool:
+    return isinstance(value, str) or _is_number(value) or _are_numbers(value, 3, 0, 255)
+
+
+def _are_names(names: Any) -> bool:
+    texts = isinstance(names, list) and all(isinstance(name, str) and name.isprintable() for name in names)
+    return texts and len({*names}) == len(names)
+
+
+# of the entries, each of which may rely on those before it
+_RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
+    "nch_in": (lambda of: _is_whole(of.nch_in, 1, 2**16), "a whole number from 1 on"),
+    "class_values": (
+        lambda of: (
+            isinstance(of.class_values, list)
+            and len(of.class_values) <= 256
+            and all(map(_is_class_value, of.class_values))
+        ),
+        "a list of numbers, colours or words",
+    ),
+    "class_names": (
+        lambda of: _are_names(of.class_names) and len(of.class_names) == of.num_class,
+        "a different printable name for each class",
+    ),
+    "class_share": (lambda of: _are_numbers(of.class_share, of.num_class, 0, 1), "a fraction for each class"),
+    "mean": (lambda of: _are_numbers(of.mean, of.nch_in), "a number for each channel"),
+    "std": (lambda of: _are_numbers(of.std, of.nch_in, 1e-37), "a positive number for each channel"),
+    "value_range": (
+        lambda of: _are_numbers(of.value_range, 2) and of.value_range[0] <= of.value_range[1],
+        "two numbers in order",
+    ),
+    "normalize": (lambda of: of.normalize in NORMALIZE, f"one of {', '.join(NORMALIZE)}"),
+    "context": (
+        lambda of: _is_whole(of.context, 0, 2**15) and of.nch_in % (2 * of.context + 1) == 0,
+        "a whole number whose sections share the channels",
+    ),
+}
 
 
 class SampleFile(NamedTuple):
@@ -135,12 +196,15 @@ class SampleFile(NamedTuple):
 
 def _map_npy(path: Path) -> np.ndarray:
     """Array of a `.npy`, mapped; never unpickled."""
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise UserError(f"{path}: no file: remove it, and make the database again")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): make the database again") from error
     except Exception as error:  # pickled objects, another format, a truncated file or a damaged header
-        raise UserError(f"{path}: refused as a sample ({error}): make the database again") from error
+        reason = str(error).partition("\n")[0]  # NumPy's further lines tell to trust the file
+        raise UserError(f"{path}: refused as a sample ({reason}): make the database again") from error
 
 
 def _squeeze(label: np.ndarray) -> np.ndarray:
@@ -149,8 +213,10 @@ def _squeeze(label: np.ndarray) -> np.ndarray:
 
 def _to_indices(label: np.ndarray, class_values: list, path: Path) -> np.ndarray:
     """Class index of each label value."""
-    indices = np.minimum(np.searchsorted(class_values, label), len(class_values) - 1)
-    if not np.array_equal(np.asarray(class_values)[indices], label):
+    values, order = np.asarray(class_values), np.argsort(class_values)
+    places = np.searchsorted(values, label, sorter=order)
+    indices = order[np.minimum(places, len(class_values) - 1)]
+    if not np.array_equal(values[indices], label):
         raise UserError(f"{path}: holds label values beyond {class_values}: make the database again")
     return indices.astype(np.uint8)
 
@@ -206,8 +272,13 @@ def list_samples(folder: Path) -> list[SampleFile]:
     UserError
         The folder is missing or holds no sample, or an input of a pair has no label.
     """
+    finish_exchange(folder.parent, ENTRIES)
     files = folder.glob("*.npy") if folder.is_dir() else []
     names = sorted((file.name for file in files if not file.name.endswith(DISTANCE)), key=natural_key)
+    if not names and (folder.parent / "dataset.json").is_file() and folder.name in SPLITS:
+        wanted = "--label" if folder.name == "train" else f"--num_{folder.name}"
+        advice = f"choose another --split, or make the database again with {wanted}"
+        raise UserError(f"{folder}: no samples in this split of the database: {advice}")
     if not names:
         raise UserError(f"{folder}: no samples there: run run_make_database.py, or check --dir_data and --name_data")
     pairs = [name for name in names if name.startswith("input")]
@@ -219,6 +290,29 @@ def list_samples(folder: Path) -> list[SampleFile]:
     return [SampleFile(folder / n, None if lonely else folder / n.replace("input", "label", 1)) for n in pairs]
 
 
+def find_description(folder: Path) -> Path | None:
+    """File with the description of a database; None in pytorch-UNET's layout, which has none.
+
+    Raises
+    ------
+    UserError
+        An entry of the folder is not what it must be, or the description of structured samples is missing.
+    """
+    finish_exchange(folder, ENTRIES)
+    path = folder / "dataset.json"
+    for entry in (folder / name for name in ENTRIES):
+        if entry.exists() and not (entry.is_file() if entry == path else entry.is_dir()):
+            what = "file" if entry == path else "folder"
+            raise UserError(f"{entry}: no {what}: remove it, and make the database again")
+    if path.is_file():
+        return path
+    for split in SPLITS:
+        for file in islice((folder / split).glob("*.npy"), 1):
+            if _map_npy(file).dtype.names:
+                raise UserError(f"{folder}: samples without their dataset.json: make the database again")
+    return None
+
+
 def load_info(folder: Path) -> DataInfo:
     """Read the description of a database; where `dataset.json` is missing, take it from the training samples.
 
@@ -227,12 +321,13 @@ def load_info(folder: Path) -> DataInfo:
     UserError
         There is no database, or `dataset.json` is damaged.
     """
-    path = folder / "dataset.json"
-    if path.is_file():
+    path = find_description(folder)
+    if path:
         try:
             return DataInfo.from_dict(json.loads(path.read_text("utf-8")), path)
-        except ValueError as error:
-            raise UserError(f"{path}: no valid JSON ({error}): make the database again") from error
+        except (ValueError, RecursionError) as error:
+            reason = "too deep" if isinstance(error, RecursionError) else error
+            raise UserError(f"{path}: no valid JSON ({reason}): make the database again") from error
     files = list_samples(folder / "train")
     values = sorted({value for file in files for value in np.unique(_labelled(file)[1]).tolist()})
     if len(values) > MAX_CLASS:
@@ -263,11 +358,12 @@ def describe(
         As in `DataInfo`; default: the values.
     """
     total = square = count = 0
-    low, high, share = np.inf, -np.inf, np.zeros(len(class_values))
+    share, shown = np.zeros(len(class_values)), []
+    rng = np.random.default_rng(0)
     for image, label in samples:
         pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
         total, square, count = total + pixels.sum(0), square + (pixels**2).sum(0), count + len(pixels)
-        low, high = min(low, pixels.min()), max(high, pixels.max())
+        shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
         if label is not None:
             share += np.bincount(np.ravel(label), minlength=len(class_values))
     mean = total / count
@@ -279,8 +375,16 @@ def describe(
         class_share=(share / max(share.sum(), 1)).tolist(),
         mean=mean.tolist(),
         std=np.where(std > 0, std, 1.0).tolist(),
-        value_range=[0.0, 255.0] if image.dtype == np.uint8 else [float(low), float(high)],
+        value_range=_value_range(np.concatenate(shown)),
     )
+
+
+def _value_range(values: np.ndarray) -> list[float]:
+    """Grey values that are black and white: 0 and 255 of 8 bits that are used; else all but the rarest are between."""
+    low, high = np.percentile(values, (0.1, 99.9)).tolist()
+    if values.dtype == np.uint8 and high >= 128:
+        return [0.0, 255.0]
+    return [low, high] if low < high else [float(values.min()), float(values.max())]
 
 
 class Window(NamedTuple):

@@ -212,7 +212,8 @@ class TestScorer:
         pairs = zip(self.info.class_names, self.info.class_values, strict=True)
         of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
         foreground = f"; foreground is {self.info.class_names[1]}; pixels at 0.5, segments at {self.threshold:g}"
-        return f"classes {', '.join(of)}" + (foreground if len(of) == 2 else "")
+        shown = "; input shown from {:.4g} to {:.4g}".format(*self.info.value_range)
+        return f"classes {', '.join(of)}" + (foreground if len(of) == 2 else "") + shown
 
     def summary(self) -> dict[str, Any]:
         """What the scores are of, their mean, the baseline, and the challenge's maxima over the thresholds."""

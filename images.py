@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from omezarr import is_zarr, open_zarr, read_zarr
-from tiff import in_micron, read_tiff, split, tiff_geometry
+from tiff import in_micron, read_tiff, split, tiff_geometry, tiff_palette
 from utils import UserError, natural_key
 
 TIFF = (".tif", ".tiff")
@@ -214,6 +214,35 @@ def _read_pillow(path: Path) -> list[np.ndarray]:
     if pixels.ndim == 2:
         return [pixels[..., None]]
     return [pixels[..., :-1] if pixels.shape[-1] in (2, 4) else pixels]
+
+
+def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices (H, W) and colours (N, 3) uint8 of a frame that is stored with a palette; None for all others."""
+    from PIL import Image
+
+    path = frame.path
+    if path.suffix.lower() in TIFF:
+        colours = _tiff_palette(path, path.stat().st_mtime_ns)
+        return None if colours is None else (frame.read()[..., 0], colours)
+    try:
+        with Image.open(path) as image:
+            if image.mode != "P":
+                return None
+            indices, colours = np.asarray(image), np.reshape(image.getpalette("RGB"), (-1, 3))
+    except Exception:  # reading it as an image says what is wrong
+        return None
+    read_frames(path)  # refuses what holds several images
+    return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _tiff_palette(path: Path, _version: int) -> np.ndarray | None:
+    return tiff_palette(path)
+
+
+def forget_files() -> None:
+    """Let go of the files that were read last, which stay mapped else."""
+    _read_frames.cache_clear()
 
 
 _READERS = {".npy": _read_npy, ".tif": read_tiff, ".tiff": read_tiff}

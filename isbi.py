@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from images import list_frames
+from images import forget_files, list_frames
 from utils import UserError, say
 
-URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
+MAX_BYTES = 2**26  # of a stack in the zip: those of the challenge have 8 MB
 PIXELS = {  # sha256 of the pixels, (30, 512, 512) uint8 in C order
     "train-volume.tif": "200da3d452d726e6c9ca1ce04b869d4edb727320d23b516d01cce707dc8c4760",
     "train-labels.tif": "a7cb64000a1a7e542682927e19c91339f58f9f178e0bcce4e207371116f0ca36",
@@ -26,7 +26,7 @@ TERMS = (
 )
 
 
-def download(folder: Path, url: str = URL, pixels: dict[str, str] | None = None) -> None:
+def download(folder: Path, url: str, pixels: dict[str, str] | None = None) -> None:
     """Fetch the challenge's zip, and lay the stacks in it beside each other.
 
     Parameters
@@ -111,6 +111,9 @@ def _extract(zipped: zipfile.ZipFile, name: str, goal: Path, url: str) -> None:
     members = [member for member in zipped.namelist() if Path(member).name.lower() == name]
     if not members:
         raise UserError(f"{url}: no {name} in the zip, only {', '.join(zipped.namelist()[:9])}")
+    if zipped.getinfo(members[0]).file_size > MAX_BYTES:
+        size = f"{zipped.getinfo(members[0]).file_size / 1e6:.0f} MB"
+        raise UserError(f"{url}: {name} unpacks to {size}, the known stack has 8 MB: check --url")
     with zipped.open(members[0]) as source, goal.open("wb") as file:
         shutil.copyfileobj(source, file)
 
@@ -120,4 +123,5 @@ def pixel_hash(path: Path) -> str:
     digest = hashlib.sha256()
     for frame in list_frames(path):
         digest.update(np.ascontiguousarray(frame.read()))
+    forget_files()  # Windows renames no file that is mapped
     return digest.hexdigest()

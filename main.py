@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from config import Config, parse
-from utils import memory_advice, pick_device, program
+from utils import memory_advice, pick_device, program, reading
 
 MEMORY_ADVICE = {
     "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     config = parse(Config, argv, __doc__)
     import parallel  # here, so that --help needs no torch
+    from dataset import ENTRIES
     from export import export
     from predict import predict_files
     from train import Trainer
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         if config.mode == "export":
             return export(config)
         trainer = Trainer(config, device, world)
-        return {"train": trainer.train, "test": trainer.test}[config.mode]()
+        with reading(trainer.dir_data, ENTRIES, "choose another --name_data"):
+            return {"train": trainer.train, "test": trainer.test}[config.mode]()
 
 
 if __name__ == "__main__":

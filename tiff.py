@@ -179,6 +179,13 @@ def tiff_geometry(path: Path) -> tuple[str, tuple[int, ...], dict[str, float], s
         return "", (), {}, ""
 
 
+def tiff_palette(path: Path) -> np.ndarray | None:
+    """Colours (N, 3) uint8 of the palette of a TIFF's pages; None where it has none."""
+    with _opened(path) as tif:
+        page = tif.pages[0]
+        return None if page.colormap is None or page.photometric != 3 else (page.colormap.T >> 8).astype(np.uint8)
+
+
 def _pixel_size(tif: Any) -> tuple[dict[str, float], str]:
     """Size of a pixel and its unit, by OME's, ImageJ's or the baseline's tags."""
     if tif.ome_metadata:

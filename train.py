@@ -23,7 +23,7 @@ import report
 from augment import Augmentation
 from compiled import Compiled, settle
 from config import Config
-from dataset import Batch, DataInfo, PatchDataset, SampleFile, list_samples, load_info
+from dataset import Batch, DataInfo, PatchDataset, SampleFile, find_description, list_samples, load_info
 from evaluate import TestScorer, ValidationScorer
 from loader import Reading, image_loader, keep_distances, patch_loader
 from losses import LOSSES, Loss, cross_entropy, pixel_weight
@@ -307,7 +307,7 @@ class Trainer:
             with checkpoint.fitting(path):
                 return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
         info = DataInfo.from_dict(saved["data"], path)
-        here = load_info(self.dir_data) if (self.dir_data / "dataset.json").is_file() else info
+        here = load_info(self.dir_data) if find_description(self.dir_data) else info
         for what in ("nch_in", "class_values"):
             if getattr(here, what) != getattr(info, what):
                 ours, theirs = getattr(here, what), getattr(info, what)

@@ -458,12 +458,12 @@ def _exchange(parent: Path, new: Path, names: list[str]) -> None:
     """Replace entries by those of a folder; may be cut off anywhere and called again."""
     note = new / PROVIDED
     provided = json.loads(note.read_text("utf-8")) if note.is_file() else names
-    for name in names:
-        if (new / name).exists():
-            discard(parent / name)
-            (new / name).rename(parent / name)
-        elif name not in provided:
-            discard(parent / name)
+    for entry in sorted(new.iterdir()):
+        if entry.name != PROVIDED:
+            discard(parent / entry.name)
+            entry.rename(parent / entry.name)
+    for name in set(names) - set(provided):
+        discard(parent / name)
     discard(new)
 
 

@@ -27,9 +27,9 @@ ROWS = [
         "writers",
     ],
     ["isbi", "augment", "evaluate", "labels", "losses", "predictor"],
-    ["loader"],
-    ["train", "predict", "export", "run_make_database", "display_result"],
-    ["main"],
+    ["loader", "pairing"],
+    ["train", "predict", "export", "database", "display_result"],
+    ["main", "run_make_database"],
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row}
 FILES = sorted(ROOT.glob("*.py"))

@@ -8,7 +8,7 @@ import tifffile
 from conftest import SHARED, needs_isbi, start, write_stacks
 from PIL import Image
 
-import run_make_database
+import database
 from run_make_database import main
 
 
@@ -233,7 +233,7 @@ def test_a_failure_while_overwriting_leaves_the_old_database(work, fails, monkey
     assert main([]) == 0
     before = snapshot(folder)
     assert "2 classes" in fails(main, ["--overwrite", "--class_names", "a,b,c"])
-    monkeypatch.setattr(run_make_database, "_provenance", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(database, "_provenance", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["--overwrite"]) == 130
     assert snapshot(folder) == before
 
@@ -295,8 +295,12 @@ def _nan(folder):
         (lambda f: (f / "train-labels.tif").write_bytes(b""), [], "train-labels.tif"),
         (_nan, [], "NaN"),
         (lambda f: None, ["--num_test", "5"], "none is left to train"),
-        (_one_colour_image, [], "train-volume.tif is one colour image: if these are sections"),
-        (lambda f: _labels(f, np.zeros((3, 32, 32), np.uint8), "rgb"), [], "train-labels.tif is one colour image"),
+        (_one_colour_image, [], "train-volume.tif is one image of 3 channels: if these are sections"),
+        (
+            lambda f: _labels(f, np.zeros((3, 32, 32), np.uint8), "rgb"),
+            [],
+            "train-labels.tif is one image of 3 channels",
+        ),
         (lambda f: None, ["--class_names", "a/b,c"], "--class_names"),
         (lambda f: None, ["--name_data", "../em"], "--name_data"),
         (lambda f: None, ["--label", "nowhere"], "nowhere"),
