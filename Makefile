@@ -1,9 +1,10 @@
 # make demo: the whole way on a synthetic stack.  make test: the suite.  make lint: ruff.
+# make torture: kills, full disks, damaged files and wrong commands, 20 minutes.  make torture-quick: 2 minutes.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := --name_data demo --gpu_ids -1
 
-.PHONY: demo test lint clean
+.PHONY: demo test torture torture-quick lint clean
 
 demo: .venv/.installed
 	$(BIN)/python run_make_database.py --name_data demo --synthetic 20 --num_test 3 --overwrite
@@ -16,6 +17,12 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+torture: .venv/.installed-dev
+	$(BIN)/python tests/torture/run.py
+
+torture-quick: .venv/.installed-dev
+	$(BIN)/python tests/torture/run.py --quick
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
-import io
+import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from utils import UserError, atomic_write
+from dataset import DataInfo
+from model import UNet, convert_legacy
+from utils import UserError, atomic_write, is_out_of_memory
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
 FORMAT = 1  # rises when a reader of the old layout would misread the new one
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _is_state(value: Any) -> bool:
+    return _is_table(value) and all(isinstance(weights, torch.Tensor) for weights in value.values())
+
+
+RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under each name
+    "format": _is_count,
+    "net": _is_state,
+    "optim": _is_table,
+    "scaler": lambda value: _is_table(value) and all(map(_is_number, value.values())),
+    "arch": _is_table,
+    "data": _is_table,
+    "config": _is_table,
+    "epoch": _is_count,
+    "whole": lambda value: isinstance(value, bool),
+    "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "threshold": lambda value: _is_number(value) and 0 <= value <= 1,
+    "seconds": lambda value: _is_number(value) and value >= 0,
+    "run": lambda value: isinstance(value, str),
+    "plan": _is_table,
+    "average": lambda value: (
+        value is None or (_is_table(value) and _is_state(value.get("net")) and _is_count(value.get("num_step")))
+    ),
+    "netG": _is_state,
+    "optimG": _is_table,
+}
 
 
 def path_of(folder: Path, epoch: int) -> Path:
@@ -58,15 +101,40 @@ def save(path: Path, state: dict[str, Any]) -> None:
     UserError
         The folder or the disk takes no file.
     """
-    buffer = io.BytesIO()
-    torch.save(state | {"format": FORMAT}, buffer)
     with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+        writer = _Writer(file)
+        torch.save(state | {"format": FORMAT}, writer)
+        if writer.error:
+            raise writer.error
+
+
+class _Writer:
+    """A file that torch writes into piece by piece, with no copy in memory.
+
+    Torch's archive hides why a piece was not taken, or that it was not. So this one seems to take all, and keeps the
+    error.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.error = file, None
+
+    def write(self, piece: memoryview) -> int:
+        """Write a piece, unless one has failed."""
+        if self.error is None:
+            try:
+                self.file.write(piece)
+            except OSError as error:
+                self.error = error
+        return len(piece)
+
+    def flush(self) -> None:
+        """Leave that to the file, which is flushed when it is whole."""
 
 
 def list_epochs(folder: Path) -> dict[int, Path]:
     """Checkpoints in a folder by their epoch."""
-    return {epoch_of(path): path for path in folder.glob("model_epoch*.pth") if epoch_of(path) is not None}
+    paths = {epoch_of(path): path for path in folder.glob("model_epoch*.pth") if path.is_file()}
+    return {epoch: path for epoch, path in paths.items() if epoch is not None}
 
 
 def find(folder: Path, epoch: int = 0) -> Path:
@@ -105,8 +173,10 @@ def load(path: Path) -> dict[str, Any]:
     UserError
         The file is no checkpoint, is damaged, or would run code when loaded.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: no regular file: use a checkpoint that main.py --mode train wrote")
     try:
-        _check_sums(path)
+        _check_archive(path)
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -117,8 +187,10 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {what}") from error
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
         raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
+    _check_types(path, state)
     if state.get("format", FORMAT) > FORMAT:
         raise UserError(f"{path}: written by a newer version of this program: update it")
+    _check_shapes(path, state)
     if any(not weights.isfinite().all() for key in ("net", "average", "netG") for weights in _tensors(state.get(key))):
         raise UserError(f"{path}: weights that are no numbers, its training broke down: take an older one by --epoch")
     return state
@@ -133,10 +205,46 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-def _check_sums(path: Path) -> None:
-    """Compare a checkpoint's parts with their checksums, which torch writes and does not read."""
+def _check_types(path: Path, state: dict[str, Any]) -> None:
+    """Refuse entries that are not what this program writes there; what the data's description has left out is added."""
+    for name, value in state.items():
+        if name in RULES and not RULES[name](value):
+            what = f"damaged, its {name!r} is no such value"
+            raise UserError(f"{path}: {what}: delete it, and take an older one by --epoch")
+    if "data" in state:
+        state["data"] = asdict(DataInfo.from_dict(state["data"], path))
+
+
+def _check_shapes(path: Path, state: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the network that is said, before memory is taken for either."""
+    for tensor in _tensors(state):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path}: damaged, weights of {tuple(tensor.shape)} without values: take an older one")
+    with fitting(path):
+        ours = convert_legacy(state) if "netG" in state else state
+        with torch.device("meta"):
+            expected = _shapes(UNet(**ours["arch"]).state_dict())
+        for weights in (ours["net"], (state.get("average") or ours)["net"]):
+            if _shapes(weights) != expected:
+                raise ValueError("other weights")
+        if "data" in state:
+            nch_in, nch_out = len(state["data"]["mean"]), max(ours["arch"]["nch_out"], 2)
+            if (ours["arch"]["nch_in"], nch_out) != (nch_in, len(state["data"]["class_values"])):
+                raise ValueError("other channels or classes")
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def _check_archive(path: Path) -> None:
+    """Check a checkpoint's parts: their sizes, and their checksums, which torch writes and does not read."""
     if zipfile.is_zipfile(path):  # others are of torch before 1.6
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            size = os.fstat(file.fileno()).st_size  # of this file: another may take its name meanwhile
+            for part in archive.infolist():
+                if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
+                    raise ValueError(f"{part.filename} is larger than the file: torch packs nothing")
             damaged = archive.testzip()
         if damaged:
             raise ValueError(f"{damaged} is damaged")
@@ -147,7 +255,7 @@ def fitting(path: Path) -> Iterator[None]:
     """Turn what a checkpoint of another network makes fail into one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+            raise
         raise UserError(f"{path}: its weights are not those of this network: use a checkpoint of this U-Net") from error

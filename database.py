@@ -77,10 +77,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _fill(goal: Path, flags: DatabaseFlags, home: Path) -> str:
     """Write samples and description into a folder, and return what to report; stacks without a name lie at home."""
     default = FOLDERS if flags.synthetic and flags.phantom != "em" else (VOLUME, LABELS)
-    source, target = (
-        Path(given or home / name) for given, name in zip((flags.input, flags.label), default, strict=True)
-    )
-    pairs = with_context(list_pairs(source, None if flags.label == NO_LABEL else target), flags.context)
+    source = flags.input or _there(home / default[0])
+    target = None if flags.label == NO_LABEL else flags.label or _there(home / default[1])
+    pairs = with_context(list_pairs(source, target), flags.context)
     sizes, hint = _split_sizes(len(pairs), flags), colour_hint([pair.input for pair in pairs])
     if sizes["train"] < 1 and flags.label != NO_LABEL:
         what = f"{len(pairs)} image(s), {sizes['val']} for validation, {sizes['test']} for the test"
@@ -93,6 +92,13 @@ def _fill(goal: Path, flags: DatabaseFlags, home: Path) -> str:
     text = json.dumps(asdict(info) | _provenance(flags, pairs, splits), indent=1)
     (goal / "dataset.json").write_text(text + "\n", "utf-8")
     return _report(splits, info)
+
+
+def _there(path: Path) -> str:
+    """Where images or labels lie when no flag says it; they must be there."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder: put the stack there, or name it by --input and --label")
+    return str(path)
 
 
 def _drawn(flags: DatabaseFlags, folder: Path) -> list[str]:
@@ -196,8 +202,7 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
 
 def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: dict[str, list[Pair]]) -> dict[str, Any]:
     """Where the samples come from."""
-    images, labels = [pair.files[:1] for pair in pairs], [pair.files[1:] for pair in pairs]
-    sources = dict.fromkeys(path for both in zip(images, labels, strict=True) for files in both for path in files)
+    sources = dict.fromkeys(path for pair in pairs for path in pair.files)
     return {
         "split": {"kind": flags.split, "seed": flags.seed},
         "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],

@@ -23,9 +23,11 @@ Batch = dict[str, Tensor]
 Array = TypeVar("Array", np.ndarray, Tensor)
 SPLITS = ("train", "val", "test")
 ENTRIES = [*SPLITS, "dataset.json"]  # of the folder of a database, which are replaced together
-NORMALIZE = ("data", "image")
+NORMALIZE = ("data", "image", "legacy")
 DISTANCE = ".distance.npy"  # ends the name of the file with `losses.border_distance` of a sample
 NUM_SHOWN = 4096  # pixels of each training image that the range of the pictures is found by
+ONE_PIECE = 2**22  # [px] a larger image is measured in parts
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
 
 
@@ -47,9 +49,9 @@ class DataInfo:
         Of each channel over the training split, in grey values.
     value_range : list of float
         Grey values that are black and white in a picture.
-    normalize : {"data", "image"}
-        Whether images are normalised by `mean` and `std`, or each by its own; no matter of the database, but of the
-        training.
+    normalize : {"data", "image", "legacy"}
+        Whether images are normalised by `mean` and `std`, each by its own, or as pytorch-UNET did by their type; no
+        matter of the database, but of the training.
     context : int
         How many neighbours above and below a section its input has as channels, first the uppermost one's channels.
     """
@@ -193,11 +195,25 @@ class SampleFile(NamedTuple):
         _check_shapes(self.input, image, label)
         return image, label
 
+    def open_distance(self) -> np.ndarray:
+        """Distance (H, W) [px] that the weight map is made of, mapped from the disk.
+
+        Raises
+        ------
+        UserError
+            The file is missing, or is not of this sample.
+        """
+        distance, shape = _map_npy(self.distance), self.open()[0].shape[:2]
+        if distance.shape != shape or distance.dtype != np.float16:
+            what = f"{distance.dtype} of shape {distance.shape}, must be float16 of shape {shape}"
+            raise UserError(f"{self.distance}: {what}: delete it, a training makes it again")
+        return distance
+
 
 def _map_npy(path: Path) -> np.ndarray:
     """Array of a `.npy`, mapped; never unpickled."""
-    if path.exists() and not path.is_file():  # a pipe would wait for ever
-        raise UserError(f"{path}: no file: remove it, and make the database again")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: no regular file: make the database again")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
@@ -276,9 +292,9 @@ def list_samples(folder: Path) -> list[SampleFile]:
     files = folder.glob("*.npy") if folder.is_dir() else []
     names = sorted((file.name for file in files if not file.name.endswith(DISTANCE)), key=natural_key)
     if not names and (folder.parent / "dataset.json").is_file() and folder.name in SPLITS:
-        wanted = "--label" if folder.name == "train" else f"--num_{folder.name}"
-        advice = f"choose another --split, or make the database again with {wanted}"
-        raise UserError(f"{folder}: no samples in this split of the database: {advice}")
+        advice = f"choose another --split, or make the database again with --num_{folder.name} 1 or more"
+        advice = "it has no labels to train on: make one with --label" if folder.name == "train" else advice
+        raise UserError(f"{folder}: this split of the database is empty: {advice}")
     if not names:
         raise UserError(f"{folder}: no samples there: run run_make_database.py, or check --dir_data and --name_data")
     pairs = [name for name in names if name.startswith("input")]
@@ -357,24 +373,21 @@ def describe(
     class_names : list of str, optional
         As in `DataInfo`; default: the values.
     """
-    total = square = count = 0
+    moments, rng = Moments(), np.random.default_rng(0)
     share, shown = np.zeros(len(class_values)), []
-    rng = np.random.default_rng(0)
     for image, label in samples:
-        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
-        total, square, count = total + pixels.sum(0), square + (pixels**2).sum(0), count + len(pixels)
+        moments.add(image)
         shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
         if label is not None:
             share += np.bincount(np.ravel(label), minlength=len(class_values))
-    mean = total / count
-    std = np.sqrt(np.maximum(square / count - mean**2, 0))
+    mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
         class_values=class_values,
         class_names=class_names or [str(value) for value in class_values],
         class_share=(share / max(share.sum(), 1)).tolist(),
         mean=mean.tolist(),
-        std=np.where(std > 0, std, 1.0).tolist(),
+        std=std.tolist(),
         value_range=_value_range(np.concatenate(shown)),
     )
 
@@ -385,6 +398,64 @@ def _value_range(values: np.ndarray) -> list[float]:
     if values.dtype == np.uint8 and high >= 128:
         return [0.0, 255.0]
     return [low, high] if low < high else [float(values.min()), float(values.max())]
+
+
+class Moments:
+    """Mean and standard deviation of the channels of pixels that come in parts.
+
+    The sums of squares are about the mean of each part, so that a large offset of the values costs no precision:
+    T. F. Chan, G. H. Golub and R. J. LeVeque, The American Statistician 37 (1983), equation 2.1.
+    """
+
+    def __init__(self) -> None:
+        self.count: int = 0
+        self.mean = self.square = np.float64(0)  # (C,), the latter the sum of squared differences from the mean
+
+    def add(self, image: np.ndarray) -> None:
+        """Add pixels (H, W, C)."""
+        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # `statistics` refuses what comes of it
+            shift = pixels[0].copy() if is_wide(image.dtype) else np.float64(0)
+            pixels -= shift
+            mean = pixels.mean(0)
+            square = ((pixels - mean) ** 2).sum(0)
+            difference, count = mean + shift - self.mean, self.count + len(pixels)
+            self.square = self.square + square + difference**2 * (self.count * len(pixels) / count)
+            self.mean = self.mean + difference * (len(pixels) / count) if self.count else mean + shift
+            self.count = count
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (C,) of what was added; the deviation of a constant channel is 1.
+
+        Raises
+        ------
+        UserError
+            A pixel was NaN or infinite, or its square is beyond the range of float64.
+        """
+        std = np.sqrt(self.square / self.count)
+        if not np.isfinite([self.mean, std]).all():
+            raise UserError("it holds NaN, infinity or numbers beyond 1e150: repair the image")
+        return self.mean, np.where(std > 0, std, 1.0)
+
+
+def is_wide(dtype: np.dtype) -> bool:
+    """Whether float32 can't hold all values of a type: integers from 32 bits on, and float64."""
+    return not np.can_cast(dtype, np.float32)
+
+
+def statistics_of(image: np.ndarray, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) that an image (H, W, C) is normalised by.
+
+    Of type float32, or float64 where the pixels need it.
+    """
+    mean, std = (info.mean, info.std) if info.normalize == "data" else STATISTICS[info.normalize](image)
+    dtype = np.float64 if is_wide(image.dtype) else np.float32
+    return np.asarray(mean, dtype), np.asarray(std, dtype)
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels (H, W, C) of any type less the mean over the deviation, as float32; computed in the type of the mean."""
+    return ((pixels.to(mean.dtype) - mean) / std).to(torch.float32)
 
 
 class Window(NamedTuple):
@@ -476,19 +547,21 @@ class PatchDataset(Dataset):
         if self._kept:
             planes = self._kept[window.index].cut(window)
         else:
-            planes = {name: _as_tensor(array) for name, array in self._read(window).items()}
+            planes = {name: as_tensor(array) for name, array in self._read(window).items()}
         mean, std = self.statistics(window.index)
-        pixels = (planes["input"].to(torch.float32) - mean) / std  # (H, W, C)
+        pixels = normalise(planes["input"], mean, std)  # (H, W, C)
         sample = {"input": pixels.movedim(-1, 0).contiguous(), "index": window.index, "mean": mean, "std": std}
         types = {"label": torch.uint8, "distance": torch.float32}
         return sample | {name: planes[name].to(types[name]) for name in types if name in planes}
 
     def statistics(self, index: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation that a sample is normalised by, (C,) float32 each."""
+        """Mean and deviation that a sample is normalised by, (C,) each."""
         if index not in self._statistics:
-            mean, std = np.float32(self.info.mean), np.float32(self.info.std)
-            if self.info.normalize == "image":
-                mean, std = image_statistics(self.files[index].open()[0])
+            file = self.files[index]
+            try:
+                mean, std = statistics_of(file.open()[0], self.info)
+            except UserError as error:
+                raise UserError(f"{file.input}: {error}") from error
             self._statistics[index] = torch.from_numpy(mean).to(self.memory), torch.from_numpy(std).to(self.memory)
         return self._statistics[index]
 
@@ -499,7 +572,8 @@ class PatchDataset(Dataset):
         margin = 0 if small else self.margin
         padded = Window(index, -margin, -margin, height + 2 * margin, width + 2 * margin)
         arrays = self._read(Window(index, 0, 0, height, width))
-        return _Kept({name: _as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}, margin)
+        self.statistics(index)  # now: the file may be replaced later
+        return _Kept({name: as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}, margin)
 
     def _read(self, window: Window) -> dict[str, np.ndarray]:
         """Raw pixels, class indices if there are any, and the distance if it is wanted, of a window."""
@@ -510,12 +584,12 @@ class PatchDataset(Dataset):
         check_values(file.input, image, label, self.info.num_class)
         arrays = {"input": image, "label": label}
         if self.distances:
-            arrays["distance"] = np.array(_cut(_map_npy(file.distance), window))
+            arrays["distance"] = np.array(_cut(file.open_distance(), window))
         return {name: array for name, array in arrays.items() if array is not None}
 
 
 def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of an image, of about a million pixels of it where it has more.
+    """Mean and standard deviation of each channel of an image, over all of its pixels.
 
     Parameters
     ----------
@@ -524,15 +598,37 @@ def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    mean, std : ndarray of float32
+    mean, std : ndarray of float64
         (C,) each; the deviation of a constant image is 1.
+
+    Raises
+    ------
+    UserError
+        A pixel is NaN, infinite, or beyond 1e150.
     """
-    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // 2**20))
-    tall = step * math.ceil(512 / step)  # read so many rows at a time
-    bands = [image[top : top + tall][::step, ::step].copy() for top in range(0, image.shape[0], tall)]  # not a view
-    pixels = np.concatenate(bands).reshape(-1, image.shape[2]).astype(np.float64)
-    std = pixels.std(0)
-    return np.float32(pixels.mean(0)), np.float32(np.where(std > 0, std, 1.0))
+    height, width = image.shape[:2]
+    moments = Moments()
+    if height * width < ONE_PIECE:
+        moments.add(image[:height])
+        return moments.statistics()
+    few = max(2**18 // width, 1)  # rows that stay in the processor's cache as float64
+    for top in range(0, height, 512):  # rows of one reading: the segments of a file are decoded once
+        rows = image[top : min(top + 512, height)]
+        for first in range(0, len(rows), few):
+            moments.add(rows[first : first + few])
+    return moments.statistics()
+
+
+def legacy_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (C,) that make of an image (H, W, C) what pytorch-UNET made of it.
+
+    It divided images of 8 bits by 255 and took others as they are, then scaled [0, 1] to [-1, 1].
+    """
+    half = np.full(image.shape[2], 127.5 if image.dtype == np.uint8 else 0.5, np.float32)
+    return half, half
+
+
+STATISTICS = {"image": image_statistics, "legacy": legacy_statistics}
 
 
 class _Kept(NamedTuple):
@@ -556,6 +652,8 @@ def _cut(array: Array, window: Window) -> Array:
     bottom, right = window.top + window.height, window.left + window.width
     if window.lies_in(*array.shape[:2]):
         return array[window.top : bottom, window.left : right]  # far faster than by indices
+    if isinstance(array, Tensor):
+        return _cut_reflected(array, window)
     rows = _reflect(np.arange(window.top, bottom), array.shape[0])
     columns = _reflect(np.arange(window.left, right), array.shape[1])
     top, left = rows.min(), columns.min()
@@ -563,12 +661,22 @@ def _cut(array: Array, window: Window) -> Array:
     return block[(rows - top)[:, None], columns - left]
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
+def _cut_reflected(plane: Tensor, window: Window) -> Tensor:
+    """Window of an (H, W, ...) plane on any device, which is not waited for."""
+    tops = torch.arange(window.top, window.top + window.height, device=plane.device)
+    lefts = torch.arange(window.left, window.left + window.width, device=plane.device)
+    rows, columns = (_reflect(index, size) for index, size in zip((tops, lefts), plane.shape, strict=False))
+    bits = plane.view(SIGNED.get(plane.dtype, plane.dtype))  # CUDA indexes no unsigned numbers wider than 8 bits
+    return bits[rows[:, None], columns].view(plane.dtype)
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
     """Array in the byte order of the machine, as torch wants it."""
-    return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")  # np.longdouble
+    return torch.from_numpy(np.ascontiguousarray(array, dtype))
 
 
-def _reflect(index: np.ndarray, size: int) -> np.ndarray:
+def _reflect(index: Array, size: int) -> Array:
     """Indices folded into [0, size) at the first and the last pixel.
 
     Examples
@@ -577,8 +685,7 @@ def _reflect(index: np.ndarray, size: int) -> np.ndarray:
     [2, 1, 0, 1, 2, 1, 0, 1]
     """
     period = max(2 * (size - 1), 1)
-    index = np.abs(index) % period
-    return np.where(index < size, index, period - index)
+    return size - 1 - abs(size - 1 - abs(index) % period)
 
 
 class PatchSampler(Sampler[list[Window]]):
@@ -618,6 +725,12 @@ class PatchSampler(Sampler[list[Window]]):
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Choose the epoch that is handed out next, and the step in it at which a resumed run goes on."""
         self.epoch, self.first_step = epoch, first_step
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, besides the sizes of the images."""
+        crop = [int(side) for side in self.crop]
+        return {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
 
     def batches(self, epoch: int) -> list[list[Window]]:
         """All batches of an epoch, those of all processes together."""

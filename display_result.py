@@ -6,13 +6,21 @@ python display_result.py --dir_result ./results --scope unet --name_data em --nu
 from __future__ import annotations
 
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from config import DisplayFlags, parse
-from report import KINDS
-from utils import UserError, atomic_write, natural_key, program, say
+from report import KINDS, RESULTS, Pictures
+from utils import UserError, atomic_write, is_out_of_memory, natural_key, program, reading, say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 1024  # [px] of a side of a picture in the figure, at most; more than twice of what is drawn
 
 
 @program
@@ -26,14 +34,24 @@ def main(argv: list[str] | None = None) -> None:
     """
     flags = parse(DisplayFlags, argv, __doc__)
     folder = Path(flags.dir_result) / flags.scope / flags.name_data
-    columns = find_images(folder / "images", flags.num)
     goal = Path(flags.save or folder / "figure.png")
-    draw(columns, f"{flags.scope} / {flags.name_data}", goal, flags.show)
+    _check_goal(goal, folder)
+    with reading(folder, RESULTS, "choose another --scope or --name_data"):
+        columns = find_images(folder / "images", flags.num)
+        pictures = {name: {kind: _read(path) for kind, path in files.items()} for name, files in columns.items()}
+    draw(pictures, f"{flags.scope} / {flags.name_data}", goal, flags.show)
     say(f"figure of {len(columns)} images: {goal}")
 
 
-def find_images(folder: Path, num: int) -> list[dict[str, Path]]:
-    """Files of the first images of a test, by kind; a kind that is missing is left out.
+def _check_goal(goal: Path, folder: Path) -> None:
+    """Refuse a goal that is one of the results."""
+    with suppress(RuntimeError):  # a link to itself, which nothing can be written to
+        if any(goal.resolve().is_relative_to((folder / name).resolve()) for name in RESULTS):
+            raise UserError(f"--save {goal} is one of the results that are shown: choose another file")
+
+
+def find_images(folder: Path, num: int) -> dict[str, dict[str, Path]]:
+    """Files of the first images of a test, by number and kind; a kind that is missing is left out.
 
     Raises
     ------
@@ -45,18 +63,18 @@ def find_images(folder: Path, num: int) -> list[dict[str, Path]]:
         raise UserError(
             f"no result images in {folder}: run main.py --mode test first, or check --scope and --name_data"
         )
-    stems = [path.name.removesuffix("output.png") for path in outputs]
-    columns = [{kind: folder / f"{stem}{kind}.png" for kind in KINDS} for stem in stems]
-    return [{kind: path for kind, path in column.items() if path.exists()} for column in columns]
+    names = [path.name.removesuffix("-output.png") for path in outputs]
+    files = {name: {kind: folder / f"{name}-{kind}.png" for kind in KINDS} for name in names}
+    return {name: {kind: path for kind, path in kinds.items() if path.exists()} for name, kinds in files.items()}
 
 
-def draw(columns: list[dict[str, Path]], title: str, goal: Path, show: bool) -> None:
+def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> None:
     """Draw the figure and write it.
 
     Parameters
     ----------
-    columns : list of dict
-        File of each kind, for each image.
+    pictures : dict
+        Pictures of each kind, for each image by its number.
     title : str
         Heading.
     goal : Path
@@ -67,7 +85,7 @@ def draw(columns: list[dict[str, Path]], title: str, goal: Path, show: bool) -> 
     Raises
     ------
     UserError
-        matplotlib doesn't write files of that type, or a picture is damaged.
+        matplotlib doesn't write files of that type.
     """
     import matplotlib
 
@@ -75,36 +93,49 @@ def draw(columns: list[dict[str, Path]], title: str, goal: Path, show: bool) -> 
         matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(
-        len(KINDS), len(columns), figsize=(2.4 * len(columns) + 0.4, 7.8), squeeze=False, layout="constrained"
-    )
-    types = figure.canvas.get_supported_filetypes()
-    if goal.suffix[1:].lower() not in types:
-        raise UserError(f"--save {goal}: matplotlib writes no such type: use {', '.join(sorted(types))}")
-    for column, files in zip(axes.T, columns, strict=True):
+    figure = plt.figure(figsize=(2.4 * len(pictures) + 0.4, 7.8), layout="constrained")
+    try:
+        types = figure.canvas.get_supported_filetypes().keys() - {"pgf"}  # that needs LaTeX
+        if goal.suffix[1:].lower() not in types:
+            raise UserError(f"--save {goal}: matplotlib writes no such type: use {', '.join(sorted(types))}")
+        _fill(figure, pictures, title)
+        with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters that no font has
+            figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
+        if show:
+            plt.show()
+    finally:
+        plt.close(figure)
+
+
+def _fill(figure: Figure, pictures: dict[str, Pictures], title: str) -> None:
+    """Draw a row for each kind and a column for each image."""
+    axes = figure.subplots(len(KINDS), len(pictures), squeeze=False)
+    for column, (name, kinds) in zip(axes.T, pictures.items(), strict=True):
         for axis, kind in zip(column, KINDS, strict=True):
             axis.set(xticks=[], yticks=[])
-            if kind in files:
-                axis.imshow(_read(files[kind]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        column[0].set_title(files["output"].name.removesuffix("-output.png"))
+            if kind in kinds:
+                axis.imshow(kinds[kind], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        column[0].set_title(name, parse_math=False)
     for axis, kind in zip(axes[:, 0], KINDS, strict=True):
         axis.set_ylabel(kind)
-    figure.suptitle(title)
-    with atomic_write(goal) as file:
-        figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
-    if show:
-        plt.show()
-    plt.close(figure)
+    figure.suptitle(title, parse_math=False)
 
 
 def _read(path: Path) -> np.ndarray:
+    """Picture as (H, W) or (H, W, 3) uint8; of a large one every second, third... row and column."""
     from PIL import Image
 
+    if not path.is_file():
+        raise UserError(f"{path}: no file: run main.py --mode test again")
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture)
-    except OSError as error:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:  # of large pictures
+            pixels = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+    except Exception as error:  # a damaged picture fails in as many ways as Pillow has parts
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path}: can't be read ({error}): run main.py --mode test again") from error
+    step = -(-max(pixels.shape[:2]) // SHOWN)
+    return pixels[::step, ::step].copy()
 
 
 if __name__ == "__main__":

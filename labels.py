@@ -123,7 +123,8 @@ def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool
     if objects or threshold is not None:
         return _two_classes(labels, threshold, objects)
     read = _reader(labels)
-    colour = max(_is_colour_label(label, read(label)) for label in labels)  # looks at all
+    colours = [_is_colour_label(label, read(label)) for label in labels]  # looks at all: each may be refused
+    colour = any(colours)
     counts, seen = Counter(), []
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
         keys, numbers = np.unique(label_keys(read(label), colour), return_counts=True)

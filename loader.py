@@ -83,8 +83,7 @@ def keep_distances(files: list[SampleFile], info: DataInfo) -> None:
         A label is no map of classes, or the folder takes no file.
     """
     for file in tqdm(files, desc="weight map", disable=None, leave=False):
-        changed = max(path.stat().st_mtime_ns for path in file if path)
-        if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
+        if not _has_distance(file):
             image, label = file.open(info.class_values)
             if label is None:
                 return  # said by the dataset
@@ -96,7 +95,25 @@ def keep_distances(files: list[SampleFile], info: DataInfo) -> None:
                 raise UserError(f"{error}; or train with --loss bce, which keeps nothing there") from error
 
 
+def _has_distance(file: SampleFile) -> bool:
+    """Whether the distance of a sample is kept, and is of the sample as it is now."""
+    changed = max(path.stat().st_mtime_ns for path in file if path)
+    if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
+        return False
+    try:
+        file.open_distance()
+    except UserError:
+        return False
+    return True
+
+
 def _start_worker(_worker: int) -> None:
-    """Leave Ctrl-C to the main process, and its objects uncollected, so that their memory stays shared."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.freeze()
+    """Leave signals to the main process, which still reads what it has begun, and its objects' memory shared.
+
+    A terminal that is closed, and many a batch system, sends them to all processes. A process whose main process has
+    ended ends by itself.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has not all
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    gc.freeze()  # collected objects would be written to, and no longer shared

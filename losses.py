@@ -14,7 +14,9 @@ from model import class_probability
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of logits, label, and a weight for each pixel
 
-REACH = 25  # [px] farther than this is far: exp(-25^2 / (2 * 5^2)) is 4e-6
+FAR = 50  # [px] d1 + d2 of this is far: exp(-50^2 / (2 sigma^2)) is 4e-6 for the greatest --sigma, 10
+REACH = FAR // 2
+BAND = 2**20  # [px] of a label whose distances are computed at once
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -73,7 +75,7 @@ def border_distance(label: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of float16
-        (H, W) [px]; exact up to `REACH`, and at most twice that where there is no second object near.
+        (H, W) [px]; exact up to `FAR`, which stands for all that is more.
         Source: Ronneberger et al. 2015, arXiv 1505.04597, equation 2.
 
     Examples
@@ -82,26 +84,44 @@ def border_distance(label: np.ndarray) -> np.ndarray:
     array([3., 3.], dtype=float16)
     """
     objects = _number_objects(label)
-    if objects.max(initial=0) < 2:
-        return np.full(label.shape, 2 * REACH, np.float16)
+    distance = np.empty(label.shape, np.float16)
+    num_row = max(2 * FAR, BAND // label.shape[1])
+    for top in range(0, label.shape[0], num_row):  # 50 bytes a pixel are needed, here of a band alone
+        first = max(top - FAR, 0)
+        band = _band_distance(objects[first : top + num_row + FAR])
+        distance[top : top + num_row] = band[top - first :][:num_row]
+    return distance
+
+
+def _band_distance(objects: np.ndarray) -> np.ndarray:
+    """d1 + d2 [px] between numbered objects, up to `FAR`."""
+    numbers = np.zeros(objects.max() + 1, np.int32)
+    numbers[np.ravel(objects)] = 1
+    numbers[0] = 0
+    objects = np.cumsum(numbers, dtype=np.int32)[objects] * (objects > 0)  # from 1 on, without gaps
+    if objects.max() < 2:
+        return np.full(objects.shape, FAR)
     first, index = ndimage.distance_transform_edt(objects == 0, return_indices=True)
     nearest = objects[tuple(index)]
-    second = np.full(label.shape, np.inf)
+    second = np.full(objects.shape, np.inf)
     for number, box in enumerate(ndimage.find_objects(nearest), 1):
+        # of a pixel with d1 + d2 up to FAR, the second object is half of that away from those nearest to the first
         box = tuple(slice(max(side.start - REACH, 0), side.stop + REACH) for side in box)
         alone = (objects[box] == 0) | (objects[box] == number)
         if not alone.all():
             to_others = ndimage.distance_transform_edt(alone)
             second[box] = np.where(nearest[box] == number, to_others, second[box])
-    return np.minimum(first + second, 2 * REACH).astype(np.float16)
+    return np.minimum(first + second, FAR)
 
 
 def _number_objects(label: np.ndarray) -> np.ndarray:
     """4-connected components of each class but 0, numbered from 1."""
-    numbers = np.zeros(label.shape, np.int32)
+    numbers, total = np.zeros(label.shape, np.int32), 0
     for k in range(1, int(label.max(initial=0)) + 1):
-        components = ndimage.label(label == k)[0]
-        numbers += np.where(components > 0, components + numbers.max(), 0).astype(np.int32)
+        components, count = ndimage.label(label == k)
+        np.add(components, total, out=components, where=components > 0)
+        numbers += components
+        total += count
     return numbers
 
 
@@ -130,5 +150,5 @@ def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float] | Non
     weight = 1 + torch.where(label == 0, w0 * torch.exp(-(distance**2) / (2 * sigma**2)), 0)
     if class_share is not None:
         balance = 1 / (len(class_share) * torch.tensor(class_share).clamp_min(1e-3))
-        weight = weight - 1 + balance.to(label.device)[label]
+        weight = weight - 1 + balance.to(label.device, non_blocking=True)[label]
     return weight

@@ -15,8 +15,8 @@ from utils import memory_advice, pick_device, program, reading
 
 MEMORY_ADVICE = {
     "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",
-    "test": "test smaller images, or use a machine with more",
-    "predict": "lower --tile",
+    "test": "give a smaller --tile, such as 128",
+    "predict": "give a smaller --tile, such as 128",
     "export": "close other programs, or use a machine with more",
 }
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         if config.mode == "predict":
             return predict_files(config, device, world)
         if config.mode == "export":
-            return export(config)
+            return export(config) if world.first else 0  # the others wait for it
         trainer = Trainer(config, device, world)
         with reading(trainer.dir_data, ENTRIES, "choose another --name_data"):
             return {"train": trainer.train, "test": trainer.test}[config.mode]()

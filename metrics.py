@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # at which the ISBI 2012 challenge looks
+LARGE = 2**22  # [px] from which on borders are thinned in less memory; a line may lie a pixel beside
 
 
 def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray, num_class: int) -> Tensor:
@@ -154,13 +155,29 @@ def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
     >>> table.joint.tolist(), table.truth.tolist(), table.proposal.tolist(), table.num_line
     ([2.0, 1.0], [3.0, 1.0], [3.0], 1)
     """
-    foreground = truth > 0
-    true, proposed = truth[foreground].astype(np.int64), proposal[foreground].astype(np.int64)
+    true, proposed, count = _pairs(truth, proposal)
+    true, proposed, count = (part[true > 0] for part in (true, proposed, count))
     inside = proposed > 0
-    stride = int(proposal.max(initial=0)) + 1
-    pairs = true[inside] * stride + proposed[inside]
-    counts = [np.unique(values, return_counts=True)[1] for values in (pairs, true, proposed[inside])]
-    return Contingency(*(count.astype(np.float64) for count in counts), int(np.sum(~inside)), truth.size)
+    sums = (
+        np.bincount(number, number_count) for number, number_count in ((true, count), (proposed[inside], count[inside]))
+    )
+    of_truth, of_proposal = (total[total > 0] for total in sums)
+    return Contingency(count[inside], of_truth, of_proposal, int(count[~inside].sum()), truth.size)
+
+
+def _pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of numbers (P,) of two (H, W) images that meet, in rising order, and how many pixels have each, float64.
+
+    By bands of about a million pixels, so that a large image takes no more memory.
+    """
+    stride, tall = int(other.max(initial=0)) + 1, max(2**20 // max(one.shape[-1], 1), 1)
+    found, counts = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    for top in range(0, len(one), tall):
+        keys = one[top : top + tall].astype(np.int64) * stride + other[top : top + tall]
+        keys, count = np.unique(keys, return_counts=True)
+        found, place = np.unique(np.concatenate([found, keys]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([counts, count]))
+    return found // stride, found % stride, counts
 
 
 def v_rand(table: Contingency) -> float:
@@ -243,25 +260,53 @@ def thin_borders(mask: np.ndarray) -> np.ndarray:
     from skimage.segmentation import watershed
 
     segments = ndimage.label(mask)[0]
+    if mask.size > LARGE:
+        return _grow(segments)
     return watershed(~mask, segments, connectivity=1, watershed_line=True) if mask.any() else segments
 
 
-def mask_scores(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+def _grow(segments: np.ndarray) -> np.ndarray:
+    """Segments (H, W) grown into the background as by a watershed with lines, in 8 bytes a pixel instead of 80.
+
+    All pixels of one distance are flooded in two halves, like the fields of a chessboard: those of one half are no
+    neighbours, so that each sees what the ones before it became.
+    """
+    height, width = segments.shape
+    width += 2
+    grown = np.pad(segments.astype(np.int32, copy=False), 1, constant_values=-1).ravel()  # -1: a rim, or a line
+    offsets = np.array([-width, -1, 1, width])
+    beside = np.flatnonzero(grown == 0)  # what the next step floods; not found from the foreground, which is larger
+    beside = beside[np.any([grown[beside + step] > 0 for step in offsets], axis=0)]
+    while len(beside):
+        parity = (beside // width + beside % width) % 2
+        for half in (beside[parity == 0], beside[parity == 1]):
+            around = grown[half[:, None] + offsets]
+            low = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
+            grown[half] = np.where(low == around.max(1), low, -1)
+        front = beside[grown[beside] > 0]
+        beside = np.unique(np.concatenate([near[grown[near] == 0] for near in (front + step for step in offsets)]))
+    return np.maximum(grown.reshape(height + 2, width)[1:-1, 1:-1], 0)
+
+
+def mask_scores(label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None) -> dict[str, float]:
     """Scores of the segments of one mask: V_Rand and V_Info after thinning the borders, and object scores.
 
     Parameters
     ----------
     label, mask : ndarray of int or bool
         (H, W), 1 inside the cells or objects, whose 4-connected components are the segments.
+    objects : ndarray of int, optional
+        (H, W) numbers of the objects that were found; default: the components of the mask.
 
     Returns
     -------
     dict of str to float
         `v_rand`, `v_info`, `object_f1` and `matched_iou`, each in [0, 1], and those of `warping_scores`.
     """
-    truth, proposal = ndimage.label(label)[0], ndimage.label(mask)[0]
+    truth = ndimage.label(label)[0]
     table = contingency(truth, thin_borders(mask > 0))
-    scores = {"v_rand": v_rand(table), "v_info": v_info(table)} | object_scores(truth, proposal)
+    found = ndimage.label(mask)[0] if objects is None else objects
+    scores = {"v_rand": v_rand(table), "v_info": v_info(table)} | object_scores(truth, found)
     return scores | warping_scores(label, mask)
 
 
@@ -339,15 +384,13 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5)
     >>> object_scores(np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 1, 0, 2]]))
     {'object_f1': 0.5, 'matched_iou': 0.6666666666666666}
     """
-    from skimage.segmentation import relabel_sequential
-
-    true, proposed = (relabel_sequential(image)[0].ravel().astype(np.int64) for image in (truth, proposal))
-    num = int(proposed.max(initial=0)) + 1
-    joint = np.bincount(true * num + proposed, minlength=(int(true.max(initial=0)) + 1) * num).reshape(-1, num)
-    union = joint.sum(1)[1:, None] + joint.sum(0)[None, 1:] - joint[1:, 1:]
-    ious = joint[1:, 1:] / np.maximum(union, 1)
+    true, proposed, count = _pairs(truth, proposal)
+    both = (true > 0) & (proposed > 0)
+    area, proposed_area = np.bincount(true, count), np.bincount(proposed, count)
+    joint = count[both]
+    ious = joint / (area[true[both]] + proposed_area[proposed[both]] - joint)
     matched = ious[ious > overlap]
-    objects = sum(ious.shape)
+    objects = int(np.sum(area[1:] > 0) + np.sum(proposed_area[1:] > 0))
     return {
         "object_f1": 2 * len(matched) / objects if objects else 1.0,
         "matched_iou": float(matched.mean()) if len(matched) else float(objects == 0),
@@ -393,13 +436,12 @@ def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     height, width = source.shape
     source, target = source.ravel().astype(np.uint8), target.ravel()
     offsets = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx])
-    index = np.arange(height * width)
-    field = index // width % 2 * 2 + index % width % 2  # points of one field are no neighbours: all flip at once
     simple, flipped = _simple_points(), True
     while flipped:
         flipped = False
         for number in range(4):
-            wrong = np.flatnonzero((source != target) & (field == number))
+            wrong = np.flatnonzero(source != target)
+            wrong = wrong[wrong // width % 2 * 2 + wrong % width % 2 == number]  # no neighbours: all flip at once
             codes = source[wrong[:, None] + offsets] @ (1 << np.arange(8))
             flips = wrong[simple[codes]]
             source[flips] ^= 1

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda params, lr, beta1: torch.optim.Adam(params, lr, betas=(beta1, 0.999), fused=True),
@@ -102,8 +102,17 @@ def have_the_same_moments(first: str, second: str) -> bool:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's moments and last learning rate, and keep what else this run's flags say."""
+    """Load an optimiser's moments and last learning rate, and keep what else this run's flags say.
+
+    Raises
+    ------
+    ValueError
+        The moments are those of other weights.
+    """
     flags = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, values in zip(optimizer.param_groups, flags, strict=True):
-        group.update(values)
+    # before loading: whether the optimiser is fused decides on which device its count of steps goes
+    groups = [group | values for group, values in zip(state["param_groups"], flags, strict=True)]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+    for weight, moments in optimizer.state.items():
+        if any(value.shape not in ((), weight.shape) for value in moments.values() if isinstance(value, Tensor)):
+            raise ValueError(f"moments of other weights than {tuple(weight.shape)}")

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import check_values
-from images import Frame, list_frames, with_neighbours
+from images import Frame, Source, files_of, list_frames, with_neighbours
 from labels import Masks, is_colour
 from utils import UserError, say
 
@@ -48,7 +48,7 @@ class Pair:
     def files(self) -> list[Path]:
         """Files of the image and its labels."""
         labels = self.label.frames if isinstance(self.label, Masks) else [self.label] if self.label else []
-        return [self.input.path, *(label.path for label in labels)]
+        return files_of([self.input, *labels])
 
 
 def _converted(image: np.ndarray, channels: int) -> np.ndarray:
@@ -58,14 +58,14 @@ def _converted(image: np.ndarray, channels: int) -> np.ndarray:
     return image[..., : channels or None]
 
 
-def list_pairs(source: Path, target: Path | None) -> list[Pair]:
+def list_pairs(source: Source, target: Source | None) -> list[Pair]:
     """Images with their labels: pages in order, or the files of two folders by name.
 
     Parameters
     ----------
-    source : Path
+    source : str, Path or sequence of them
         Stack, folder or pattern of images.
-    target : Path or None
+    target : str, Path, sequence of them or None
         That of their labels; None: there are none.
 
     Raises
@@ -77,7 +77,7 @@ def list_pairs(source: Path, target: Path | None) -> list[Pair]:
     if target is None:
         return [Pair(image, None) for image in images]
     labels = list_frames(target)
-    if not source.is_file() and not target.is_file():
+    if not _is_stack(source) and not _is_stack(target):
         images = _without_labels(images, labels, source, target)
         return _pairs_by_folder(images, labels) or _pairs_by_name(images, labels, source, target)
     if len(images) != len(labels):
@@ -86,6 +86,11 @@ def list_pairs(source: Path, target: Path | None) -> list[Pair]:
             f"{colour_hint(images)}{colour_hint(labels)}"
         )
     return [Pair(*both) for both in zip(images, labels, strict=True)]
+
+
+def _is_stack(source: Source) -> bool:
+    """Whether images are the pages of one file."""
+    return isinstance(source, str | Path) and Path(source).is_file()
 
 
 def colour_hint(frames: list[Frame]) -> str:
@@ -99,7 +104,7 @@ def colour_hint(frames: list[Frame]) -> str:
     )
 
 
-def _without_labels(images: list[Frame], labels: list[Frame], source: Path, target: Path) -> list[Frame]:
+def _without_labels(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Frame]:
     """Images that are not matched as labels, too, as `*.tif` beside `*_mask.tif`."""
     files = {label.path for label in labels}
     rest = [image for image in images if image.path not in files]
@@ -111,7 +116,7 @@ def _without_labels(images: list[Frame], labels: list[Frame], source: Path, targ
 
 
 def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
-    """Pairs of images with a folder each, and the masks of its objects: `ID/images/*`, `ID/masks/*`; else none."""
+    """Pairs of images that have a folder each, with a mask for each object: `ID/images/*`, `ID/masks/*`; else none."""
     of_folder: dict[Path, list[Frame]] = {}
     for label in labels:
         of_folder.setdefault(label.path.parent.parent, []).append(label)
@@ -122,7 +127,7 @@ def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
     return [Pair(image, Masks(tuple(of_folder[folder]))) for image, folder in zip(images, folders, strict=True)]
 
 
-def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Path, target: Path) -> list[Pair]:
+def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
     """Pair frames whose files have one name, the type apart; or names that differ by what all have; or one number."""
     ways = [[_keyed(frames, parts) for frames in (images, labels)] for parts in (list, _differences, _last_numbers)]
     of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))

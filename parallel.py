@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,11 +13,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from utils import FlagError
 
 Item = TypeVar("Item")
 
@@ -26,8 +31,19 @@ def is_worker() -> bool:
 
 
 def num_gpu(gpu_ids: str) -> int:
-    """How many of the GPUs of a comma-separated list are there; the list may be `-1`."""
-    return sum(0 <= int(number) < torch.cuda.device_count() for number in gpu_ids.split(","))
+    """How many of the GPUs of a comma-separated list are there; the list may be `-1`.
+
+    Raises
+    ------
+    FlagError
+        Some are, and others are not.
+    """
+    numbers = [int(number) for number in gpu_ids.split(",")]
+    missing = [number for number in numbers if not 0 <= number < torch.cuda.device_count()]
+    if missing and len(missing) < len(numbers):
+        what = f"no GPU {', '.join(map(str, missing))} here, there are {torch.cuda.device_count()}"
+        raise FlagError(f"--gpu_ids {gpu_ids}: {what}: name those that are there")
+    return len(numbers) - len(missing)
 
 
 def restarts() -> int:
@@ -36,8 +52,19 @@ def restarts() -> int:
 
 
 def run_id() -> str:
-    """Name that torchrun gives to a run and keeps over its restarts; empty without torchrun."""
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+    """Name of a run of torchrun, kept over its restarts and no other run's; empty without torchrun.
+
+    The name that torchrun gives is that of all runs ("none") unless the user sets another, which may well be used
+    again. So the launcher, whose processes these are, is part of it.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    launcher = os.getppid()
+    try:
+        started = Path(f"/proc/{launcher}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):  # no Linux
+        started = ""
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {launcher} {started}"
 
 
 def launch(num_process: int, argv: list[str]) -> int:
@@ -53,15 +80,25 @@ def launch(num_process: int, argv: list[str]) -> int:
     Returns
     -------
     int
-        0, or 1 where a process failed.
+        0, 1 where a process failed, or 128 and the number of the signal that ended them.
     """
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_process}"]
-    process = subprocess.Popen([*run, *argv])
-    while True:
-        try:
-            return int(process.wait() != 0)
-        except KeyboardInterrupt:  # the launcher has got it too, and lets the processes save
-            continue
+    got, process = 0, None
+
+    def note(signum: int, _frame: object) -> None:
+        nonlocal got
+        got = got or signum
+        if process and signum != signal.SIGINT:  # that one the launcher has got too, and lets the processes save
+            process.send_signal(signum)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)  # Windows has no SIGHUP
+        if signum and signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, note)
+    if not got:
+        process = subprocess.Popen([*run, *argv])
+    status = int(process is not None and process.wait() != 0)
+    return 128 + got if got else status
 
 
 @dataclass(frozen=True)
@@ -74,15 +111,23 @@ class World:
         Its number, from 0.
     size : int
         How many there are.
+    launcher : int
+        Number of the process that started this one; 0 where its end is no matter.
     """
 
     rank: int = 0
     size: int = 1
+    launcher: int = 0
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
+
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether the launcher has died: nobody would end this process any more, or see its status."""
+        return bool(self.launcher) and os.getppid() != self.launcher
 
     def gather(self, items: list[Item]) -> list[Item]:
         """Items of all processes, in every process."""
@@ -134,17 +179,18 @@ def joined(device: torch.device, timeout: float) -> Iterator[World]:
     timeout : float
         How long to wait for another process before giving up [s].
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if not is_worker():
         yield World()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    launcher = os.getppid()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = datetime.timedelta(seconds=timeout)
     store, rank, size = next(dist.rendezvous("env://", timeout=limit))
     store = dist.PrefixStore(_agree_on_name(store, rank, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    yield World(rank, size)
+    yield World(rank, size, launcher)
     dist.barrier()  # who leaves early takes the store along; after an error the others may not be there to wait for
     dist.destroy_process_group()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -16,17 +18,30 @@ from tqdm import tqdm
 import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
-from images import ARRAYS, SUFFIXES, Frame, Rows, list_frames, read_geometry, release, with_neighbours
-from objects import TALL, separate_bands
+from images import Frame, Rows, list_frames, read_geometry, release, with_neighbours
+from objects import TALL, foreground_kinds, separate_bands
 from parallel import World
 from predictor import Predictor, load, predict_array
 from tiling import Bands, behind
-from utils import UserError, say
-from writers import FlatWriter, Layout, PngWriter, RowFile, Writer, ZarrWriter
+from utils import UserError, atomic_write, locked, say
+from writers import (
+    ORDER,
+    FlatWriter,
+    Layout,
+    PngWriter,
+    RowFile,
+    Writer,
+    ZarrWriter,
+    check_apart,
+    check_replaceable,
+    png_files,
+    written_at,
+)
 
 __all__ = ["load", "predict_array", "predict_files"]
 
-FILES = (".tif", ".tiff", ".npy", ".zarr")
+TABLE = ("image", "object", "class", "area_px")
+FILES = (".tif", ".tiff", ".npy", ".zarr", ".png")
 
 
 class FrameRows:
@@ -57,16 +72,19 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if not config.input or not config.output:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
-    predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp)
-    frames = list_frames(Path(config.input), (*SUFFIXES, *ARRAYS))
+    predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp, config.background)
+    frames = list_frames(config.input)
     images = [_open(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     whats = [what for what in WHAT if what in config.what.split(",")]
     job = _Job(config, predictor, frames, images, whats, world)
-    with job.writers(str(path)) as writers:
-        behind(job.results(writers), lambda result: job.write(writers, *result))
+    with job.writers() as writers:
+        behind(job.results(), lambda result: job.write(writers, *result))
+    tables = world.gather(job.found)
     if world.first:
         for goal in dict.fromkeys(job.goals().values()):
-            say(f"segmented {len(frames)} image(s) with {path}: {goal}")
+            say(f"segmented {len(frames)} image(s) with {path}: {goal}{job.replaced.get(goal, '')}")
+        if "cells" in whats:
+            job.report_objects(tables)
     return 0
 
 
@@ -86,7 +104,7 @@ def _pixel_outputs(band: np.ndarray, whats: list[str], predictor: Predictor, dty
     """What is written of a probability (K, h, W) pixel by pixel: arrays (C, h, W)."""
     made: dict[str, np.ndarray] = {}
     if "probability" in whats:
-        made["probability"] = band if dtype == "float32" else _to_bytes(band)
+        made["probability"] = PROBABILITY[dtype](band)
     if "mask" in whats:
         two = predictor.num_channel == 1
         mask = (band > predictor.threshold) * np.uint8(255) if two else band.argmax(0)[None].astype(np.uint8)
@@ -102,6 +120,9 @@ def _to_bytes(band: np.ndarray) -> np.ndarray:
     return scaled
 
 
+PROBABILITY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"uint8": _to_bytes, "float32": lambda band: band}
+
+
 @dataclass(frozen=True)
 class _Job:
     """What is to be done for one command, and which part of it this process does."""
@@ -112,34 +133,50 @@ class _Job:
     images: list[Rows]
     whats: list[str]
     world: World
+    found: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)  # frame, classes and areas of objects
+
+    replaced: dict[Path, str] = field(default_factory=dict)  # goal -> words on the older one
+
+    @property
+    def to_folder(self) -> bool:
+        """Whether the output is a folder of PNGs."""
+        output = Path(self.config.output)
+        if self.config.output.endswith(("/", os.sep)):
+            return True
+        if output.suffix.lower() in FILES:
+            return False
+        if output.suffix and not output.is_dir():
+            endings = f"use {', '.join(FILES)}, or end the name of a folder with /"
+            raise UserError(f"--output {output}: unknown ending {output.suffix}: {endings}")
+        return True
+
+    @property
+    def to_png(self) -> bool:
+        """Whether PNGs are written, in a folder or one."""
+        return self.to_folder or Path(self.config.output).suffix.lower() == ".png"
 
     def goals(self) -> dict[str, Path]:
         """File or folder of each thing asked for; where they are several, the name says which."""
         output = Path(self.config.output)
-        if not self._is_file(output) or len(self.whats) == 1:
+        if self.to_png or len(self.whats) == 1:
             return dict.fromkeys(self.whats, output)
         return {what: output.with_name(f"{output.stem}-{what}{output.suffix}") for what in self.whats}
 
-    @staticmethod
-    def _is_file(output: Path) -> bool:
-        if output.suffix.lower() in FILES:
-            return True
-        if output.suffix and not output.is_dir():
-            raise UserError(f"--output {output}: unknown ending {output.suffix}: use {', '.join(FILES)} or a folder")
-        return False
-
     @contextmanager
-    def writers(self, network: str) -> Iterator[dict[str, Writer]]:
+    def writers(self) -> Iterator[dict[str, Writer]]:
         """Open writers; at the end their files get their names, after an error nothing is left under those."""
-        with ExitStack() as stack:
+        with ExitStack() as locks, ExitStack() as stack:
             made: dict[str, Writer] = {}
             if self.world.first:
+                self._check_pictures()
+                self._lock(locks)
+                self._check_goals()
                 stack.callback(lambda: [writer.discard() for writer in made.values()])
-                for what, goal in self._checked_goals().items():
-                    made[what] = self._writer(what, goal, network)
+                for what, goal in self.goals().items():
+                    made[what] = self._writer(what, goal)
             self.world.same(None)
             if not self.world.first:
-                made = {what: self._writer(what, goal, network) for what, goal in self.goals().items()}
+                made = {what: self._writer(what, goal) for what, goal in self.goals().items()}
                 stack.callback(lambda: [writer.close() for writer in made.values()])
             yield made
             for writer in made.values():
@@ -150,47 +187,75 @@ class _Job:
                     writer.finish()
                 stack.pop_all()
 
-    def _checked_goals(self) -> dict[str, Path]:
-        """Goals, none of which is an input."""
-        goals = self.goals()
-        inputs = {frame.path.resolve() for frame in self.frames}
-        folder = not self._is_file(Path(self.config.output))
-        files = [name.with_name(f"{name.name}.png") for what in self.whats for name in self._names(what)]
-        for goal in files if folder else goals.values():
-            if goal.resolve() in inputs:
-                raise UserError(f"--output {self.config.output} would replace the input {goal}: choose another")
-        if folder and len({*files}) < len(files):
+    def _check_pictures(self) -> None:
+        """Refuse what PNGs can't hold."""
+        if self.to_png and "probability" in self.whats and self.config.dtype == "float32":
+            raise UserError("--dtype float32: a PNG has no such type: write .tif, .npy or .zarr")
+        files = [file for what in self.whats for file in self._pictures(what)]
+        if self.to_png and not self.to_folder and len(files) > 1:
+            raise UserError(
+                f"--output {self.config.output} is one picture, {len(files)} are to be written: name a folder"
+            )
+        if self.to_png and len({*files}) < len(files):
             twice = next(file for file, num in Counter(files).items() if num > 1)
-            raise UserError(f"{self.config.input}: two images would become {twice}: rename one, or write a stack")
-        return goals
+            raise UserError(f"--input: two images would become {twice}: rename one, or write a stack")
+
+    def _lock(self, locks: ExitStack) -> None:
+        """Keep other runs from writing the same files."""
+        check_apart(self._written(), [frame.path for frame in self.frames])  # before a folder is made
+        advice = "choose another --output"
+        output = Path(self.config.output)
+        if self.to_folder:
+            if not output.exists():
+                locks.callback(_remove_if_empty, output)
+            locks.enter_context(locked(output, advice))
+            return
+        for goal in sorted({*self.goals().values()}):
+            locks.enter_context(locked(goal.parent, advice, name=f".{goal.name}.lock"))
+
+    def _written(self) -> list[Path]:
+        """Files and folders that are written, replaced or removed."""
+        if self.to_png:
+            return [file for what in self.whats for file in self._pictures(what)]
+        return [path for goal in self.goals().values() for path in written_at(goal)]
+
+    def _check_goals(self) -> None:
+        """Refuse to replace anything but older outputs, and keep in mind what is replaced."""
+        if "cells" in self.whats and self.predictor.num_channel > 1:
+            self._table()  # refuses to replace another file
+        files = [file for what in self.whats for file in self._pictures(what)]
+        for goal in {*self.goals().values()}:
+            older = [file for file in (files if self.to_png else [goal]) if os.path.lexists(file)]
+            for file in files if self.to_png else [goal]:
+                check_replaceable(file)
+            if older:
+                self.replaced[goal] = f" (replaced {len(older)} older file(s))"
+
+    def _pictures(self, what: str) -> list[Path]:
+        """All PNGs of one thing."""
+        channels = self.predictor.num_channel if what == "probability" else 1
+        return [file for name in self._names(what) for file in png_files(name, channels)]
 
     def _names(self, what: str) -> list[Path]:
-        """PNG of each frame, without the ending."""
+        """PNG of each frame."""
+        output = Path(self.config.output)
+        if not self.to_folder:
+            return [output] * len(self.frames)
         num = Counter(frame.path for frame in self.frames)
         ending = f"-{what}" if len(self.whats) > 1 else ""
         numbers = [f"-{frame.index:04d}" if num[frame.path] > 1 else "" for frame in self.frames]
-        folder = Path(self.config.output)
-        return [folder / f"{f.path.stem}{number}{ending}" for f, number in zip(self.frames, numbers, strict=True)]
+        return [output / f"{f.path.stem}{number}{ending}.png" for f, number in zip(self.frames, numbers, strict=True)]
 
-    def _writer(self, what: str, goal: Path, network: str) -> Writer:
-        if not self._is_file(goal):
-            if what == "probability" and self.config.dtype == "float32":
-                raise UserError("--dtype float32: a PNG has no such type: write .tif, .npy or .zarr")
+    def _writer(self, what: str, goal: Path) -> Writer:
+        if self.to_png:
             return PngWriter(self._names(what), [image.shape[0] for image in self.images])
-        layout = self._layout(what)
+        layout = self._layout(what, ORDER.get(goal.suffix.lower(), ""))
         if goal.suffix.lower() != ".zarr":
             return FlatWriter(goal, layout, self.world.first)
-        c = self.config
-        run = {"network": network, "input": c.input, "what": what, "tta": c.tta, "tile": c.tile}
-        run |= {
-            "dtype": c.dtype,
-            "shape": layout.full_shape,
-            "changed": [Path(p).stat().st_mtime_ns for p in (network, self.frames[0].path)],
-        }
         tops = self._tops(what, 0)
-        return ZarrWriter(goal, layout, self.world.first, tops[1] if len(tops) > 1 else layout.shape[2], run)
+        return ZarrWriter(goal, layout, self.world.first, tops[1] if len(tops) > 1 else layout.shape[2])
 
-    def _layout(self, what: str) -> Layout:
+    def _layout(self, what: str, order: str) -> Layout:
         """What a file of one thing holds; all images must have one size."""
         sizes = {image.shape[:2]: str(frame) for image, frame in zip(self.images, self.frames, strict=True)}
         if len(sizes) > 1:
@@ -198,9 +263,8 @@ class _Job:
             raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, name a folder")
         dtype = {"probability": self.config.dtype, "mask": "uint8", "cells": "uint32"}[what]
         channels = self.predictor.num_channel if what == "probability" else 1
-        geometry = read_geometry(self.frames)
         shape = (len(self.frames), channels, *self.images[0].shape[:2])
-        return Layout(shape, np.dtype(dtype), *geometry, labels=what != "probability")
+        return Layout(shape, np.dtype(dtype), read_geometry(self.frames), what != "probability", order)
 
     def bands(self, frame: int) -> Bands:
         """Windows of a frame."""
@@ -213,9 +277,9 @@ class _Job:
             return list(range(0, height, TALL))
         return [span.start for span in self.predictor.windows(height, width, self.config.tile)[0]]
 
-    def results(self, writers: dict[str, Writer]) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+    def results(self) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         """Frame, first row and what is to be written of them, arrays (C, h, W), of all that this process does."""
-        mine = self._units(writers)
+        mine = self._units()
         if not self.world.first:
             yield from self._computed(mine)
             return
@@ -231,23 +295,15 @@ class _Job:
         for what, values in outputs.items():
             writers[what].write(frame, top, values)
 
-    def _units(self, writers: dict[str, Writer]) -> list[tuple[int, int]]:
+    def _units(self) -> list[tuple[int, int]]:
         """Frames and bands that this process does: whole frames where objects are wanted, which reach over bands."""
-        tops = [self._tops("probability", frame) for frame in range(len(self.frames))]
-        whole = "cells" in self.whats or not self._is_file(Path(self.config.output))
-        units = [[(frame, number) for number in range(len(part))] for frame, part in enumerate(tops)]
+        whole = "cells" in self.whats or self.to_png
+        counts = [len(self._tops("probability", frame)) for frame in range(len(self.frames))]
+        units = [[(frame, number) for number in range(count)] for frame, count in enumerate(counts)]
         groups = units if whole else [[unit] for part in units for unit in part]
         rank, size = self.world.rank, self.world.size
         mine = groups[rank * len(groups) // size : (rank + 1) * len(groups) // size]
-        zarrs = {what: writer for what, writer in writers.items() if isinstance(writer, ZarrWriter)}
-
-        def is_done(frame: int, number: int) -> bool:
-            needed = [(w, top) for w in zarrs for top in self._tops(w, frame)]
-            if "cells" not in self.whats:
-                needed = [(what, tops[frame][number]) for what in zarrs]
-            return bool(zarrs) and all(zarrs[what].is_done(frame, top) for what, top in needed)
-
-        return [unit for group in mine for unit in group if not is_done(*unit)]
+        return [unit for group in mine for unit in group]
 
     def _computed(self, units: list[tuple[int, int]]) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         for frame, group in groupby(units, key=lambda unit: unit[0]):
@@ -268,10 +324,77 @@ class _Job:
             def outputs(computed: tuple[int, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
                 number, band = computed
                 if kept is not None:
-                    kept.append(band[0] if predictor.num_channel == 1 else 1 - band[0])
+                    kept.append(_object_rows(band, predictor))
                 return bands.rows[number].start, _pixel_outputs(band, self.whats, predictor, self.config.dtype)
 
             yield from map(outputs, bands.compute(numbers))
             if kept is not None:
-                for top, objects in separate_bands(kept, predictor.threshold):
-                    yield top, {"cells": objects[None]}
+                yield from self._objects(frame, kept)
+
+    def _objects(self, frame: int, kept: RowFile) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """First row and objects (1, h, W) of the bands of a frame; what class and area each has is noted."""
+        width, empty = self.images[frame].shape[1], self.predictor.background
+        several = self.predictor.num_channel > 1
+        kinds = _Columns(kept, slice(width, None), np.uint8) if several else None
+        classes, areas = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        probability = _Columns(kept, slice(width))
+        for top, objects in separate_bands(probability, self.predictor.object_threshold, kinds=kinds):
+            yield top, {"cells": objects[None]}
+            counts = np.bincount(objects.ravel(), minlength=len(areas))
+            areas = np.pad(areas, (0, len(counts) - len(areas))) + counts
+            classes = np.pad(classes, (0, len(counts) - len(classes)))
+            own = kinds[top : top + len(objects)].astype(np.int64) - 1 if several else 1 - empty
+            classes[objects] = own
+        self.found.append((frame, classes[1:], areas[1:]))
+
+    def report_objects(self, found: list[tuple[int, np.ndarray, np.ndarray]]) -> None:
+        """Say how many objects each class has, and with several classes write which object is of which."""
+        info, num = self.predictor.info, self.predictor.info.num_class
+        counts = sum((np.bincount(classes, minlength=num) for _, classes, _ in found), np.zeros(num, int))
+        names = [(k, name) for k, name in enumerate(info.class_names) if k != self.predictor.background]
+        text = ", ".join(f"{counts[k]} of {name}" for k, name in names)
+        say(f"objects: {text}; background is {info.class_names[self.predictor.background]}")
+        if num == 2:
+            return
+        with atomic_write(self._table(), "w") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(TABLE)
+            for frame, classes, areas in sorted(found, key=lambda row: row[0]):
+                for number, (index, area) in enumerate(zip(classes.tolist(), areas.tolist(), strict=True), 1):
+                    table.writerow([self.frames[frame], number, info.class_names[index], area])
+
+    def _table(self) -> Path:
+        """File beside the objects that says which class each is of."""
+        goal = self.goals()["cells"]
+        path = goal / "cells.csv" if self.to_folder else goal.with_suffix(".csv")
+        if path.exists() and not path.read_text("utf-8", "replace").startswith(",".join(TABLE)):
+            raise UserError(f"{path}: no table of objects, so it is not replaced: move it, or choose another --output")
+        return path
+
+
+def _object_rows(band: np.ndarray, predictor: Predictor) -> np.ndarray:
+    """What objects are made of, rows (h, W) of a probability (K, h, W), or (h, 2 W) with the class beside."""
+    if predictor.num_channel == 1:
+        return band[0] if predictor.background == 0 else 1 - band[0]
+    kinds = foreground_kinds(band.argmax(0), predictor.background)
+    return np.concatenate([band.max(0), kinds.astype(np.float32)], axis=1)
+
+
+class _Columns:
+    """Some columns of rows that are kept on the disk."""
+
+    def __init__(self, rows: RowFile, columns: slice, dtype: type = np.float32) -> None:
+        self.rows, self.columns, self.dtype = rows, columns, dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows (h, w) of a slice."""
+        return self.rows[rows][:, self.columns].astype(self.dtype, copy=False)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a folder that was made for outputs of which there came none."""
+    with suppress(OSError):
+        folder.rmdir()

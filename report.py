@@ -10,16 +10,18 @@ import json
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils import atomic_write, say
+from utils import atomic_write, printable, say
 
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 Scores = dict[str, float]  # name of a score -> value
 KINDS = ("input", "label", "output")
+RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]  # of a test, replaced together
 
 
 def palette(num_class: int) -> np.ndarray:
@@ -194,7 +196,7 @@ def write_arguments(path: Path, values: dict[str, Any]) -> None:
     """Write `arg.txt`, the readable table of a run's parameters."""
     width = max(map(len, values))
     with atomic_write(path, "w") as file:
-        file.writelines(f"{name.ljust(width)}  {value}\n" for name, value in values.items())
+        file.writelines(printable(f"{name.ljust(width)}  {value}") + "\n" for name, value in values.items())
 
 
 def command_line(argv: list[str] | None = None) -> str:
@@ -206,7 +208,8 @@ class TrainingLog:
     """Progress and curves of a training: a bar on a terminal, plain lines elsewhere, TensorBoard events.
 
     Events are on the disk when a method returns, so that no checkpoint is ever ahead of its curves
-    (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes).
+    (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes). A disk that takes no
+    more of them ends the curves with a warning, and not the training.
 
     Parameters
     ----------
@@ -224,7 +227,10 @@ class TrainingLog:
         from tensorboardX.event_file_writer import EventsWriter
         from tqdm import tqdm
 
-        self.writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")  # two runs may start in one second
+        self.folder = folder
+        self.writer: EventsWriter | None = EventsWriter(
+            str(folder / "events"), f".{time.time_ns()}"
+        )  # two runs may start in one second
         self._write(first, session_log={"status": "START"})
         self.bar = tqdm(total=last, initial=first - 1, unit="epoch", disable=None, dynamic_ncols=True)
         self.of = f"/{last}" if last else ""
@@ -233,8 +239,17 @@ class TrainingLog:
     def _write(self, epoch: int, **what: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self.writer.write_event(Event(wall_time=time.time(), step=epoch, **what))
-        self.writer.flush()
+        if self.writer is None:
+            return
+        try:
+            self.writer.write_event(Event(wall_time=time.time(), step=epoch, **what))
+            self.writer.flush()
+        except OSError as error:
+            with suppress(OSError):  # flushes once more
+                self.writer._py_recordio_writer.close()
+            self.writer = None
+            what = f"cannot write {self.folder}: {error.strerror or error}"
+            say(f"warning: {what}: the training goes on, its curves end at epoch {epoch - 1}", sys.stderr)
 
     def scalars(self, epoch: int, scores: Scores, progress: float) -> None:
         """Add one point to each curve, and show the progress, the share of the run that is over."""
@@ -268,7 +283,8 @@ class TrainingLog:
     def close(self) -> None:
         """Write what is pending."""
         self.bar.close()
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 class NoLog:

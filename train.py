@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,34 @@ import parallel
 import report
 from augment import Augmentation
 from compiled import Compiled, settle
-from config import Config
-from dataset import Batch, DataInfo, PatchDataset, SampleFile, find_description, list_samples, load_info
-from evaluate import TestScorer, ValidationScorer
-from loader import Reading, image_loader, keep_distances, patch_loader
+from config import Config, as_typed
+from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, find_description, list_samples, load_info
+from evaluate import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
+from loader import Reading, keep_distances, patch_loader
 from losses import LOSSES, Loss, cross_entropy, pixel_weight
-from model import EightFold, UNet, convert_legacy, fold_norm, init_weights, memory_format
+from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
 from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from parallel import World
-from utils import StopRequest, UserError, atomic_folder, check_writable, move_aside, pick_precision, say
+from predictor import Predictor, find_background, predictor_of
+from utils import (
+    FlagError,
+    StopRequest,
+    UserError,
+    atomic_folder,
+    check_writable,
+    finish_exchange,
+    locked,
+    move_aside,
+    pick_precision,
+    reading,
+    say,
+)
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
 # may well change on a resume
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 FEW, ENOUGH = 1000, 1800  # steps of a training; see "Few annotated sections" in benchmarks/README.md
-RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]
 
 
 def run_epoch(
@@ -78,6 +90,7 @@ def run_epoch(
         Mean loss of each batch, still on the device: nothing here waits for it.
     """
     net.train(optimizer is not None)
+    torch.backends.cudnn.benchmark = optimizer is not None  # crops are of one size, whole images are not
     losses = []
     with torch.set_grad_enabled(optimizer is not None):
         for batch in batches:
@@ -123,6 +136,8 @@ class TrainState:
         The epoch in work, from 1.
     losses : list of float
         Loss of each batch of that epoch so far.
+    plan : dict
+        What the batches of that epoch depend on, as `PatchSampler.plan`.
     saved_epoch : int
         Epoch of the checkpoint it was loaded from; 0 for none.
     average : MovingAverage or None
@@ -139,6 +154,7 @@ class TrainState:
     info: DataInfo
     epoch: int = 1
     losses: list[float] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
     saved_epoch: int = 0
     average: MovingAverage | None = None
     threshold: float = 0.5
@@ -187,12 +203,29 @@ class Trainer:
         UserError
             The data or the checkpoint can't be used, or the loss is no longer finite.
         """
+        if self.config.batch_size < self.world.size:
+            what = f"--batch_size {self.config.batch_size}: {self.world.size} processes share a batch"
+            raise FlagError(f"{what}: raise it to {self.world.size} or more, or start fewer")
+        with ExitStack() as locks:
+            return self._train(locks)
+
+    def _train(self, locks: ExitStack) -> int:
+        """Train while nobody else writes in the folders of the run, or replaces the samples that it reads."""
+        if self.dir_checkpoint.is_dir():
+            self._lock(locks)
+        locks.enter_context(self._reading_database())
         state = self._resume() if self.config.train_continue or self._was_restarted() else self._begin()
         progress = self._agree(state, state.epoch - 1)
         if progress >= 1:
             self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to go on")
             return 0
         train, val = self._loaders(state.info)
+        self._lock(locks)
+        self._plan(state, train)
+        return self._epochs(state, progress, train, val)
+
+    def _epochs(self, state: TrainState, progress: float, train: DataLoader, val: DataLoader | None) -> int:
+        """Train epoch after epoch."""
         nets = Compiled(self.world.wrap(state.net), settle(self.config.compile, self.device))
         if self.world.first:
             self._open_folders(state, len(train))
@@ -203,12 +236,15 @@ class Trainer:
                 nets.measured(*self.world.most(scores["images_per_second"]))
                 last = self._agree(state, state.epoch) >= 1
                 if val is not None and not self.stopping:
-                    scores |= self._validate(state, val, log, last)
+                    with self._saved_after_an_error(state):
+                        scores |= self._validate(state, val, log, last)
                 if not self.stopping:
                     with self.stop.unless_read():
                         log.scalars(state.epoch, scores, self._progress(state, state.epoch))
                 if self.stopping or last or state.epoch % self.config.num_freq_save == 0:
                     path = self._save(state, whole=not self.stopping)
+                if self.stopping and val is not None:
+                    self._save_threshold(state, val, path)
                 if not self.stopping:
                     state.epoch, state.losses = state.epoch + 1, []
         if self.stopping:
@@ -218,9 +254,46 @@ class Trainer:
 
     def _was_restarted(self) -> bool:
         """Whether torchrun started this run again after it had saved a checkpoint."""
-        if not parallel.restarts() or not checkpoint.list_epochs(self.dir_checkpoint):
-            return False
-        return checkpoint.load(checkpoint.find(self.dir_checkpoint, 0)).get("run") == parallel.run_id()
+        own = False
+        if self.world.first and parallel.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
+            own = checkpoint.load(checkpoint.find(self.dir_checkpoint, 0)).get("run") == parallel.run_id()
+        return self.world.same(own)
+
+    def _lock(self, locks: ExitStack) -> None:
+        """Keep other trainings out of the folders of this one."""
+        if self.world.first:
+            for folder in (self.dir_checkpoint, self.dir_log):
+                locks.enter_context(locked(folder, "choose another --scope"))
+
+    @contextmanager
+    def _reading_database(self) -> Iterator[None]:
+        """While entered, the database is whole and not replaced."""
+        if self.world.first:
+            finish_exchange(self.dir_data, ENTRIES)
+        self.world.same(None)  # wait for it
+        with reading(self.dir_data, ENTRIES, "choose another --name_data"):
+            yield
+
+    def _plan(self, state: TrainState, loader: DataLoader) -> None:
+        """Begin an interrupted epoch again whose batches would be others now."""
+        plan = loader.batch_sampler.plan
+        same = plan | state.plan
+        changed = [f"{name} is {plan[name]}, was {same[name]}" for name in plan if same[name] != plan[name]]
+        if state.losses and (changed or len(state.losses) > len(loader)):
+            self._say(f"note: epoch {state.epoch} begins again: {', '.join(changed) or 'fewer samples'}")
+            state.losses = []
+        state.plan = plan
+
+    @contextmanager
+    def _saved_after_an_error(self, state: TrainState) -> Iterator[None]:
+        """Save an epoch that is trained when what comes after it fails, as for want of memory."""
+        try:
+            yield
+        except UserError:  # the training has broken down
+            raise
+        except Exception:
+            self._say(f"saved {self._save(state, whole=False)}")
+            raise
 
     def _say(self, text: str) -> None:
         """Print a line, once for all processes."""
@@ -236,6 +309,8 @@ class Trainer:
 
     def _agree(self, state: TrainState, epochs: float) -> float:
         """Progress after so many epochs, and whether to stop: the same in all processes."""
+        if self.world.is_left_alone and not self.stop:
+            self.stop.signum = signal.SIGTERM
         signum, progress = self.world.most(self.stop.signum, self._progress(state, epochs))
         self.stopping = int(signum)
         return progress
@@ -282,8 +357,10 @@ class Trainer:
         for name, value in saved["config"].items():
             if name not in PER_RUN and not name.startswith("dir_") and getattr(config, name, value) != value:
                 self._say(f"note: --{name} is {getattr(config, name)}, was {value}")
+        if config.normalize != saved["data"]["normalize"]:
+            self._say(f"note: --normalize stays {saved['data']['normalize']}, as {path} was trained")
+        net = self._network(saved, saved["net"], self.precision)
         with checkpoint.fitting(path):
-            net = self._network(saved, saved["net"], self.precision)
             average, optimizer = self._average(net), self._optimizer(net)
             if average and saved.get("average"):
                 average.load_state_dict(saved["average"])
@@ -295,15 +372,17 @@ class Trainer:
         self._say(f"going on from {path}")
         epoch, losses = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
         kept = {name: saved[name] for name in ("threshold", "seconds") if name in saved}
-        info = DataInfo(**saved["data"])
-        return TrainState(net, optimizer, scaler, info, epoch, losses, saved["epoch"], average, **kept)
+        older = {name: saved["config"].get(name) for name in ("batch_size", "seed")}  # before there was a plan
+        kept |= {"losses": losses, "plan": saved.get("plan", older), "average": average}
+        return TrainState(net, optimizer, scaler, DataInfo(**saved["data"]), epoch, saved_epoch=saved["epoch"], **kept)
 
     def _load(self, path: Path) -> dict[str, Any]:
         """Checkpoint in our layout, checked against the database."""
         saved = checkpoint.load(path)
-        if "netG" in saved:  # pytorch-UNET's, with no description inside; it scaled [0, 255] to [-1, 1]
+        if "netG" in saved:  # pytorch-UNET's, with no description inside
             info = load_info(self.dir_data)
-            info = replace(info, mean=[127.5] * info.nch_in, std=[127.5] * info.nch_in)
+            half = [127.5] * info.nch_in
+            info = replace(info, mean=half, std=half, normalize="legacy")
             with checkpoint.fitting(path):
                 return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
         info = DataInfo.from_dict(saved["data"], path)
@@ -331,9 +410,10 @@ class Trainer:
     def _scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
 
-    def _loaders(self, info: DataInfo) -> tuple[DataLoader, DataLoader | None]:
-        """Loaders of training patches and, if there is a validation split, of its whole images."""
+    def _loaders(self, info: DataInfo) -> tuple[DataLoader, list[SampleFile] | None]:
+        """Loader of training patches and, if there is a validation split, its samples."""
         config = self.config
+        find_background(info, config.background)  # a class that is not there is said before the training
         splits = ["train", "val"] if (self.dir_data / "val").is_dir() else ["train"]
         files = {split: list_samples(self.dir_data / split) for split in splits}
         weighted = self._loss(info) == "wbce"
@@ -346,7 +426,14 @@ class Trainer:
         margin = self._augmentation(info, crop).margin
         train = PatchDataset(files["train"], info, **options, distances=weighted, margin=margin)
         patches = patch_loader(train, crop, config.batch_size, config.seed, reading)
-        return patches, image_loader(PatchDataset(files["val"], info, **options), reading) if "val" in files else None
+        return patches, self._checked(files["val"], info, labelled=True) if "val" in files else None
+
+    def _checked(self, files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
+        """Samples that are segmented whole, after a look into each."""
+        PatchDataset(files, info, labelled=labelled)
+        for file in files:
+            open_sample(file, info)
+        return files
 
     def _memory(self, num_byte: int) -> torch.device | None:
         """Where a database of this size is kept: with the network, if its GPU has ample room; None: on the disk."""
@@ -413,7 +500,7 @@ class Trainer:
                 share = state.info.class_share if config.balance else None
                 batch["weight"] = pixel_weight(batch["label"], batch["distance"], share, config.w0, config.sigma)
             if self.world.size > 1:  # the mean over processes is to be the mean over images
-                batch["share"] = batch["input"].new_tensor(len(mine) * self.world.size / len(windows[step]))
+                batch["share"] = len(mine) * self.world.size / len(windows[step])
             torch.manual_seed(int(rngs[0].integers(2**63)))  # for dropout
             yield batch
 
@@ -442,26 +529,69 @@ class Trainer:
             "images_per_second": sum(sizes[first:]) / seconds,
         }
 
-    def _validate(self, state: TrainState, loader: DataLoader, log: report.TrainingLog, last: bool) -> report.Scores:
-        """Scores over the whole validation images, without augmentation."""
+    def _validate(
+        self, state: TrainState, files: list[SampleFile], log: report.TrainingLog, last: bool
+    ) -> report.Scores:
+        """Scores over the whole validation images, without augmentation; of segments, too, where they are due."""
         config = self.config
-        scorer = ValidationScorer(
-            state.info,
-            pictures=last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0,
-            challenge=last or state.epoch % config.num_freq_score == 0,
-        )
-        batches = takewhile(lambda _: not self.stop, self._batches(loader))
-        run_epoch(fold_norm(state.best_net), batches, observe=scorer, precision=self.precision)
+        pictures = last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0
+        scorer = ValidationScorer(state.info, pictures=pictures)
+        self._segment(self._predictor(state, self.precision), files, scorer, tta=False)
         self._agree(state, state.epoch)
         if self.stopping:
             return {}
         scorer.finish(self.world.gather)
-        for loss, file in zip(scorer.losses, loader.dataset.files, strict=True):
+        for loss, file in zip(scorer.losses, files, strict=True):
             _check_finite(loss, f"the validation of epoch {state.epoch}", [file])
         log.images(state.epoch, scorer.pictures or {})
-        if scorer.challenge:
-            state.threshold = scorer.challenge.best_threshold
-        return scorer.scores()
+        if not (last or state.epoch % config.num_freq_score == 0 or state.epoch % config.num_freq_save == 0):
+            return scorer.scores()
+        challenge = self._score_segments(state, files)
+        return {} if self.stopping else scorer.scores(challenge)
+
+    def _predictor(self, state: TrainState, precision: torch.dtype | None) -> Predictor:
+        """The network that is validated, ready to segment."""
+        background = find_background(state.info, self.config.background)
+        return Predictor(fold_norm(state.best_net), state.info, state.threshold, self.device, precision, background)
+
+    def _segment(
+        self,
+        predictor: Predictor,
+        files: list[SampleFile],
+        observe: Callable[[Segmented], None],
+        *,
+        tta: bool,
+        heed: bool = True,
+    ) -> None:
+        """Segment what this process does of some samples, until a signal if it is to be heeded."""
+        mine = range(self.world.rank, len(files), self.world.size)
+        stop = self.stop if heed else ()
+        for image in segment(predictor, files, mine, tta=tta, tile=self.config.tile, stop=lambda: bool(stop)):
+            observe(image)
+
+    def _score_segments(self, state: TrainState, files: list[SampleFile], *, heed: bool = True) -> Challenge | None:
+        """Scores of the segments as the test infers them, in float32; sets the threshold of these weights."""
+        if state.info.num_class > 2:
+            return None
+        predictor = self._predictor(state, None)
+        scorer = SegmentScorer(predictor.background)
+        self._segment(predictor, files, scorer, tta=self.config.tta, heed=heed)
+        self._agree(state, state.epoch)
+        if heed and self.stopping:
+            return None
+        challenge = scorer.finish(self.world.gather)
+        best = challenge.best_threshold
+        state.threshold = best if predictor.background == 0 else round(1 - best, 6)
+        return challenge
+
+    def _save_threshold(self, state: TrainState, files: list[SampleFile], path: Path) -> None:
+        """Choose the threshold of weights that were saved at a signal, and save again; a second Ctrl-C ends at once."""
+        if state.info.num_class > 2:
+            return
+        if self.world.first:
+            say(f"saved {path}; now its threshold is chosen, Ctrl-C again leaves that out", sys.stderr)
+        self._score_segments(state, files, heed=False)
+        self._save(state, whole=False)
 
     def _save(self, state: TrainState, whole: bool) -> Path:
         """Write the checkpoint of an epoch, whole or interrupted."""
@@ -478,6 +608,7 @@ class Trainer:
             "epoch": state.epoch,
             "whole": whole,
             "losses": state.losses,
+            "plan": state.plan,
             "threshold": state.threshold,
             "seconds": self._seconds(state),
             "run": parallel.run_id(),
@@ -503,16 +634,17 @@ class Trainer:
             There is no checkpoint or no test sample, they don't fit, or the results can't be written.
         """
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
+        with self._reading_database():
+            return self._test(path)
+
+    def _test(self, path: Path) -> int:
+        """Segment samples that nobody replaces meanwhile."""
         saved = self._load(path)
-        info = DataInfo(**saved["data"])
-        with checkpoint.fitting(path):
-            net = self._network(saved, (saved.get("average") or saved)["net"], None)
-        data = PatchDataset(list_samples(self.dir_data / self.config.split), info, labelled=False)
-        loader = image_loader(data, Reading(in_memory=True, rank=self.world.rank, num_process=self.world.size))
+        predictor = predictor_of(saved, path, self.device, None, self.config.background)
+        files = self._checked(list_samples(self.dir_data / self.config.split), predictor.info, labelled=False)
         with self._results() as folder:
-            scorer = TestScorer(folder / "images", data.files, info, saved.get("threshold", 0.5))
-            net = fold_norm(net)
-            run_epoch(EightFold(net) if self.config.tta else net, self._batches(loader), observe=scorer)
+            scorer = TestScorer(folder / "images", files, predictor)
+            self._segment(predictor, files, scorer, tta=self.config.tta)
             scorer.finish(self.world.gather)
             if self.world.first:
                 self._write_results(folder, scorer, path, saved)
@@ -526,7 +658,7 @@ class Trainer:
         if not self.world.first:
             yield self.world.same(Path())
             return
-        with atomic_folder(self.dir_result, RESULTS, "choose another --scope or --dir_result") as folder:
+        with atomic_folder(self.dir_result, report.RESULTS, "choose another --scope or --dir_result") as folder:
             yield self.world.same(folder)
 
     def _write_results(self, folder: Path, scorer: TestScorer, path: Path, saved: dict[str, Any]) -> None:
@@ -535,7 +667,7 @@ class Trainer:
         facts["split"] = self.config.split
         report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
         title = f"{self.config.scope} / {self.config.name_data}: {scorer.legend}"
-        report.write_index(folder, title, scorer.table(), facts | {f"--{k}": v for k, v in saved["config"].items()})
+        report.write_index(folder, title, scorer.table(), facts | as_typed(saved["config"]))
 
     def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
         """Print the table of a test, and what it is of."""

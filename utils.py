@@ -15,8 +15,10 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO
 
@@ -158,8 +160,19 @@ def memory_advice(advice: str) -> Iterator[None]:
         raise
 
 
-_held: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and how often this process has taken it
+@dataclass
+class _Lock:
+    """A lock that this process holds: descriptor of its file, how often it was taken, and whether for reading."""
+
+    descriptor: int
+    shared: bool
+    count: int = 0
+
+
+_held: dict[Path, _Lock] = {}  # by lock file
 LOCK = ".lock"
+ABANDONED = 86400  # [s] a partial file that nobody locks is a dead process's; for Windows, see `_sweep`
+TRIES, PAUSE = 5, 0.02  # [s] a lock that is busy is tried so often: a reader that leaves holds it alone for a moment
 
 
 @contextmanager
@@ -185,24 +198,23 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = LOCK)
     UserError
         Another process holds the lock; its number, machine and command are said. Or the folder takes no file.
     """
-    path = folder.absolute() / name
-    if path not in _held:
+    path = Path(os.path.realpath(folder)) / name  # one lock for all names of a folder
+    lock = _held.get(path)
+    if lock is None:
         descriptor = _acquire(path, advice, shared)
         if descriptor is None:
             yield
             return
-        _held[path] = descriptor, 0
-    descriptor, count = _held[path]
-    _held[path] = descriptor, count + 1
+        lock = _held[path] = _Lock(descriptor, shared)
+    elif lock.shared and not shared:
+        _upgrade(path, lock, advice)
+    lock.count += 1
     try:
         yield
     finally:
-        if path in _held:  # a forked process holds none
-            descriptor, count = _held.pop(path)
-            if count > 1:
-                _held[path] = descriptor, count - 1
-            else:
-                _release(path, descriptor)
+        lock.count -= 1
+        if not lock.count and path in _held:  # a forked process holds none
+            _release(path, _held.pop(path).descriptor)
 
 
 @contextmanager
@@ -223,9 +235,12 @@ def reading(folder: Path, names: list[str], advice: str) -> Iterator[None]:
     UserError
         Another process writes there.
     """
-    finish_exchange(folder, names)
-    with locked(folder, advice, shared=True):
-        yield
+    while True:
+        finish_exchange(folder, names)
+        with locked(folder, advice, shared=True):
+            if not _is_cut_off(folder):  # by a writer that came and was killed in between
+                yield
+                return
 
 
 def _acquire(path: Path, advice: str, shared: bool) -> int | None:
@@ -240,14 +255,9 @@ def _acquire(path: Path, advice: str, shared: bool) -> int | None:
                 return None
             raise cannot_write(path.parent, error) from error
         try:
-            if _try_lock(descriptor, shared) is False:
-                holder = os.read(descriptor, 300).decode("utf-8", "replace").strip() or "another process reads it"
-                raise UserError(f"{path.parent} is in use ({holder}): wait for it, or {advice}")
+            _claim(path, descriptor, advice, shared)
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                os.truncate(descriptor, 0)  # a killed process has left its number
-                if not shared:
-                    command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300].encode())
+                _sign(descriptor, shared)
                 return descriptor
         except FileNotFoundError:  # removed by the process that held it
             pass
@@ -255,6 +265,38 @@ def _acquire(path: Path, advice: str, shared: bool) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _claim(path: Path, descriptor: int, advice: str, shared: bool) -> None:
+    """Lock a file, or say who holds it."""
+    for _ in range(TRIES):
+        if _try_lock(descriptor, shared) is not False:
+            return
+        time.sleep(PAUSE)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    holder = os.read(descriptor, 300).decode("utf-8", "replace").strip() or "another process reads it"
+    raise UserError(f"{path.parent} is in use ({holder}): wait for it, or {advice}")
+
+
+def _upgrade(path: Path, lock: _Lock, advice: str) -> None:
+    """Turn this process's lock for reading into one for writing."""
+    try:
+        _claim(path, lock.descriptor, advice, shared=False)
+    except UserError:
+        _try_lock(lock.descriptor, shared=True)  # trying for more has given it up
+        raise
+    lock.shared = False
+    _sign(lock.descriptor, shared=False)
+
+
+def _sign(descriptor: int, shared: bool) -> None:
+    """Note in a lock file who writes, in the place of what a killed process has left."""
+    command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    text = "" if shared else f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300]
+    with suppress(OSError):  # a full disk: the lock holds without it
+        os.truncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, text.encode())
 
 
 def _try_lock(descriptor: int, shared: bool) -> bool | None:
@@ -285,8 +327,8 @@ def _release(path: Path, descriptor: int) -> None:
 
 def _forget_locks() -> None:
     """In a forked process: the locks are its parent's, and must end with it."""
-    for descriptor, _ in _held.values():
-        os.close(descriptor)
+    for lock in _held.values():
+        os.close(lock.descriptor)
     _held.clear()
 
 
@@ -298,8 +340,9 @@ if hasattr(os, "register_at_fork"):
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open a file that appears under its name only when it is whole.
 
-    The bytes go to `.NAME.XXXX.partial` beside the goal, are flushed to the disk, and renamed at the end; on an
-    error the partial file is removed and the old file stays. What killed processes left of that name is removed.
+    The bytes go to `.NAME.XXXX.partial` beside the goal (NAME: at most 50 letters of it), are flushed to the disk, and
+    renamed at the end; on an error the partial file is removed and the old file stays. What killed processes left of
+    that name is removed.
 
     Parameters
     ----------
@@ -314,33 +357,58 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         The folder or the disk takes no file.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        with partial.open(mode.replace("w", "x"), **text) as file:
-            _try_lock(file.fileno(), shared=False)  # this process is alive
+        partial, file = _open_partial(path, mode)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+            if fcntl:
+                partial.replace(path)  # locked up to here, or another process would take it for a dead one's
+        if not fcntl:  # Windows renames no file that is open
+            partial.replace(path)
     except OSError as error:
-        discard(partial)
         raise cannot_write(path, error) from error
-    except BaseException:
-        discard(partial)
-        raise
+    finally:
+        with suppress(OSError):  # what made the write fail is said, not what tidying up met
+            if partial:
+                discard(partial)
+
+
+def _prefix(path: Path) -> str:
+    """What the names of a goal's partial files begin with; short enough for a goal of 255 letters."""
+    return f".{path.name[:50]}."
+
+
+def _open_partial(path: Path, mode: str) -> tuple[Path, IO]:
+    """New partial file of a goal, with a lock on it that says that this process is alive."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    while True:
+        partial = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.partial")
+        file = partial.open(mode.replace("w", "x"), **text)
+        swept = _try_lock(file.fileno(), shared=False) is False
+        with suppress(FileNotFoundError):
+            if not swept and os.fstat(file.fileno()).st_ino == partial.stat().st_ino:
+                return partial, file
+        file.close()  # before it was locked, another process has taken it for a dead one's
 
 
 def _sweep(path: Path) -> None:
     """Remove the partial files of a goal whose processes have been killed: nobody locks them."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*.partial"):
         with suppress(OSError):
-            if stat.S_ISREG(partial.lstat().st_mode):
-                with partial.open("r+b") as file:
-                    if _try_lock(file.fileno(), shared=False):
-                        partial.unlink()
+            status = partial.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            with partial.open("r+b") as file:
+                dead = _try_lock(file.fileno(), shared=False)
+                if dead and fcntl:
+                    partial.unlink()
+            if dead and not fcntl and time.time() - status.st_mtime > ABANDONED:
+                partial.unlink()  # Windows removes no file that is open, and renames none that is locked
 
 
 def partial_of(path: Path) -> Path:
@@ -370,12 +438,14 @@ def check_writable(folder: Path) -> None:
     UserError
         The folder takes no file.
     """
-    with atomic_write(folder / ".writable", "w"):
+    path = folder / f".writable-{secrets.token_hex(4)}"
+    with atomic_write(path, "w"):
         pass
-    (folder / ".writable").unlink()
+    discard(path)
 
 
-NEW, PROVIDED = ".new", ".provided"  # entries that are whole but not yet in place, and the list of their names
+OLD = ".old"  # what earlier versions of this program had set aside
+NEW, PROVIDED = ".new", ".provided"  # entries that are whole but not yet in place, and the note of their names
 
 
 @contextmanager
@@ -414,7 +484,8 @@ def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> I
             partial.mkdir()
             yield partial
             provided = [name for name in names if (partial / name).exists()]
-            (partial / PROVIDED).write_text(json.dumps(provided), "utf-8")
+            with atomic_write(partial / PROVIDED, "w") as note:
+                json.dump({"names": names, "provided": provided}, note)
             partial.rename(parent / NEW)
             finish_exchange(parent, names)
         except OSError as error:
@@ -438,9 +509,9 @@ def finish_exchange(parent: Path, names: list[str]) -> None:
     UserError
         The exchange is another process's and goes on, or the folder takes no file.
     """
-    new, old = parent / NEW, parent / ".old"
-    if not _is_own_folder(new) and not _is_own_folder(old):
+    if not _is_cut_off(parent):
         return
+    new, old = parent / NEW, parent / OLD
     with locked(parent, "run this again then"):
         try:
             if _is_own_folder(old):  # of an earlier version of this program, which put the old entries back
@@ -456,15 +527,33 @@ def finish_exchange(parent: Path, names: list[str]) -> None:
 
 def _exchange(parent: Path, new: Path, names: list[str]) -> None:
     """Replace entries by those of a folder; may be cut off anywhere and called again."""
-    note = new / PROVIDED
-    provided = json.loads(note.read_text("utf-8")) if note.is_file() else names
-    for entry in sorted(new.iterdir()):
-        if entry.name != PROVIDED:
-            discard(parent / entry.name)
-            entry.rename(parent / entry.name)
-    for name in set(names) - set(provided):
-        discard(parent / name)
+    names, provided = _noted(new / PROVIDED, names)
+    for name in names:
+        if (new / name).exists():
+            discard(parent / name)
+            (new / name).rename(parent / name)
+        elif name not in provided:
+            discard(parent / name)
     discard(new)
+
+
+def _noted(note: Path, names: list[str]) -> tuple[list[str], list[str]]:
+    """Entries that an exchange replaces, which may be others than its reader names, and those that it brings."""
+    if not note.is_file():  # all is in place but the removal of the folder
+        return names, names
+    try:
+        noted = json.loads(note.read_text("utf-8"))
+        names, provided = noted["names"], noted["provided"]
+        if all(Path(name).name == name for name in (*names, *provided)):
+            return names, provided
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{note} is damaged: remove {note.parent}, and run again what writes {note.parent.parent}")
+
+
+def _is_cut_off(parent: Path) -> bool:
+    """Whether an exchange of entries goes on, or was cut off."""
+    return _is_own_folder(parent / NEW) or _is_own_folder(parent / OLD)
 
 
 def _is_own_folder(path: Path) -> bool:
@@ -627,9 +716,11 @@ def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
     import torch
 
     if amp == "auto" and device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif amp == "auto":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        can = torch.cpu.get_capabilities()
+        fast = can.get("avx512_bf16", False) or can.get("amx_tile", False)
     else:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     return torch.bfloat16 if fast else None

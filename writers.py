@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from geometry import Geometry
+from omezarr import is_zarr
 from utils import UserError, atomic_write, cannot_write, check_module, partial_of
 
 TIFF = (".tif", ".tiff")
+ORDER = {".tif": "TZC", ".tiff": "TZC", ".zarr": "TCZ"}  # of the axes before Y and X: ImageJ's, and OME-Zarr's
 BIG = 2**32 - 2**25  # [bytes] a larger TIFF needs 64-bit offsets: BigTIFF
 CHUNK = 512  # [px] widest chunk of a Zarr array
+# entries of the folders that ZarrWriter makes, also those that a killed process, or an earlier version, left in them
+PARTIAL = r"\.[0-9a-f]{32}\.partial"
+OWN = rf"(\d+/)?zarr(\.json|{PARTIAL})|\d+(/c(/\d+)*({PARTIAL})?)?|\.run\.json|\.bands(/\d+-\d+)?"
 
 
 @dataclass(frozen=True)
@@ -30,40 +38,157 @@ class Layout:
         Frames, channels, height and width.
     dtype : numpy.dtype
         uint8, float32 or uint32.
-    axes : str
-        Letters of the axes that the frames are counted along, as in the input: `""`, `"Z"`, `"TZ"`...
-    lengths : tuple of int
-        Their lengths; the product is the number of frames.
-    pixel : dict
-        Size of a pixel along X, Y and Z, where it is known, in `unit`.
-    unit : str
-        `micron`, or another that no unit of length is known for.
+    geometry : Geometry
+        What the frames are counted along, as in the input, the size of a pixel, and the frames' names.
     labels : bool
         Whether values are classes or objects, which no picture of less resolution may average.
+    order : str
+        Order that the format asks for of the axes before Y and X; empty: as in the input, then the channels.
     """
 
     shape: tuple[int, int, int, int]
     dtype: np.dtype
-    axes: str = ""
-    lengths: tuple[int, ...] = ()
-    pixel: dict[str, float] = field(default_factory=dict)
-    unit: str = ""
+    geometry: Geometry = field(default_factory=Geometry)
     labels: bool = False
+    order: str = ""
 
     @property
-    def all_axes(self) -> str:
+    def counted(self) -> dict[str, int]:
+        """Axes that the frames are counted along, in the input's order, and their lengths; Z for those of no format."""
+        axes = dict(zip(self.geometry.axes, self.geometry.lengths, strict=True))
+        if set(axes) <= set(self.order or axes) and math.prod(axes.values()) == self.shape[0]:
+            return axes
+        return {"Z": self.shape[0]} if self.shape[0] > 1 else {}
+
+    @property
+    def lead(self) -> dict[str, int]:
+        """Axes of the file before Y and X, in its order, and their lengths."""
+        axes = self.counted | ({"C": self.shape[1]} if self.shape[1] > 1 else {})
+        return {axis: axes[axis] for axis in sorted(axes, key=(self.order or "".join(axes)).index)}
+
+    @property
+    def axes(self) -> str:
         """Letters of the axes of the file."""
-        return f"{self.axes}{'C' if self.shape[1] > 1 else ''}YX"
+        return "".join(self.lead) + "YX"
 
     @property
     def full_shape(self) -> tuple[int, ...]:
         """Lengths of the axes of the file."""
-        return (*self.lengths, *(self.shape[1:2] if self.shape[1] > 1 else ()), *self.shape[2:])
+        return (*self.lead.values(), *self.shape[2:])
 
     @property
     def num_byte(self) -> int:
         """Size of the pixels."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def place(self, frame: int, channel: Any) -> tuple[Any, ...]:
+        """Index of a channel of a frame, along the axes before Y and X."""
+        lengths = tuple(self.counted.values())
+        numbers = np.unravel_index(frame, lengths) if lengths else ()
+        index = dict(zip(self.counted, map(int, numbers), strict=True)) | {"C": channel}
+        return tuple(index[axis] for axis in self.lead)
+
+    def plane(self, frame: int, channel: int) -> int:
+        """Number of the plane (H, W) of a channel of a frame in the file."""
+        number = 0
+        for index, length in zip(self.place(frame, channel), self.lead.values(), strict=True):
+            number = number * length + index
+        return number
+
+
+def check_apart(goals: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse a goal that is an input, holds one, or lies in one; a level of a Zarr stands for the whole of it.
+
+    Parameters
+    ----------
+    goals : iterable of Path
+        Files and folders that are written or removed.
+    inputs : iterable of Path
+        Files and Zarr folders.
+
+    Raises
+    ------
+    UserError
+        Such a goal, or one whose path is a link to itself.
+    """
+    roots = {_outermost_zarr(path.resolve()) for path in set(inputs)}
+    own = {_identity(root): root for root in roots}
+    around = {_identity(parent): root for root in roots for parent in root.parents}
+    parents: dict[Path, Path | None] = {}  # the input that a folder is
+    for goal in goals:
+        try:
+            real = goal.resolve()
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"--output {goal}: a link in this path leads to itself: choose another") from error
+        for parent in real.parents:
+            if parent not in parents:
+                parents[parent] = own.get(_identity(parent))
+        key = _identity(real)
+        hit = own.get(key) or around.get(key) or next(filter(None, map(parents.get, real.parents)), None)
+        if hit:
+            raise UserError(f"--output {goal} would replace the input {hit}, hold it or lie in it: choose another")
+
+
+def _outermost_zarr(path: Path) -> Path:
+    """The Zarr that an array or group is a part of, or the path itself."""
+    while is_zarr(path.parent):
+        path = path.parent
+    return path
+
+
+def _identity(path: Path) -> Any:
+    """What tells files apart, however their paths are written; the path where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return (status.st_dev, status.st_ino) if status.st_ino else path
+
+
+def old_of(path: Path) -> Path:
+    """Where an older Zarr waits while the new one takes its name."""
+    return path.with_name(f"{path.name}.old")
+
+
+def written_at(goal: Path) -> list[Path]:
+    """What a writer of one file or Zarr writes, replaces or removes."""
+    return [goal, partial_of(goal), *([old_of(goal)] if goal.suffix.lower() == ".zarr" else [])]
+
+
+def check_replaceable(goal: Path) -> None:
+    """Refuse a goal whose place is taken by what no run of this program wrote.
+
+    Raises
+    ------
+    UserError
+        A folder, pipe or device where a file is written, or where a Zarr is, anything but a Zarr image of this program
+        with nothing else in it.
+    """
+    advice = "move it, or choose another --output"
+    if goal.suffix.lower() != ".zarr":
+        for path in written_at(goal):
+            if path.is_dir() and not (path.is_symlink() and path != goal):
+                raise UserError(f"{path} is a folder: {advice}, one that ends with / for PNGs in a folder")
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is no file: {advice}")
+        return
+    for path in written_at(goal):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise UserError(f"{path} is no folder of a Zarr image: {advice}")
+        if path.exists() and (foreign := _foreign_entry(path)):
+            raise UserError(f"{path} is no Zarr image that --mode predict wrote (it holds {foreign}): {advice}")
+    if goal.exists() and not (goal / "zarr.json").is_file():
+        raise UserError(f"{goal} is no Zarr image that --mode predict wrote: {advice}")
+
+
+def _foreign_entry(folder: Path) -> str:
+    """Name of an entry that no ZarrWriter makes; empty where there is none."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            entry = Path(root, name)
+            if entry.is_symlink() or not re.fullmatch(OWN, entry.relative_to(folder).as_posix()):
+                return str(entry.relative_to(folder))
+    return ""
 
 
 class Writer:
@@ -100,10 +225,11 @@ class FlatWriter(Writer):
         self.path, self.partial, self.layout = path, partial_of(path), layout
         self.file: Any = None
         if first:
-            make = _start_tiff if path.suffix.lower() in TIFF else _start_npy
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                make(self.partial, layout)
+                self.partial.unlink(missing_ok=True)  # of a killed process, or a link, which is not followed
+                with self.partial.open("x+b") as file:
+                    (_start_tiff if path.suffix.lower() in TIFF else _start_npy)(file, layout, path.name)
             except OSError as error:
                 self.discard()
                 raise cannot_write(path, error) from error
@@ -113,14 +239,14 @@ class FlatWriter(Writer):
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
         """Write rows (C, h, W) of a frame, the first of which is `top`."""
-        if self.file is None:
-            self.offset, self.dtype = _place_of(self.partial)
-            self.file = self.partial.open("r+b", buffering=0)
-        _, channels, height, width = self.layout.shape
-        band = np.ascontiguousarray(band, self.dtype)
         try:
+            if self.file is None:
+                self.offset, self.dtype = _place_of(self.partial)
+                self.file = open(self.partial, "r+b", buffering=0, opener=_no_link)  # noqa: SIM115
+            band = np.ascontiguousarray(band, self.dtype)
+            height, width = self.layout.shape[2:]
             for channel, rows in enumerate(band):
-                row = (frame * channels + channel) * height + top
+                row = self.layout.plane(frame, channel) * height + top
                 self.file.seek(self.offset + row * width * self.dtype.itemsize)
                 view = memoryview(rows).cast("B")
                 while view:
@@ -150,37 +276,61 @@ class FlatWriter(Writer):
             self.partial.unlink()
 
 
-def _start_npy(path: Path, layout: Layout) -> None:
+def _no_link(path: str, flags: int) -> int:
+    """Descriptor of a file that is no link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+
+
+def _start_npy(file: IO[bytes], layout: Layout, _name: str) -> None:
     """Write the header of a `.npy`, and reserve its pixels."""
-    with path.open("wb") as file:
-        header = {"descr": layout.dtype.str, "fortran_order": False, "shape": layout.full_shape}
-        np.lib.format.write_array_header_2_0(file, header)
-        file.truncate(file.tell() + layout.num_byte)
+    header = {"descr": layout.dtype.str, "fortran_order": False, "shape": layout.full_shape}
+    np.lib.format.write_array_header_2_0(file, header)
+    file.truncate(file.tell() + layout.num_byte)
 
 
-def _start_tiff(path: Path, layout: Layout) -> None:
+def _start_tiff(file: IO[bytes], layout: Layout, name: str) -> None:
     """Write a TIFF with no pixels yet: ImageJ's where that holds type and size, else OME-TIFF, BigTIFF over 4 GB."""
     import tifffile
 
-    imagej = layout.num_byte < BIG and layout.dtype != np.uint32 and set(layout.axes) <= set("TZ")
-    metadata: dict[str, Any] = {"axes": layout.all_axes}
-    options: dict[str, Any] = {}
-    if {"X", "Y"} <= layout.pixel.keys():
-        in_cm = layout.unit == "micron" and not imagej  # ImageJ's files name the unit themselves
+    big, ome = layout.num_byte >= BIG, Path(name.lower()).stem.endswith(".ome")
+    imagej = not (big or ome or layout.dtype == np.uint32)
+    describe = _imagej_metadata if imagej else _ome_metadata
+    pixel, options = layout.geometry.pixel, {}
+    if {"X", "Y"} <= pixel.keys():
+        in_cm = layout.geometry.unit == "micron" and not imagej  # ImageJ's files name the unit themselves
         per = 1e4 if in_cm else 1
-        options["resolution"] = (per / layout.pixel["X"], per / layout.pixel["Y"])
+        options["resolution"] = (per / pixel["X"], per / pixel["Y"])
         options["resolutionunit"] = "CENTIMETER" if in_cm else "NONE"
-    if imagej:
-        metadata |= {"unit": layout.unit} if layout.unit and layout.unit.isascii() else {}
-        metadata |= {"spacing": layout.pixel["Z"]} if "Z" in layout.pixel else {}
-    else:
-        metadata |= {f"PhysicalSize{axis}": size for axis, size in layout.pixel.items()}
-        unit = {"micron": "µm"}.get(layout.unit, layout.unit)
-        metadata |= {f"PhysicalSize{axis}Unit": unit for axis in layout.pixel if unit}
-    with tifffile.TiffWriter(path, bigtiff=layout.num_byte >= BIG, imagej=imagej, ome=not imagej) as tif:
+    metadata = {"axes": layout.axes} | describe(layout)
+    with tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=not imagej) as tif:
         tif.write(
             None, shape=layout.full_shape, dtype=layout.dtype, photometric="minisblack", metadata=metadata, **options
         )
+
+
+def _imagej_metadata(layout: Layout) -> dict[str, Any]:
+    """Sizes and names of frames in the words of ImageJ."""
+    geometry, metadata = layout.geometry, {}
+    if geometry.unit and geometry.unit.isascii():
+        metadata["unit"] = geometry.unit
+    if "Z" in geometry.pixel:
+        metadata["spacing"] = geometry.pixel["Z"]
+    if geometry.interval:
+        metadata["finterval"] = geometry.interval
+    if len(geometry.labels) == layout.shape[0]:
+        planes = {layout.plane(f, c): label for f, label in enumerate(geometry.labels) for c in range(layout.shape[1])}
+        metadata["Labels"] = [planes[n].encode("utf-16", "replace").decode("utf-16") for n in sorted(planes)]
+    return metadata
+
+
+def _ome_metadata(layout: Layout) -> dict[str, Any]:
+    """Sizes in the words of OME."""
+    geometry = layout.geometry
+    unit = {"micron": "µm"}.get(geometry.unit, geometry.unit)
+    metadata: dict[str, Any] = {f"PhysicalSize{axis}": size for axis, size in geometry.pixel.items()}
+    metadata |= {f"PhysicalSize{axis}Unit": unit for axis in geometry.pixel if unit}
+    metadata |= {"TimeIncrement": geometry.interval, "TimeIncrementUnit": "s"} if geometry.interval else {}
+    return metadata
 
 
 def _place_of(path: Path) -> tuple[int, np.dtype]:
@@ -195,13 +345,20 @@ def _place_of(path: Path) -> tuple[int, np.dtype]:
     return array.offset, array.dtype
 
 
+def png_files(path: Path, channels: int) -> list[Path]:
+    """Files of a frame: one, or one a channel."""
+    if channels == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-class{channel}{path.suffix}") for channel in range(channels)]
+
+
 class PngWriter(Writer):
-    """A folder with one PNG a frame, or with several channels one a channel; each appears when it is whole.
+    """One PNG a frame, or with several channels one a channel; each appears when it is whole.
 
     Parameters
     ----------
     names : list of Path
-        File of each frame, without the ending; their folder is made. Objects become 16-bit PNGs.
+        File of each frame; their folder is made. Objects become 16-bit PNGs.
     heights : list of int
         Of each frame [px].
     """
@@ -224,16 +381,18 @@ class PngWriter(Writer):
         from PIL import Image
 
         if pixels.dtype == np.uint32 and pixels.max() >= 2**16:
-            raise UserError(f"{name}.png: {pixels.max()} objects, a PNG counts to 65535: write .tif, .npy or .zarr")
+            raise UserError(f"{name}: {pixels.max()} objects, a PNG counts to 65535: write .tif, .npy or .zarr")
         pixels = pixels.astype(np.uint16) if pixels.dtype == np.uint32 else pixels
-        for channel, plane in enumerate(pixels):
-            ending = f"-class{channel}" if len(pixels) > 1 else ""
-            with atomic_write(name.with_name(f"{name.name}{ending}.png")) as file:
+        for path, plane in zip(png_files(name, len(pixels)), pixels, strict=True):
+            with atomic_write(path) as file:
                 Image.fromarray(plane).save(file, format="png")
 
 
 class ZarrWriter(Writer):
-    """An OME-Zarr 0.5 image with a pyramid; what an error leaves is kept, and a second run goes on from it.
+    """An OME-Zarr 0.5 image with a pyramid, written to `NAME.partial` and renamed when it is whole.
+
+    An older image waits as `NAME.old` until the new one has its name. What a killed process left is put right by the
+    next writer, which must hold the lock of the goal, and have called `check_replaceable`.
 
     Parameters
     ----------
@@ -245,58 +404,57 @@ class ZarrWriter(Writer):
         Whether this process makes the array; the others open it when it is there.
     tall : int
         Height of a band and of a chunk [px].
-    run : dict
-        What must be the same for a second run to go on.
+    chunk : int
+        Widest chunk, and widest image that the pyramid ends with [px].
     """
 
-    def __init__(self, path: Path, layout: Layout, first: bool, tall: int, run: dict[str, Any]) -> None:
+    def __init__(self, path: Path, layout: Layout, first: bool, tall: int, chunk: int = CHUNK) -> None:
         check_module("zarr", str(path))
         import zarr
 
         self.path, self.partial, self.layout, self._zarr = path, partial_of(path), layout, zarr
-        self.bands = self.partial / ".bands"  # an empty file for each band that is done
+        self.chunk = chunk
         self._array: Any = None
         if first:
             try:
-                self._start(tall, json.dumps(run, sort_keys=True))
+                self._mend()
+                self.partial.mkdir(parents=True)
+                self._create("0", layout.full_shape, tall)
             except OSError as error:
+                self.discard()
                 raise cannot_write(path, error) from error
+            except BaseException:
+                self.discard()
+                raise
 
-    def _start(self, tall: int, run: str) -> None:
-        """Make the array, unless an earlier run like this one has."""
-        note = self.partial / ".run.json"
-        if note.is_file() and note.read_text("utf-8") == run:
-            return
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.bands.mkdir(parents=True)
-        self._create("0", self.layout.full_shape, tall)
-        note.write_text(run, "utf-8")
+    def _mend(self) -> None:
+        """Leave the image that stands under the name, or the older one if none does, and nothing else."""
+        old = old_of(self.path)
+        if (old / "zarr.json").is_file() and not self.path.exists():
+            old.rename(self.path)
+        for folder in (old, self.partial):
+            if folder.is_dir():
+                (folder / "zarr.json").unlink(missing_ok=True)  # from now on it is no image to be put back
+                shutil.rmtree(folder)
 
     def _create(self, name: str, shape: tuple[int, ...], tall: int) -> Any:
         lead = len(shape) - 2
-        chunks = (*[1] * lead, min(tall, shape[-2]), min(CHUNK, shape[-1]))
+        chunks = (*[1] * lead, min(tall, shape[-2]), min(self.chunk, shape[-1]))
         return self._zarr.create_array(
             self.partial / name,
             shape=shape,
             dtype=self.layout.dtype,
             chunks=chunks,
-            dimension_names=list(self.layout.all_axes.lower()),
+            dimension_names=list(self.layout.axes.lower()),
         )
-
-    def is_done(self, frame: int, top: int) -> bool:
-        """Whether an earlier run has written a band."""
-        return (self.bands / f"{frame}-{top}").is_file()
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
         """Write rows (C, h, W) of a frame, the first of which is `top`."""
         try:
             if self._array is None:
                 self._array = self._zarr.open_array(self.partial / "0", mode="r+")
-            place = np.unravel_index(frame, self.layout.lengths) if self.layout.lengths else ()
-            channels = (slice(None),) if self.layout.shape[1] > 1 else ()
-            rows = slice(top, top + band.shape[1])
-            self._array[(*map(int, place), *channels, rows)] = band if channels else band[0]
-            (self.bands / f"{frame}-{top}").touch()
+            place, rows = self.layout.place(frame, slice(None)), slice(top, top + band.shape[1])
+            self._array[(*place, rows)] = band if len(band) > 1 else band[0]
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
@@ -306,21 +464,23 @@ class ZarrWriter(Writer):
             scales = self._pyramid()
             group = self._zarr.open_group(self.partial, mode="a")
             group.attrs["ome"] = {"version": "0.5", "multiscales": [self._description(scales)]}
-            shutil.rmtree(self.bands)
-            (self.partial / ".run.json").unlink()
-            old = self.path.with_name(f"{self.path.name}.old")
             if self.path.exists():
-                self.path.rename(old)
+                self.path.rename(old_of(self.path))
             self.partial.rename(self.path)
-            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what was written, and the older image if there is a newer one."""
+        with suppress(OSError):
+            self._mend()
 
     def _pyramid(self) -> list[tuple[float, float]]:
         """Write the smaller levels, each half as high and wide; return their factors along Y and X."""
         array = self._zarr.open_array(self.partial / "0", mode="r")
         scales = [(1.0, 1.0)]
-        while max(array.shape[-2:]) > CHUNK:
+        while max(array.shape[-2:]) > self.chunk:
             tall = array.chunks[-2]
             half = (*array.shape[:-2], -(-array.shape[-2] // 2), -(-array.shape[-1] // 2))
             smaller = self._create(str(len(scales)), half, tall)
@@ -334,19 +494,21 @@ class ZarrWriter(Writer):
 
     def _description(self, scales: list[tuple[float, float]]) -> dict[str, Any]:
         """Entry `multiscales` of the specification, https://ngff.openmicroscopy.org/0.5."""
-        layout = self.layout
+        axes, geometry = self.layout.axes, self.layout.geometry
         kinds = {"T": "time", "C": "channel"}
-        unit = {"micron": "micrometer"}.get(layout.unit)
-        axes = [{"name": axis.lower(), "type": kinds.get(axis, "space")} for axis in layout.all_axes]
-        for axis in axes:
-            if axis["type"] == "space" and unit:
+        units = {"time": "second" if geometry.interval else None}
+        units |= {"space": {"micron": "micrometer"}.get(geometry.unit)}
+        named: list[dict[str, str]] = [{"name": axis.lower(), "type": kinds.get(axis, "space")} for axis in axes]
+        for axis in named:
+            if unit := units.get(axis["type"]):
                 axis["unit"] = unit
+        sizes = geometry.pixel | {"T": geometry.interval or 1.0}
         datasets = []
         for level, (y, x) in enumerate(scales):
             factors = {"Y": y, "X": x}
-            scale = [layout.pixel.get(axis, 1.0) * factors.get(axis, 1.0) for axis in layout.all_axes]
+            scale = [sizes.get(axis, 1.0) * factors.get(axis, 1.0) for axis in axes]
             datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
-        return {"name": self.path.stem, "axes": axes, "datasets": datasets}
+        return {"name": self.path.stem, "axes": named, "datasets": datasets}
 
 
 def _halved(rows: np.ndarray, labels: bool) -> np.ndarray:

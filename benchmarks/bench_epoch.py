@@ -5,7 +5,7 @@
 
 24 synthetic images of 512x512 px train and 3 validate, through `Trainer` with all its parts: loader, augmentation,
 weight map, average, validation, log; ten epochs after the first, one of which logs pictures. The network's time is what
-`run_epoch` takes less the waiting for batches and less the observers (average, scores). One JSON line.
+`run_epoch` takes to train, less the waiting for batches and less the observer (average). One JSON line.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str) -> tuple[
     with contextlib.redirect_stdout(io.StringIO()):
         train_module.Trainer(config, device).train()
     train_module.run_epoch = stopwatch.original
-    first, last = 2, 2 * (EPOCHS + 1)  # an epoch trains and validates
+    first, last = 1, EPOCHS + 1  # `run_epoch` trains; the validation goes through the predictor
     return (stopwatch.starts[last] - stopwatch.starts[first]) / EPOCHS, sum(stopwatch.network[first:last]) / EPOCHS
 
 

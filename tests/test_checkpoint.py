@@ -1,14 +1,23 @@
 import os
 import pickle
 import resource
+import tracemalloc
+import zipfile
+from dataclasses import asdict
 
 import pytest
 import torch
 
 import checkpoint
+from dataset import DataInfo
+from model import UNet
 from utils import UserError
 
-STATE = dict.fromkeys(checkpoint.OURS, 0) | {"net": {"w": torch.arange(1000.0)}}
+NET = UNet(1, 1, 2)
+INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])
+STATE = {"net": NET.state_dict(), "optim": {}, "arch": NET.arguments, "data": asdict(INFO), "config": {}}
+STATE |= {"epoch": 1, "whole": True, "losses": [0.5]}
+FIRST = "encoders.0.0.conv.weight"
 
 
 class Evil:
@@ -20,16 +29,16 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     path = checkpoint.path_of(tmp_path / "new" / "folder", 7)
     checkpoint.save(path, STATE)
     loaded = checkpoint.load(path)
-    assert loaded["net"]["w"].equal(STATE["net"]["w"])
+    assert all(loaded["net"][name].equal(weights) for name, weights in STATE["net"].items())
     assert [file.name for file in path.parent.iterdir()] == ["model_epoch0007.pth"]
 
 
 def test_a_checkpoint_with_a_flipped_bit_in_its_weights_is_refused(tmp_path):
     checkpoint.save(tmp_path / "a.pth", STATE)
     damaged = bytearray((tmp_path / "a.pth").read_bytes())
-    damaged[damaged.index(torch.tensor(500.0).numpy().tobytes())] ^= 1
+    damaged[damaged.index(STATE["net"][FIRST].numpy().tobytes())] ^= 1
     (tmp_path / "a.pth").write_bytes(damaged)
-    assert not torch.load(tmp_path / "a.pth", weights_only=True)["net"]["w"].equal(STATE["net"]["w"])
+    assert not torch.load(tmp_path / "a.pth", weights_only=True)["net"][FIRST].equal(STATE["net"][FIRST])
     with pytest.raises(UserError, match="damaged"):
         checkpoint.load(tmp_path / "a.pth")
 
@@ -87,12 +96,13 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, monkeypatch):
         checkpoint.load(tmp_path / "a.pth")
 
 
-def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_part(tmp_path):
+@pytest.mark.parametrize("size", [10, 1000, 20_000])
+def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_part(tmp_path, size):
     path = tmp_path / "model_epoch0001.pth"
     checkpoint.save(path, STATE)
     old = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a disk that fills up
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # as a disk that fills up
     try:
         with pytest.raises(UserError, match="cannot write"):
             checkpoint.save(path, STATE)
@@ -100,3 +110,52 @@ def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_part(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == old
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_is_written_without_a_second_copy_in_memory(tmp_path):
+    state = STATE | {"optim": {"state": {0: torch.zeros(10_000_000)}}}  # 40 MB
+    checkpoint.save(tmp_path / "a.pth", STATE)
+    tracemalloc.start()
+    checkpoint.save(tmp_path / "a.pth", state)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 5_000_000 < 40_000_000 < (tmp_path / "a.pth").stat().st_size
+
+
+WRONG = [{"format": "x"}, {"arch": [1]}, {"arch": NET.arguments | {"depth": 3}}, {"epoch": "one"}, {"losses": 0.5}]
+WRONG += [{"data": asdict(INFO) | {"class_values": [0, 1, 2]}}, {"data": 5}, {"threshold": "high"}, {"optim": None}]
+WRONG += [{"average": {"net": 1}}, {"config": {1: 2}}, {"losses": [float("nan")]}, {"net": {FIRST: 1.0}}]
+WRONG += [{"arch": NET.arguments | {"nch_ker": 3000}}, {"arch": NET.arguments | {"nch_ker": 10**19}}]
+WRONG += [{"arch": NET.arguments | {"norm": "lnorm"}}, {"net": STATE["net"] | {FIRST: torch.zeros(1, 1, 3, 3)}}]
+WRONG += [{"net": STATE["net"] | {FIRST: torch.zeros(1).expand(10**6, 10**6)}}]
+
+
+@pytest.mark.parametrize("values", WRONG, ids=lambda values: next(iter(values)))
+def test_a_checkpoint_with_a_wrong_entry_is_refused_by_its_name(tmp_path, values):
+    checkpoint.save(tmp_path / "a.pth", STATE)
+    torch.save(STATE | values, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth"):
+        checkpoint.load(tmp_path / "a.pth")
+
+
+def test_an_unknown_entry_of_the_datas_description_does_no_harm(tmp_path):
+    checkpoint.save(tmp_path / "a.pth", STATE | {"data": asdict(INFO) | {"later": 1}})
+    assert DataInfo(**checkpoint.load(tmp_path / "a.pth")["data"]) == INFO
+
+
+def test_a_checkpoint_that_is_packed_is_refused_before_it_is_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.pth"):
+        checkpoint.load(tmp_path / "a.pth")
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_a_pipe_is_no_checkpoint_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model_epoch0099.pth")
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.find(tmp_path)
+    with pytest.raises(UserError, match="no regular file"):
+        checkpoint.load(tmp_path / "model_epoch0099.pth")

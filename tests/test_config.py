@@ -1,10 +1,17 @@
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from conftest import ROOT
 
+import export
+import losses
 import main
+import model
+import optim
+import phantom
+import run_make_database
 from config import Config, parse
 from utils import FlagError, UserError
 
@@ -21,6 +28,18 @@ def test_help_imports_no_torch():
     assert "--nch_ker" in out
 
 
+def test_the_choices_of_a_flag_are_those_that_are_implemented():
+    choices = {item.name: set(item.metadata["choices"]) for item in fields(Config)}
+    assert choices["loss"] == losses.LOSSES.keys() | {"auto"}
+    assert choices["norm"] == model.NORMS.keys()
+    assert choices["pool"] == model.POOLS.keys()
+    assert choices["init"] == model.INITS.keys()
+    assert choices["optim"] == optim.OPTIMS.keys()
+    assert choices["schedule"] == optim.SCHEDULES.keys()
+    assert choices["format"] == export.WRITERS.keys() == export.ENDINGS.keys() == export.PACKAGES.keys()
+    assert run_make_database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys()
+
+
 @pytest.mark.parametrize("argv", [["--no_such_flag"], ["--lr", "fast"], ["--mode", "dance"], ["--nch_k", "4"]])
 def test_a_bad_flag_is_one_line_and_status_2(argv, capsys):
     with pytest.raises(SystemExit) as error:
@@ -29,7 +48,9 @@ def test_a_bad_flag_is_one_line_and_status_2(argv, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-WRONG = ({"batch_size": 0}, {"lr": -1.0}, {"gpu_ids": "cuda"}, {"norm": "lnorm"}, {"w0": float("inf")}, {"blur": 30.0})
+WRONG = [{"batch_size": 0}, {"lr": -1.0}, {"gpu_ids": "cuda"}, {"norm": "lnorm"}, {"w0": float("inf")}, {"blur": 30.0}]
+WRONG += [{"sigma": 1e-300}, {"sigma": 11.0}, {"gpu_ids": "9" * 5000}]
+NUMBERS = [item.name for item in fields(Config) if type(item.default) in (int, float)]
 
 
 @pytest.mark.parametrize("values", WRONG)
@@ -38,8 +59,15 @@ def test_a_value_beyond_its_rule_is_refused(values):
         Config(**values)
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [1e300, 10**40, -(10**40), float("nan")])
+def test_every_number_has_its_bounds(name, value):
+    with pytest.raises(FlagError, match=f"--{name} .*must"):
+        Config(**{name: value})
+
+
 def test_a_value_beyond_its_rule_ends_with_status_2(fails):
-    assert "--batch_size 0: must be at least 1" in fails(main.main, ["--batch_size", "0"], status=2)
+    assert "--batch_size 0: must lie in [1, 1048576]" in fails(main.main, ["--batch_size", "0"], status=2)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../em", "a\\b", "a\nb"])

@@ -213,10 +213,30 @@ def test_images_are_normalised_by_their_own_statistics_or_by_those_of_the_data(t
     torch.testing.assert_close(by_data[1]["input"][0], torch.tensor(image[..., 0]))
 
 
-def test_statistics_of_a_large_image_look_at_a_part_of_it():
-    image = np.random.default_rng(0).normal(100, 20, (2048, 4096, 1))
-    mean, std = image_statistics(image)
-    assert mean[0] == pytest.approx(100, abs=0.2) and std[0] == pytest.approx(20, abs=0.2)
+def test_statistics_of_a_large_image_are_of_all_its_pixels():
+    image = np.full((2100, 2100, 1), 140, np.uint8)
+    image[::2] += 60  # a pattern that a part of the rows would miss
+    assert image_statistics(image) == ([170.0], [30.0])
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "uint32"])
+def test_a_large_offset_costs_no_precision(tmp_path, dtype):
+    small = np.random.default_rng(0).integers(0, 200, (24, 30, 1)).astype(dtype)
+    for number, image in enumerate((small, small + np.array(2**30, dtype))):
+        write_sample(tmp_path / f"{number}.npy", image, np.zeros((24, 30), np.uint8))
+    files = list_samples(tmp_path)
+    for info in (replace(INFO, normalize="image"), describe((file.open() for file in files[1:]), [0, 255])):
+        given = PatchDataset(files, info, labelled=True)[1]["input"]
+        np.testing.assert_allclose(given[0], ((small - small.mean()) / small.std())[..., 0], atol=1e-6)
+    assert describe([(np.full((9, 9, 1), 1e9 + 0.1), None)], [0, 1]).std == [1.0]
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300])
+def test_numbers_that_nothing_can_be_computed_with_are_refused_without_a_warning(value):
+    image = np.ones((9, 9, 1))
+    image[4, 4] = value
+    with pytest.raises(UserError, match="NaN, infinity or numbers beyond"):
+        image_statistics(image)
 
 
 def test_statistics_of_a_large_image_keep_no_more_of_it_than_their_pixels():
@@ -232,3 +252,25 @@ def test_statistics_of_a_large_image_keep_no_more_of_it_than_their_pixels():
     image = Rows()
     image_statistics(image)
     assert len(image.alive) <= 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
+def test_a_kept_window_is_the_one_that_is_read_wherever_it_lies(tmp_path, dtype):
+    image = np.random.default_rng(0).integers(0, 200, (20, 30, 1)).astype(dtype)
+    write_sample(tmp_path / "0.npy", image, None)
+    files, info = [SampleFile(tmp_path / "0.npy")], DataInfo(1, [0, 1], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0, 1])
+    kept = PatchDataset(files, info, labelled=False, memory=torch.device("cpu"), margin=4)
+    read = PatchDataset(files, info, labelled=False)
+    for window in (Window(0, -4, -4, 20, 20), Window(0, -4, -4, 64, 90), Window(0, 3, 20, 12, 30)):
+        expected = np.pad(image[..., 0], 99, "reflect")[window.top + 99 :, window.left + 99 :]
+        for data in (kept, read):
+            assert np.array_equal(data[window]["input"][0], expected[: window.height, : window.width])
+
+
+@pytest.mark.parametrize(("image", "expected"), [(np.uint8(51), -0.6), (np.float32(0.8), 0.6), (np.uint16(3), 5.0)])
+def test_an_image_is_scaled_as_the_original_scaled_its_type(tmp_path, image, expected):
+    # it divided images of 8 bits by 255, and subtracted 0.5 and divided by 0.5 all
+    write_sample(tmp_path / "0.npy", np.full((4, 4, 1), image), None)
+    info = DataInfo(1, [0, 1], ["a", "b"], [0.5, 0.5], [127.5], [127.5], [0, 255], "legacy")
+    data = PatchDataset([SampleFile(tmp_path / "0.npy")], info, labelled=False)
+    assert data[0]["input"].unique().tolist() == pytest.approx([expected])

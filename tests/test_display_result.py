@@ -1,9 +1,18 @@
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from display_result import find_images, main
-from report import save_images
+from report import RESULTS, save_images
+from utils import atomic_folder
+
+GREYS = {"input": 60, "label": 130, "output": 220}
 
 
 @pytest.fixture
@@ -12,37 +21,128 @@ def results(work):
     folder = work / "results" / "unet" / "em"
     folder.mkdir(parents=True)
     for number, size in ((0, 30), (1, 40), (10, 30)):
-        pictures = {kind: np.full((size, size), 200, np.uint8) for kind in ("input", "label", "output")}
+        pictures = {kind: np.full((size, size), grey, np.uint8) for kind, grey in GREYS.items()}
         if number == 1:
             del pictures["label"]
         save_images(folder / "images", number, pictures)
     return folder
 
 
+def counts(path):
+    """How many pixels of a figure have the grey value of each kind."""
+    with Image.open(path) as figure:
+        pixels = np.asarray(figure.convert("L"))
+    return {kind: int((pixels == grey).sum()) for kind, grey in GREYS.items()}
+
+
 def test_the_figure_is_written_beside_the_page(results, capsys):
     assert main(["--dir_result", "./results", "--scope", "unet", "--name_data", "em", "--num", "5"]) == 0
-    with Image.open(results / "figure.png") as figure:
-        assert min(figure.size) > 500
-        assert len(np.unique(np.asarray(figure))) > 2
+    shown = counts(results / "figure.png")
+    assert shown["input"] == pytest.approx(shown["output"], rel=0.01) and shown["input"] > 3 * 200 * 200
+    assert shown["label"] == pytest.approx(shown["input"] * 2 / 3, rel=0.01)
     assert "figure of 3 images" in capsys.readouterr().out
+    assert not (results / ".lock").exists()
 
 
-@pytest.mark.parametrize("name", ["a.pdf", "b.svg", "new/c.jpg"])
-def test_other_types_are_written(results, name, tmp_path):
+def test_so_many_images_are_shown_as_asked_for(results, fails):
+    assert main(["--num", "1", "--save", "one.png"]) == 0
+    assert main(["--num", "40", "--save", "all.png"]) == 0
+    assert counts("all.png")["input"] == pytest.approx(3 * counts("one.png")["input"], rel=0.02)
+    for num in ("0", "41", "1000000000"):
+        assert "must lie in [1, 40]" in fails(main, ["--num", num], status=2)
+
+
+@pytest.mark.parametrize(("name", "begin"), [("a.pdf", b"%PDF"), ("b.svg", b"<?xml"), ("new/c.jpg", b"\xff\xd8\xff")])
+def test_other_types_are_written(results, name, begin, tmp_path):
     assert main(["--save", str(tmp_path / name), "--num", "1"]) == 0
-    assert (tmp_path / name).stat().st_size > 1000
+    assert (tmp_path / name).read_bytes().startswith(begin)
 
 
 def test_columns_are_in_the_order_of_their_numbers(results):
     columns = find_images(results / "images", 5)
-    assert [column["output"].name[:4] for column in columns] == ["0000", "0001", "0010"]
-    assert ["label" in column for column in columns] == [True, False, True]
+    assert list(columns) == ["0000", "0001", "0010"]
+    assert ["label" in files for files in columns.values()] == [True, False, True]
 
 
-def test_bad_input_is_one_line(results, fails):
+def test_names_that_matplotlib_would_typeset_are_written_as_they_are(results):
+    shutil.move(results.parent, results.parent.with_name("$a^$\u4e00"))
+    assert main(["--scope", "$a^$\u4e00"]) == 0
+
+
+def test_results_without_scores_and_large_and_colour_pictures_are_shown(results):
+    Image.new("RGB", (3000, 20), (60, 60, 60)).save(results / "images" / "0000-input.png")
+    for mode in ("LA", "1", "P", "I;16"):
+        Image.new(mode, (20, 20)).save(results / "images" / "0000-label.png")
+        assert main(["--num", "1"]) == 0
+    assert counts(results / "figure.png")["input"] > 0
+
+
+def test_results_whose_exchange_was_cut_off_are_completed_first(results, work, monkeypatch):
+    rename = Path.rename
+
+    def cut_off(path, target):
+        if path.name == "images":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", cut_off)
+        with atomic_folder(results, RESULTS, "") as folder:
+            save_images(folder / "images", 7, {"output": np.full((20, 20), 100, np.uint8)})
+    assert main([]) == 0
+    assert [path.name for path in (results / "images").iterdir()] == ["0007-output.png"]
+
+
+def png(*chunks):
+    """Bytes of a PNG file."""
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def head(width, height):
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        png((b"IHDR", b"\0\0")),  # ValueError: Truncated IHDR chunk
+        png(head(4, 4), (b"abcd", b""))[:-12] + b"\0\0\0\1\1\2\3\4" * 3,  # SyntaxError: broken PNG file
+        png(head(60000, 60000), (b"IDAT", zlib.compress(b"0" * 99)), (b"IEND", b"")),  # DecompressionBombError
+        png(head(40, 40), (b"IDAT", zlib.compress(b"0" * 99)[:9]), (b"IEND", b"")),
+    ],
+    ids=["empty", "short head", "no chunk", "bomb", "cut off"],
+)
+def test_a_damaged_picture_is_one_line(results, fails, content):
+    (results / "images" / "0000-output.png").write_bytes(content)
+    assert "0000-output.png: can't be read" in fails(main, [])
+
+
+def test_what_is_no_file_is_one_line(results, fails):
+    path = results / "images" / "0000-output.png"
+    path.unlink()
+    os.mkfifo(path)
+    assert "0000-output.png: no file" in fails(main, [])
+
+
+def test_a_link_to_nothing_is_left_out(results):
+    path = results / "images" / "0000-output.png"
+    path.unlink()
+    path.symlink_to("nothing")
+    assert main([]) == 0
+
+
+def test_bad_flags_are_one_line_and_no_result_is_overwritten(results, fails):
     assert "main.py --mode test" in fails(main, ["--name_data", "none"])
-    assert "no such type" in fails(main, ["--save", "a.xyz"])
-    assert "no such type" in fails(main, ["--save", "a"])
+    for name in ("a.xyz", "a", "a.pgf"):
+        assert "no such type" in fails(main, ["--save", name])
     assert "--scope" in fails(main, ["--scope", "../x"])
-    (results / "images" / "0000-output.png").write_bytes(b"")
-    assert "0000-output.png" in fails(main, [])
+    target = results / "images" / "0000-input.png"
+    before = target.read_bytes()
+    assert "one of the results" in fails(main, ["--save", str(target)])
+    (results / "link.png").symlink_to(results / "link.png")
+    assert "cannot write" in fails(main, ["--save", str(results / "link.png" / "a.png")])
+    assert target.read_bytes() == before

@@ -1,11 +1,17 @@
 import importlib.util
+import os
+import shutil
+import struct
+import threading
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageFile
 
-from images import Frame, list_frames, read_frames, read_geometry, with_neighbours
+from images import Frame, files_of, list_frames, read_frames, read_geometry, with_neighbours
 from utils import UserError
 
 RNG = np.random.default_rng(0)
@@ -114,7 +120,7 @@ def test_a_truncated_png_is_refused(tmp_path):
     Image.fromarray(stack(1, 64)[0]).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
     with pytest.raises(UserError, match=r"a\.png"):
-        read_frames(tmp_path / "a.png")
+        list_frames(tmp_path / "a.png")[0].read()
 
 
 def test_a_compression_that_needs_a_package_names_it(tmp_path):
@@ -199,10 +205,26 @@ def test_the_size_of_a_pixel_is_read(tmp_path, kind):
         "none": {},
     }[kind]
     tifffile.imwrite(tmp_path / "a.tif", stack(2, 8), photometric="minisblack", **options)
-    axes, lengths, pixel, unit = read_geometry(list_frames(tmp_path / "a.tif"))
-    assert (axes, lengths) == ("Z", (2,))
+    g = read_geometry(list_frames(tmp_path / "a.tif"))
+    assert (g.axes, g.lengths) == ("Z", (2,))
     expected = {} if kind == "none" else {"X": 0.25, "Y": 0.5} | ({"Z": 3} if kind == "imagej" else {})
-    assert pixel == expected and unit == ("" if kind == "none" else "micron")
+    assert g.pixel == expected and g.unit == ("" if kind == "none" else "micron")
+
+
+def test_the_time_between_frames_and_their_names_are_read(tmp_path):
+    pixels = stack(6, 8).reshape(3, 2, 8, 8)
+    names = [f"{time} {channel}" for time in range(3) for channel in "ab"]
+    imagej = {"axes": "TCYX", "finterval": 2.5, "Labels": names}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata=imagej)
+    geometry = read_geometry(list_frames(tmp_path / "a.tif"))
+    assert (geometry.axes, geometry.interval, geometry.labels) == ("T", 2.5, ("0 a", "1 a", "2 a"))
+    ome = {"axes": "TCYX", "TimeIncrement": 250, "TimeIncrementUnit": "ms"}
+    tifffile.imwrite(tmp_path / "b.ome.tif", pixels, metadata=ome)
+    assert read_geometry(list_frames(tmp_path / "b.ome.tif")).interval == 0.25
+    axes = [{"name": "t", "unit": "minute"}, {"name": "c"}, {"name": "y"}, {"name": "x"}]
+    write_zarr(tmp_path / "c.zarr", pixels, [{"axes": axes, "datasets": [{"path": "0"} | scale(0.5, 1, 2, 2)]}])
+    geometry = read_geometry(list_frames(tmp_path / "c.zarr", (".zarr",)))
+    assert (geometry.interval, geometry.pixel, geometry.labels) == (30, {"Y": 2, "X": 2}, ())
 
 
 @pytest.mark.parametrize("size", ["abc", "0", "-1", "nan", "inf", "1</OME>"])
@@ -211,8 +233,8 @@ def test_a_size_that_is_none_is_left_out(tmp_path, text, size):
     tifffile.imwrite(
         tmp_path / "a.tif", stack(2, 8), photometric="minisblack", description=text.format(size), metadata=None
     )
-    *_, pixel, unit = read_geometry(list_frames(tmp_path / "a.tif"))
-    assert "Z" not in pixel and unit in ("", "1")
+    g = read_geometry(list_frames(tmp_path / "a.tif"))
+    assert "Z" not in g.pixel and g.unit in ("", "1")
 
 
 def test_complex_pixels_are_refused(tmp_path):
@@ -244,6 +266,10 @@ def write_zarr(path, pixels, scales, version=3):
     group.attrs.update({"ome": {"multiscales": scales}} if version == 3 else {"multiscales": scales})
 
 
+def scale(*factors):
+    return {"coordinateTransformations": [{"type": "scale", "scale": factors}]}
+
+
 SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]
 
 
@@ -261,10 +287,10 @@ def test_ome_zarr_of_any_version_is_read(tmp_path, axes, transforms, version, sh
     image = {"datasets": [{"path": "0", "coordinateTransformations": transforms}]} | ({"axes": axes} if axes else {})
     write_zarr(tmp_path / "a.zarr", stack(3).reshape(shape), [image], version)
     frames = list_frames(tmp_path / "a.zarr", (".zarr",))
-    _, _, pixel, unit = read_geometry(frames)
+    g = read_geometry(frames)
     assert [frame.read().shape for frame in frames] == [(32, 32, 1)] * 3
     if transforms is SCALE:
-        assert (pixel, unit) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "micron")
+        assert (g.pixel, g.unit) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "micron")
 
 
 def test_the_only_image_in_a_zarr_group_is_taken_and_several_are_named(tmp_path):
@@ -317,3 +343,415 @@ def test_pages_of_any_compression_are_read_by_rows(tmp_path, compression, colour
     expected = tifffile.imread(tmp_path / "a.tif").reshape(3, 96, 64, -1)
     for frame, pixels in zip(read_frames(tmp_path / "a.tif"), expected, strict=True):
         assert np.array_equal(frame[20:70], pixels[20:70]) and np.array_equal(frame[:], pixels)
+
+
+def numbers(path):
+    """Numbers of the sections that each section sees as neighbours."""
+    return [[frame.index for frame in frames] for frames in with_neighbours(list_frames(path), 1)]
+
+
+ALONE = [[number] * 3 for number in range(6)]
+BY_TIME = [[0, 0, 1], [0, 1, 2], [1, 2, 2], [3, 3, 4], [3, 4, 5], [4, 5, 5]]
+BY_SECTION = [[0, 0, 2], [1, 1, 3], [0, 2, 4], [1, 3, 5], [2, 4, 4], [3, 5, 5]]
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "expected"),
+    [("TYX", (6,), ALONE), ("TZYX", (2, 3), BY_TIME), ("ZTYX", (3, 2), BY_SECTION), ("ZTCYX", (3, 2, 2), BY_SECTION)],
+)
+@pytest.mark.parametrize("kind", ["ome", "zarr"])
+def test_neighbours_are_along_z_alone(tmp_path, axes, shape, expected, kind):
+    pixels = RNG.integers(0, 255, (*shape, 8, 9)).astype(np.uint8)
+    if kind == "zarr":
+        named = [{"name": axis} for axis in axes.lower()]
+        write_zarr(tmp_path / "a.zarr", pixels, [{"axes": named, "datasets": [{"path": "0"}]}])
+    else:
+        tifffile.imwrite(tmp_path / "a.ome.tif", pixels, metadata={"axes": axes})
+    assert numbers(next(tmp_path.iterdir())) == expected
+
+
+def test_neighbours_are_of_one_position_but_pages_written_one_by_one_are_a_stack(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tif:
+        for _ in range(2):
+            tif.write(stack(3, 8), metadata={"axes": "ZYX"}, photometric="minisblack")
+    assert numbers(tmp_path / "a.ome.tif") == BY_TIME
+    for name, metadata in (("b.tif", None), ("c.tif", {})):
+        with tifffile.TiffWriter(tmp_path / name) as tif:
+            for page in stack(3, 8):
+                tif.write(page, photometric="minisblack", metadata=metadata)
+        assert numbers(tmp_path / name) == BY_TIME[:3]
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_where_white_is_zero_the_picture_is_no_negative(tmp_path, dtype, options):
+    pixels = stack(2, 8, dtype)
+    top = {np.uint8: 255, np.uint16: 65535, np.int16: -1, np.float32: 0}[dtype]
+    tifffile.imwrite(tmp_path / "a.tif", (top - pixels).astype(dtype), photometric="miniswhite", **options)
+    assert np.array_equal(np.stack([frame[:] for frame in read_frames(tmp_path / "a.tif")])[..., 0], pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "group3", "group4"])
+def test_one_bit_is_0_and_255_whatever_the_compression(tmp_path, compression):
+    pytest.importorskip("imagecodecs")
+    mask = stack(1, 40)[0] > 99
+    Image.fromarray(mask).save(tmp_path / "a.tif", compression=compression)
+    tifffile.imwrite(tmp_path / "b.tif", ~mask, photometric="miniswhite")
+    for name in ("a.tif", "b.tif"):
+        assert np.array_equal(list_frames(tmp_path / name)[0].read()[..., 0], mask * np.uint8(255))
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(
+    ("colour", "samples", "extra", "kept"),
+    [
+        ("minisblack", 2, None, [0, 1]),
+        ("minisblack", 2, [2], [0]),
+        ("minisblack", 4, None, [0, 1, 2, 3]),
+        ("rgb", 4, [0], [0, 1, 2, 3]),
+        ("rgb", 4, [1], [0, 1, 2]),
+        ("rgb", 5, [2, 0], [0, 1, 2, 4]),
+    ],
+)
+def test_only_what_the_file_calls_alpha_is_dropped(tmp_path, colour, samples, extra, kept, compression, planar):
+    pixels = RNG.integers(0, 255, (8, 9, samples)).astype(np.uint8)
+    stored = pixels if planar == "contig" else pixels.transpose(2, 0, 1)
+    options = {"photometric": colour, "extrasamples": extra, "planarconfig": planar, "compression": compression}
+    tifffile.imwrite(tmp_path / "a.tif", stored, **options)
+    assert np.array_equal(list_frames(tmp_path / "a.tif")[0].read(), pixels[..., kept])
+
+
+def test_inks_become_the_colours_that_pillow_makes_of_them(tmp_path):
+    inks = Image.fromarray(RNG.integers(0, 255, (16, 16, 4)).astype(np.uint8), "CMYK")
+    for name in ("a.tif", "a.jpg"):
+        inks.save(tmp_path / name)
+        expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+        assert np.array_equal(list_frames(tmp_path / name)[0].read(), expected)
+    tifffile.imwrite(tmp_path / "b.tif", np.asarray(inks).astype(np.uint16) * 257, photometric="separated")
+    expected = np.asarray(inks.convert("RGB")).astype(float) * 257
+    assert np.abs(list_frames(tmp_path / "b.tif")[0].read() - expected).max() < 257
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg2k"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_picture_in_16_bits_keeps_them(tmp_path, channels, kind):
+    codecs = pytest.importorskip("imagecodecs")
+    pixels = RNG.integers(0, 65535, (8, 9, channels)).astype(np.uint16)
+    options = {"reversible": True} if kind == "jpeg2k" else {}
+    (tmp_path / "a.png").write_bytes(getattr(codecs, f"{kind}_encode")(np.squeeze(pixels), **options))
+    frame = list_frames(tmp_path / "a.png")[0]
+    assert frame.open().dtype == np.uint16
+    assert np.array_equal(frame.read(), pixels[..., : {2: 1, 4: 3}.get(channels, channels)])
+
+
+def test_a_png_in_16_bits_names_the_package_that_it_needs(tmp_path, monkeypatch):
+    codecs = pytest.importorskip("imagecodecs")
+    (tmp_path / "a.png").write_bytes(codecs.png_encode(np.zeros((8, 9, 3), np.uint16)))
+    monkeypatch.setitem(__import__("sys").modules, "imagecodecs", None)
+    with pytest.raises(UserError, match="pip install imagecodecs"):
+        list_frames(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "gif"])
+def test_several_images_in_one_picture_are_refused(tmp_path, ending):
+    first, *others = (Image.fromarray(page).convert("RGB") for page in stack(3, 8))
+    first.save(tmp_path / f"a.{ending}", save_all=True, append_images=others)
+    with pytest.raises(UserError, match="3 images in one file"):
+        list_frames(tmp_path / f"a.{ending}")
+
+
+@pytest.mark.parametrize("name", ["a.lsm", "a.stk", "a.btf", "a.qptiff", "a.weird", "a", "a.png", "a.npy"])
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"bigtiff": True}, {"bigtiff": True, "byteorder": ">"}])
+def test_a_tiff_is_known_by_its_first_bytes(tmp_path, name, options):
+    pixels = stack(3, 8)
+    tifffile.imwrite(tmp_path / name, pixels, photometric="minisblack", **options)
+    assert np.array_equal(np.stack(read_frames(tmp_path / name))[..., 0], pixels)
+    if name not in ("a", "a.weird"):
+        assert len(list_frames(tmp_path)) == 3
+
+
+def test_arrays_and_pictures_are_known_by_their_first_bytes(tmp_path):
+    with (tmp_path / "a.tif").open("wb") as file:
+        np.save(file, stack(2, 8))
+    Image.fromarray(stack(1, 8)[0]).save(tmp_path / "b.tif", format="png")
+    assert [frame.path.name for frame in list_frames(tmp_path)] == ["a.tif", "a.tif", "b.tif"]
+
+
+def write_in_files(folder, num=3, compression=None, count=' PlaneCount="1"'):
+    """An OME-TIFF whose sections lie in a file each."""
+    pixels, uuids = stack(num, 16), [f"urn:uuid:00000000-0000-0000-0000-{number:012d}" for number in range(num)]
+    data = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0"{count}><UUID FileName="z{z}.ome.tif">{uuid}</UUID></TiffData>'
+        for z, uuid in enumerate(uuids)
+    )
+    for z, uuid in enumerate(uuids):
+        text = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuid}"><Image ID="Image:0"><Pixels '
+            f'ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="16" SizeY="16" SizeZ="{num}" SizeC="1" '
+            f'SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image></OME>'
+        )
+        options = {"metadata": None, "compression": compression, "photometric": "minisblack"}
+        tifffile.imwrite(folder / f"z{z}.ome.tif", pixels[z], description=text, **options)
+    return pixels
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_an_image_in_several_files_is_read_from_each_and_once(tmp_path, compression):
+    pixels = write_in_files(tmp_path, compression=compression)
+    for source in (tmp_path / "z1.ome.tif", tmp_path):
+        frames = list_frames(source)
+        assert np.array_equal(np.stack([frame.read() for frame in frames])[..., 0], pixels)
+        assert read_geometry(frames).axes == "Z"
+        assert {path.name for path in files_of(frames)} == {"z0.ome.tif", "z1.ome.tif", "z2.ome.tif"}
+    (tmp_path / "z2.ome.tif").unlink()
+    os.utime(tmp_path / "z0.ome.tif", (0, 0))  # what was read of it is kept until it changes
+    with pytest.raises(UserError, match=r"1 of 3 pages are missing: put z2\.ome\.tif beside it"):
+        list_frames(tmp_path / "z0.ome.tif")
+
+
+def test_a_part_of_an_image_that_does_not_count_its_pages_names_the_missing_file(tmp_path):
+    write_in_files(tmp_path, count="")
+    assert len(list_frames(tmp_path)) == 3
+    (tmp_path / "z0.ome.tif").unlink()
+    with pytest.raises(UserError, match=r"put z0\.ome\.tif beside it"):
+        list_frames(tmp_path / "z1.ome.tif")
+
+
+def test_threads_that_read_a_broken_file_disturb_no_others(tmp_path):
+    for name in ("good.tif", "bad.tif"):
+        tifffile.imwrite(tmp_path / name, stack(3, 8), photometric="minisblack", metadata=None)
+    data = (tmp_path / "bad.tif").read_bytes()
+    (tmp_path / "bad.tif").write_bytes(data[:-300])
+    results = {"good": [], "bad": []}
+
+    def read(name):
+        for number in range(25):
+            os.utime(tmp_path / f"{name}.tif", ns=(0, 1000 * number + threading.get_native_id()))
+            try:
+                results[name].append(len(list_frames(tmp_path / f"{name}.tif")))
+            except UserError:
+                results[name].append("refused")
+
+    threads = [threading.Thread(target=read, args=(name,)) for name in ("good", "bad") * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {"good": [3] * 75, "bad": ["refused"] * 75}
+
+
+def test_of_a_slide_the_image_is_taken_at_its_full_size(tmp_path):
+    pixels, plain = RNG.integers(0, 255, (64, 64, 3)).astype(np.uint8), {"photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as tif:
+        tif.write(pixels, tile=(32, 32), description="Aperio Image Library v10", **plain)
+        tif.write(pixels[:20, :30], description="Aperio Image Library v10", **plain)
+        tif.write(pixels[::2, ::2], tile=(32, 32), description="Aperio Image Library v10", **plain)
+        for kind, subfile in (("label", 1), ("macro", 9)):
+            tif.write(pixels[:9, :9], description=f"Aperio {kind}", subfiletype=subfile, **plain)
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as tif:
+        tif.write(pixels, subifds=1, tile=(32, 32), photometric="rgb")
+        tif.write(pixels[::2, ::2], subfiletype=1, tile=(32, 32), photometric="rgb")
+        tif.write(pixels[:9, :7], subfiletype=1, photometric="rgb")
+    for name in ("slide.tif", "pyramid.tif"):
+        (frame,) = list_frames(tmp_path / name)
+        assert np.array_equal(frame.read(), pixels)
+
+
+def png(width, height, data=b"", bits=8):
+    """A grey PNG whose header says a size and whose data are any."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_a_large_png_is_read_and_one_that_can_not_be_so_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns above, and refuses twice as many
+    pixels = stack(1, 64)[0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(list_frames(tmp_path / "a.png")[0].read()[..., 0], pixels)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    (tmp_path / "a.png").write_bytes(png(60_000, 60_000, zlib.compress(bytes(10**6))))
+    with pytest.raises(UserError, match=r"3.6 GB of pixels can't be in \d+ bytes"):
+        list_frames(tmp_path / "a.png")
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_allocated(tmp_path):
+    whole = tmp_path / "a.tif"
+    tifffile.imwrite(whole, stack(1)[0], photometric="minisblack", compression="zlib", metadata=None)
+    data = whole.read_bytes()
+    for tag in (256, 257, 278):  # width, height, rows of a strip
+        entry = data.index(struct.pack("<HH", tag, 4) if tag < 258 else struct.pack("<H", tag)) + 8
+        data = data[:entry] + struct.pack("<I", 10**6) + data[entry + 4 :]
+    whole.write_bytes(data)
+    with pytest.raises(UserError, match="GB"):
+        list_frames(whole)[0].read()
+
+
+def test_channels_among_the_pages_are_mapped_and_not_copied(tmp_path):
+    pixels = RNG.integers(0, 255, (2, 3, 4, 8, 9)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, metadata={"axes": "TCZYX"})
+    images = read_frames(tmp_path / "a.ome.tif")
+    assert all(isinstance(image, np.memmap) for image in images)
+    assert np.array_equal(np.stack(images), pixels.transpose(0, 2, 3, 4, 1).reshape(8, 8, 9, 3))
+
+
+def test_a_picture_is_decoded_once_and_only_when_its_pixels_are_asked_for(tmp_path, monkeypatch):
+    for number in range(6):
+        Image.fromarray(stack(1, 16)[0]).save(tmp_path / f"{number}.png")
+    decoded = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(self.filename) or load(self))
+    frames = list_frames(tmp_path)
+    assert [frame.open().shape for frame in frames] == [(16, 16, 1)] * 6
+    assert not decoded
+    for frame in frames * 2:
+        assert np.array_equal(frame.open()[3:9], frame.read()[3:9])
+    assert len({*decoded}) == 6 and len(decoded) <= 12  # Pillow calls it twice
+
+
+def test_a_chunk_that_sections_share_is_decoded_once(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    pixels = RNG.integers(0, 255, (10, 20, 30)).astype(np.uint16)
+    array = zarr.create_array(tmp_path / "a.zarr", shape=pixels.shape, chunks=(4, 8, 16), dtype="uint16")
+    array[:] = pixels
+    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    assert np.array_equal(np.stack([frame.read()[..., 0] for frame in frames]), pixels)
+    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    assert np.array_equal(frames[0].open()[3:13][..., 0], pixels[0, 3:13])
+    shutil.rmtree(tmp_path / "a.zarr" / "c" / "0")
+    assert np.array_equal(frames[2].open()[5:16][..., 0], pixels[2, 5:16])
+
+
+def test_pipes_devices_and_folders_are_refused_and_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tif")
+    (tmp_path / "folder.tif").mkdir()
+    (tmp_path / "link.tif").symlink_to("nowhere")
+    for path, kind in (("pipe.tif", "a pipe"), ("/dev/null", "a device")):
+        with pytest.raises(UserError, match=f"{path}: is {kind}"):
+            list_frames(tmp_path / path)
+    for name, reason in (("folder", "is a folder"), ("link", "can't be read"), ("pipe", "is a pipe")):
+        with pytest.raises(UserError, match=f"{name}.tif: {reason}"):
+            list_frames(tmp_path / f"{name}*.tif")
+    with pytest.raises(UserError, match=r"\.tif: "):
+        list_frames(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"shape":[3,', '"shape":[1000000000,', "claims 1000000000 images"),
+        ('"chunk_shape":[3,32,32]', '"chunk_shape":[3,100000,100000]', "a chunk: 30 GB"),
+    ],
+)
+def test_a_zarr_that_claims_too_much_is_refused(tmp_path, old, new, reason):
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(tmp_path / "a.zarr", data=stack(3), chunks=(3, 32, 32))
+    text = "".join((tmp_path / "a.zarr" / "zarr.json").read_text().split())
+    assert old in text
+    (tmp_path / "a.zarr" / "zarr.json").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=reason):
+        list_frames(tmp_path / "a.zarr", (".zarr",))
+
+
+def test_a_chunk_that_claims_more_than_its_size_is_refused_before_it_is_decoded(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    codecs = pytest.importorskip("numcodecs")
+    array = zarr.create_array(tmp_path / "a.zarr", data=stack(1)[0], compressors=zarr.codecs.ZstdCodec())
+    assert array.chunks == (32, 32)
+    bomb = codecs.Zstd(1).encode(bytes(10**8))
+    next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file()).write_bytes(bomb)
+    frame = list_frames(tmp_path / "a.zarr", (".zarr",))[0]
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="damaged chunk"):
+            frame.read()
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_whose_header_is_too_long_is_one_line_without_numpys_advice(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_2_0(file, {"descr": "|u1", "fortran_order": False, "shape": (1,) * 5000})
+    with pytest.raises(UserError) as refused:
+        list_frames(tmp_path / "a.npy")
+    assert "\n" not in str(refused.value) and "pickle" not in str(refused.value)
+
+
+def test_types_are_named_in_words(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 2, 2, 2, 2), ">u2"))
+    with pytest.raises(UserError, match="of uint16"):
+        list_frames(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", np.arange(12, dtype=">u2").reshape(3, 4))
+    (frame,) = list_frames(tmp_path / "b.npy")
+    assert frame.read().dtype == np.uint16 and frame.read()[2, 3, 0] == 11
+
+
+def test_patterns_name_folders_too_and_folders_that_exist_are_no_patterns(tmp_path):
+    for folder in ("a", "b", "b/c", "d[1]*"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(stack(1, 8)[0]).save(tmp_path / folder / "im.png")
+
+    def names(pattern):
+        return [str(frame.path.relative_to(tmp_path).parent) for frame in list_frames(f"{tmp_path}/{pattern}")]
+
+    assert names("d[1]*") == names("d[1]*/im.png") == names("d[1]*/*.png") == ["d[1]*"]
+    assert names("*/im.png") == ["a", "b", "d[1]*"]
+    assert names("**/*.png") == ["a", "b/c", "b", "d[1]*"]
+    with pytest.raises(UserError, match="no image"):
+        names("[xyz]/*.png")
+
+
+def test_two_links_to_one_file_are_two_images(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", stack(1, 8)[0])
+    (tmp_path / "b.tif").symlink_to("a.tif")
+    assert len(list_frames(tmp_path)) == 2
+
+
+def test_several_sources_are_read_in_natural_order_and_urls_are_not_read(tmp_path):
+    for number in (1, 2, 10):
+        np.save(tmp_path / f"{number}.npy", np.full((2, 8, 8), number))
+    paths = [str(tmp_path / f"{number}.npy") for number in (1, 10, 2)]
+    frames = list_frames(paths)
+    assert [frame.read()[0, 0, 0] for frame in frames] == [1, 1, 2, 2, 10, 10]
+    assert list_frames(tmp_path) == frames  # a folder of arrays
+    Image.fromarray(stack(1, 8)[0]).save(tmp_path / "a.png")
+    assert [frame.path.name for frame in list_frames(tmp_path)] == ["a.png"]
+    for url in ("https://example.org/a.tif", "s3://bucket/a.zarr"):
+        with pytest.raises(UserError, match="URLs are not read"):
+            list_frames(url)
+
+
+def mutants(data, rng):
+    """Damaged copies of a file: cut off, or with other bytes."""
+    for _ in range(6):
+        yield data[: rng.integers(len(data))]
+        flipped = bytearray(data)
+        for place in rng.integers(0, min(len(data), 400), 3):
+            flipped[place] = rng.integers(256)
+        yield bytes(flipped)
+
+
+@pytest.mark.parametrize("kind", ["plain.tif", "tiles.tif", "a.png", "a.npy", "zarr.json", "chunk"])
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, kind):
+    path, damaged = tmp_path / kind, tmp_path / kind
+    if kind.endswith(".tif"):
+        options = {"tile": (16, 16), "compression": "zlib"} if kind == "tiles.tif" else {}
+        tifffile.imwrite(path, stack(2), photometric="minisblack", **options)
+    elif kind == "a.png":
+        Image.fromarray(stack(1)[0]).save(path)
+    elif kind == "a.npy":
+        np.save(path, stack(2))
+    else:
+        path = tmp_path / "a.zarr"
+        pytest.importorskip("zarr").create_array(path, data=stack(2), chunks=(2, 16, 16))
+        damaged = path / ("zarr.json" if kind == "zarr.json" else "c/0/0/1")
+    for number, data in enumerate(mutants(damaged.read_bytes(), np.random.default_rng(1))):
+        damaged.write_bytes(data)
+        os.utime(path, ns=(0, number))
+        try:
+            for frame in list_frames(path, (".zarr",)):
+                frame.read()
+        except UserError as error:
+            assert "\n" not in str(error) and str(tmp_path) in str(error)

@@ -9,13 +9,14 @@ from conftest import ROOT
 
 ROWS = [
     ["utils"],
-    ["tiff", "omezarr"],
+    ["geometry", "memory"],
+    ["frames"],
+    ["tiff", "omezarr", "pictures"],
     [
         "config",
         "model",
         "dataset",
         "metrics",
-        "checkpoint",
         "compiled",
         "report",
         "phantom",
@@ -26,8 +27,9 @@ ROWS = [
         "objects",
         "writers",
     ],
-    ["isbi", "augment", "evaluate", "labels", "losses", "predictor"],
-    ["loader", "pairing"],
+    ["checkpoint"],
+    ["isbi", "augment", "labels", "losses", "predictor"],
+    ["loader", "evaluate", "pairing"],
     ["train", "predict", "export", "database", "display_result"],
     ["main", "run_make_database"],
 ]

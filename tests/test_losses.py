@@ -1,4 +1,5 @@
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from losses import LOSSES, REACH, border_distance, cross_entropy, dice_loss, pixel_weight
+from losses import FAR, LOSSES, border_distance, cross_entropy, dice_loss, pixel_weight
 
 
 def test_both_cross_entropies_agree_on_two_classes_with_and_without_weights():
@@ -61,14 +62,30 @@ def test_border_distance_is_that_of_all_pairs_of_pixels(seed):
     assert np.allclose(border_distance(label), nearest_two(label), atol=0.02)
 
 
+def test_border_distance_of_a_large_label_takes_few_bytes_and_is_that_of_all_pairs_of_pixels():
+    label = np.zeros((3000, 400), np.uint8)
+    label[::60, :120:40] = label[5::90, 150::70] = 1
+    label[500:900, 340:] = 2
+    tracemalloc.start()
+    distance = border_distance(label)
+    assert tracemalloc.get_traced_memory()[1] < 60 * label.size  # of which 48 are of a band of a third
+    tracemalloc.stop()
+    pixels = np.argwhere(label[740:960] > 0) + np.array([740, 0])
+    numbers = ndimage.label(label > 0)[0][tuple(pixels.T)]
+    for y, x in ((873, 250), (874, 250), (785, 60), (873, 20), (900, 100), (898, 338)):
+        away = np.hypot(*(pixels - [y, x]).T)
+        nearest = sorted(away[numbers == n].min() for n in np.unique(numbers))
+        assert distance[y, x] == pytest.approx(min(sum(nearest[:2]), FAR), abs=0.02)
+
+
 def test_border_distance_beyond_its_reach_and_without_a_second_object_is_far():
     label = np.zeros((20, 200), int)
-    assert (border_distance(label) == 2 * REACH).all()
+    assert (border_distance(label) == FAR).all()
     label[5:9, 5:9] = 1
-    assert (border_distance(label) == 2 * REACH).all()
+    assert (border_distance(label) == FAR).all()
     label[5:9, 190:] = 1
     distance = border_distance(label)
-    assert distance[6, 100] == 2 * REACH and distance.max() <= 2 * REACH
+    assert distance[6, 100] == FAR and distance.max() <= FAR
 
 
 def test_a_slice_with_300_cells_takes_less_than_a_second():

@@ -1,4 +1,6 @@
+import html
 import json
+import re
 import resource
 import shutil
 
@@ -11,6 +13,7 @@ from PIL import Image
 import display_result
 import main
 import run_make_database
+from config import Config, parse
 from dataset import write_sample
 from model import UNet
 
@@ -56,8 +59,34 @@ def test_the_pictures_fit_the_scores(trained, work):
 
 def test_the_architecture_comes_from_the_checkpoint_and_an_epoch_can_be_chosen(trained, work, capsys):
     assert main.main([*SMALL, "--num_epoch", "3", "--num_freq_save", "1", "--train_continue", "on"]) == 0
-    assert main.main([*TEST, "--nch_ker", "64", "--norm", "inorm", "--epoch", "2"]) == 0
-    assert "epoch 2" in capsys.readouterr().out
+    capsys.readouterr()
+    for flags, epoch in ((["--nch_ker", "64", "--norm", "inorm", "--epoch", "2"], 2), ([], 3)):
+        assert main.main([*TEST, *flags]) == 0
+        scores = json.loads((work / "results" / "unet" / "em" / "metrics.json").read_text())
+        assert scores["epoch"] == epoch and scores["checkpoint"].endswith(f"model_epoch000{epoch}.pth")
+        assert f"epoch {epoch};" in capsys.readouterr().out
+
+
+def test_the_page_names_the_flags_of_the_training_as_they_are_typed(trained, work):
+    assert main.main(TEST) == 0
+    page = (work / "results" / "unet" / "em" / "index.html").read_text()
+    facts = dict(re.findall(r"<tr><th>(--\w+)</th><td>(.*?)</td></tr>", page))
+    typed = [html.unescape(part) for fact in facts.items() for part in fact]
+    assert parse(Config, typed, None) == parse(Config, [*SMALL, "--num_epoch", "1"], None)
+
+
+def test_names_in_files_and_of_files_do_not_steer_the_terminal(database, work, capfd):
+    info = json.loads((database / "dataset.json").read_text()) | {"class_names": ["membrane", "ce\x1b[31mll"]}
+    (database / "dataset.json").write_text(json.dumps(info))
+    main.main([*SMALL, "--num_epoch", "1"])
+    main.main(TEST)
+    (work / "a\x1b[31m.png").write_text("no image")
+    predict = ["--mode", "predict", "--gpu_ids", "-1"]
+    assert main.main([*predict, "--input", "a\x1b[31m.png", "--output", "b.npy"]) == 1
+    assert main.main([*predict, "--input", "none\x9b\n.png", "--output", "b.npy"]) == 1
+    texts = capfd.readouterr()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", texts.out + texts.err)
+    assert r"ce\x1b[31mll" in texts.out + texts.err and r"a\x1b[31m.png" in texts.err
 
 
 def test_a_second_test_leaves_nothing_of_the_first(trained, work):

@@ -159,3 +159,31 @@ def test_splits_and_mergers_of_cells_in_a_row():
     scores = warping_scores(label, mask)
     assert (scores["num_split"], scores["num_merger"]) == (1, 2)
     assert scores["warping_error"] == (1 + 1 + 20) / 800  # a pixel joins, a line of 20 cuts
+
+
+def test_large_images_are_thinned_to_lines_as_others_are(monkeypatch):
+    label, probability = (stack[0] for stack in load_case(Path(__file__).parent / "golden" / "voronoi_a_blurred.npz"))
+    usual = challenge_scores(label, probability)
+    monkeypatch.setattr("metrics.LARGE", 0)
+    large = challenge_scores(label, probability)
+    for name in ("v_rand", "v_info"):
+        np.testing.assert_allclose(large[name], usual[name], atol=2e-3)
+    segments = thin_borders(probability > 0.5)
+    for axis in (0, 1):  # no two segments touch
+        first, second = np.moveaxis(segments, axis, 0)[:-1], np.moveaxis(segments, axis, 0)[1:]
+        assert ((first == second) | (first == 0) | (second == 0)).all()
+    assert thin_borders(np.zeros((5, 5), bool)).max() == 0 and thin_borders(np.ones((5, 5), bool)).min() == 1
+
+
+def test_scores_of_random_masks_lie_in_their_ranges():
+    rng = np.random.default_rng(0)
+    for density in (0.1, 0.5, 0.9):
+        label, mask = rng.random((2, 24, 24)) < density
+        scores = mask_scores(label, mask, rng.integers(0, 9, (24, 24)))
+        counts = {name: scores.pop(name) for name in ("num_split", "num_merger")}
+        assert all(0 <= value <= 1 for value in scores.values()) and all(count >= 0 for count in counts.values())
+
+
+def test_many_objects_need_no_table_of_all_pairs():
+    numbers = np.arange(1, 250_001).reshape(500, 500)  # all pairs would be 500 GB
+    assert object_scores(numbers, numbers + 7) == {"object_f1": 1.0, "matched_iou": 1.0}

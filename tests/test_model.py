@@ -88,6 +88,29 @@ def test_padding_reflects_and_leaves_a_fitting_image_alone():
     assert pad_to_multiple(x[..., :32], 16).equal(x[..., :32])
 
 
+@pytest.mark.parametrize("norm", ["bnorm", "inorm"])
+def test_from_1_to_40_px_an_image_alone_has_the_logits_that_it_has_in_a_batch(norm):
+    torch.manual_seed(0)
+    net = UNet(1, 2, 2, norm).eval()
+    with torch.no_grad():
+        for size in range(1, 41):
+            x = torch.randn(2, 1, size, 41 - size)
+            logits = net(x)
+            assert logits.shape == (2, 2, size, 41 - size)
+            torch.testing.assert_close(net(x[1:]), logits[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_padding_from_1_to_40_px_is_that_of_numpy():
+    for size in range(1, 41):
+        x = np.random.default_rng(size).random((size, 41 - size))
+        padded = x
+        for axis in (0, 1):
+            missing = max(-(-x.shape[axis] // 16), 2) * 16 - x.shape[axis]
+            width = [(0, missing if axis == place else 0) for place in (0, 1)]
+            padded = np.pad(padded, width, "reflect" if missing < x.shape[axis] else "edge")
+        assert np.array_equal(pad_to_multiple(torch.tensor(x)[None, None], 16)[0, 0], padded)
+
+
 def test_logits_of_a_fitting_part_do_not_depend_on_the_padding():
     net = UNet(1, 1, 2).eval()
     x = torch.randn(1, 1, 48, 48)

@@ -52,3 +52,36 @@ def test_an_object_longer_than_its_halo_has_one_number_everywhere():
         objects = np.concatenate([band for _, band in separate_bands(probability, 0.5, *windows)])
         assert np.array_equal(np.unique(objects), [0, 1, 2]) and np.array_equal(objects > 0, probability > 0.5)
         assert (objects[60:80, 20:35] == 2).all() and (objects == 2).sum() == 300
+
+
+def test_touching_small_discs_are_parted_however_many_and_specks_are_no_seeds():
+    y, x = np.mgrid[:20, :200]
+    centres = np.arange(10, 190, 9)  # discs of radius 5 overlap by a pixel
+    distance = np.min([np.hypot(y - 10, x - centre) for centre in centres], axis=0)
+    probability = 1 / (1 + np.exp(distance - 5.0))
+    assert separate_objects(probability, 0.5).max() == len(centres)
+    assert separate_objects(probability[:, :24], 0.5).max() == 2
+    disc = 1 / (1 + np.exp(np.hypot(y - 10, x - 10) - 8.0))
+    disc[10, 16:18] = 0.6, 0.9  # a speck at the rim
+    assert separate_objects(disc, 0.5).max() == 1
+
+
+def test_touching_objects_of_two_classes_are_two_and_the_background_is_none():
+    classes = np.full((40, 60), 2)
+    classes[10:30, 10:30], classes[10:30, 30:50] = 0, 1
+    probability = np.moveaxis(np.eye(3)[classes] * 0.9 + 0.03, -1, 0)
+    objects = separate_objects(probability, background=2)
+    assert objects.max() == 2 and np.array_equal(objects > 0, classes != 2)
+    assert len(np.unique(objects[classes == 0])) == len(np.unique(objects[classes == 1])) == 1
+    assert (separate_objects(probability, background=0) == 0).sum() == 400
+
+
+@pytest.mark.parametrize("windows", [(32, 64, 32), (20, 500, 16)])
+def test_bands_of_several_classes_have_the_objects_of_the_whole_image(windows):
+    kinds = np.digitize(smooth((90, 120), 5), [0.4, 0.6]).astype(np.uint8)
+    probability = np.full(kinds.shape, 0.9, np.float32)
+    whole = np.concatenate([band for _, band in separate_bands(probability, 0.5, kinds=kinds)])
+    objects = np.concatenate([band for _, band in separate_bands(probability, 0.5, *windows, kinds=kinds)])
+    assert whole.max() == objects.max() == sum(ndimage.label(kinds == kind)[1] for kind in (1, 2))
+    pairs = np.unique(np.stack([whole.ravel(), objects.ravel()]), axis=1)
+    assert len(pairs.T) == whole.max() + 1  # one number of the one is one of the other

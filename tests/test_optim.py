@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from optim import MovingAverage, learning_rate
+from optim import OPTIMS, MovingAverage, learning_rate, load_moments
 
 
 def test_the_rate_rises_then_falls_to_the_end():
@@ -38,3 +38,26 @@ def test_the_average_holds_statistics_and_goes_on_from_its_state():
     assert first.net.running_mean.equal(second.net.running_mean)
     assert not first.net.running_mean.equal(net.running_mean)
     assert first.net.num_batches_tracked == 4
+
+
+def moments_of(*shape):
+    """State of pytorch-UNET's Adam, which is not fused, after a step."""
+    weight = nn.Parameter(torch.zeros(shape))
+    adam = torch.optim.Adam([weight], lr=1e-4, betas=(0.5, 0.999))
+    weight.grad = torch.ones(shape)
+    adam.step()
+    return adam.state_dict()
+
+
+def test_moments_go_to_the_device_of_the_weights_as_this_runs_optimiser_wants_them():
+    # on a GPU a fused step takes all of them from there; "meta" is a device that a CPU can tell apart
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2, 3, device="meta"))], 1e-2)
+    optimizer.param_groups[0]["fused"] = True
+    load_moments(optimizer, moments_of(2, 3))
+    assert {value.device.type for value in next(iter(optimizer.state.values())).values()} == {"meta"}
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999) and optimizer.param_groups[0]["lr"] == 1e-4
+
+
+def test_moments_of_other_weights_are_refused():
+    with pytest.raises(ValueError, match="other weights"):
+        load_moments(OPTIMS["adam"]([nn.Parameter(torch.zeros(3, 2))], 1e-2, 0.9), moments_of(2, 3))

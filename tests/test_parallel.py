@@ -1,11 +1,14 @@
 """Several processes on the CPU, over gloo."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+import zipfile
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,7 +16,10 @@ from conftest import ROOT, SMALL
 
 import checkpoint
 import main
-from parallel import World, num_gpu
+from config import Config
+from parallel import World, joined, num_gpu
+from train import Trainer
+from utils import FlagError, pick_precision
 
 FLAGS = [*SMALL, "--norm", "inorm", "--amp", "off", "--dist_timeout", "20"]
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -36,14 +42,19 @@ def start(work):
 
 
 @pytest.fixture
-def together(start):
+def free_port():
+    """Number of a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture
+def together(start, free_port):
     """Starts main.py in several processes that know of each other, as torchrun does."""
 
     def run(num_process, *argv):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        world = {"WORLD_SIZE": str(num_process), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        world = {"WORLD_SIZE": str(num_process), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
         return [start(ROOT / "main.py", *argv, RANK=str(rank), **world) for rank in range(num_process)]
 
     return run
@@ -104,12 +115,73 @@ def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, togethe
     assert len(two) > 18 and two == {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_one_of_two_processes_exports(trained, work, together):
+    flags = ["--mode", "export", "--gpu_ids", "-1", "--format", "torchscript", "--output", "net.pt"]
+    assert finish(together(2, *flags)).count("exported to net.pt") == 1
+    assert zipfile.is_zipfile(work / "net.pt")
+
+
 def test_a_killed_process_ends_the_other_with_one_line(database, work, together):
     first, second = together(2, *FLAGS, "--num_epoch", "400", "--num_freq_save", "5")
     wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", first)
     second.kill()
     _, err = first.communicate(timeout=60)
     assert first.returncode == 1 and err.count("\n") == 1 and "another process of this run has died" in err
+
+
+ENDED = """
+import parallel, sys
+from pathlib import Path
+Path("script.py").write_text('''
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: (open("ended", "w").close(), os._exit(0)))
+open("started", "w").close()
+time.sleep(60)
+''')
+sys.exit(parallel.launch(1, ["script.py"]))
+"""
+
+
+def test_a_launcher_that_is_ended_hands_that_on(work, start):
+    process = start("-c", ENDED, PYTHONPATH=str(ROOT))
+    wait_for(work / "started", process)
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert (work / "ended").exists()
+
+
+def test_processes_whose_launcher_was_killed_save_and_stop(database, work, free_port):
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "main.py"), *FLAGS, "--num_epoch", "9999", "--num_freq_save", "5"]
+    script = f"for rank in 0 1; do RANK=$rank {shlex.join(command)} & done; wait"
+    with subprocess.Popen(["sh", "-c", script], env=os.environ | world, **PIPES) as launcher:
+        wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", launcher)
+        launcher.kill()
+        _, err = launcher.communicate(timeout=30)  # ends when nobody has the pipes open any more
+    assert err.count("stopped in epoch") == 1
+    assert not checkpoint.load(checkpoint.find(work / "checkpoints" / "unet" / "em"))["whole"]
+
+
+def test_a_list_of_gpus_of_which_some_are_missing_is_refused(fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "no GPU 5 here, there are 2" in fails(main.main, ["--gpu_ids", "5,0,1"], status=2)
+
+
+def test_a_process_without_an_image_is_refused():
+    trainer = Trainer(Config(batch_size=2, gpu_ids="-1"), torch.device("cpu"), World(0, 3))
+    with pytest.raises(FlagError, match="--batch_size 2: 3 processes"):
+        trainer.train()
+
+
+def test_the_chosen_gpu_is_the_current_one_and_asked_for_bf16(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(current.append(device)))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[-1].index == 1)
+    with joined(torch.device("cuda", 2), 1.0):
+        assert current == [torch.device("cuda", 2)]
+    assert pick_precision("auto", torch.device("cuda", 1)) is torch.bfloat16
+    assert pick_precision("auto", torch.device("cuda", 0)) is None
 
 
 def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(database, work, start):

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,9 +47,9 @@ def test_a_tiff_comes_out_as_the_array_does_with_its_pixel_size(stack, work, til
     np.testing.assert_allclose(tifffile.imread("out.tif"), expected, atol=1e-5)
     with tifffile.TiffFile("out.tif") as tif:
         assert tif.series[0].axes == "ZYX" and tif.imagej_metadata["unit"] == "micron"
-    axes, lengths, pixel, unit = read_geometry(list_frames(work / "out.tif"))
-    assert (axes, lengths, unit) == ("Z", (3,), "micron")
-    assert pixel == pytest.approx({"X": 0.004, "Y": 0.005, "Z": 0.05})
+    g = read_geometry(list_frames(work / "out.tif"))
+    assert (g.axes, g.lengths, g.unit) == ("Z", (3,), "micron")
+    assert g.pixel == pytest.approx({"X": 0.004, "Y": 0.005, "Z": 0.05})
     assert not list(work.glob("*.partial"))
 
 
@@ -83,30 +84,18 @@ def test_a_folder_becomes_a_folder_of_pngs_under_the_same_names(stack, work):
     assert len(list((work / "out2").iterdir())) == 4
 
 
-def stop_at_the_fifth(monkeypatch):
-    """What is written to Zarr, (frame, first row) each; Ctrl-C comes with the fifth."""
+def test_a_zarr_that_is_stopped_leaves_nothing_and_begins_anew(stack, work, monkeypatch):
+    zarr = pytest.importorskip("zarr")
     from writers import ZarrWriter
 
-    written, write = [], ZarrWriter.write
+    def stopped(*_):
+        raise KeyboardInterrupt
 
-    def failing(self, frame, top, band):
-        written.append((frame, top))
-        if len(written) == 5:
-            raise KeyboardInterrupt
-        write(self, frame, top, band)
-
-    monkeypatch.setattr(ZarrWriter, "write", failing)
-    return written
-
-
-def test_a_zarr_goes_on_where_it_was_stopped_and_has_a_pyramid(stack, work, monkeypatch):
-    zarr = pytest.importorskip("zarr")
-    written = stop_at_the_fifth(monkeypatch)
-    assert segment("in.tif", "out.zarr", "--tile", "64") == 130
-    assert (work / "out.zarr.partial").is_dir() and not (work / "out.zarr").exists()
-    assert segment("in.tif", "out.zarr", "--tile", "64") == 0
-    assert len(written) == 3 * 4 + 1 and len(set(written)) == 12  # the one that failed was written again
-    assert segment("in.tif", "out.npy", "--tile", "64") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ZarrWriter, "write", stopped)
+        assert segment("in.tif", "out.zarr", "--tile", "64") == 130
+    assert not list(work.glob("*out*")) and not list(work.glob(".*out*"))
+    assert segment("in.tif", "out.zarr", "--tile", "64") == segment("in.tif", "out.npy", "--tile", "64") == 0
     group = zarr.open_group("out.zarr", mode="r")
     assert np.array_equal(group["0"][:], np.load("out.npy"))
     scale = group.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"]
@@ -115,20 +104,143 @@ def test_a_zarr_goes_on_where_it_was_stopped_and_has_a_pyramid(stack, work, monk
     assert not list(work.glob("*.partial"))
 
 
-def test_objects_in_a_zarr_go_on_with_the_section_that_was_stopped(stack, work, monkeypatch):
-    zarr = pytest.importorskip("zarr")
-    import objects
-    import predict
+def tree(folder):
+    """All files below a folder with what they hold, and links with where they lead."""
+    return {
+        path.relative_to(folder): path.readlink() if path.is_symlink() else path.is_file() and path.read_bytes()
+        for path in folder.rglob("*")
+    }
 
-    monkeypatch.setattr(predict, "TALL", 80)  # 200 px are three bands
-    monkeypatch.setattr(predict, "separate_bands", lambda rows, level: objects.separate_bands(rows, level, 80))
-    written = stop_at_the_fifth(monkeypatch)
-    assert segment("in.tif", "out.zarr", "--tile", "64", "--what", "cells") == 130
-    assert segment("in.tif", "out.zarr", "--tile", "64", "--what", "cells") == 0
-    assert written[:5] == [(0, 0), (0, 80), (0, 160), (1, 0), (1, 80)]
-    assert written[5:] == [(frame, top) for frame in (1, 2) for top in (0, 80, 160)]
-    assert segment("in.tif", "out.npy", "--tile", "64", "--what", "cells") == 0
-    assert np.array_equal(zarr.open_group("out.zarr", mode="r")["0"][:], np.load("out.npy"))
+
+@pytest.fixture
+def inputs(trained, work):
+    """An image as TIFF, in folders called .zarr, as Zarr, and behind links."""
+    zarr = pytest.importorskip("zarr")
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32)).astype(np.uint8)
+    for folder in ("d.zarr", "notes.zarr", "pngs/in"):
+        (work / folder).mkdir(parents=True)
+    for name in ("in.tif", "d.zarr/px.tif", "in.tif.partial"):
+        tifffile.imwrite(name, pixels)
+    Image.fromarray(pixels).save("pngs/in/a.png")
+    (work / "notes.zarr" / "notes.txt").write_text("mine")
+    (work / "link.tif").symlink_to("in.tif")
+    (work / "link").symlink_to("pngs")
+    (work / "loop").symlink_to("loop")
+    group = zarr.create_group("raw.zarr")
+    for level in "01":
+        group.create_array(level, data=pixels)
+    (work / "raw.zarr.old").symlink_to("raw.zarr")
+    return work
+
+
+@pytest.mark.parametrize(
+    ("source", "goal", "words"),
+    [
+        ("raw.zarr/0", "raw.zarr", "would replace the input"),
+        ("raw.zarr/0", "raw.zarr/1", "unknown ending|would replace the input"),
+        ("raw.zarr/0", "raw.zarr/x.zarr", "would replace the input"),
+        ("raw.zarr/0", "raw.zarr/png/", "would replace the input"),
+        ("raw.zarr/0", "other/../raw.zarr", "would replace the input"),
+        ("d.zarr/px.tif", "d.zarr", "would replace the input"),
+        ("in.tif.partial", "in.tif", "would replace the input"),
+        ("link.tif", "in.tif", "would replace the input"),
+        ("in.tif", "link.tif", "would replace the input"),
+        ("pngs/in", "link/in", "would replace the input"),
+        ("in.tif", "notes.zarr", "is no Zarr image that --mode predict wrote .it holds notes.txt"),
+        ("in.tif", "raw.zarr", "raw.zarr.old is no folder"),
+        ("in.tif", "loop/x.tif", "a link in this path leads to itself"),
+        ("in.tif", "loop/x", "a link in this path leads to itself"),
+        ("in.tif", "results_v1.2", "end the name of a folder with /"),
+    ],
+)
+def test_nothing_that_is_an_input_or_not_ours_is_replaced_or_removed(inputs, fails, source, goal, words):
+    before = tree(inputs)
+    line = fails(main.main, [*PREDICT, "--input", source, "--output", goal])
+    assert re.search(words, line), line
+    assert tree(inputs) == before
+
+
+def test_pngs_may_lie_beside_the_inputs_and_an_older_output_is_said_to_be_replaced(inputs, capsys):
+    def said(source, goal, *flags):
+        assert segment(source, goal, *flags) == 0
+        return capsys.readouterr().out.strip().splitlines()[-1]
+
+    assert "replaced" not in said("in.tif", "pngs/in")
+    assert said("in.tif", "pngs/in").endswith("pngs/in (replaced 1 older file(s))")
+    assert "replaced" not in said("in.tif", "results_v1.2/") and "replaced 1" in said("in.tif", "results_v1.2")
+    for goal in ("out.tif", "out.npy", "out.zarr", "out.png"):
+        assert "replaced" not in said("in.tif", goal)
+        assert said("in.tif", goal).endswith(f"{goal} (replaced 1 older file(s))")
+    assert np.array_equal(np.asarray(Image.open("out.png")), tifffile.imread("out.tif"))
+    assert not [path for path in inputs.rglob("*") if path.name.endswith((".lock", "out.tif.partial", "out.zarr.old"))]
+
+
+def test_one_picture_holds_one_image_of_one_thing(stack, work, fails):
+    for flags in (["in.tif"], ["one.tif", "--what", "mask,cells"], ["one.tif", "--dtype", "float32"]):
+        tifffile.imwrite("one.tif", stack[0])
+        line = fails(main.main, [*PREDICT, "--output", "out.png", "--input", *flags])
+        assert "are to be written: name a folder" in line or "no such type" in line
+    assert not list(work.glob("*out*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+@pytest.mark.parametrize("goal", ["out.tif", "out.zarr", "out/"])
+def test_a_goal_that_another_run_writes_is_refused(inputs, fails, goal):
+    import fcntl
+
+    lock = inputs / goal / ".lock" if goal.endswith("/") else inputs / f".{goal}.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "in use" in fails(main.main, [*PREDICT, "--input", "in.tif", "--output", goal])
+    assert segment("in.tif", goal) == 0
+
+
+def test_a_link_planted_under_the_partial_name_is_not_followed(inputs):
+    (inputs / "mine").write_text("mine")
+    (inputs / "out.tif.partial").symlink_to("mine")
+    (inputs / "out.tif").symlink_to("mine")
+    assert segment("in.tif", "out.tif") == 0
+    assert (inputs / "mine").read_text() == "mine" and not (inputs / "out.tif").is_symlink()
+
+
+def test_axes_come_in_the_order_of_the_format_with_interval_and_names(trained, work, fails):
+    pytest.importorskip("zarr")
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 2, 32, 48)).astype(np.uint8)  # Z, T
+    metadata = {"axes": "ZTYX", "TimeIncrement": 2.5, "TimeIncrementUnit": "s"}
+    tifffile.imwrite("in.ome.tif", pixels, metadata=metadata)
+    for goal in ("out.tif", "out.ome.tif", "out.zarr", "out.npy"):
+        assert segment("in.ome.tif", goal) == 0
+    expected = np.load("out.npy").swapaxes(0, 1)
+    for goal in ("out.tif", "out.ome.tif"):
+        with tifffile.TiffFile(goal) as tif:
+            assert tif.series[0].axes == "TZYX" and np.array_equal(tif.asarray(), expected)
+            assert tif.is_ome == ("ome" in goal) and tif.is_imagej == ("ome" not in goal)
+        assert read_geometry(list_frames(work / goal)).interval == 2.5
+    assert read_geometry(list_frames(work / "out.zarr")).interval == 2.5
+    assert np.array_equal(valid_zarr("out.zarr"), expected)
+    names = [f"slice {number}" for number in range(6)]
+    tifffile.imwrite("named.tif", pixels.swapaxes(0, 1), imagej=True, metadata={"axes": "TZYX", "Labels": names})
+    assert segment("named.tif", "out.tif", "--what", "mask") == 0
+    assert read_geometry(list_frames(work / "out.tif")).labels == tuple(names)
+
+
+def valid_zarr(path):
+    """Pixels of an OME-Zarr image that the specification allows."""
+    import zarr
+
+    models = pytest.importorskip("ome_zarr_models.v05")
+    group = zarr.open_group(path, mode="r")
+    models.Image.from_zarr(group)
+    return group["0"][:]
+
+
+@pytest.mark.parametrize("value", [np.inf, 1e300])
+def test_numbers_beyond_all_ranges_are_one_line(trained, work, fails, value):
+    pixels = np.ones((32, 32))
+    pixels[3, 3] = value
+    tifffile.imwrite("huge.tif", pixels)
+    assert "holds NaN, infinity or" in fails(main.main, [*PREDICT, "--input", "huge.tif", "--output", "out.tif"])
 
 
 @pytest.mark.parametrize("goal", ["out.tif", "out.zarr"])
@@ -183,7 +295,7 @@ def test_bad_input_ends_in_one_line(stack, work, fails):
     assert "one file can't hold both" in message("mixed", "out.tif")
     assert "no such type" in message("in.tif", "folder", "--dtype", "float32")
     (work / "file").write_text("")
-    assert "file/out.tif" in message("in.tif", "file/out.tif")
+    assert "/file: File exists" in message("in.tif", "file/out.tif")
     assert not list(work.glob("out*")) and not list(work.glob("*.partial"))
 
 
@@ -216,9 +328,7 @@ def test_three_classes_of_two_channels_go_through_every_format(work):
     assert probability.shape == (6, 3, 64, 64) and np.array_equal(np.load("out-probability.npy"), probability)
     assert np.mean(mask == labels) > 0.8
     if "out.zarr" in goals:
-        import zarr
-
-        assert np.array_equal(zarr.open_group("out-probability.zarr", mode="r")["0"][:], probability)
+        assert np.array_equal(valid_zarr("out-probability.zarr"), probability.swapaxes(0, 1))  # C, Z, Y, X
     assert segment("images.tif", "folder", "--what", "mask,probability") == 0
     assert len(list((work / "folder").iterdir())) == 6 * 4
 
@@ -232,10 +342,32 @@ def test_python_says_what_it_can_not_take(trained, work):
     with pytest.raises(UserError, match="no such file"):
         load(work / "none.pth")
     assert predict_array(predictor, np.zeros((2, 2, 20, 40), np.uint16)).shape == (2, 2, 20, 40)
+    assert predict_array(predictor, np.zeros((3, 1, 1))).shape == (3, 1, 1)  # a stack of single pixels
+    with pytest.raises(UserError, match="1e150"):
+        predict_array(predictor, np.eye(32) * 1e300)
     predictor.net.requires_grad_(False)
     next(predictor.net.parameters()).fill_(float("inf"))  # what overflows in 16 bits
     with pytest.raises(UserError, match="no number"):
         predict_array(predictor, np.eye(32))
+
+
+def test_an_image_with_a_channel_axis_is_no_stack_of_slivers(trained, work):
+    predictor, image = newest(work), np.random.default_rng(0).integers(0, 255, (2, 40, 48)).astype(np.uint8)
+    expected = predict_array(predictor, image, tta=False)
+    assert np.array_equal(predict_array(predictor, image[..., None], tta=False), expected)
+    assert np.array_equal(predict_array(predictor, image[0, ..., None], tta=False), expected[0])
+    for wrong in (np.dstack([image[0]] * 3), np.stack([image] * 2, axis=-1)):
+        with pytest.raises(UserError, match=r"channel\(s\), the network was trained on 1"):
+            predict_array(predictor, wrong)
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("float64", 1e9), ("int64", 2**40), ("uint32", 2**31)])
+def test_a_large_offset_changes_no_result(trained, work, dtype, offset):
+    image = np.random.default_rng(0).integers(0, 255, (40, 48)).astype(dtype)
+    expected = predict_array(newest(work), image, tta=False)
+    np.testing.assert_allclose(
+        predict_array(newest(work), image + np.array(offset, dtype), tta=False), expected, atol=1e-5
+    )
 
 
 def test_sizes_in_nanometre_and_micrometre_become_micron_in_files_for_imagej(trained, work):
@@ -244,8 +376,8 @@ def test_sizes_in_nanometre_and_micrometre_become_micron_in_files_for_imagej(tra
     tifffile.imwrite("in.tif", np.zeros((2, 32, 32), np.uint8), ome=True, metadata=metadata)
     assert segment("in.tif", "out.tif", "--what", "mask,cells") == 0
     for name in ("out-mask.tif", "out-cells.tif"):
-        *_, pixel, unit = read_geometry(list_frames(work / name))
-        assert pixel == pytest.approx({"X": 0.004, "Y": 0.004, "Z": 0.05}) and unit == "micron"
+        g = read_geometry(list_frames(work / name))
+        assert g.pixel == pytest.approx({"X": 0.004, "Y": 0.004, "Z": 0.05}) and g.unit == "micron"
     with tifffile.TiffFile("out-mask.tif") as tif:
         assert tif.imagej_metadata["unit"] == "micron"
     with tifffile.TiffFile("out-cells.tif") as tif:  # ImageJ reads no OME, but the baseline's tags
@@ -282,3 +414,26 @@ def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbour
         Image.fromarray(pixels[0, :, :size]).save(work / "mixed" / f"{number}.png")
     flags = ["--input", "mixed", "--label", "mixed", "--context", "1", "--name_data", "mixed", "--threshold", "9"]
     assert "must be of one size" in fails(run_make_database.main, flags)
+
+
+def test_several_images_are_named_after_one_flag(stack, work):
+    for number, page in enumerate(stack):
+        Image.fromarray(page).save(f"{number}.png")
+    images = [f"{number}.png" for number in range(3)]
+    assert main.main([*PREDICT, "--input", *images, "--output", "out.npy"]) == 0
+    assert segment("in.tif", "whole.npy") == 0
+    assert np.array_equal(np.load("out.npy"), np.load("whole.npy"))
+
+
+def test_a_stack_that_comes_in_by_its_number_has_all_its_pages(stack, work):
+    with (work / "in.tif").open("rb") as file:
+        assert segment(f"/dev/fd/{file.fileno()}", "out.npy") == 0  # as /dev/stdin < in.tif
+    assert np.load("out.npy").shape == stack.shape
+
+
+def test_what_is_no_file_is_named_without_flags_of_other_programs(stack, work, fails):
+    for source, words in (("none.tif", "no such file or folder"), ("https://a.org/b.tif", "URLs are not read")):
+        line = fails(main.main, [*PREDICT, "--input", source, "--output", "out.tif"])
+        assert f"{source}: {words}" in line and "--label" not in line
+    os.mkfifo("pipe.tif")
+    assert "is a pipe" in fails(main.main, [*PREDICT, "--input", "pipe.tif", "--output", "out.tif"])

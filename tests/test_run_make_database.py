@@ -346,3 +346,40 @@ def test_synthetic_nuclei_make_folders_of_images_of_different_sizes(work):
     assert len(shapes) == 6
     assert main([*flags, "--synthetic", "4", "--overwrite"]) == 0
     assert len(list((folder / "images").iterdir())) == len(list((folder / "labels").iterdir())) == 4
+
+
+def test_several_files_after_a_flag_are_what_the_pattern_is(work):
+    write_folders(work, [f"im{i}.png" for i in (9, 10, 11)])
+    images, labels = (sorted(str(path) for path in (work / name).iterdir()) for name in ("raw", "masks"))
+    assert images[0].endswith("im10.png")
+    assert main(["--input", *images, "--label", *labels]) == 0
+    assert main(["--input", "raw/*.png", "--label", "masks/*.png", "--name_data", "b"]) == 0
+    several, pattern = (info(work / "datasets" / name) for name in ("em", "b"))
+    assert several["samples"] == pattern["samples"] and several["sources"] == pattern["sources"]
+    assert several["samples"]["train"][0]["source"] == "im9.png"
+
+
+@pytest.mark.parametrize("kind", ["npy", "zarr"])
+def test_arrays_make_a_database(work, kind):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 255, (3, 32, 40)).astype(np.uint8), rng.integers(0, 2, (3, 32, 40), np.uint8)
+    for name, stack in (("raw", pixels), ("masks", labels)):
+        (work / name).mkdir()
+        for number, page in enumerate(stack):
+            if kind == "npy":
+                np.save(work / name / f"{number}.npy", page)
+        if kind == "zarr":
+            pytest.importorskip("zarr").create_array(work / f"{name}.zarr", data=stack)
+    ending = ".zarr" if kind == "zarr" else ""
+    assert main(["--input", f"raw{ending}", "--label", f"masks{ending}"]) == 0
+    assert np.array_equal(load(work / "datasets" / "em")["input"][..., 0], pixels[0])
+    assert len({*(source["sha256"] for source in info(work / "datasets" / "em")["sources"])}) == (
+        6 if not ending else 2
+    )
+
+
+def test_words_that_are_labels_are_not_called_values(work, capsys):
+    folder = write_stacks(work / "datasets" / "em", values=(0, 3, 4))
+    assert main(["--input", str(folder / "train-volume.tif"), "--objects", "on"]) == 0
+    out = capsys.readouterr().out
+    assert "class 0: background, 9" in out and "label value" not in out

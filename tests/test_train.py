@@ -1,22 +1,32 @@
 import json
+import multiprocessing
+import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import ROOT, SHARED, SMALL, needs_golden
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
 import main
+import metrics
 from config import Config
-from dataset import SampleFile, list_samples, write_sample
+from dataset import SampleFile, list_samples, load_info, write_sample
+from evaluate import Challenge
+from loader import keep_distances
 from model import UNet
+from predictor import load, predict_array
+from report import TrainingLog
 from train import Trainer, run_epoch
 
 
@@ -39,6 +49,17 @@ def same(a, b):
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+@contextmanager
+def other_process(context):
+    """Another process in a context of `utils`, for as long as this one is in here."""
+    code = f"from pathlib import Path; from utils import *\nwith {context}: print(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:
+        process.stdout.readline()
+        yield
+        process.stdin.close()
 
 
 @pytest.fixture
@@ -115,6 +136,84 @@ def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
     assert same(whole["net"], resumed["net"]) and same(whole["optim"], resumed["optim"])
     assert curves(work, "whole") == curves(work)
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "changed", [["--batch_size", "6"], ["--batch_size", "1"], ["--seed", "1"], ["--ny_load", "16"], []]
+)
+def test_an_epoch_begins_again_where_its_batches_would_be_others(database, work, stop_at_forward, changed, capsys):
+    flags = [*SMALL, "--batch_size", "2", "--train_continue"]
+    stop_at_forward(signal.SIGTERM, 3)
+    assert main.main([*flags, "off", "--num_epoch", "2"]) == 143
+    if not changed:  # one image less
+        (database / "train" / "00000.npy").unlink()
+    assert main.main([*flags, "on", "--num_epoch", "1", *changed]) == 0
+    assert "epoch 1 begins again: " in capsys.readouterr().out
+    saved = checkpoint_of(work, 1)
+    num_step = {"--batch_size": {"6": 1, "1": 6}}.get((changed or [""])[0], {}).get((changed or [0, 0])[1], 3)
+    assert saved["whole"] and len(saved["losses"]) == num_step
+
+
+def test_only_one_training_writes_into_a_scope(trained, work, fails):
+    for folder in (work / "checkpoints", work / "log"):
+        with other_process(f"locked(Path({str(folder / 'unet' / 'em')!r}), '')"):
+            line = fails(main.main, [*SMALL, "--num_epoch", "2", "--train_continue", "on"])
+            assert "is in use" in line and "choose another --scope" in line
+    assert main.main([*SMALL, "--num_epoch", "2", "--train_continue", "on"]) == 0
+    assert not list(work.rglob(".lock"))
+
+
+def test_a_database_that_is_being_replaced_is_not_trained_on(database, fails):
+    with other_process(f"locked(Path({str(database)!r}), '')"):
+        assert "is in use" in fails(main.main, [*SMALL, "--num_epoch", "1"])
+
+
+@pytest.mark.parametrize("cache_gb", ["0", "2"])
+def test_a_database_is_kept_from_being_replaced_while_it_is_trained_on(database, monkeypatch, cache_gb):
+    seen = []
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda *_: seen.append((database / ".lock").exists()))
+    assert main.main([*SMALL, "--num_epoch", "1", "--cache_gb", cache_gb, "--num_workers", "0"]) == 0
+    assert seen == [True] * 2 and not (database / ".lock").exists()
+
+
+def test_a_log_that_takes_no_more_ends_the_curves_and_not_the_training(tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # as a disk that fills up
+    try:
+        with closing(TrainingLog(tmp_path, 1, 99, 0.0)) as log:
+            for epoch in range(1, 99):
+                log.scalars(epoch, {"loss/train": 0.5}, epoch / 99)
+                log.images(epoch, {"input": np.zeros((9, 9), np.uint8)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    out, err = capsys.readouterr()
+    warnings = [line for line in err.splitlines() if "cannot write" in line]
+    assert len(warnings) == 1 and str(tmp_path) in warnings[0] and "epoch 98/99" in out
+
+
+def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, monkeypatch):
+    forward = UNet.forward
+
+    def fail(net, x, *args):
+        if not net.training:
+            raise MemoryError
+        return forward(net, x, *args)
+
+    monkeypatch.setattr(UNet, "forward", fail)
+    assert "out of memory" in fails(main.main, [*SMALL, "--num_epoch", "1"])
+    assert not checkpoint_of(work, 1)["whole"] and len(checkpoint_of(work, 1)["losses"]) == 2
+
+
+def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, work, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert "trained to epoch 1 already" in capsys.readouterr().out
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # another launcher
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert "already" not in capsys.readouterr().out
+    assert (work / "checkpoints" / "unet" / "em" / "earlier-1" / "model_epoch0001.pth").is_file()
 
 
 def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(database, work):
@@ -201,6 +300,23 @@ def test_streaming_from_disk_with_processes_trains_the_same_weights(database, wo
     assert same(checkpoint_of(work, 2, "memory")["net"], checkpoint_of(work, 2, "disk")["net"])
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
+def test_a_signal_to_all_processes_of_a_streaming_run_stops_it_with_its_state_saved(database, work, signum):
+    started = []
+
+    def hook(module, _):
+        if isinstance(module, UNet) and not started:
+            started.extend(multiprocessing.active_children())
+            for process in started:
+                os.kill(process.pid, signum)
+            signal.raise_signal(signum)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+    assert main.main([*SMALL, "--batch_size", "1", "--cache_gb", "0", "--num_workers", "1"]) == 128 + signum
+    handle.remove()
+    assert len(started) == 1 and len(checkpoint_of(work, 1)["losses"]) == 1
+
+
 def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
     before = (work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth").read_bytes()
     assert main.main([*SMALL, "--num_epoch", "2", "--num_freq_save", "2"]) == 0
@@ -210,6 +326,16 @@ def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
     kept = sorted(path.name.split(".")[0] for path in (work / "log" / "unet" / "em" / "earlier-1").iterdir())
     assert kept == ["arg", "events"]
     assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2]
+
+
+@needs_golden
+def test_the_originals_network_sees_images_of_each_type_as_it_was_trained(work):
+    predictor = load(SHARED / "golden" / "upstream" / "bnorm_model_epoch0003.pth")
+    image = np.random.default_rng(0).integers(0, 256, (48, 48), np.uint8)
+    ours, theirs = (predict_array(predictor, pixels, tta=False) for pixels in (image, np.float32(image / 255)))
+    assert np.allclose(ours, theirs, atol=1e-5) and ours.std() > 0
+    predicted = predict_array(predictor, image.astype(np.uint16), tta=False)
+    assert not np.allclose(predicted, ours, atol=1e-2)
 
 
 def test_going_on_from_an_older_epoch_sets_the_newer_ones_aside(trained, work):
@@ -281,6 +407,29 @@ def test_three_classes_of_two_channels_train(work, capsys):
     assert float(mean[header.index("dice_2")]) > 0.9
 
 
+@pytest.mark.parametrize("wrong", [np.zeros((3, 3), np.float16), np.zeros((0, 48), np.float16), np.zeros((48, 48))])
+def test_a_weight_map_of_another_sample_is_made_anew(trained, wrong):
+    path = trained / "train" / "00001.distance.npy"
+    kept = np.load(path)
+    np.save(path, wrong)
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert np.array_equal(np.load(path), kept)
+
+
+def test_two_trainings_make_the_weight_maps_at_once(database):
+    files = list_samples(database / "train")
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(keep_distances, files, load_info(database)) for _ in range(2)]:
+            done.result()
+    assert all(file.open_distance().shape == (48, 48) for file in files)
+
+
+def test_a_pipe_among_the_samples_is_refused_and_not_waited_for(database, fails):
+    (database / "train" / "00001.npy").unlink()
+    os.mkfifo(database / "train" / "00001.npy")
+    assert "00001.npy" in fails(main.main, [*SMALL, "--num_epoch", "1"])
+
+
 def test_a_weight_map_is_kept_beside_the_sample_and_made_anew_when_that_changes(database, work):
     flags = [*SMALL, "--num_epoch", "1", "--loss", "wbce"]
     assert main.main(flags) == 0
@@ -329,3 +478,90 @@ def test_another_split_can_be_tested(database, work, capsys):
     assert len(list((work / "results" / "unet" / "em" / "images").glob("*-output.png"))) == len(
         list_samples(database / "val")
     )
+
+
+def threshold_chosen_by_hand(work, epoch, split="val"):
+    """Best threshold of the segments of a checkpoint's own weights, by the test's inference."""
+    predictor = load(work / "checkpoints" / "unet" / "em" / f"model_epoch{epoch:04d}.pth")
+    rows = []
+    for file in list_samples(work / "datasets" / "em" / split):
+        image, label = file.open()
+        rows.append(metrics.challenge_scores(label, predict_array(predictor, image[..., 0])))
+    return Challenge(rows).best_threshold
+
+
+def test_every_checkpoint_has_a_threshold_of_its_own_weights(database, work, stop_at_forward):
+    flags = [*SMALL, "--num_freq_save", "1", "--batch_size", "2", "--lr", "1e-2"]
+    stop_at_forward(signal.SIGINT, 2 * (3 + 1 + 8) + 2)  # in epoch 3; each save is scored by eight views
+    assert main.main([*flags, "--num_epoch", "4"]) == 130
+    epochs = sorted(checkpoint.list_epochs(work / "checkpoints" / "unet" / "em"))
+    assert epochs == [1, 2, 3] and not checkpoint_of(work, 3)["whole"]
+    for epoch in epochs:
+        assert checkpoint_of(work, epoch)["threshold"] == threshold_chosen_by_hand(work, epoch)
+
+
+def test_a_second_ctrl_c_leaves_the_first_save(database, work, stop_at_forward, capfd):
+    stop_at_forward(signal.SIGINT, 6)
+    stop_at_forward(signal.SIGINT, 8)  # while the threshold is chosen
+    assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2"]) == 130
+    assert "interrupted" in capfd.readouterr().err.splitlines()[-1]
+    assert not checkpoint_of(work, 2)["whole"]
+    assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2", "--train_continue", "on"]) == 0
+
+
+def wide(work, num_class=2, width=75):
+    """A database of sections 64 px high."""
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 2), ("val", 1), ("test", 1)):
+        (work / "datasets" / "em" / split).mkdir(parents=True)
+        for i in range(num):
+            label = rng.integers(0, num_class, (8, width), np.uint8).repeat(8, 0).repeat(8, 1)
+            image = (label * 60 + rng.normal(60, 20, label.shape)).clip(0, 255)
+            write_sample(work / "datasets" / "em" / split / f"{i}.npy", image.astype(np.uint8)[..., None], label)
+
+
+def scores_of(work, scope):
+    return json.loads((work / "results" / scope / "em" / "metrics.json").read_text())["mean"]
+
+
+def test_validation_and_test_in_tiles_have_the_scores_of_the_whole_image(work):
+    wide(work)
+    for scope, tile in (("unet", "0"), ("tiles", "64")):
+        assert main.main([*SMALL, "--scope", scope, "--num_epoch", "2", "--tile", tile, "--amp", "off"]) == 0
+        assert main.main(["--mode", "test", "--gpu_ids", "-1", "--scope", scope, "--tile", tile]) == 0
+    assert scores_of(work, "tiles") == pytest.approx(scores_of(work, "unet"), abs=1e-6)
+    whole, tiles = curves(work), curves(work, "tiles")
+    for name in ("loss/val", "pixel_error", "iou/1"):
+        assert tiles[name] == [(epoch, pytest.approx(value, abs=1e-6)) for epoch, value in whole[name]]
+
+
+def test_objects_of_three_classes_are_scored_and_written_with_their_class(work, capsys):
+    wide(work, 3, 8)
+    assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "40", "--lr", "1e-2"]) == 0
+    assert main.main(["--mode", "test", "--gpu_ids", "-1", "--background", "2"]) == 0
+    assert scores_of(work, "unet")["object_f1"] > 0.2
+    assert "background is 2" in capsys.readouterr().out
+    image = SampleFile(work / "datasets" / "em" / "test" / "0.npy").open()[0]
+    np.save("in.npy", np.ascontiguousarray(image[..., 0]))
+    predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "in.npy", "--output", "out.npy"]
+    assert main.main([*predict, "--what", "mask,cells", "--background", "2"]) == 0
+    mask, cells = np.load("out-mask.npy"), np.load("out-cells.npy")
+    assert np.array_equal(cells == 0, mask == 2)
+    rows = [line.split(",") for line in (work / "out-cells.csv").read_text().splitlines()[1:]]
+    assert [int(row[1]) for row in rows] == list(range(1, cells.max() + 1))
+    for _, number, name, area in rows:
+        assert set(np.unique(mask[cells == int(number)])) == {int(name)} and (cells == int(number)).sum() == int(area)
+    said = capsys.readouterr().out
+    assert f"{sum(row[2] == '0' for row in rows)} of 0" in said and "background is 2" in said
+
+
+def test_a_background_that_is_no_class_and_a_table_that_is_not_ours_are_refused(work, fails):
+    wide(work, 3, 8)
+    assert "choose from 0, 1, 2" in fails(main.main, [*SMALL, "--background", "sky"])
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert "choose from 0, 1, 2" in fails(main.main, ["--mode", "test", "--gpu_ids", "-1", "--background", "sky"])
+    np.save("in.npy", np.zeros((32, 32), np.uint8))
+    (work / "out.csv").write_text("my notes")
+    predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "in.npy", "--output", "out.npy", "--what", "cells"]
+    assert "out.csv" in fails(main.main, predict)
+    assert (work / "out.csv").read_text() == "my notes"

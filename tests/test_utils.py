@@ -1,8 +1,10 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -12,12 +14,14 @@ from utils import (
     UserError,
     atomic_folder,
     atomic_write,
+    check_writable,
     finish_exchange,
     locked,
     memory_advice,
     move_aside,
     pick_device,
     program,
+    reading,
 )
 
 ADVICE = "choose another folder"
@@ -105,6 +109,47 @@ def write(folder, texts):
         (folder / name / "file").write_text(text)
 
 
+def test_an_exchange_of_other_entries_takes_nothing_away_from_its_reader(tmp_path, monkeypatch):
+    write(tmp_path, {"train": "old", "stack": "old"})
+
+    def kill(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, suppress(Killed), atomic_folder(tmp_path, ["stack"], ADVICE) as partial:
+        write(partial, {"stack": "new"})
+        patch.setattr(shutil, "rmtree", kill)
+    assert (tmp_path / ".new").is_dir()
+    finish_exchange(tmp_path, ["train", "val"])
+    assert {file.parent.name: file.read_text() for file in tmp_path.glob("*/file")} == {"train": "old", "stack": "new"}
+
+
+@pytest.mark.parametrize("note", ["", "3", "{}", '{"names": ["../mine"], "provided": []}'])
+def test_an_exchange_with_a_damaged_note_is_one_line_and_removes_nothing(tmp_path, note):
+    write(tmp_path, {"mine": "mine", "here": "old"})
+    (tmp_path / "here" / ".new").mkdir()
+    (tmp_path / "here" / ".new" / ".provided").write_text(note)
+    with pytest.raises(UserError, match=r"\.provided is damaged"):
+        finish_exchange(tmp_path / "here", ["file"])
+    assert (tmp_path / "mine" / "file").read_text() == "mine" and (tmp_path / "here" / "file").read_text() == "old"
+
+
+def test_a_reader_sees_no_exchange_that_is_cut_off_while_it_takes_its_lock(tmp_path, monkeypatch):
+    write(tmp_path, {"a": "old"})
+    open_file = os.open
+
+    def writer_comes_and_is_killed(path, *arguments, **options):
+        if Path(path).name == ".lock" and not (tmp_path / "done").exists():
+            (tmp_path / "done").touch()
+            write(tmp_path, {".new": "x"})
+            write(tmp_path / ".new", {"a": "new"})
+            (tmp_path / ".new" / ".provided").write_text('{"names": ["a"], "provided": ["a"]}')
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", writer_comes_and_is_killed)
+    with reading(tmp_path, ["a"], ADVICE):
+        assert (tmp_path / "a" / "file").read_text() == "new"
+
+
 @pytest.mark.parametrize("name", [".new", ".old", ".partial"])
 def test_links_that_somebody_planted_are_not_followed(tmp_path, name):
     (tmp_path / "mine").mkdir()
@@ -127,6 +172,20 @@ def test_a_file_is_written_beside_a_link_of_its_name_and_what_killed_processes_l
     assert (tmp_path / "a").read_text() == "first"
     assert (tmp_path / "mine").read_text() == "mine"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "mine"]
+
+
+def test_many_processes_write_one_file_at_once_and_a_long_name_has_its_partial_file(tmp_path):
+    code = "import sys, utils\nfor n in range(300):\n with utils.atomic_write(sys.argv[1]) as f: f.write(b'x' * 9)"
+    goal = tmp_path / ("n" * 255)
+    processes = [subprocess.Popen([sys.executable, "-c", code, goal], cwd=ROOT, stderr=-1) for _ in range(3)]
+    assert [process.communicate()[1] for process in processes] == [b""] * 3
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [(goal.name, b"x" * 9)]
+
+
+def test_what_is_tried_in_a_folder_leaves_a_file_of_the_user(tmp_path):
+    (tmp_path / ".writable").write_text("mine")
+    check_writable(tmp_path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(".writable", "mine")]
 
 
 HOLD = """
@@ -158,8 +217,29 @@ def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_
         with pytest.raises(UserError, match="another process reads it"), locked(tmp_path, ""):
             pass
         reader.kill()
-    with locked(tmp_path, ""), locked(tmp_path, ""):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with locked(tmp_path, ""), locked(tmp_path / "link", ""):
         pass
+    with held("r") as reader, locked(tmp_path, "", shared=True):
+        with pytest.raises(UserError, match="another process reads it"), locked(tmp_path, ""):
+            pass
+        reader.kill()
+        reader.wait()
+        with locked(tmp_path, ""):
+            code = "import utils, sys, pathlib\nwith utils.locked(pathlib.Path(sys.argv[1]), '', shared=True): pass"
+            other = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
+            assert f"process {os.getpid()} on" in other.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_full_disk_that_takes_no_note_of_the_process_takes_a_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with locked(tmp_path, ADVICE):
+            pass
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,78 @@
+"""What the frames of a file are counted along, and how large their pixels are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+# the units that files name, in micron and in seconds
+MICRON = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
+MICRON |= {"Å": 1e-4, "angstrom": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "inch": 25400.0}
+SECOND = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "millisecond": 1e-3}
+SECOND |= {"µs": 1e-6, "us": 1e-6, "microsecond": 1e-6, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Axes of the frames of a file, and the size of their pixels.
+
+    Attributes
+    ----------
+    axes : str
+        Letters that the frames are counted along, slowest first: `""` for one image, `"Z"`, `"TZ"`...
+    lengths : tuple of int
+        Of these axes; the product is the number of frames.
+    pixel : dict
+        Size of a pixel along X, Y and Z in `unit`, where the file says it.
+    unit : str
+        `micron`, or another as the file has it; empty where it doesn't say.
+    interval : float or None
+        Time between two frames along T [s], where the file says it.
+    labels : tuple of str
+        Name of each frame, as ImageJ shows it; empty where the file has none.
+    """
+
+    axes: str = ""
+    lengths: tuple[int, ...] = ()
+    pixel: dict[str, float] = field(default_factory=dict)
+    unit: str = ""
+    interval: float | None = None
+    labels: tuple[str, ...] = ()
+
+
+def in_micron(sizes: dict[str, Any], units: dict[str, str]) -> tuple[dict[str, float], str]:
+    """Size of a pixel along each axis, and the unit: micron where those of the file are known, else as the file has it.
+
+    What is no positive number is left out.
+
+    Examples
+    --------
+    >>> in_micron({"X": 4, "Z": 0.05}, {"X": "nm", "Z": "µm"}), in_micron({"X": 2}, {"X": "pixel"}), in_micron({}, {})
+    (({'X': 0.004, 'Z': 0.05}, 'micron'), ({'X': 2.0}, 'pixel'), ({}, ''))
+    """
+    numbers = {axis: positive(size) for axis, size in sizes.items()}
+    known = {axis: number for axis, number in numbers.items() if number}
+    if known and all(units[axis] in MICRON for axis in known):
+        return {axis: number * MICRON[units[axis]] for axis, number in known.items()}, "micron"
+    return known, next((units[axis] for axis in known), "")
+
+
+def in_seconds(interval: Any, unit: str) -> float | None:
+    """Time between two frames [s]; None where it is no positive number, or its unit is not known.
+
+    Examples
+    --------
+    >>> in_seconds("250", "ms"), in_seconds(0, "s"), in_seconds(1, "frame")
+    (0.25, None, None)
+    """
+    return positive(interval) * SECOND.get(unit, 0.0) or None
+
+
+def positive(value: Any) -> float:
+    """Number that a file says; 0 where it is none, not positive, or infinite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return number if 0 < number < math.inf else 0.0

@@ -1,0 +1,90 @@
+"""How much memory there is, what a file may ask of it, and what is kept of decoded files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from utils import UserError
+
+HARMLESS = 2**28  # [bytes] below, nothing is refused for its size
+DEFLATE = 1032  # a byte of deflate stands for 1032 bytes at most
+ANY = 2**15  # larger ratios are a damaged or malicious file, whatever its compression
+
+
+def available() -> int:
+    """Bytes of memory that a process can get without swapping; all of the machine's where the system doesn't say."""
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text("utf-8"))
+        return int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):  # Windows has neither
+        return 2**63
+
+
+def check_size(what: object, num_byte: int, stored: int | None = None, *, ratio: int = ANY, copies: int = 1) -> None:
+    """Refuse pixels that a damaged or malicious file claims, or that do not fit in memory, before they are allocated.
+
+    Parameters
+    ----------
+    what : object
+        Named in the message.
+    num_byte : int
+        Size of the pixels as the file says it.
+    stored : int, optional
+        What the file holds of them, compressed [bytes].
+    ratio : int
+        Largest compression that can be.
+    copies : int
+        How often all pixels lie in memory while they are decoded; 0 where they are read by rows.
+
+    Raises
+    ------
+    UserError
+        They are too many.
+    """
+    if num_byte <= HARMLESS:
+        return
+    if stored is not None and num_byte > stored * ratio:
+        raise UserError(f"{what}: {num_byte / 1e9:.3g} GB of pixels can't be in {stored} bytes: check the file")
+    if num_byte * copies > available():
+        needed = f"{num_byte * copies / 1e9:.3g} GB of memory are needed, {available() / 1e9:.3g} are free"
+        raise UserError(f"{what}: {needed}: save it in tiles or strips, or use a machine with more")
+
+
+class ByteCache:
+    """Arrays by key, the least recently used of which are dropped when they become too large together.
+
+    The newest is kept whatever its size. Threads may share it.
+
+    Parameters
+    ----------
+    max_byte : int
+        Size that is kept.
+    """
+
+    def __init__(self, max_byte: int) -> None:
+        self.max_byte = max_byte
+        self._arrays: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self._total = 0
+        self._lock = Lock()
+
+    def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Array of a key; made if it is not kept."""
+        with self._lock:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+                return self._arrays[key]
+        array = make()
+        with self._lock:
+            if key not in self._arrays:  # another thread may have made it too
+                self._arrays[key] = array
+                self._total += array.nbytes
+            while self._total > self.max_byte and len(self._arrays) > 1:
+                self._total -= self._arrays.popitem(last=False)[1].nbytes
+        return array
