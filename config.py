@@ -261,35 +261,6 @@ class DatabaseFlags(Flags):
 
 
 @dataclass(frozen=True)
-class DatabaseFlags(Flags):
-    """All flags of `run_make_database.py`."""
-
-    dir_data: str = flag("./datasets", "where the databases lie", "database")
-    name_data: str = flag("em", "name of the data, a folder", "database")
-    overwrite: bool = flag(False, "replace a database that is there", "database", nargs="?", const="on")
-
-    input: str = flag("", "stack, folder or pattern of images (default: train-volume.tif in the database)", "source")
-    label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source")
-    threshold: float | None = flag(None, "make two classes: label values above it are class 1", "source", **NUMBER)
-    objects: bool = flag(False, "make two classes of labels that number the objects", "source")
-    background: str = flag("", "label value, index or r,g,b of class 0 (default: the lowest)", "source")
-    foreground: str = flag("", "label value of class 1, where there are two classes", "source")
-    class_names: str = flag("", "names of the classes in the order of their values, with commas", "source")
-    synthetic: int = flag(0, "draw N sections (30 if left out), and use them", "source", rule=up_to(10_000), **DRAWN)
-    phantom: str = flag("em", "what to draw: rare is nuclei on 2 % of the pixels", "source", choices=PHANTOM)
-    size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=SIZE)
-    download: bool = flag(False, "fetch the ISBI 2012 EM stack and use it", "source", nargs="?", const="on")
-    url: str = flag(ISBI_URL, "where to fetch it", "source")
-
-    context: int = flag(0, "neighbours above and below a section that it sees as channels", "source", rule=up_to(64))
-
-    num_val: int = flag(-1, "samples for validation; -1: a tenth, at least one", "split", rule=at_least(-1))
-    num_test: int = flag(-1, "samples for the test; -1: a tenth, at least one", "split", rule=at_least(-1))
-    split: str = flag("contiguous", "blocks in the order of the stack, or mixed", "split", choices=SPLIT)
-    seed: int = flag(0, "seed of the random split and of the synthetic stack", "split", rule=SEED)
-
-
-@dataclass(frozen=True)
 class DisplayFlags(Flags):
     """All flags of `display_result.py`."""
 
