@@ -20,7 +20,7 @@ import display_result
 import images
 import main
 import run_make_database
-from config import Config
+from config import Config, DatabaseFlags, DisplayFlags
 from utils import UserError
 
 torch.set_num_threads(1)
@@ -28,8 +28,8 @@ torch.set_num_threads(1)
 PROGRAMS = {"main": main.main, "run_make_database": run_make_database.main, "display_result": display_result.main}
 FLAGS = {
     "main": Config,
-    "run_make_database": run_make_database.DatabaseFlags,
-    "display_result": display_result.DisplayFlags,
+    "run_make_database": DatabaseFlags,
+    "display_result": DisplayFlags,
 }
 REFUSALS = (UserError, MemoryError)  # what every program says in one line
 PER_RUN = {"config", "seconds", "run"}  # entries of a checkpoint that differ between equal runs
