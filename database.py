@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def make_database(flags: DatabaseFlags) -> None:
         The images or labels can't be used, a database is there already, or another program uses it.
     """
     folder = Path(flags.dir_data) / flags.name_data
-    with _locked(folder):
+    with locked(folder, OTHER_NAME):
         finish_exchange(folder, ENTRIES)
         if not flags.overwrite and any((folder / name).exists() for name in ENTRIES):
             raise UserError(f"{folder} holds a database: add --overwrite to replace it, or choose another --name_data")
@@ -59,19 +58,6 @@ def make_database(flags: DatabaseFlags) -> None:
             lines = _fill(partial, flags, partial if drawn else folder)
             forget_files()  # Windows renames no file that is mapped
     say(f"{folder}: {lines}")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep others from using a database while it is made; a failure leaves no empty folder."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with locked(folder, OTHER_NAME):
-            yield
-    finally:
-        for path in new:
-            with suppress(OSError):  # it holds something
-                path.rmdir()
 
 
 def _fill(goal: Path, flags: DatabaseFlags, home: Path) -> str:

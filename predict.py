@@ -6,7 +6,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -206,8 +206,6 @@ class _Job:
         advice = "choose another --output"
         output = Path(self.config.output)
         if self.to_folder:
-            if not output.exists():
-                locks.callback(_remove_if_empty, output)
             locks.enter_context(locked(output, advice))
             return
         for goal in sorted({*self.goals().values()}):
@@ -392,9 +390,3 @@ class _Columns:
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, w) of a slice."""
         return self.rows[rows][:, self.columns].astype(self.dtype, copy=False)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Remove a folder that was made for outputs of which there came none."""
-    with suppress(OSError):
-        folder.rmdir()

@@ -185,7 +185,7 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = LOCK)
     Parameters
     ----------
     folder : Path
-        Made when missing, but by readers.
+        Made when missing, but by readers; removed at the end if it was and holds nothing.
     advice : str
         What to do when another process holds the lock, besides waiting.
     shared : bool
@@ -199,22 +199,28 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = LOCK)
         Another process holds the lock; its number, machine and command are said. Or the folder takes no file.
     """
     path = Path(os.path.realpath(folder)) / name  # one lock for all names of a folder
-    lock = _held.get(path)
-    if lock is None:
-        descriptor = _acquire(path, advice, shared)
-        if descriptor is None:
-            yield
-            return
-        lock = _held[path] = _Lock(descriptor, shared)
-    elif lock.shared and not shared:
-        _upgrade(path, lock, advice)
-    lock.count += 1
+    missing = [] if shared else [part for part in (path.parent, *path.parent.parents) if not part.exists()]
     try:
-        yield
+        lock = _held.get(path)
+        if lock is None:
+            descriptor = _acquire(path, advice, shared)
+            if descriptor is None:
+                yield
+                return
+            lock = _held[path] = _Lock(descriptor, shared)
+        elif lock.shared and not shared:
+            _upgrade(path, lock, advice)
+        lock.count += 1
+        try:
+            yield
+        finally:
+            lock.count -= 1
+            if not lock.count and path in _held:  # a forked process holds none
+                _release(path, _held.pop(path).descriptor)
     finally:
-        lock.count -= 1
-        if not lock.count and path in _held:  # a forked process holds none
-            _release(path, _held.pop(path).descriptor)
+        with suppress(OSError):  # it holds something
+            for part in missing:
+                part.rmdir()
 
 
 @contextmanager

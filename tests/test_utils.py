@@ -325,3 +325,12 @@ def test_idle_threads_sleep_soon_unless_the_user_says_else(monkeypatch, given, t
         monkeypatch.setenv(name, value)
     assert program(lambda _: None)([]) == 0
     assert os.environ.get("GOMP_SPINCOUNT") == taken
+
+
+def test_a_lock_leaves_no_empty_folder_that_it_made(tmp_path):
+    with locked(tmp_path / "new" / "deep", ADVICE):
+        assert (tmp_path / "new" / "deep").is_dir()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "loop" / "a", ADVICE):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
