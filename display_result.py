@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config import DisplayFlags, parse
-from report import KINDS, RESULTS, Pictures
+from evaluation.report import KINDS, RESULTS, Pictures
 from utils import UserError, atomic_write, is_out_of_memory, natural_key, program, reading, say
 
 if TYPE_CHECKING:

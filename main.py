@@ -31,16 +31,16 @@ def main(argv: list[str] | None = None) -> int:
         Arguments without the program's name; default: those of the process.
     """
     config = parse(Config, argv, __doc__)
-    import parallel  # here, so that --help needs no torch
+    import distributed  # here, so that --help needs no torch
     from dataset import ENTRIES
-    from export import export
     from predict import predict_files
+    from prediction.export import export
     from train import Trainer
 
-    if (num_gpu := parallel.num_gpu(config.gpu_ids)) > 1 and not parallel.is_worker():
-        return parallel.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
+    if (num_gpu := distributed.num_gpu(config.gpu_ids)) > 1 and not distributed.is_worker():
+        return distributed.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
     device = pick_device(config.gpu_ids)
-    with memory_advice(MEMORY_ADVICE[config.mode]), parallel.joined(device, config.dist_timeout) as world:
+    with memory_advice(MEMORY_ADVICE[config.mode]), distributed.joined(device, config.dist_timeout) as world:
         if config.mode == "predict":
             return predict_files(config, device, world)
         if config.mode == "export":

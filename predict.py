@@ -18,13 +18,9 @@ from tqdm import tqdm
 import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
-from images import Frame, Rows, list_frames, read_geometry, release, with_neighbours
-from objects import TALL, foreground_kinds, separate_bands
-from parallel import World
-from predictor import Predictor, load, predict_array
-from tiling import Bands, behind
-from utils import UserError, atomic_write, locked, say
-from writers import (
+from distributed import World
+from images.frames import Frame, Rows, list_frames, read_geometry, release, with_neighbours
+from images.writers import (
     ORDER,
     FlatWriter,
     Layout,
@@ -37,6 +33,10 @@ from writers import (
     png_files,
     written_at,
 )
+from prediction.objects import TALL, foreground_kinds, separate_bands
+from prediction.predictor import Predictor, load, predict_array
+from prediction.tiling import Bands, behind
+from utils import UserError, atomic_write, locked, say
 
 __all__ = ["load", "predict_array", "predict_files"]
 

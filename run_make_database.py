@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         Arguments without the program's name; default: those of the process.
     """
     flags = parse(DatabaseFlags, argv, __doc__)
-    from database import make_database  # here, so that --help needs no torch
+    from sources.database import make_database  # here, so that --help needs no torch
 
     make_database(flags)
 

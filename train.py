@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import checkpoint
-import parallel
-import report
-from augment import Augmentation
-from compiled import Compiled, settle
+import distributed
 from config import Config, as_typed
 from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, find_description, list_samples, load_info
-from evaluate import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
-from loader import Reading, keep_distances, patch_loader
-from losses import LOSSES, Loss, cross_entropy, pixel_weight
+from distributed import World
+from evaluation import report
+from evaluation.scorers import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
 from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
-from optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
-from parallel import World
-from predictor import Predictor, find_background, predictor_of
+from prediction.predictor import Predictor, find_background, predictor_of
+from training.augment import Augmentation
+from training.compiled import Compiled, settle
+from training.loader import Reading, keep_distances, patch_loader
+from training.losses import LOSSES, Loss, cross_entropy, pixel_weight
+from training.optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from utils import (
     FlagError,
     StopRequest,
@@ -255,8 +255,8 @@ class Trainer:
     def _was_restarted(self) -> bool:
         """Whether torchrun started this run again after it had saved a checkpoint."""
         own = False
-        if self.world.first and parallel.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
-            own = checkpoint.load(checkpoint.find(self.dir_checkpoint, 0)).get("run") == parallel.run_id()
+        if self.world.first and distributed.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
+            own = checkpoint.load(checkpoint.find(self.dir_checkpoint, 0)).get("run") == distributed.run_id()
         return self.world.same(own)
 
     def _lock(self, locks: ExitStack) -> None:
@@ -611,7 +611,7 @@ class Trainer:
             "plan": state.plan,
             "threshold": state.threshold,
             "seconds": self._seconds(state),
-            "run": parallel.run_id(),
+            "run": distributed.run_id(),
             "average": state.average.state_dict() if state.average else None,
         }
         checkpoint.save(path, values)

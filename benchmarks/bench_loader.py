@@ -27,10 +27,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from augment import Augmentation
 from dataset import PatchDataset, describe, list_samples, load_info, write_sample
-from loader import Reading, patch_loader
-from phantom import em_stack
+from sources.phantom import em_stack
+from training.augment import Augmentation
+from training.loader import Reading, patch_loader
 
 CROP, BATCH = 256, 4
 

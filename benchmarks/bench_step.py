@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model import UNet, fold_norm, memory_format
-from optim import OPTIMS
+from training.optim import OPTIMS
 from utils import pick_device, pick_precision
 
 Timed = Callable[[], None]

@@ -5,14 +5,12 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-import database
-import export
-import losses
 import main
 import model
-import optim
-import phantom
 from config import PHANTOM, Config, parse
+from prediction import export
+from sources import database, phantom
+from training import losses, optim
 from utils import FlagError, UserError
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import main
 import run_make_database
-from images import list_frames, read_geometry
+from images.frames import list_frames, read_geometry
 from predict import load, predict_array
 from utils import UserError
 
@@ -86,7 +86,7 @@ def test_a_folder_becomes_a_folder_of_pngs_under_the_same_names(stack, work):
 
 def test_a_zarr_that_is_stopped_leaves_nothing_and_begins_anew(stack, work, monkeypatch):
     zarr = pytest.importorskip("zarr")
-    from writers import ZarrWriter
+    from images.writers import ZarrWriter
 
     def stopped(*_):
         raise KeyboardInterrupt

@@ -8,8 +8,8 @@ import tifffile
 from conftest import SHARED, needs_isbi, start, write_stacks
 from PIL import Image
 
-import database
 from run_make_database import main
+from sources import database
 
 
 def load(folder, split="train", number=0):

@@ -19,15 +19,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import main
-import metrics
 from config import Config
 from dataset import SampleFile, list_samples, load_info, write_sample
-from evaluate import Challenge
-from loader import keep_distances
+from evaluation import metrics
+from evaluation.report import TrainingLog
+from evaluation.scorers import Challenge
 from model import UNet
-from predictor import load, predict_array
-from report import TrainingLog
+from prediction.predictor import load, predict_array
 from train import Trainer, run_epoch
+from training.loader import keep_distances
 
 
 def checkpoint_of(work, epoch, scope="unet"):

@@ -17,10 +17,10 @@ import torch
 import checkpoint
 import dataset
 import display_result
-import images
 import main
 import run_make_database
 from config import Config, DatabaseFlags, DisplayFlags
+from images import frames as images
 from utils import UserError
 
 torch.set_num_threads(1)
@@ -45,9 +45,9 @@ def preload() -> None:
     import zarr
     from tensorboard.backend.event_processing import event_accumulator
 
-    import export
     import predict
     import train
+    from prediction import export
 
     _ = (event_accumulator, matplotlib, scipy, skimage, tensorboardX, tifffile, zarr, export, predict, train)
 

@@ -1,0 +1,413 @@
+"""Observers of validation and test: what is scored and pictured of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from dataset import DataInfo, SampleFile, check_values
+from evaluation import metrics, report
+from prediction.objects import foreground_kinds, separate_bands
+from prediction.predictor import Predictor
+from utils import UserError
+
+Gather = Callable[[list], list]  # lists of all processes, joined
+TALL = 512  # [px] rows of a picture that are made at a time
+LEVEL = 1e-3  # of V_Info: a smaller difference is none
+TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a difference (benchmarks/README.md)
+WAITING = 2**24  # [px] of images that may wait for their scores
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A sample, and what a network says of it.
+
+    Attributes
+    ----------
+    index : int
+        Its number.
+    image : ndarray
+        (H, W, C), mapped from the disk.
+    label : ndarray of uint8 or None
+        (H, W) class indices.
+    probability : ndarray of float32
+        (H, W) of class 1, or with more than two classes of the likeliest.
+    classes : ndarray of uint8
+        (H, W) likeliest class.
+    loss : float
+        Mean cross entropy; 0 without a label.
+    matrix : ndarray of int64
+        (K, K) confusion matrix; of zeros without a label.
+    """
+
+    index: int
+    image: np.ndarray
+    label: np.ndarray | None
+    probability: np.ndarray
+    classes: np.ndarray
+    loss: float
+    matrix: np.ndarray
+
+    def foreground(self, background: int) -> np.ndarray:
+        """Probability (H, W) of the one of two classes that is not the background."""
+        return self.probability if background == 0 else 1 - self.probability
+
+
+def open_sample(file: SampleFile, info: DataInfo) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image (H, W, C) and class indices (H, W) of a sample, which are fit for a network.
+
+    Raises
+    ------
+    UserError
+        The sample is damaged, or holds NaN, infinity or no class.
+    """
+    image, label = file.open(info.class_values)
+    check_values(file.input, image, label, info.num_class)
+    return image, None if label is None else np.ascontiguousarray(label, np.uint8)
+
+
+def segment(
+    predictor: Predictor, files: list[SampleFile], numbers: range, *, tta: bool, tile: int, stop: Callable[[], bool]
+) -> Iterator[Segmented]:
+    """What a network says of some samples, one after the other and by windows where they are large.
+
+    Parameters
+    ----------
+    predictor : Predictor
+        The network.
+    files : list of SampleFile
+        All samples.
+    numbers : range
+        Which of them.
+    tta, tile
+        See `Predictor.bands`.
+    stop : callable
+        Asked after each band whether to end, with the image unfinished.
+
+    Raises
+    ------
+    UserError
+        A sample can't be used, or the output is no number.
+    """
+    for index in numbers:
+        image, label = open_sample(files[index], predictor.info)
+        num_class, size = predictor.info.num_class, image.shape[0] * image.shape[1]
+        probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
+        loss, matrix = 0.0, np.zeros((num_class, num_class), np.int64)
+        try:
+            bands = predictor.bands(image, tta=tta, tile=tile, every_class=True)
+            with closing(bands.compute(range(len(bands)))) as computed:
+                for number, band in computed:
+                    if stop():
+                        return
+                    rows = slice(bands.rows[number].start, bands.rows[number].stop)
+                    classes[rows] = band.argmax(0)
+                    probability[rows] = band[1] if num_class == 2 else band.max(0)
+                    if label is not None:
+                        loss += _cross_entropy(band, label[rows]) / size
+                        matrix += metrics.confusion_matrix(label[rows][None], classes[rows][None], num_class)[0].numpy()
+        except UserError as error:
+            raise UserError(f"{files[index].input}: {error}") from error
+        yield Segmented(index, image, label, probability, classes, loss, matrix)
+
+
+def _cross_entropy(probability: np.ndarray, label: np.ndarray) -> float:
+    """Sum over the pixels of -log of the probability (K, h, W) of the class of the label (h, W)."""
+    of_label = np.take_along_axis(probability, label[None].astype(np.int64), 0)[0]
+    return -float(np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).sum(dtype=np.float64))
+
+
+def pictures_of(image: Segmented, info: DataInfo) -> report.Pictures:
+    """Pictures of an image: input, label if there is one, and output; made by rows, in little memory."""
+    nch = info.nch_in // (2 * info.context + 1)  # of the section itself, which lies between its neighbours
+    own = image.image[..., info.context * nch : (info.context + 1) * nch]
+
+    def by_rows(draw: Callable[[slice], np.ndarray]) -> np.ndarray:
+        return np.concatenate([draw(slice(top, top + TALL)) for top in range(0, len(own), TALL)])
+
+    pictures = {"input": by_rows(lambda rows: report.input_picture(own[rows].astype(np.float32), info.value_range))}
+    if image.label is not None:
+        label = image.label
+        pictures["label"] = by_rows(lambda rows: report.label_picture(label[rows], info.num_class))
+    if info.num_class == 2:
+        return pictures | {"output": by_rows(lambda rows: np.round(image.probability[rows] * 255).astype(np.uint8))}
+    return pictures | {"output": by_rows(lambda rows: report.label_picture(image.classes[rows], info.num_class))}
+
+
+class Threads:
+    """Calls, of which as many run at once as torch has threads; the network waits, else both would be slow."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Callable, tuple]] = []
+        self._num_pixel = 0
+        self._done: list[Any] = []
+
+    def add(self, function: Callable, *arguments: Any, num_pixel: int = 0) -> None:
+        """Add a call about so many pixels, and run all that wait if they are enough, or hold much memory."""
+        if self._num_pixel + num_pixel > WAITING:
+            self.results()
+        self._waiting.append((function, arguments))
+        self._num_pixel += num_pixel
+        if len(self._waiting) >= torch.get_num_threads() or self._num_pixel > WAITING:
+            self.results()
+
+    def results(self) -> list[Any]:
+        """What the calls returned, in the order of `add`."""
+        with ThreadPoolExecutor(len(self._waiting) or 1) as pool:
+            self._done += pool.map(lambda call: call[0](*call[1]), self._waiting)
+        self._waiting, self._num_pixel = [], 0
+        return self._done
+
+
+class Challenge:
+    """Scores of the ISBI 2012 challenge of a stack of images, from those of each image.
+
+    Parameters
+    ----------
+    scores : list of dict
+        `metrics.challenge_scores` of each image.
+    """
+
+    def __init__(self, scores: list[dict[str, np.ndarray]]) -> None:
+        self.scores = scores
+
+    def means(self, name: str) -> np.ndarray:
+        """Mean over the images of a score at each threshold, (T,)."""
+        return np.mean([scores[name] for scores in self.scores], axis=0)
+
+    @property
+    def best_threshold(self) -> float:
+        """Threshold to segment at: the middle of those whose V_Info is as good as the best, up to single mergers.
+
+        V_Info finds the threshold where cells touch. Where objects lie apart, it is level over many thresholds, since
+        it sees only which segment a pixel belongs to; how fat objects are is the pixel error's to say, which decides
+        where V_Info is level around the middle. 0.5 where no image has foreground.
+        """
+        decisive = [scores["v_info"] for scores in self.scores if scores["rand_counts"][0, 1] > 0]
+        if not decisive:
+            return 0.5
+        v_info, error = np.mean(decisive, axis=0), np.round(self.means("pixel_error"), 12)
+        good = [k for k, value in enumerate(v_info) if value >= v_info.max() - TOLERANCE]
+        first = last = middle = min(good[(len(good) - 1) // 2 : len(good) // 2 + 1], key=lambda k: error[k])
+        level = np.abs(v_info - v_info[middle]) <= LEVEL
+        while first > 0 and level[first - 1]:
+            first -= 1
+        while last < len(level) - 1 and level[last + 1]:
+            last += 1
+        return metrics.THRESHOLDS[min(range(first, last + 1), key=lambda k: (error[k], abs(k - middle)))]
+
+    def summary(self) -> report.Scores:
+        """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error."""
+        return {
+            "max_v_rand": float(self.means("v_rand").max()),
+            "max_v_info": float(self.means("v_info").max()),
+            "min_pixel_error": float(self.means("pixel_error").min()),
+            "rand_error": metrics.rand_error(sum(scores["rand_counts"] for scores in self.scores)),
+        }
+
+
+class SegmentScorer:
+    """Scores the segments of images of two classes as the challenge does, at nine thresholds.
+
+    Parameters
+    ----------
+    background : int
+        The class that no segment is of.
+    """
+
+    def __init__(self, background: int) -> None:
+        self.background = background
+        self._images = Threads()
+
+    def __call__(self, image: Segmented) -> None:
+        """Take in an image with a label."""
+        arguments = (image.index, image.label != self.background, image.foreground(self.background))
+        self._images.add(self._scored, *arguments, num_pixel=image.label.size)
+
+    @staticmethod
+    def _scored(index: int, label: np.ndarray, probability: np.ndarray) -> tuple[int, dict[str, np.ndarray]]:
+        return index, metrics.challenge_scores(label, probability)
+
+    def finish(self, gather: Gather = list) -> Challenge:
+        """Scores of the images of all processes, in their order."""
+        return Challenge([scores for _, scores in sorted(gather(self._images.results()), key=lambda pair: pair[0])])
+
+
+class ValidationScorer:
+    """Counts pixels, and on demand keeps pictures.
+
+    Parameters
+    ----------
+    info : DataInfo
+        Classes.
+    pictures : bool
+        Keep those of the first image.
+
+    Attributes
+    ----------
+    losses : list of float
+        Of each image, after `finish`.
+    """
+
+    def __init__(self, info: DataInfo, *, pictures: bool) -> None:
+        self.info = info
+        self.pictures: report.Pictures | None = {} if pictures else None
+        self._seen: list[tuple[int, float, np.ndarray]] = []
+
+    def __call__(self, image: Segmented) -> None:
+        """Take in an image with a label."""
+        if self.pictures == {}:
+            self.pictures = pictures_of(image, self.info)
+        self._seen.append((image.index, image.loss, image.matrix))
+
+    def finish(self, gather: Gather = list) -> None:
+        """Put the images of all processes in order."""
+        rows = sorted(gather(self._seen), key=lambda row: row[0])
+        self.losses, self._matrices = [row[1] for row in rows], [row[2] for row in rows]
+
+    def scores(self, challenge: Challenge | None = None) -> report.Scores:
+        """Mean scores, under the names of their curves: TensorBoard groups by what stands before the slash."""
+        rows = [metrics.confusion_scores(matrix, self.info.class_names) for matrix in self._matrices]
+        scores = metrics.mean_scores(rows) | (challenge.summary() if challenge else {})
+        return {"loss/val": float(np.mean(self.losses))} | {
+            name.replace("_", "/", 1) if name.startswith(("dice_", "iou_", "max_")) else name: value
+            for name, value in scores.items()
+        }
+
+
+class TestScorer:
+    """Writes the pictures of each tested image, and keeps its scores.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the pictures go.
+    files : list of SampleFile
+        The samples that the `index` of a batch counts; a batch holds one image.
+    predictor : Predictor
+        Classes, background, and the threshold: with two classes, segments and objects are scored where the probability
+        of the foreground is greater. Pixels count for the likeliest class.
+
+    Attributes
+    ----------
+    rows : list of dict
+        Scores of each image, after `finish`.
+    baseline : list of dict
+        Scores of always saying the majority class, of each image with a label.
+    predicted : set of int
+        Classes that came out at all.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    def __init__(self, folder: Path, files: list[SampleFile], predictor: Predictor) -> None:
+        self.folder, self.files, self.info = folder, files, predictor.info
+        self.background, self.threshold = predictor.background, predictor.object_threshold
+        self.rows: list[dict[str, Any]] = []
+        self.baseline: list[report.Scores] = []
+        self.predicted: set[int] = set()
+        self.majority = int(np.argmax(self.info.class_share))
+        self.challenge = Challenge([])
+        self._images = Threads()
+
+    def __call__(self, image: Segmented) -> None:
+        """Take in an image."""
+        report.save_images(self.folder, image.index, pictures_of(image, self.info))
+        self._images.add(self._scored, image, num_pixel=image.classes.size)
+
+    def _scored(self, image: Segmented) -> tuple:
+        """Row, baseline and scores of the challenge (None: there are none) of an image, and classes that came out."""
+        row = {"image": f"{image.index:04d}", "sample": self.files[image.index].input.name}
+        predicted = set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist())
+        if image.label is None:
+            return row, None, None, predicted
+        row |= {"loss": image.loss} | self._scores(image.label, image.matrix, image)
+        challenge = None
+        if self.info.num_class == 2:
+            challenge = metrics.challenge_scores(image.label != self.background, image.foreground(self.background))
+        return row, self._scores(image.label, self._majority_matrix(image.matrix), None), challenge, predicted
+
+    def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
+        """Confusion matrix of always saying the majority class."""
+        answer = np.zeros_like(matrix)
+        answer[:, self.majority] = matrix.sum(1)
+        return answer
+
+    def finish(self, gather: Gather = list) -> None:
+        """Put the images of all processes in order."""
+        images = sorted(gather(self._images.results()), key=lambda image: int(image[0]["image"]))
+        self.rows, self.baseline, self.challenge.scores = (
+            [image[part] for image in images if image[part] is not None] for part in range(3)
+        )
+        self.predicted = set().union(*(image[3] for image in images))
+
+    def _scores(self, label: np.ndarray, matrix: np.ndarray, image: Segmented | None) -> report.Scores:
+        """Scores of an image, or (None) of always saying the majority class: of pixels, segments and objects."""
+        scores = metrics.confusion_scores(matrix, self.info.class_names)
+        if self.info.num_class == 2:
+            inside, whole = label != self.background, np.full(label.shape, self.majority != self.background)
+            if image is None:
+                return scores | metrics.mask_scores(inside, whole)
+            probability = image.foreground(self.background)
+            found = _joined(separate_bands(probability, self.threshold))
+            return scores | metrics.mask_scores(inside, probability > self.threshold, found)
+        classes = np.full(label.shape, self.majority, np.uint8) if image is None else image.classes
+        kinds = foreground_kinds(classes, self.background)
+        probability = np.ones(label.shape, np.float32) if image is None else image.probability
+        found = _joined(separate_bands(probability, self.threshold, kinds=kinds))
+        return scores | self._object_scores(label, found, classes)
+
+    def _object_scores(self, label: np.ndarray, found: np.ndarray, classes: np.ndarray) -> report.Scores:
+        """Mean of the object scores of each class but the background."""
+        of_class = [
+            metrics.object_scores(ndimage.label(label == k)[0], found * (classes == k))
+            for k in range(self.info.num_class)
+            if k != self.background
+        ]
+        return metrics.mean_scores(of_class)
+
+    @property
+    def legend(self) -> str:
+        """Which class is which, and what is scored at which threshold, in words."""
+        pairs = zip(self.info.class_names, self.info.class_values, strict=True)
+        of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
+        shown = "input shown from {:.4g} to {:.4g}".format(*self.info.value_range)
+        if len(of) > 2:
+            return f"classes {', '.join(of)}; background is {self.info.class_names[self.background]}; {shown}"
+        foreground = f"foreground is {self.info.class_names[1 - self.background]}"
+        return f"classes {', '.join(of)}; {foreground}; pixels at 0.5, segments at {self.threshold:g}; {shown}"
+
+    def summary(self) -> dict[str, Any]:
+        """What the scores are of, their mean, the baseline, and the challenge's maxima over the thresholds."""
+        two = self.info.num_class == 2
+        numbers = [{k: v for k, v in row.items() if k not in ("image", "sample")} for row in self.rows]
+        return {
+            "classes": dict(zip(self.info.class_names, self.info.class_values, strict=True)),
+            "foreground": self.info.class_names[1 - self.background] if two else None,
+            "background": self.info.class_names[self.background],
+            "pixel_threshold": 0.5 if two else None,
+            "segment_threshold": self.threshold if two else None,
+            "mean": metrics.mean_scores(numbers),
+            "majority_class": self.info.class_names[self.majority],
+            "majority": metrics.mean_scores(self.baseline),
+            "challenge": self.challenge.summary() if two and self.baseline else None,
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows of the images, of their mean, and of always saying the majority class."""
+        summary = self.summary()
+        last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
+        return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]
+
+
+def _joined(bands: Iterator[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Image (H, W) of its bands."""
+    return np.concatenate([band for _, band in bands])

@@ -1,0 +1,1 @@
+"""Image files of microscopes: read as frames by rows, written by rows."""

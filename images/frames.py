@@ -1,0 +1,296 @@
+"""Image files, read as frames (H, W, C): TIFF by tiff.py, Zarr by omezarr.py, NumPy and pictures by Pillow here."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import math
+import mmap
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from images.geometry import Geometry
+from images.memory import check_size
+from images.pictures import read_picture
+from images.rows import Converted, Frames, Rows, check_count, naming, plain, split, stack_numbers
+from images.tiff import SIGNATURES, read_tiff, tiff_geometry, tiff_palette
+from images.zarr import is_zarr, read_zarr, zarr_geometry
+from utils import UserError, natural_key
+
+TIFF = (".tif", ".tiff", ".lsm", ".stk", ".btf", ".tf2", ".tf8", ".qptiff", ".flex", ".svs", ".scn", ".ndpi")
+SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp", ".gif")
+ARRAYS = (".npy", ".zarr")  # of a folder, taken where it holds no other images
+NUMPY = b"\x93NUMPY"  # first bytes
+
+Source = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image: a page of a stack, or a file of a folder.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    index : int
+        Number of the frame in its file, from 0.
+    stack : int or None
+        Number of the Z stack that it is of in its file; None where the file holds one image.
+    """
+
+    path: Path
+    index: int
+    stack: int | None = None
+
+    def __str__(self) -> str:
+        if self.path.suffix.lower() in TIFF:
+            return f"{self.path}, page {self.index + 1}"
+        return str(self.path) if self.stack is None else f"{self.path}, image {self.index + 1}"
+
+    def read(self) -> np.ndarray:
+        """Pixels of the frame, (H, W, C), of the file's own type; an alpha channel is dropped."""
+        image = self.open()
+        if not isinstance(image, np.ndarray):
+            check_size(self, math.prod(image.shape) * image.dtype.itemsize)
+        return np.asarray(image)
+
+    def open(self) -> Rows:
+        """Frame whose pixels are read when its rows are asked for."""
+        return read_frames(self.path)[self.index]
+
+
+def list_frames(source: Source, suffixes: tuple[str, ...] = (*SUFFIXES, *ARRAYS)) -> list[Frame]:
+    """Frames of a stack, or of all images in a folder in natural order.
+
+    Parameters
+    ----------
+    source : str, Path, or several
+        A file, a folder of files, a pattern of files such as `images/*.tif` or `data/**/img.tif`, or several of these.
+    suffixes : tuple of str
+        Ends of the names of the files that are taken from a folder or pattern; `.npy` and `.zarr` where no other is
+        there.
+
+    Raises
+    ------
+    UserError
+        There is no such file or folder, it holds no image, or an image can't be read.
+    """
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    files = [file for given in sources for file in _files(str(given), suffixes)]
+    if len(sources) > 1:  # as a shell lists the files of a pattern
+        files = _in_order(dict.fromkeys(files))
+    frames: list[Frame] = []
+    taken: set[Path] = set()
+    for file in files:
+        if file.resolve() in taken:  # read already, as a part of an image in several files
+            continue
+        found = _read(file)
+        taken |= {other.resolve() for other in found.files - {file}}
+        stacks = found.stacks if len(found.images) > 1 else [None]
+        frames += [Frame(file, index, stack) for index, stack in enumerate(stacks)]
+    return frames
+
+
+def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files that one source names, in natural order."""
+    path = Path(source)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not path.exists():
+        raise UserError(f"{source}: URLs are not read: download it, and name the file")
+    if path.is_dir() and not (is_zarr(path) and ".zarr" in suffixes):
+        found = list(path.iterdir())
+    elif path.exists():
+        _check_kind(path)
+        return [path]
+    else:
+        found = _matching(path)
+        if found is None:
+            raise UserError(f"{source}: no such file or folder: check the path")
+    kinds = [file for file in found if file.suffix.lower() in suffixes and file.name[0] != "."]
+    files = [file for file in kinds if file.suffix.lower() not in ARRAYS] or kinds
+    if not files:
+        raise UserError(f"{source}: no image in this folder: {', '.join(suffixes)} are read")
+    for file in files:
+        _check_kind(file)
+    return _in_order(files)
+
+
+def _in_order(files: Sequence[Path] | dict[Path, None]) -> list[Path]:
+    return sorted(files, key=lambda file: natural_key(str(file)))
+
+
+def _matching(path: Path) -> list[Path] | None:
+    """What matches a pattern; None where it is none. A folder that exists is no pattern, whatever its name."""
+    folder = next(parent for parent in path.parents if parent.is_dir() or parent == parent.parent)
+    pattern = str(path.relative_to(folder))
+    if not glob.has_magic(pattern):
+        return None
+    found = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 (Path.glob refuses `a**`)
+    return [folder / name for name in found]
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what is neither a file nor a Zarr: opening a pipe may wait for ever, and it can't be read twice."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error}): check or remove it") from error
+    if stat.S_ISDIR(mode) and is_zarr(path):
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        advice = "name files" if stat.S_ISDIR(mode) else "save the image to a file, and name that"
+        raise UserError(f"{path}: is {kind}, not an image file: {advice}")
+
+
+def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
+    """Each frame between those up to `reach` above and below it; where its stack ends, the last one again.
+
+    A stack is along Z alone, of one series, position and time of a file. Files of one image each that follow one
+    another are one stack.
+    """
+    if not reach:
+        return [[frame] for frame in frames]
+    stacks: dict[tuple, list[int]] = {}
+    run = 0
+    for number, frame in enumerate(frames):
+        run += frame.stack is not None
+        key = (None, run) if frame.stack is None else (frame.path, frame.stack)
+        stacks.setdefault(key, []).append(number)
+    around: dict[int, list[Frame]] = {}
+    for members in stacks.values():
+        for place, number in enumerate(members):
+            places = np.clip(np.arange(place - reach, place + reach + 1), 0, len(members) - 1)
+            around[number] = [frames[members[neighbour]] for neighbour in places]
+    return [around[number] for number in range(len(frames))]
+
+
+def read_geometry(frames: list[Frame]) -> Geometry:
+    """What frames are counted along, and how large their pixels are."""
+    path, geometry = frames[0].path, Geometry()
+    if any(frame.path != path for frame in frames):
+        pass
+    elif path.is_dir():
+        geometry = zarr_geometry(path)
+    elif _first_bytes(path).startswith(SIGNATURES):
+        geometry = tiff_geometry(path)
+    if math.prod(geometry.lengths) != len(frames):
+        axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
+        geometry = replace(geometry, axes=axes, lengths=lengths, labels=())
+    return geometry
+
+
+def release(image: Rows) -> None:
+    """Let go of what was read of a mapped file, which else counts as this program's memory."""
+    mapped = getattr(image, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def read_frames(path: Path) -> list[Rows]:
+    """All frames of one file, (H, W, C) each, of the file's own type; one bit becomes 0 and 255.
+
+    They are mapped or read when rows are asked for, not loaded. The first bytes say how, whatever the file's name.
+
+    Raises
+    ------
+    UserError
+        The file is no image, is damaged or truncated, or has no page.
+    """
+    return _read(path).images
+
+
+def files_of(frames: list[Frame]) -> list[Path]:
+    """All files that frames are read from, which for an OME-TIFF may be more than those that are named."""
+    paths = dict.fromkeys(frame.path for frame in frames)
+    return list(dict.fromkeys(file for path in paths for file in (path, *sorted(_read(path).files))))
+
+
+def _read(path: Path) -> Frames:
+    """What a file holds."""
+    _check_kind(path)
+    status = path.stat()
+    return _read_version(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)  # the frames of one stack are asked for one after another
+def _read_version(path: Path, *_version: int) -> Frames:
+    with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
+        first = b"" if path.is_dir() else _first_bytes(path)
+        readers = {SIGNATURES: read_tiff, NUMPY: _read_npy}
+        read = next((reader for start, reader in readers.items() if first.startswith(start)), read_picture)
+        found = read_zarr(path) if path.is_dir() else read(path)
+    images = found.images
+    if not images or any(0 in image.shape for image in images):
+        raise UserError(f"{path}: holds no page with pixels: check or replace the file")
+    if any(image.dtype.kind not in "uif" for image in images):
+        raise UserError(f"{path}: pixels of {images[0].dtype.name}: they must be real numbers")
+    return found
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
+
+
+def _read_npy(path: Path) -> Frames:
+    """Frames of an array (H, W), (N, H, W) or (N, H, W, C); (H, W, C) where C is 1 to 4."""
+    array = np.lib.format.open_memmap(path, mode="r")
+    axes = {2: "YX", 3: "YXC" if array.shape[-1] <= 4 else "ZYX", 4: "ZYXC"}.get(array.ndim, "")
+    if not axes or array.dtype.kind not in "uifb":
+        what = f"shape {array.shape} of {array.dtype.name}"
+        raise UserError(f"{path}: {what}: must be (H, W), (N, H, W) or (N, H, W, C) numbers")
+    lengths = array.shape[: axes.index("Y")]
+    check_count(path, lengths)
+    images = split(array, axes, path)
+    if plain(array[:0]).dtype != array.dtype or not array.dtype.isnative:
+        images = [Converted(image, plain) for image in images]
+    return Frames(images, stack_numbers(axes[: len(lengths)], lengths))
+
+
+def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices (H, W) and colours (N, 3) uint8 of a frame that is stored with a palette; None for all others."""
+    from PIL import Image
+
+    path = frame.path
+    if path.is_dir():
+        return None
+    if _first_bytes(path).startswith(SIGNATURES):
+        colours = _tiff_palette(path, path.stat().st_mtime_ns)
+        return None if colours is None else (frame.read()[..., 0], colours)
+    try:
+        with Image.open(path) as image:
+            if image.mode != "P":
+                return None
+            indices, colours = np.asarray(image), np.reshape(image.getpalette("RGB"), (-1, 3))
+    except Exception:  # reading it as an image says what is wrong
+        return None
+    _read(path)  # refuses what holds several images
+    return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _tiff_palette(path: Path, _version: int) -> np.ndarray | None:
+    return tiff_palette(path)
+
+
+def forget_files() -> None:
+    """Let go of the files that were read last, which stay mapped else."""
+    _read_version.cache_clear()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, or of those of all files in a Zarr folder with their names."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()

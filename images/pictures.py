@@ -1,0 +1,120 @@
+"""PNG, JPEG, BMP, GIF and what else Pillow reads: one frame (H, W, C), decoded when its rows are asked for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from images.memory import ANY, DEFLATE, ByteCache, check_size
+from images.rows import Frames, Readable, naming, plain
+from utils import UserError
+
+_decoded = ByteCache(2**28)  # a band is read after another, and a section as its neighbours' neighbour
+_opening = Lock()
+SAMPLES = {2: 3, 4: 1, 6: 3}  # channels but alpha of a PNG, by its colour type: RGB, grey and alpha, RGB and alpha
+DECODERS = {"PNG": "png_decode", "JPEG2000": "jpeg2k_decode"}  # of imagecodecs
+JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # markers before the size and the depth of each sample
+AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that become the colours they stand for
+
+
+def read_picture(path: Path) -> Frames:
+    """The one frame of a picture; nothing but its header is read."""
+    return Frames([Picture(path)], [0])
+
+
+def _open(path: Path) -> Any:
+    """Picture whose header is read; how large it may be is for the caller to say, and not for Pillow's global limit."""
+    from PIL import Image
+
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+class Picture(Readable):
+    """Image (H, W, C) of a file that Pillow reads.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    UserError
+        It holds several images, needs a package that is missing, or claims more pixels than can be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        status = path.stat()
+        self._path, self._version = path, (status.st_mtime_ns, status.st_size)
+        with _open(path) as image:
+            number = getattr(image, "n_frames", 1)
+            if number > 1 and image.format != "MPO":  # that is a JPEG with a preview inside
+                raise UserError(f"{path}: {number} images in one file: save them as a TIFF stack")
+            size, kind, mode = image.size, image.format, image.mode
+        self._deep, self._kind = _deep_channels(path, kind), kind
+        pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(_blank(mode))
+        self.shape, self.dtype = (size[1], size[0], pixel.shape[2]), pixel.dtype
+        ratio = DEFLATE if kind == "PNG" else ANY
+        check_size(path, math.prod(self.shape) * self.dtype.itemsize, status.st_size, ratio=ratio, copies=3)
+        if self._deep:
+            _decoder(path, kind)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows (h, W, C) of the image."""
+        return _decoded.get((self._path, self._version), self._decode)[rows]
+
+    def _decode(self) -> np.ndarray:
+        with naming(f"{self._path}: damaged or truncated", "check or replace the file"):
+            if self._deep:
+                pixels = _decoder(self._path, self._kind)(self._path.read_bytes())
+                pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : self._deep]
+            else:
+                with _open(self._path) as image:
+                    image.load()
+                    pixels = _pixels(image)
+        if (pixels.shape, pixels.dtype) != (self.shape, self.dtype):
+            raise UserError(f"{self._path}: damaged (not the pixels of its header): check or replace the file")
+        return pixels
+
+
+def _blank(mode: str) -> Any:
+    from PIL import Image
+
+    return Image.new(mode, (1, 1))
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """Pixels (H, W, C) of a picture of Pillow, without alpha."""
+    pixels = plain(np.asarray(image.convert("RGB") if image.mode in AS_RGB else image))
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    return pixels[..., :-1] if pixels.shape[-1] in (2, 4) else pixels
+
+
+def _deep_channels(path: Path, kind: str) -> int:
+    """Number of channels of a picture with colours or alpha in 16 bits, which Pillow would cut to 8; 0 for others."""
+    with path.open("rb") as file:
+        header = file.read(2**12)
+    if kind == "PNG":
+        return SAMPLES.get(header[25], 0) if header[24] == 16 else 0
+    _, _, size = header.partition(JPEG2000_SIZE) if kind == "JPEG2000" else (b"", b"", b"")
+    samples, depth = (size[37], (size[38] & 127) + 1) if len(size) > 38 else (1, 8)
+    return {2: 1, 4: 3}.get(samples, samples) if samples > 1 and 8 < depth <= 16 else 0
+
+
+def _decoder(path: Path, kind: str) -> Any:
+    """Decoder of pictures in 16 bits."""
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise UserError(f"{path}: colours in 16 bits need the package imagecodecs: pip install imagecodecs") from error
+    return getattr(imagecodecs, DECODERS[kind])

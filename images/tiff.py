@@ -1,0 +1,347 @@
+"""TIFF files, read as frames (H, W, C) whose strips and tiles are decoded when their rows are asked for."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from images.geometry import Geometry, in_micron, in_seconds
+from images.memory import ANY, DEFLATE, check_size
+from images.rows import Converted, Frames, Readable, Rows, check_count, naming, plain, split, stack_numbers
+from utils import UserError
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF's
+AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")  # series of slides
+NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile's series that are no positions
+WHITE_IS_ZERO, CMYK = 0, 5  # PhotometricInterpretation
+REDUCED_OR_MASK = 1 | 4  # NewSubfileType
+ALPHA = (1, 2)  # ExtraSamples
+ADOBE_DEFLATE, OLD_DEFLATE = 8, 32946  # Compression
+
+
+def read_tiff(path: Path) -> Frames:
+    """Frames of all series of a TIFF; a slide's label, macro and thumbnail, and smaller resolutions are none."""
+    found, before = Frames(), None
+    with _opened(path) as (tif, messages):
+        for series in _main_series(tif):
+            _check_pages(path, series, messages)
+            outer = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "SCYX"]
+            lengths = tuple(size for _, size in outer)
+            check_count(path, lengths)
+            images = _frames(path, tif, series)
+            stacks = stack_numbers("".join(axis for axis, _ in outer), lengths)
+            # pages of a stack that a program wrote one by one are series to tifffile
+            single = (series.shape, series.dtype) if len(images) == 1 and series.kind in NAMELESS else None
+            if single and single == before:
+                found.images += images
+                found.stacks.append(found.stacks[-1])
+            else:
+                found.add(images, stacks)
+            before = single
+            found.files |= {_file_of(page, path, tif) for page in series.pages}
+    return found
+
+
+def _main_series(tif: Any) -> list[Any]:
+    """Series that hold images."""
+    kept = [
+        series
+        for series in tif.series
+        if not series.keyframe.subfiletype & REDUCED_OR_MASK and series.name.strip().lower() not in AUXILIARY
+    ]
+    return kept or tif.series
+
+
+def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
+    """Refuse an image of which pages are missing, as they are where it is in several files and one is not there."""
+    absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
+    if absent and any("OME series raised" in message for message in messages):
+        raise UserError(f"{path}: a part of an image in several files: put {absent[1]} beside it")
+    missing = sum(page is None for page in series.pages)
+    if missing:
+        advice = f"put {absent[1]} beside it" if absent else "copy it again, with all files of the image"
+        raise UserError(f"{path}: {missing} of {len(series.pages)} pages are missing: {advice}")
+
+
+def _file_of(page: Any, path: Path, tif: Any) -> Path:
+    """File that a page is in, which for an OME-TIFF may be another one."""
+    return path if page.parent is tif else Path(page.parent.filehandle.path)
+
+
+def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
+    """Frames of a series: mapped where the pixels lie in one piece, else read by strips or tiles."""
+    from tifffile import TIFF
+
+    key, axes = series.keyframe, series.axes
+    finish = Finish.of(path, key)
+    if series.dataoffset is not None and len({page.parent for page in series.pages}) == 1:
+        dtype = np.dtype(key.parent.byteorder + series.dtype.char)
+        file = _file_of(key, path, tif)
+        pixels = np.memmap(file, dtype, "r", offset=series.dataoffset, shape=series.shape)
+        return [finish.wrap(image) for image in split(pixels, axes, path)]
+    outer = axes[: len(axes) - len(key.axes)]
+    if key.compression != 1:
+        TIFF.DECOMPRESSORS[key.compression]  # a missing package is said here, with its name
+    if not axes.endswith(key.axes) or not set(key.axes) <= set("YXS") or len(set("SC") & set(axes)) > 1:
+        check_size(path, math.prod(series.shape) * series.dtype.itemsize, copies=2)
+        return [finish.wrap(image) for image in split(series.asarray(), axes, path)]  # volumes, and what is refused
+    order = np.arange(math.prod(series.shape[: len(outer)])).reshape(series.shape[: len(outer)])
+    if "C" in outer:
+        order = np.moveaxis(order, outer.index("C"), -1)
+    order = order.reshape(-1, order.shape[-1] if "C" in outer else 1)
+    files = {page.parent: _file_of(page, path, tif) for page in series.pages}
+    sizes = {file: file.stat().st_size for file in files.values()}
+    return [PagedImage([series.pages[int(n)] for n in numbers], files, sizes, finish) for numbers in order]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What makes stored samples the pixels of an image (H, W, C): 0 is black, and no channel is an alpha channel.
+
+    Attributes
+    ----------
+    bits : int
+        Of a sample; one bit becomes 0 and 255.
+    inverted : bool
+        Whether 0 is stored for white.
+    samples : int
+        Number of samples in a page.
+    kept : tuple of int
+        Those that are channels.
+    cmyk : bool
+        Whether the first four of these are inks, which become red, green and blue.
+    """
+
+    bits: int
+    inverted: bool
+    samples: int
+    kept: tuple[int, ...]
+    cmyk: bool
+
+    @classmethod
+    def of(cls, path: Path, key: Any) -> Finish:
+        """By the tags of a page."""
+        samples, extra = key.samplesperpixel, tuple(key.extrasamples or ())
+        colours = samples - len(extra)
+        if colours < 1:  # damaged tag
+            colours, extra = samples, ()
+        kept = [number for number in range(samples) if number < colours or extra[number - colours] not in ALPHA]
+        cmyk = key.photometric == CMYK
+        if cmyk and (colours != 4 or key.dtype not in (np.uint8, np.uint16) or key.tags.valueof(332, 1) != 1):
+            raise UserError(
+                f"{path}: {colours} inks of {np.dtype(key.dtype).name}: only CMYK is read: convert it to RGB"
+            )
+        return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, samples, tuple(kept), cmyk)
+
+    def wrap(self, image: Rows) -> Rows:
+        """Image that is finished when its rows are read; what is mapped and finished stays as it is."""
+        is_plain = image.dtype.isnative and self.bits > 1 and not self.inverted and not self.cmyk
+        if is_plain and (self.kept == tuple(range(len(self.kept))) or image.shape[2] != self.samples):
+            return image[..., : len(self.kept)] if image.shape[2] == self.samples else image
+        return Converted(image, self)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Finish stored samples (h, W, C)."""
+        if self.bits == 1:
+            pixels = pixels != 0
+        pixels = plain(pixels)
+        if self.inverted:
+            kind, one = pixels.dtype.kind, pixels.dtype.type
+            white = 255 if self.bits == 1 else 2 ** min(self.bits, 8 * pixels.dtype.itemsize) - 1
+            pixels = one(white) - pixels if kind == "u" else ~pixels if kind == "i" else -pixels
+        if len(self.kept) < self.samples == pixels.shape[-1]:  # else the channels are pages
+            pixels = pixels[..., list(self.kept)]
+        return _rgb_of(pixels) if self.cmyk else pixels
+
+
+def _rgb_of(pixels: np.ndarray) -> np.ndarray:
+    """Red, green and blue (h, W, 3) of cyan, magenta, yellow and black; further channels follow."""
+    white = np.iinfo(pixels.dtype).max
+    light = (white - pixels[..., :4]).astype(np.uint64)
+    colours = (light[..., :3] * light[..., 3:] + white // 2) // white
+    return np.concatenate([colours.astype(pixels.dtype), pixels[..., 4:]], axis=-1)
+
+
+class PagedImage(Readable):
+    """Image (H, W, C) of one TIFF page, or of one page a channel, whose strips or tiles are read when they are needed.
+
+    Parameters
+    ----------
+    pages : list of tifffile.TiffPage
+        Of open files; the image needs them open no more.
+    files : dict
+        File of each `page.parent`.
+    sizes : dict
+        Number of bytes of each file.
+    finish : Finish
+        Makes the pixels of the samples.
+    """
+
+    def __init__(self, pages: list[Any], files: dict[Any, Path], sizes: dict[Path, int], finish: Finish) -> None:
+        key = pages[0].keyframe
+        _, _, height, width, _ = key.shaped
+        self._samples = len(pages) if len(pages) > 1 else key.samplesperpixel
+        self._stored, self._finish, self._decode = np.dtype(key.dtype), finish, key.decode
+        sample = finish(np.zeros((1, 1, self._samples), self._stored))
+        self.shape, self.dtype = (height, width, sample.shape[2]), sample.dtype
+        self._files = [files[page.parent] for page in pages]
+        self._numbers = [page.index + 1 for page in pages]
+        self._where = [list(zip(page.dataoffsets, page.databytecounts, strict=True)) for page in pages]
+        jpeg = key.compression in (6, 7, 34892, 33007)
+        self._options = [
+            {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader} if jpeg else {} for page in pages
+        ]
+        self._tall = key.tilelength if key.is_tiled else key.rowsperstrip
+        self._across = math.ceil(width / key.tilewidth) if key.is_tiled else 1
+        self._kept: dict[tuple[int, int], tuple] = {}
+        for page, where in enumerate(self._where):
+            if any(offset + count > sizes[self._files[page]] for offset, count in where):
+                raise UserError(f"{self._place(page)}: truncated: copy the file again")
+        num_byte = height * width * self._samples * self._stored.itemsize
+        check_size(self._place(0), num_byte, max(sizes.values()), copies=0)
+        self._check_segments(key)
+
+    def _check_segments(self, key: Any) -> None:
+        """Refuse strips or tiles that claim more pixels than there can be in their bytes, or in memory."""
+        wide = key.tilewidth if key.is_tiled else key.imagewidth
+        samples = key.samplesperpixel if key.planarconfig == 1 else 1
+        segment = min(self._tall, key.imagelength if not key.is_tiled else self._tall) * wide * samples
+        stored = max((count for where in self._where for _, count in where), default=0)
+        ratio = DEFLATE if key.compression in (ADOBE_DEFLATE, OLD_DEFLATE) else ANY
+        check_size(self._place(0), segment * self._stored.itemsize, stored or None, ratio=ratio, copies=2)
+
+    def _place(self, page: int) -> str:
+        return f"{self._files[page]}, page {self._numbers[page]}"
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows (h, W, C) of the image."""
+        top, bottom, step = rows.indices(self.shape[0])
+        out = np.zeros((max(bottom - top, 0), self.shape[1], self._samples), self._stored)
+        kept, self._kept = self._kept, {}
+        for page in range(len(self._numbers)):
+            with naming(f"{self._place(page)}: damaged", "copy the file again"):
+                for index in self._overlapping(page, top, bottom):
+                    decoded = kept.get((page, index)) or self._segment(page, index)
+                    if bottom < self.shape[0]:  # the next rows may need it again
+                        self._kept[page, index] = decoded
+                    self._copy(out, top, page, *decoded)
+        return self._finish(out)[::step]
+
+    def _overlapping(self, page: int, top: int, bottom: int) -> list[int]:
+        """Numbers of the strips or tiles of a page that some rows need."""
+        down = math.ceil(self.shape[0] / self._tall)
+        tops = [index // self._across % down * self._tall for index in range(len(self._where[page]))]
+        return [index for index, first in enumerate(tops) if first < bottom and first + self._tall > top]
+
+    def _segment(self, page: int, index: int) -> tuple:
+        """One strip or tile (1, h, w, C), and its place (sample, depth, y, x, channel)."""
+        offset, count = self._where[page][index]
+        with self._files[page].open("rb") as file:
+            file.seek(offset)
+            segment, place, _ = self._decode(file.read(count) or None, index, **self._options[page])
+        return segment, place
+
+    def _copy(self, out: np.ndarray, top: int, page: int, segment: np.ndarray | None, place: tuple) -> None:
+        """Copy what a strip or tile has of the rows from `top` on."""
+        if segment is None:  # a hole in a sparse file
+            return
+        sample, _, y, x, _ = place
+        pixels = segment[0][max(top - y, 0) : top + len(out) - y, : out.shape[1] - x]
+        first, channel = max(y - top, 0), sample if len(self._where) == 1 else page
+        out[first : first + len(pixels), x : x + pixels.shape[1], channel : channel + pixels.shape[2]] = pixels
+
+
+_heard = threading.local()
+
+
+class _Listener(logging.Filter):
+    """Takes the messages that tifffile logs in a thread that listens; those of others go where they always go."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is to be logged."""
+        messages = getattr(_heard, "messages", None)
+        if messages is not None:
+            messages.append(record.getMessage())
+        return messages is None
+
+
+_LISTENER = _Listener()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
+    """TIFF, and what tifffile logs meanwhile.
+
+    Refused where it only logs that the chain of pages is broken, and would go on with fewer.
+    """
+    import tifffile
+
+    logging.getLogger("tifffile").addFilter(_LISTENER)  # once, however often it is called
+    before, messages = getattr(_heard, "messages", None), []
+    _heard.messages = messages
+    try:
+        with tifffile.TiffFile(path) as tif:
+            len(tif.pages)  # walks the chain of pages: a broken link is logged here
+            yield tif, messages
+    finally:
+        _heard.messages = before
+    broken = [message for message in messages if "TiffPages" in message]
+    if broken:
+        raise UserError(f"{path}: truncated or damaged ({broken[0].split('> ')[-1]}): copy the file again")
+
+
+def tiff_geometry(path: Path) -> Geometry:
+    """Axes that its frames are counted along, the size of a pixel, the time between frames and their names.
+
+    Empty where the tags that say so are damaged: the pixels are read without them.
+    """
+    try:
+        with _opened(path) as (tif, _):
+            series = _main_series(tif)[0]
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            axes = "".join(axis for axis in sizes if axis in "TZ")
+            pixel, unit, interval = _ome_sizes(tif) if tif.ome_metadata else _imagej_sizes(tif)
+            names = (tif.imagej_metadata or {}).get("Labels", [])[:: sizes.get("C", 1)]  # ImageJ names each channel
+            labels = tuple(map(str, names)) if len(names) == math.prod(sizes[axis] for axis in axes) else ()
+            return Geometry(axes, tuple(sizes[axis] for axis in axes), pixel, unit, interval, labels)
+    except Exception:  # readers raise whatever a damaged tag makes them stumble over
+        return Geometry()
+
+
+def tiff_palette(path: Path) -> np.ndarray | None:
+    """Colours (N, 3) uint8 of the palette of a TIFF's pages; None where it has none."""
+    with _opened(path) as (tif, _):
+        page = tif.pages[0]
+        return None if page.colormap is None or page.photometric != 3 else (page.colormap.T >> 8).astype(np.uint8)
+
+
+def _ome_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
+    """Size of a pixel, its unit, and the time between frames [s], by the XML of an OME-TIFF."""
+    pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
+    found = {} if pixels is None else pixels.attrib
+    sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
+    units = {axis: found.get(f"PhysicalSize{axis}Unit", "µm") for axis in sizes}
+    return *in_micron(sizes, units), in_seconds(found.get("TimeIncrement"), found.get("TimeIncrementUnit", "s"))
+
+
+def _imagej_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
+    """The same by ImageJ's or the baseline's tags."""
+    page, imagej = tif.pages[0], tif.imagej_metadata or {}
+    interval = in_seconds(imagej.get("finterval"), str(imagej.get("tunit", "s")))
+    x, y = page.resolution
+    unit = str(imagej.get("unit", {2: "inch", 3: "cm"}.get(int(page.resolutionunit), "")))
+    unit = unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")  # as ImageJ writes them
+    if not unit or not x or not y:
+        return {}, "", interval
+    sizes = {"X": 1 / x, "Y": 1 / y} | ({"Z": imagej["spacing"]} if "spacing" in imagej else {})
+    return *in_micron(sizes, dict.fromkeys(sizes, unit)), interval

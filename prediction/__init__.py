@@ -1,0 +1,1 @@
+"""A trained network on an image of any size: tiles, objects, exports."""

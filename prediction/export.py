@@ -1,0 +1,442 @@
+"""Export a checkpoint for other programs: ONNX, TorchScript, or a package of the BioImage Model Zoo."""
+
+from __future__ import annotations
+
+import gc
+import io
+import keyword
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from torch import Tensor, nn
+
+import checkpoint
+from config import Config
+from dataset import DataInfo
+from model import MARGIN, STRIDE, class_probability
+from prediction.predictor import Predictor, load, predict_array
+from utils import FlagError, UserError, atomic_write, check_module, check_writable, say
+
+OPSET = 18  # of ONNX
+TOLERANCE = 1e-4  # largest difference of a probability between the export and the checkpoint
+ENDINGS = {"onnx": (".onnx",), "torchscript": (".pt", ".torchscript"), "bioimageio": (".zip",)}
+PACKAGES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "torchscript": [], "bioimageio": ["bioimageio.core"]}
+TRIALS = [(1, 1), (2, 3), (15, 16), (16, 16), (17, 40), (97, 130), (384, 400)]  # [px] of images it is compared on
+MIN_SIZE = 2 * MARGIN + STRIDE  # [px] of a tile of the package, whose sides are multiples of STRIDE
+
+
+class Normalisation(nn.Module):
+    """Grey values (N, C, H, W) as the network was trained on them: by each image, or by all training images.
+
+    Any grey values that float32 holds are exact enough, also 16-bit images far from 0.
+    """
+
+    def __init__(self, info: DataInfo) -> None:
+        super().__init__()
+        self.by_image = info.normalize == "image"
+        self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        if not self.by_image:
+            return (x - self.mean) / self.std
+        x = x - x[:, :, :1, :1]  # a mean far from 0 would be rounded by more than the image's details
+        x = x - _mean(x)
+        x = x - _mean(x)  # what the first one was rounded by
+        std = _mean(x * x).sqrt()
+        return x / torch.where(std > 0, std, torch.ones_like(std))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean of each channel; by rows first, since one sum of millions of float32 loses digits."""
+    return x.mean(3, keepdim=True).mean(2, keepdim=True)
+
+
+class Segmenter(nn.Module):
+    """Network and probability in one graph.
+
+    `forward` takes normalised images (N, C, H, W) of any height and width, and returns the probability (N, 1, H, W) of
+    class 1, or (N, K, H, W) of K classes.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.net, self.two = predictor.net, predictor.info.num_class == 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) normalised values to (N, K, H, W) probabilities."""
+        height, width = x.shape[2], x.shape[3]
+        x = _padded(_padded(x, 2), 3)
+        probability = class_probability(self.net.on_grid(x))[:, :, :height, :width]
+        return probability[:, 1:] if self.two else probability
+
+
+def _padded(x: Tensor, axis: int) -> Tensor:
+    """`pad_to_multiple` along one axis without a branch, as a recorded graph of free size needs it."""
+    size = x.shape[axis]
+    cells = (size + STRIDE - 1) // STRIDE
+    small = 1 // cells  # 1 where the image has one cell, which is padded to two by repetition; else 0
+    index = torch.arange((cells + small) * STRIDE, device=x.device)
+    reflected = size - 1 - (1 - small) * (index - size + 1)
+    return x.index_select(axis, torch.where(index < size, index, reflected))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an export says of its origin; nothing is said that nobody named.
+
+    Attributes
+    ----------
+    checkpoint : Path
+        Exported file.
+    authors : list of str
+        Names; may be empty.
+    license : str
+        SPDX identifier, or empty.
+    """
+
+    checkpoint: Path
+    authors: list[str]
+    license: str
+
+
+def export(config: Config) -> int:
+    """Export the checkpoint that the flags name: `main.py --mode export`.
+
+    Raises
+    ------
+    UserError
+        There is no checkpoint, a package is missing, the goal can't be written, or the export computes something else.
+    """
+    output, kind = Path(config.output), config.format
+    _check_flags(config)
+    path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
+    _check_goal(output, path)
+    predictor = load(path)
+    if predictor.info.normalize == "legacy":  # by the type of an image, which a graph can't see: as that of 8 bits
+        predictor = replace(predictor, info=replace(predictor.info, normalize="data"))
+    origin = Provenance(path, _authors(config), config.license)
+    with warnings.catch_warnings(action="ignore"):  # of exporters about themselves
+        content, difference = WRITERS[kind](predictor, origin)
+    if difference > TOLERANCE:
+        raise UserError(f"{output}: differs from {path} by {difference:.1e}: nothing was written; please report it")
+    with atomic_write(output) as file:
+        file.write(content)
+    say(f"{path} exported to {output}; it differs from the checkpoint by at most {difference:.1e}")
+    if kind == "bioimageio" and not (origin.authors and origin.license):
+        say("note: the model zoo takes a package only with author and licence: see --author and --license")
+    return 0
+
+
+def _check_flags(config: Config) -> None:
+    """Refuse flags that don't go together, and a format whose packages are missing."""
+    kind = config.format
+    if not config.output or Path(config.output).suffix.lower() not in ENDINGS[kind]:
+        raise UserError(
+            f"--output {config.output}: --format {kind} writes {' or '.join(ENDINGS[kind])}: name such a file"
+        )
+    for name in ("author", "license"):
+        if getattr(config, name) and kind != "bioimageio":
+            raise FlagError(f"--{name} {getattr(config, name)}: --format {kind} has no place for it: leave it out")
+    for package in PACKAGES[kind]:
+        check_module(package, f"--format {kind}")
+    if kind == "bioimageio":
+        _check_credits(_authors(config), config.license)
+
+
+def _check_credits(authors: list[str], license: str) -> None:
+    """Refuse names that the specification of the model zoo doesn't take."""
+    from bioimageio.spec.generic.v0_3 import Author, LicenseId
+
+    try:
+        for name in authors:
+            Author(name=name)
+    except ValueError as error:
+        raise FlagError(f"--author {name}: no name in the model zoo: write it without '/'") from error
+    try:
+        license and LicenseId(license)
+    except ValueError as error:
+        raise FlagError(f"--license {license}: no SPDX identifier: take one from https://spdx.org/licenses") from error
+
+
+def _authors(config: Config) -> list[str]:
+    """Names in `--author`."""
+    return [name.strip() for name in config.author.split(",") if name.strip()]
+
+
+def _check_goal(output: Path, path: Path) -> None:
+    """Refuse a goal that can't be written, before minutes of work, and one that is the checkpoint."""
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
+    if output.exists() and output.samefile(path):
+        raise UserError(f"--output {output} is the checkpoint itself: choose another name")
+    check_writable(output.parent)
+
+
+def _difference(predictor: Predictor, run: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Largest difference of a probability between an export and the checkpoint."""
+    worst = 0.0
+    for image in _trials(predictor.info):
+        expected = predict_array(predictor, _as_array(image[0]), tta=False).reshape(1, -1, *image.shape[2:])
+        worst = max(worst, float(np.abs(run(image) - expected).max()))
+    return worst
+
+
+def _trials(info: DataInfo) -> Iterator[np.ndarray]:
+    """Images (1, C, H, W) that the normalisation and the padding of an export must get right."""
+    rng = np.random.default_rng(0)
+    mean, std = (np.float32(values)[:, None, None] for values in (info.mean, info.std))
+    for height, width in TRIALS:
+        noise = rng.integers(0, 255, (1, info.nch_in, height, width)).astype(np.float32)
+        if info.normalize == "image":
+            yield noise
+            yield noise * 5 + 60000  # 16 bits, far from 0
+        else:  # what is unlike the training images may overflow in any of the two
+            yield mean + (noise - 127) / 73 * std
+    yield np.zeros((1, info.nch_in, 40, 50), np.float32) + mean
+
+
+def _as_array(image: np.ndarray) -> np.ndarray:
+    """Image (C, H, W) as `predict_array` takes it."""
+    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+
+
+def _example(predictor: Predictor, num: int = 1) -> Tensor:
+    """Image that a graph is recorded with."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(num, predictor.info.nch_in, 5 * STRIDE, 6 * STRIDE, generator=generator) * 255
+
+
+def _whole(predictor: Predictor) -> nn.Module:
+    """Graph from raw grey values to probabilities."""
+    return nn.Sequential(Normalisation(predictor.info), Segmenter(predictor)).eval()
+
+
+def to_onnx(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
+    """ONNX of free batch, height and width, and how much it differs when it is run."""
+    import onnxruntime
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    sizes = {0: "batch", 2: "height", 3: "width"}
+    shapes = ({axis: torch.export.Dim(name, min=2 if axis else 1) for axis, name in sizes.items()},)
+    program = torch.onnx.export(
+        _whole(predictor),
+        (_example(predictor, num=2),),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=["probability"],
+        dynamic_shapes=shapes,
+        verbose=False,
+    )
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, _difference(predictor, lambda image: session.run(None, {"image": image})[0])
+
+
+def to_torchscript(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
+    """TorchScript of free size, and how much it differs when it is run."""
+    content = _traced(_whole(predictor), _example(predictor))
+    return content, _difference(predictor, _runner(content))
+
+
+def _traced(graph: nn.Module, example: Tensor) -> bytes:
+    """TorchScript of a graph; in memory, since torch ends the process when a disk is full."""
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(graph, example, check_trace=False), buffer)
+    return buffer.getvalue()
+
+
+def _runner(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """Function that runs TorchScript."""
+    graph = torch.jit.load(io.BytesIO(content))
+
+    def run(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return graph(torch.from_numpy(image)).numpy()
+
+    return run
+
+
+def to_bioimageio(predictor: Predictor, provenance: Provenance) -> tuple[bytes, float]:
+    """Package of the BioImage Model Zoo with TorchScript inside, tested, and how much that differs.
+
+    The package names the normalisation as a step before the network, and the pixels around a tile that it sees, so
+    that a program that works by tiles gives what it would give for the whole image.
+    """
+    from bioimageio.spec import save_bioimageio_package
+
+    content = _traced(Segmenter(predictor).eval(), _example(predictor))
+    graph, normalise = _runner(content), Normalisation(predictor.info)
+    difference = _difference(predictor, lambda image: graph(normalise(torch.from_numpy(image)).numpy()))
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "package.zip"
+        (Path(folder) / "weights.pt").write_bytes(content)
+        try:
+            save_bioimageio_package(_describe(predictor, Path(folder), provenance), output_path=package)
+        except ValueError as error:  # pydantic's, also where it does not go with bioimageio.spec
+            raise UserError(f"bioimageio.spec refuses the package: {_reason(error)}") from error
+        _test_package(package)
+        gc.collect()  # bioimageio.core leaves files open in cycles of objects, which Windows would not remove
+        return package.read_bytes(), difference
+
+
+def _test_package(package: Path) -> None:
+    """Let bioimageio.core run a package on the image in it."""
+    from bioimageio.core import test_model
+
+    summary = test_model(package)
+    if summary.status == "failed":
+        raise UserError(f"bioimageio.core's test of the package failed: {summary.format()[:300]}")
+
+
+def _reason(error: ValueError) -> str:
+    """What a specification refuses, on one line."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return f"{error}: pip install -r requirements-extra.txt"
+    return "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()[:3])
+
+
+def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any:
+    """Description of the package, and the files it names."""
+    from bioimageio.spec.model import v0_5 as spec
+
+    info = predictor.info
+    names = [_identifier(name) for name in (info.class_names[1:] if info.num_class == 2 else info.class_names)]
+    image, probability = _test_images(predictor)
+    _draw_cover(folder / "cover.png", image[0, 0], probability[0, -1])
+    (folder / "README.md").write_text(_readme(predictor, provenance.checkpoint), "utf-8")
+    torchscript = spec.TorchscriptWeightsDescr(
+        source=folder / "weights.pt", pytorch_version=spec.Version(torch.__version__.split("+")[0])
+    )
+    return spec.ModelDescr(
+        name=f"U-Net for {' and '.join(names)}"[:127],
+        description="U-Net that segments microscope images, trained with pytorch-UNET's command line",
+        authors=[spec.Author(name=name) for name in provenance.authors],
+        cite=[spec.CiteEntry(text="Ronneberger et al., U-Net, MICCAI 2015", doi="10.1007/978-3-319-24574-4_28")],
+        license=provenance.license or None,
+        documentation=spec.FileDescr(source=folder / "README.md"),
+        covers=[spec.FileDescr(source=folder / "cover.png")],
+        tags=["unet", "segmentation", "2d", "pytorch"],
+        timestamp=datetime.now(UTC),
+        inputs=[_input(_save(folder, "input", image), info)],
+        outputs=[_output(_save(folder, "output", probability), names)],
+        weights=spec.WeightsDescr(torchscript=torchscript),
+    )
+
+
+def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
+    """Image (1, C, H, W) of the package and the probability (1, K, H, W) that comes out.
+
+    Its sides are `MARGIN`: mirrored by so much on every side it is nine copies, whose mean and deviation are those of
+    one, so that it doesn't matter whether a program takes them before or after. Of several the one that the network
+    answers with the widest range, since the specification refuses an output that is 0 all over.
+    """
+    rng = np.random.default_rng(0)
+    best = None
+    for cell in (1, 4, 12, 32):  # [px] of a checkerboard of random grey values
+        cells = rng.integers(0, 256, (predictor.info.nch_in, MARGIN // cell, MARGIN // cell)).astype(np.float32)
+        image = cells.repeat(cell, 1).repeat(cell, 2)
+        mirrored = np.pad(image, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "symmetric")
+        probability = predict_array(predictor, _as_array(mirrored), tta=False).reshape(-1, *mirrored.shape[1:])
+        probability = probability[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+        if best is None or np.ptp(probability) > np.ptp(best[1]):
+            best = image, probability
+    return best[0][None], best[1][None]
+
+
+def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
+    """Files of an array (1, C, H, W) that a description names: to test with, and to look at."""
+    from bioimageio.spec.model import v0_5 as spec
+
+    np.save(folder / f"{name}.npy", array)
+    tifffile.imwrite(folder / f"{name}.tif", array.squeeze(), photometric="minisblack")
+    return {
+        "test_tensor": spec.FileDescr(source=folder / f"{name}.npy"),
+        "sample_tensor": spec.FileDescr(source=folder / f"{name}.tif"),
+    }
+
+
+def _input(files: dict[str, Any], info: DataInfo) -> Any:
+    """Description of the input: raw grey values, and how they are normalised."""
+    from bioimageio.spec.model import v0_5 as spec
+
+    channels = spec.ChannelAxis(channel_names=[f"channel{number}" for number in range(info.nch_in)])
+    size = spec.ParameterizedSize(min=MIN_SIZE, step=STRIDE)
+    if info.normalize == "image":
+        normalise = spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=["y", "x"]))
+    else:
+        kwargs = spec.FixedZeroMeanUnitVarianceAlongAxisKwargs(mean=info.mean, std=info.std, axis="channel")
+        normalise = spec.FixedZeroMeanUnitVarianceDescr(kwargs=kwargs)
+    dtype = spec.EnsureDtypeDescr(kwargs=spec.EnsureDtypeKwargs(dtype="float32"))
+    return spec.InputTensorDescr(
+        id="image",
+        axes=[spec.BatchAxis(), channels, *(spec.SpaceInputAxis(id=axis, size=size) for axis in "yx")],
+        preprocessing=[dtype, normalise, dtype],
+        **files,
+    )
+
+
+def _output(files: dict[str, Any], names: list[str]) -> Any:
+    """Description of the output."""
+    from bioimageio.spec.model import v0_5 as spec
+
+    sizes = {axis: spec.SizeReference(tensor_id="image", axis_id=axis) for axis in "yx"}
+    space = [spec.SpaceOutputAxisWithHalo(id=axis, size=size, halo=MARGIN) for axis, size in sizes.items()]
+    return spec.OutputTensorDescr(
+        id="probability", axes=[spec.BatchAxis(), spec.ChannelAxis(channel_names=names), *space], **files
+    )
+
+
+def _identifier(name: str) -> str:
+    """Class name as the specification allows it: letters, digits and underscores, no digit first."""
+    letters = "".join(letter if letter.isalnum() else "_" for letter in name)
+    return letters if letters.isidentifier() and not keyword.iskeyword(letters) else f"class_{letters}"
+
+
+def _draw_cover(path: Path, image: np.ndarray, probability: np.ndarray) -> None:
+    """Picture of an input beside its output, twice as wide as high."""
+    from PIL import Image
+
+    both = np.concatenate([image, probability * 255], axis=1).clip(0, 255).astype(np.uint8)
+    Image.fromarray(both).resize((512, 256)).save(path)
+
+
+def _readme(predictor: Predictor, source: Path) -> str:
+    """What a user of the package must know."""
+    info, by_tile = predictor.info, predictor.net.arguments["norm"] in ("inorm", "gnorm")
+    classes = ", ".join(f"{name} ({value})" for name, value in zip(info.class_names, info.class_values, strict=True))
+    by = "each whole image" if info.normalize == "image" else "all training images"
+    lines = [
+        "# U-Net",
+        f"Exported from `{source.name}`. Classes: {classes}. Output: probability of the class.",
+        f"Input: raw grey values, height and width multiples of {STRIDE} px (mirror others at the bottom and right).",
+        f"Mean and standard deviation of {by} are a step before the network, to be done before an image is cut into "
+        "tiles; bioimageio.core does so when it predicts by blocks.",
+        f"Output depends on the {MARGIN} px around it (`halo`), by which tiles must overlap. At the border of an image "
+        "bioimageio.core mirrors it, where the command line pads each feature map with zeros: there the two differ. "
+        "When it predicts a whole image at once, it takes mean and deviation of the mirrored image.",
+        "The network normalises each feature map by the tile it sees: the larger the tiles, the better." * by_tile,
+        "## Validation",
+        "The package holds a test image and its output; see the training's own scores for its quality.",
+    ]
+    return "\n\n".join(filter(None, lines)) + "\n"
+
+
+WRITERS: dict[str, Callable[[Predictor, Provenance], tuple[bytes, float]]] = {
+    "onnx": to_onnx,
+    "torchscript": to_torchscript,
+    "bioimageio": to_bioimageio,
+}

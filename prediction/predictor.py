@@ -1,0 +1,257 @@
+"""A trained network for new images: `load` it, and `predict_array`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import checkpoint
+from dataset import DataInfo, as_tensor, normalise, statistics_of
+from images.frames import Rows
+from model import MARGIN, EightFold, Sides, UNet, class_probability, convert_legacy, fold_norm, memory_format
+from prediction.tiling import Bands, Span, spans, window_shape
+from utils import UserError, pick_device, pick_precision
+
+WINDOW = 2**20  # [px] of a window on a CPU, at most
+BYTES = 40  # [bytes] that a pixel of a window needs for each channel of the first level, at most
+BAND_BYTES = 8  # [bytes] that a pixel of a band of windows needs for each channel of the result, besides
+OVERLAP = 32  # [px] over which windows are blended that were normalised differently
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network with what it needs to segment an image; made by `load`.
+
+    Attributes
+    ----------
+    net : nn.Module
+        The averaged weights, with batch normalisation folded into the convolutions.
+    info : DataInfo
+        Channels, classes, and how images are normalised.
+    threshold : float
+        Probability of class 1 over which the validation scored best.
+    device : torch.device
+        What it computes on.
+    precision : torch.dtype or None
+        Of its arithmetic; None for float32.
+    background : int
+        Index of the class whose pixels belong to no object; with two classes the other one is the foreground.
+    """
+
+    net: nn.Module
+    info: DataInfo
+    threshold: float
+    device: torch.device
+    precision: torch.dtype | None = None
+    background: int = 0
+
+    @property
+    def object_threshold(self) -> float:
+        """Probability over which a pixel is foreground; with more than two classes the likeliest counts."""
+        if self.info.num_class > 2:
+            return 0.5
+        return self.threshold if self.background == 0 else round(1 - self.threshold, 6)
+
+    @property
+    def num_channel(self) -> int:
+        """Channels of a probability: 1 for two classes, else one a class."""
+        return 1 if self.info.num_class == 2 else self.info.num_class
+
+    def bands(self, image: Rows, *, tta: bool = True, tile: int = 0, every_class: bool = False) -> Bands:
+        """Probability of an image (H, W, C), computed by bands; of both of two classes, too, if wanted of every class.
+
+        Raises
+        ------
+        UserError
+            The image has other channels than the network.
+        """
+        height, width, nch = image.shape
+        if nch != self.info.nch_in:
+            raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: give it such images")
+        mean, std = map(torch.from_numpy, statistics_of(image, self.info))
+        network = self._network(tta, every_class)
+
+        def probability(window: np.ndarray, inner: Sides) -> Tensor:
+            pixels = normalise(as_tensor(np.array(window)), mean, std)  # a copy: torch takes none that is read-only
+            if not pixels.isfinite().all():
+                raise UserError("it holds NaN or infinity: repair the image")
+            result = network(pixels.movedim(-1, 0)[None].to(self.device), inner)[0]
+            if result.isnan().any():
+                raise UserError("the network's output is no number: --amp off computes with more range")
+            return result
+
+        return Bands(probability, lambda first, last: image[first:last], *self.windows(height, width, tile))
+
+    def windows(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
+        """Rows and columns of the windows of an image."""
+        blend = OVERLAP if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
+        most = self._most_pixels(height * width if blend else 0)
+        band = BAND_BYTES * self.num_channel / self._pixel_bytes
+        shape = (tile, 4 * tile) if tile else window_shape(height, width, most, band)
+        rows, columns = (spans(n, t, MARGIN, blend) for n, t in zip((height, width), shape, strict=True))
+        return rows, columns
+
+    def _network(self, tta: bool, every_class: bool) -> Any:
+        """Function from a window to the probability of its pixels."""
+        net = EightFold(self.net) if tta else self.net
+
+        def run(window: Tensor, inner: Sides) -> Tensor:
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+                logits = net(window, inner)
+            probability = class_probability(logits.float())
+            return probability[:, 1:] if self.num_channel == 1 and not every_class else probability
+
+        return run
+
+    @property
+    def _pixel_bytes(self) -> int:
+        """Memory that a pixel of a window needs."""
+        return BYTES * self.net.arguments["nch_ker"]
+
+    def _most_pixels(self, wanted: int) -> int:
+        """Pixels that a window may have; `wanted` if memory allows so many."""
+        if self.device.type == "cuda":
+            room = torch.cuda.mem_get_info(self.device)[0] // 2
+            return room // self._pixel_bytes
+        room = _memory() // 4
+        return min(max(WINDOW, wanted), room // self._pixel_bytes)
+
+
+def _memory() -> int:
+    """Memory of the machine [bytes]; 4 GiB where it doesn't say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 2**32
+
+
+def load(path: str | os.PathLike, gpu_ids: str = "-1", amp: str = "off", background: str = "") -> Predictor:
+    """Network of a checkpoint, ready to segment.
+
+    Parameters
+    ----------
+    path : path-like
+        A `.pth` of `main.py --mode train`, or of pytorch-UNET.
+    gpu_ids : str
+        GPU number, or `"-1"` for the CPU.
+    amp : {"off", "bf16", "fp16"}
+        Arithmetic; a type of 16 bits is faster where the machine computes it, and changes probabilities by about 0.01.
+    background : str
+        Name or value of the class whose pixels belong to no object; default: as in the training, else the first.
+
+    Raises
+    ------
+    UserError
+        The file is no checkpoint of this network, or has no such class.
+
+    Examples
+    --------
+    A probability for each pixel of an image::
+
+        from predict import load, predict_array
+        predictor = load("checkpoints/unet/em/model_epoch0300.pth")
+        probability = predict_array(predictor, tifffile.imread("new.tif"))
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: name a checkpoint that main.py --mode train wrote")
+    saved = checkpoint.load(path)
+    if "netG" in saved:
+        with checkpoint.fitting(path):
+            saved = convert_legacy(saved)
+            saved["data"] = asdict(_legacy_info(**saved["arch"]))
+    device = pick_device(gpu_ids)
+    return predictor_of(saved, path, device, pick_precision(amp, device), background)
+
+
+def predictor_of(
+    saved: dict[str, Any], path: Path, device: torch.device, precision: torch.dtype | None, background: str
+) -> Predictor:
+    """Network of a checkpoint in our layout, ready to segment."""
+    info = DataInfo.from_dict(saved["data"], path)
+    with checkpoint.fitting(path):
+        net = UNet(**saved["arch"])
+        net.load_state_dict((saved.get("average") or saved)["net"])
+    net = fold_norm(net).to(device, memory_format=memory_format(saved["arch"]["norm"], precision))
+    empty = find_background(info, background or saved["config"].get("background", ""))
+    return Predictor(net, info, saved.get("threshold", 0.5), device, precision, empty)
+
+
+def find_background(info: DataInfo, name: str) -> int:
+    """Index of the class that `--background` names, by its name or value; the first for none.
+
+    Raises
+    ------
+    UserError
+        There is no such class.
+    """
+    if not name:
+        return 0
+    for names in (info.class_names, list(map(str, info.class_values))):
+        if name in names:
+            return names.index(name)
+    known = ", ".join(dict.fromkeys([*info.class_names, *map(str, info.class_values)]))
+    raise UserError(f"--background {name}: no such class: choose from {known}")
+
+
+def _legacy_info(nch_in: int, nch_out: int, **_: Any) -> DataInfo:
+    """Description that pytorch-UNET's checkpoints lack."""
+    classes = list(range(max(nch_out, 2)))
+    names, shares, half = [str(k) for k in classes], [1 / len(classes)] * len(classes), [127.5] * nch_in
+    return DataInfo(nch_in, classes, names, shares, half, half, [0, 255], "legacy")
+
+
+def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, tile: int = 0) -> np.ndarray:
+    """Probability of each pixel of an image or a stack.
+
+    Parameters
+    ----------
+    predictor : Predictor
+        From `load`.
+    image : ndarray
+        (..., H, W) or (..., H, W, 1) for a network of one channel, else (..., H, W, C); any integer or float type. A
+        network with context sections takes them as its channels. A last axis of up to 4 that is shorter than the two
+        before it is taken for channels: give images that are so narrow as (..., H, W, 1).
+    tta : bool
+        Average over the eight flips and quarter turns; eight times slower.
+    tile : int
+        Height of a window [px], a multiple of 16; 0: as memory allows.
+
+    Returns
+    -------
+    ndarray of float32
+        (..., H, W) of class 1, or (..., K, H, W) of K classes; in [0, 1].
+
+    Raises
+    ------
+    UserError
+        The image has other channels than the network, or holds NaN or infinity.
+    """
+    image = np.asarray(image)
+    if predictor.info.nch_in == 1 and not _has_channels(image.shape):
+        image = image[..., None]
+    if image.ndim < 3 or 0 in image.shape or image.dtype.kind not in "uifb":
+        raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
+    result = []
+    for frame in image.reshape(-1, *image.shape[-3:]):
+        bands = predictor.bands(frame, tta=tta, tile=tile)
+        result.append(np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1))
+    probability = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
+    return probability[..., 0, :, :] if predictor.num_channel == 1 else probability
+
+
+def _has_channels(shape: tuple[int, ...]) -> bool:
+    """Whether the last axis of an array is of channels, not of columns.
+
+    Examples
+    --------
+    >>> [_has_channels(shape) for shape in [(512, 512, 3), (512, 512, 1), (30, 512, 512), (30, 1, 1), (3, 200, 3)]]
+    [True, True, False, False, False]
+    """
+    return len(shape) > 2 and shape[-1] <= 4 and shape[-1] < min(shape[-3:-1])

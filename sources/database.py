@@ -1,0 +1,222 @@
+"""Makes a database: draws, fetches or finds the images, splits and checks them, and writes the samples."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from tqdm import tqdm
+
+from config import DatabaseFlags
+from dataset import ENTRIES, SPLITS, DataInfo, SampleFile, describe, write_sample
+from images.frames import forget_files, sha256
+from sources import isbi, phantom
+from sources.labels import Classes, Masks, choose_background, find_classes
+from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
+from training.losses import border_distance
+from utils import FlagError, UserError, atomic_folder, finish_exchange, locked, say
+
+NO_LABEL, OTHER_NAME = "none", "choose another --name_data"
+VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
+FOLDERS = ("images", "labels")  # where synthetic images of different sizes go
+CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
+MAX_DRAWN = 2**30  # pixels of a synthetic stack
+
+
+def make_database(flags: DatabaseFlags) -> None:
+    """Make a database as the flags of `run_make_database.py` say.
+
+    Parameters
+    ----------
+    flags : DatabaseFlags
+        What of, and where.
+
+    Raises
+    ------
+    UserError
+        The images or labels can't be used, a database is there already, or another program uses it.
+    """
+    folder = Path(flags.dir_data) / flags.name_data
+    with locked(folder, OTHER_NAME):
+        finish_exchange(folder, ENTRIES)
+        if not flags.overwrite and any((folder / name).exists() for name in ENTRIES):
+            raise UserError(f"{folder} holds a database: add --overwrite to replace it, or choose another --name_data")
+        if flags.download and not _is_isbi(folder):
+            _refuse_to_replace(flags, [folder / name for name in isbi.PIXELS])
+            isbi.download(folder, flags.url)
+        drawn = _drawn(flags, folder)
+        with atomic_folder(folder, [*ENTRIES, *drawn], OTHER_NAME) as partial:
+            if drawn:
+                _draw(flags, partial, drawn)
+            lines = _fill(partial, flags, partial if drawn else folder)
+            forget_files()  # Windows renames no file that is mapped
+    say(f"{folder}: {lines}")
+
+
+def _fill(goal: Path, flags: DatabaseFlags, home: Path) -> str:
+    """Write samples and description into a folder, and return what to report; stacks without a name lie at home."""
+    default = FOLDERS if flags.synthetic and flags.phantom != "em" else (VOLUME, LABELS)
+    source = flags.input or _there(home / default[0])
+    target = None if flags.label == NO_LABEL else flags.label or _there(home / default[1])
+    pairs = with_context(list_pairs(source, target), flags.context)
+    sizes, hint = _split_sizes(len(pairs), flags), colour_hint([pair.input for pair in pairs])
+    if sizes["train"] < 1 and flags.label != NO_LABEL:
+        what = f"{len(pairs)} image(s), {sizes['val']} for validation, {sizes['test']} for the test"
+        raise UserError(f"{what}: none is left to train on: lower --num_val or --num_test{hint}")
+    pairs = check_pairs(pairs)
+    splits, classes = _split(pairs, sizes, flags), _classes(pairs, flags)
+    files = _write_samples(goal, splits, classes)
+    samples = (SampleFile(file).open() for file in files["train"] or files["test"])
+    info = replace(describe(samples, classes.values, classes.names), context=flags.context)
+    text = json.dumps(asdict(info) | _provenance(flags, pairs, splits), indent=1)
+    (goal / "dataset.json").write_text(text + "\n", "utf-8")
+    return _report(splits, info)
+
+
+def _there(path: Path) -> str:
+    """Where images or labels lie when no flag says it; they must be there."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder: put the stack there, or name it by --input and --label")
+    return str(path)
+
+
+def _drawn(flags: DatabaseFlags, folder: Path) -> list[str]:
+    """Names of the files or folders that are to be drawn."""
+    if not flags.synthetic:
+        return []
+    if flags.synthetic * flags.size**2 > MAX_DRAWN:
+        raise FlagError(f"--synthetic {flags.synthetic} --size {flags.size}: over {MAX_DRAWN} pixels: lower one")
+    names = [VOLUME, LABELS] if flags.phantom == "em" else [*FOLDERS]
+    _refuse_to_replace(flags, [folder / name for name in names])
+    return names
+
+
+def _draw(flags: DatabaseFlags, folder: Path, names: list[str]) -> None:
+    """Write synthetic images and their labels."""
+    for name, stack in zip(
+        names, phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed), strict=True
+    ):
+        _write_stack(folder / name, stack)
+
+
+def _write_stack(path: Path, stack: Sequence[np.ndarray]) -> None:
+    """Write images of one size as a TIFF stack, others as a folder of TIFF files."""
+    options = {"photometric": "minisblack"}  # else 3 or 4 sections would be taken for RGB
+    if path.suffix:
+        tifffile.imwrite(path, stack, **options)
+        return
+    path.mkdir()
+    for number, image in enumerate(stack):
+        tifffile.imwrite(path / f"{number:04d}.tif", image, **options)
+
+
+def _is_isbi(folder: Path) -> bool:
+    """Whether the challenge's stacks lie there already."""
+    return all((folder / n).is_file() and isbi.pixel_hash(folder / n) == pixels for n, pixels in isbi.PIXELS.items())
+
+
+def _refuse_to_replace(flags: DatabaseFlags, paths: list[Path]) -> None:
+    there = [str(path) for path in paths if path.exists()]
+    if there and not flags.overwrite:
+        raise UserError(f"{' and '.join(there)} would be replaced: choose another --name_data, or add --overwrite")
+
+
+def _split_sizes(num: int, flags: DatabaseFlags) -> dict[str, int]:
+    """Samples of each split; what has no label can only be tested."""
+    if flags.label == NO_LABEL:
+        return {"train": 0, "val": 0, "test": num}
+    tenth = max(1, round(num / 10))
+    num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
+    return {"train": num - num_val - num_test, "val": num_val, "test": num_test}
+
+
+def _split(pairs: list[Pair], sizes: dict[str, int], flags: DatabaseFlags) -> dict[str, list[Pair]]:
+    """Share the pairs out."""
+    order = np.arange(len(pairs))
+    if flags.split == "random":
+        order = np.random.default_rng(flags.seed).permutation(len(pairs))
+    blocks = np.split(order, np.cumsum([sizes[split] for split in SPLITS])[:-1])
+    return {split: [pairs[i] for i in np.sort(block)] for split, block in zip(SPLITS, blocks, strict=True)}
+
+
+def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
+    """Classes of the labels, named and ordered as the flags say."""
+    labels = [pair.label for pair in pairs if pair.label]
+    if not labels:
+        return Classes([], [], lambda label: label.read()[..., 0])
+    classes = find_classes(labels, flags.threshold, flags.objects or isinstance(labels[0], Masks))
+    if flags.class_names:
+        classes = classes._replace(names=_given_names(flags, classes))
+    elif flags.synthetic or flags.download:
+        classes = classes._replace(names=CLASS_NAMES[flags.phantom])
+    return choose_background(classes, flags.background, flags.foreground)
+
+
+def _given_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
+    """Names as the flag gives them, one a class in the order of the values."""
+    names = [name.strip() for name in flags.class_names.split(",")]
+    if len(set(names)) != len(names) or len(names) != len(classes.values) or not all(map(_is_name, names)):
+        what = f"the labels have {len(classes.values)} classes, {classes.values}"
+        raise UserError(f"--class_names {flags.class_names}: {what}: give each one name of letters and digits")
+    return names
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"[\w -]+", text) is not None
+
+
+def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes) -> dict[str, list[Path]]:
+    """Write all samples, and return their files."""
+    files: dict[str, list[Path]] = {split: [] for split in splits}
+    jobs = [(split, number, pair) for split, pairs in splits.items() for number, pair in enumerate(pairs)]
+    for split, number, pair in tqdm(jobs, desc="write", disable=None, leave=False):
+        (folder / split).mkdir(exist_ok=True)
+        files[split].append(folder / split / f"{number:05d}.npy")
+        label = None if pair.label is None else classes.indices(pair.label).astype(np.uint8)
+        write_sample(files[split][-1], pair.read(), label)
+        if split == "train" and len(classes.values) == 2:  # once here, and not before each training
+            np.save(SampleFile(files[split][-1]).distance, border_distance(label))
+    return files
+
+
+def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: dict[str, list[Pair]]) -> dict[str, Any]:
+    """Where the samples come from."""
+    sources = dict.fromkeys(path for pair in pairs for path in pair.files)
+    return {
+        "split": {"kind": flags.split, "seed": flags.seed},
+        "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
+        "samples": {
+            split: [
+                {"file": f"{number:05d}.npy", "source": pair.input.path.name, "frame": pair.input.index}
+                for number, pair in enumerate(members)
+            ]
+            for split, members in splits.items()
+        },
+    }
+
+
+def _report(splits: dict[str, list[Pair]], info: DataInfo) -> str:
+    """What was made."""
+    images = [pair.input.open() for members in splits.values() for pair in members]
+    sizes = sorted({image.shape[:2] for image in images})
+    shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")
+    lines = [", ".join(f"{len(members)} {split}" for split, members in splits.items())]
+    lines += [f"images: {shown} px, {info.nch_in} channel(s) of {images[0].dtype.name}"]
+    for index, value in enumerate(info.class_values):
+        role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")
+        words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")
+        lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of pixels"]
+        if not info.class_share[index] and splits["train"]:
+            lines += [f"warning: no training sample has class {index}: make another --split, or annotate more"]
+    lines += [f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}"]
+    return "\n".join(lines)
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,286 @@
+"""Label images: which classes their values or colours are, and which class a pixel has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from dataset import MAX_CLASS
+from images.frames import Frame, read_palette
+from utils import UserError, say
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Label image made of one mask an object.
+
+    Attributes
+    ----------
+    frames : tuple of Frame
+        The masks; what is not 0 is the object.
+    """
+
+    frames: tuple[Frame, ...]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def path(self) -> Path:
+        """Folder of the masks."""
+        return self.frames[0].path.parent
+
+    def read(self) -> np.ndarray:
+        """Number of the object, from 1, at each pixel (H, W, 1); 0 where there is none."""
+        numbers = np.zeros((*self.frames[0].open().shape[:2], 1), np.uint32)
+        for number, frame in enumerate(self.frames, 1):
+            inside = frame.read().any(-1, keepdims=True)
+            if inside.shape != numbers.shape:
+                sizes = f"{inside.shape[:2]}, {self.frames[0]} {numbers.shape[:2]}"
+                raise UserError(f"{frame} has (height, width) {sizes}: the masks of an image must agree")
+            numbers[inside] = number
+        return numbers
+
+
+Label = Frame | Masks
+
+
+class Classes(NamedTuple):
+    """How label pixels become class indices.
+
+    Attributes
+    ----------
+    values : list
+        Of each class: a grey value or index of a palette, an [r, g, b] colour, or words where a flag makes the classes.
+    names : list of str
+        Of each class.
+    indices : callable
+        From a label image to class indices (H, W).
+    """
+
+    values: list
+    names: list[str]
+    indices: Callable[[Label], np.ndarray]
+
+    def starting_with(self, index: int) -> Classes:
+        """The same classes, of which another is class 0."""
+        order = [index, *(k for k in range(len(self.values)) if k != index)]
+        rank = np.argsort(order)
+        values, names = ([of[k] for k in order] for of in (self.values, self.names))
+        return Classes(values, names, lambda label: rank[np.asarray(self.indices(label), np.intp)])
+
+
+def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
+    """One number a pixel, (H, W) of a label image (H, W, C): its grey value, or its colour as 0xRRGGBB.
+
+    Examples
+    --------
+    >>> label_keys(np.uint8([[[255, 0, 1]]]), colour=True).tolist() == [[0xFF0001]]
+    True
+    """
+    if not colour:
+        return label[..., 0]
+    return (np.broadcast_to(label, (*label.shape[:2], 3)).astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(-1)
+
+
+def part_objects(numbers: np.ndarray) -> np.ndarray:
+    """Classes (H, W) of a label image (H, W) that numbers its objects: 0, and where two touch, is background.
+
+    Examples
+    --------
+    >>> part_objects(np.array([[0, 7, 7, 7, 2, 2, 0, 2]])).astype(int)
+    array([[0, 1, 1, 0, 0, 1, 0, 1]])
+    """
+    inside = numbers > 0
+    lowest = ndimage.minimum_filter(np.where(inside, numbers, numbers.max()), 3)
+    return inside & (lowest == ndimage.maximum_filter(numbers, 3))
+
+
+def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool) -> Classes:
+    """Classes of label images, in the order of their values, and named by them.
+
+    Parameters
+    ----------
+    labels : sequence of Frame or Masks
+        The label images.
+    threshold : float or None
+        Makes two classes of grey values, over it or not; None: the values are the classes.
+    objects : bool
+        Make two classes of labels that number the objects.
+
+    Raises
+    ------
+    UserError
+        There is one class alone, or more than can be meant; or the labels are colours and can't be compared.
+    """
+    if objects or threshold is not None:
+        return _two_classes(labels, threshold, objects)
+    read = _reader(labels)
+    colours = [_is_colour_label(label, read(label)) for label in labels]  # looks at all: each may be refused
+    colour = any(colours)
+    counts, seen = Counter(), []
+    for label in tqdm(labels, desc="labels", disable=None, leave=False):
+        keys, numbers = np.unique(label_keys(read(label), colour), return_counts=True)
+        counts.update(dict(zip(keys.tolist(), numbers.tolist(), strict=True)))
+        seen.append(set(keys.tolist()))
+        if len(counts) > MAX_CLASS or any(key != key for key in counts):
+            _refuse_labels(label, counts, colour)
+    keys = sorted(counts)
+    if len(keys) == 1:
+        raise UserError(f"{labels[0].path}: all labels have the one value {keys[0]}: annotate at least two classes")
+    if not colour:
+        _check_one_bit(labels, seen)
+        _hint_at_objects(labels, keys, read)
+    values = [_rgb(key) if colour else int(key) if key == int(key) else key for key in keys]  # 1, not 1.0
+    return Classes(
+        values, [_name(value) for value in values], lambda label: np.searchsorted(keys, label_keys(read(label), colour))
+    )
+
+
+def _two_classes(labels: Sequence[Label], threshold: float | None, objects: bool) -> Classes:
+    """Classes of labels whose values are not the classes."""
+    if objects and threshold is not None:
+        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
+    flag = "--objects on" if objects else f"--threshold {threshold:g}"
+    low, high = np.inf, -np.inf
+    for label in tqdm(labels, desc="labels", disable=None, leave=False):
+        pixels = label.read()
+        if _is_colour_label(label, pixels):
+            raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")
+        low, high = min(low, pixels.min()), max(high, pixels.max())
+    if not (high > 0 if objects else low <= threshold < high):
+        wanted = "a value above 0 is needed" if objects else "choose a threshold between them"
+        raise UserError(f"{flag}: the label values go from {low:g} to {high:g}, which is one class: {wanted}")
+    if objects:
+        names = ["background", "object"]
+        return Classes(names, names, lambda label: part_objects(label.read()[..., 0]))
+    names = [f"<= {threshold:g}", f"> {threshold:g}"]
+    return Classes(names, names, lambda label: label.read()[..., 0] > threshold)
+
+
+def choose_background(classes: Classes, background: str, foreground: str) -> Classes:
+    """Classes of which the background is class 0, and for two classes the foreground class 1.
+
+    Parameters
+    ----------
+    classes : Classes
+        As found.
+    background, foreground : str
+        Value of a class in the labels, a colour as `r,g,b`; empty: as found.
+
+    Raises
+    ------
+    UserError
+        No class has that value, or there are more than two for a foreground.
+    """
+    if foreground and len(classes.values) != 2:
+        raise UserError(f"--foreground {foreground}: there are {len(classes.values)} classes, not 2: use --background")
+    first = 0
+    if foreground:
+        first = 1 - _index_of(classes, "--foreground", foreground)
+    if background:
+        given = _index_of(classes, "--background", background)
+        if foreground and given != first:
+            raise UserError(f"--foreground {foreground}: that is the background: leave one out")
+        first = given
+    return classes.starting_with(first)
+
+
+def _index_of(classes: Classes, flag: str, text: str) -> int:
+    """Number of the class whose value a flag gives."""
+    for index, value in enumerate(classes.values):
+        numbers = value if isinstance(value, list) else [value]
+        if text.strip() == str(value) or _numbers(text) == numbers:
+            return index
+    shown = "; ".join(",".join(map(str, value)) if isinstance(value, list) else str(value) for value in classes.values)
+    raise UserError(f"{flag} {text}: no class has that value: the labels have {shown}")
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers with commas; none where it is something else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+
+
+def _refuse_labels(label: Label, counts: Counter, colour: bool) -> NoReturn:
+    total = sum(counts.values())
+    frequent = ", ".join(f"{_rgb(key) if colour else key} ({n / total:.1%})" for key, n in counts.most_common(8))
+    raise UserError(
+        f"{label}: {len(counts)} distinct label values, at most {MAX_CLASS} classes are allowed; the most frequent are"
+        f" {frequent}: save the labels without compression loss or interpolation, make two classes by --threshold T,"
+        " or, if they number the objects, by --objects on"
+    )
+
+
+def _check_one_bit(labels: Sequence[Label], seen: list[set]) -> None:
+    """Refuse masks of which some are 0 and 1, others 0 and 255: as values of one set they were three classes."""
+    if set().union(*seen) == {0, 1, 255} and not any({1, 255} <= values for values in seen):
+        one, other = (next(label for label, values in zip(labels, seen, strict=True) if v in values) for v in (1, 255))
+        raise UserError(f"{one} has the values 0 and 1, {other} 0 and 255: save all masks in one of both ways")
+
+
+def _hint_at_objects(labels: Sequence[Label], keys: list, read: Callable[[Label], np.ndarray]) -> None:
+    """Warn where the values seem to number objects: gapless from 0, and each of one piece in every image."""
+    if len(keys) < 4 or keys != list(range(len(keys))):
+        return
+    for label in labels[:20]:
+        numbers = read(label)[..., 0]
+        if any(ndimage.label(numbers == key, np.ones((3, 3)))[1] > 1 for key in keys[1:]):
+            return
+    say(f"warning: {len(keys)} classes, each of one piece in an image: if the labels number objects, add --objects on")
+
+
+def _reader(labels: Sequence[Label]) -> Callable[[Label], np.ndarray]:
+    """How label images are read: where all have one palette with colours, the classes are its indices."""
+    palette: dict[int, tuple] = {}
+    for label in labels:
+        found = read_palette(label)
+        if found is None:
+            return _read_colours
+        for index in np.unique(found[0]).tolist():
+            colour = tuple(found[1][index].tolist())
+            if palette.setdefault(index, colour) != colour:
+                say(f"warning: {label}: another palette than the files before: the classes are colours, not indices")
+                return _read_colours
+    if all(red == green == blue for red, green, blue in palette.values()):
+        return _read_colours
+    say("the labels have a palette: the classes are its indices")
+    return lambda label: read_palette(label)[0][..., None]
+
+
+def _read_colours(label: Label) -> np.ndarray:
+    """Label image (H, W, C) of grey values or colours."""
+    found = read_palette(label)
+    return label.read() if found is None else found[1][found[0]]
+
+
+def is_colour(image: np.ndarray) -> bool:
+    """Whether an image (H, W, C) has three channels that differ."""
+    return bool(image.shape[2] == 3 and (image != image[..., :1]).any())
+
+
+def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
+    """Whether a label image has colours."""
+    colour = is_colour(pixels)
+    if pixels.shape[2] not in (1, 3) or (colour and pixels.dtype != np.uint8):
+        what = f"{pixels.shape[2]} channels of {pixels.dtype.name}"
+        raise UserError(f"{label}: {what}: labels must be grey or 8-bit colours")
+    return colour
+
+
+def _rgb(key: int) -> list[int]:
+    return [key >> 16, key >> 8 & 255, key & 255]
+
+
+def _name(value: Any) -> str:
+    """Name of a class that has none: its value, or its colour as in HTML."""
+    return "#" + bytes(value).hex() if isinstance(value, list) else str(value)

@@ -1,0 +1,217 @@
+"""Which image belongs to which label, and what makes them samples of one database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from string import digits
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset import check_values
+from images.frames import Frame, Source, files_of, list_frames, with_neighbours
+from sources.labels import Masks, is_colour
+from utils import UserError, say
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the image with its labels, if there is one.
+
+    Attributes
+    ----------
+    input : Frame
+        The image.
+    label : Frame, Masks or None
+        Its labels.
+    stack : tuple of Frame
+        The sections around it that become channels of the sample; empty: the image alone.
+    channels : int
+        1 or 3 where images of one set are converted from colours or to them; 0: as they are.
+    """
+
+    input: Frame
+    label: Frame | Masks | None
+    stack: tuple[Frame, ...] = ()
+    channels: int = 0
+
+    def read(self) -> np.ndarray:
+        """Pixels (H, W, C) of the sample: the image, or the sections around it one after another."""
+        frames = [frame.read() for frame in self.stack or (self.input,)]
+        return np.concatenate([_converted(frame, self.channels) for frame in frames], axis=-1)
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the image and its labels."""
+        labels = self.label.frames if isinstance(self.label, Masks) else [self.label] if self.label else []
+        return files_of([self.input, *labels])
+
+
+def _converted(image: np.ndarray, channels: int) -> np.ndarray:
+    """Image with so many channels: grey thrice, or the first of three that are equal."""
+    if channels > image.shape[2]:
+        return np.repeat(image, channels, axis=2)
+    return image[..., : channels or None]
+
+
+def list_pairs(source: Source, target: Source | None) -> list[Pair]:
+    """Images with their labels: pages in order, or the files of two folders by name.
+
+    Parameters
+    ----------
+    source : str, Path or sequence of them
+        Stack, folder or pattern of images.
+    target : str, Path, sequence of them or None
+        That of their labels; None: there are none.
+
+    Raises
+    ------
+    UserError
+        There is no image, or an image or a label has no partner.
+    """
+    images = list_frames(source)
+    if target is None:
+        return [Pair(image, None) for image in images]
+    labels = list_frames(target)
+    if not _is_stack(source) and not _is_stack(target):
+        images = _without_labels(images, labels, source, target)
+        return _pairs_by_folder(images, labels) or _pairs_by_name(images, labels, source, target)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{source} has {len(images)} pages, {target} has {len(labels)}: they must have one label a page"
+            f"{colour_hint(images)}{colour_hint(labels)}"
+        )
+    return [Pair(*both) for both in zip(images, labels, strict=True)]
+
+
+def _is_stack(source: Source) -> bool:
+    """Whether images are the pages of one file."""
+    return isinstance(source, str | Path) and Path(source).is_file()
+
+
+def colour_hint(frames: list[Frame]) -> str:
+    """What may be wrong with a single image of several channels: they may be meant as sections."""
+    channels = frames[0].open().shape[2]
+    if len(frames) > 1 or channels < 3:
+        return ""
+    return (
+        f"; {frames[0].path} is one image of {channels} channels: if these are sections, save them along Z (ImageJ:"
+        " Image > Properties; Python: tifffile.imwrite(path, stack, imagej=True, metadata={'axes': 'ZYX'}))"
+    )
+
+
+def _without_labels(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Frame]:
+    """Images that are not matched as labels, too, as `*.tif` beside `*_mask.tif`."""
+    files = {label.path for label in labels}
+    rest = [image for image in images if image.path not in files]
+    if not rest:
+        raise UserError(f"{target}: the images of {source} are all labels, too: name the images alone by --input")
+    if len(rest) < len(images):
+        say(f"{len(images) - len(rest)} image(s) of {source} are labels by {target}: not taken as images")
+    return rest
+
+
+def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
+    """Pairs of images that have a folder each, with a mask for each object: `ID/images/*`, `ID/masks/*`; else none."""
+    of_folder: dict[Path, list[Frame]] = {}
+    for label in labels:
+        of_folder.setdefault(label.path.parent.parent, []).append(label)
+    folders = [image.path.parent.parent for image in images]
+    if set(folders) != of_folder.keys() or len(set(folders)) < len(images) or len(labels) <= len(images):
+        return []
+    say(f"{len(labels)} masks of {len(images)} images: one a object, to be parted where they touch, as by --objects on")
+    return [Pair(image, Masks(tuple(of_folder[folder]))) for image, folder in zip(images, folders, strict=True)]
+
+
+def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
+    """Pair frames whose files have one name, the type apart; or names that differ by what all have; or one number."""
+    ways = [[_keyed(frames, parts) for frames in (images, labels)] for parts in (list, _differences, _last_numbers)]
+    of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
+    paired = {of[key] for key in of_images.keys() & of_labels.keys() for of in (of_images, of_labels)}
+    lonely = [str(frame) for frame in (*images, *labels) if frame not in paired]
+    if lonely:
+        more = f" and {len(lonely) - 10} more" if len(lonely) > 10 else ""
+        listed = ", ".join(lonely[:10]) + more
+        raise UserError(f"no partner for {listed}: give an image in {source} and its label in {target} the same name")
+    return [Pair(frame, of_labels[key]) for key, frame in of_images.items()]
+
+
+def _keyed(frames: list[Frame], parts: Callable[[list[str]], list[str]]) -> dict[tuple[str, int], Frame]:
+    """Frames by a part of their file's name, and their number in it."""
+    names = parts([frame.path.stem for frame in frames])
+    return {(name, frame.index): frame for name, frame in zip(names, frames, strict=True)}
+
+
+def _differences(stems: list[str]) -> list[str]:
+    """Names without the beginning and the end that all have, which cut no number, and without leading zeros.
+
+    Examples
+    --------
+    >>> _differences(["21_manual1", "22_manual1"]), _differences(["cell007", "cell012"])
+    (['21', '22'], ['7', '12'])
+    """
+    first = _beginning(stems).rstrip(digits)
+    last = _beginning([stem[::-1] for stem in stems])[::-1].lstrip(digits)
+    return [stem.removeprefix(first).removesuffix(last).lstrip("0") for stem in stems]
+
+
+def _beginning(names: list[str]) -> str:
+    """What all names begin with."""
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same)
+
+
+def _last_numbers(stems: list[str]) -> list[str]:
+    """Last number in each name, without leading zeros; the name if there is none."""
+    return [[stem, *re.findall(r"\d+", stem)][-1].lstrip("0") for stem in stems]
+
+
+def with_context(pairs: list[Pair], context: int) -> list[Pair]:
+    """Pairs whose images have their neighbours in the stack as further channels."""
+    if not context:
+        return pairs
+    around = with_neighbours([pair.input for pair in pairs], context)
+    return [replace(pair, stack=tuple(frames)) for pair, frames in zip(pairs, around, strict=True)]
+
+
+def check_pairs(pairs: list[Pair]) -> list[Pair]:
+    """Pairs whose images have one count of channels: grey images beside colours become colours, or colours grey.
+
+    Raises
+    ------
+    UserError
+        Images don't go together, or can't be trained on.
+    """
+    first, kinds = pairs[0].input, {}
+    dtype = first.open().dtype
+    for pair in tqdm(pairs, desc="check", disable=None, leave=False):
+        image = pair.input.read()
+        check_values(pair.input, image, None, 0)
+        if image.dtype.name != dtype.name:
+            raise UserError(f"{pair.input} is {image.dtype.name}, {first} {dtype.name}: convert them to one type")
+        kinds.setdefault(image.shape[2], []).append(pair.input)
+        for frame in pair.stack:
+            if frame.open().shape[:2] != image.shape[:2]:
+                what = f"{frame} has shape {frame.open().shape[:2]}, {pair.input} {image.shape[:2]}"
+                raise UserError(f"{what}: neighbours of --context must be of one size")
+        if pair.label and (size := pair.label.read().shape[:2]) != image.shape[:2]:
+            what = f"{pair.label} has (height, width) {size}, {pair.input} {image.shape[:2]}"
+            raise UserError(f"{what}: they must agree")
+    return pairs if len(kinds) == 1 else _of_one_kind(pairs, kinds)
+
+
+def _of_one_kind(pairs: list[Pair], kinds: dict[int, list[Frame]]) -> list[Pair]:
+    """Grey and RGB images as RGB, or where the RGB images are all copies of grey ones, as grey."""
+    if kinds.keys() != {1, 3}:
+        shown = ", ".join(f"{frames[0]} has {channels} channel(s)" for channels, frames in kinds.items())
+        raise UserError(f"{shown}: convert them to one count")
+    colours = sum(is_colour(frame.read()) for frame in kinds[3])
+    if colours:
+        say(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB: the grey ones become RGB")
+    else:
+        say(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB without a colour: these become grey")
+    return [replace(pair, channels=3 if colours else 1) for pair in pairs]

@@ -1,0 +1,191 @@
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+
+from evaluation.metrics import (
+    challenge_scores,
+    confusion_matrix,
+    confusion_scores,
+    contingency,
+    dice,
+    iou,
+    mask_scores,
+    mean_scores,
+    object_scores,
+    pixel_error,
+    rand_error,
+    thin_borders,
+    v_info,
+    v_rand,
+    warping_scores,
+)
+
+LABEL = np.array([[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
+PREDICTION = np.array([[[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
+
+
+def test_scores_of_a_mask_worked_out_by_hand():
+    matrix = confusion_matrix(LABEL, PREDICTION, 2)[0].numpy()
+    assert matrix.tolist() == [[11, 1], [1, 3]]
+    assert dice(matrix) == pytest.approx([22 / 24, 6 / 8])
+    assert iou(matrix) == pytest.approx([11 / 13, 3 / 5])
+    assert pixel_error(matrix) == 2 / 16
+
+
+def test_all_scores_of_all_small_masks_lie_in_0_to_1():
+    masks = np.array(list(itertools.product((0, 1), repeat=4))).reshape(16, 2, 2)
+    labels, predictions = np.repeat(masks, 16, axis=0), np.tile(masks, (16, 1, 1))
+    matrices = confusion_matrix(labels, predictions, 2).numpy()
+    for score in (dice(matrices), iou(matrices), pixel_error(matrices)):
+        assert score.min() >= 0
+        assert score.max() <= 1
+    assert (dice(matrices)[:: 16 + 1] == 1).all()  # each mask against itself, the empty and the full one too
+    assert (pixel_error(matrices)[:: 16 + 1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction"), [([[[0, 255]]], [[[0, 1]]]), ([[[0, 1]]], [[[0, 2]]]), ([[[0]]], [[[0, 1]]])]
+)
+def test_what_is_no_class_map_is_refused(label, prediction):
+    with pytest.raises(ValueError, match="must"):
+        confusion_matrix(torch.tensor(label), torch.tensor(prediction), 2)
+
+
+def test_scores_carry_the_names_of_their_classes():
+    scores = confusion_scores(np.array([[1, 1, 0], [0, 2, 0], [0, 0, 0]]), ["a", "b", "c"])
+    assert scores["dice_a"] == pytest.approx(2 / 3)
+    assert scores["iou_c"] == 1
+    assert mean_scores([scores, scores]) == pytest.approx(scores)
+
+
+def load_case(path):
+    """Label and probability of a golden case; the levels are divided in float32 and compared in float64."""
+    with np.load(path) as case:
+        return case["label"], (case["prob"].astype(np.float32) / np.float32(255)).astype(np.float64)
+
+
+def golden_cases():
+    local = sorted((Path(__file__).parents[1] / "golden").glob("voronoi_*.npz"))
+    real = SHARED / "golden" / "isbi_metrics" / "isbi_real.npz"
+    return [*local, pytest.param(real, marks=pytest.mark.skipif(not real.exists(), reason="needs ../shared/golden"))]
+
+
+@pytest.mark.parametrize("path", golden_cases(), ids=lambda path: path.stem)
+def test_scores_agree_with_fijis_own_code(path):
+    expected = json.loads((path.parent / "expected.json").read_text())[path.stem]
+    labels, probabilities = load_case(path)
+    thresholds = tuple(expected["thresholds"][:-1])  # at 1.0 the truth has no cell left
+    scores = [challenge_scores(*pair, thresholds) for pair in zip(labels, probabilities, strict=True)]
+    for name, theirs, tolerance in (
+        ("v_rand", "v_rand_thin", 2e-3),
+        ("v_info", "v_info_thin", 2e-3),
+        ("pixel_error", "pixel_error", 1e-6),
+    ):
+        ours = np.mean([score[name] for score in scores], axis=0)
+        np.testing.assert_allclose(ours, expected[theirs][:-1], atol=tolerance)
+        if name != "pixel_error":
+            assert ours.max() == pytest.approx(expected[f"max_{theirs}"], abs=1e-3)
+    error = rand_error(sum(score["rand_counts"] for score in scores))
+    assert error == pytest.approx(expected["rand_error"], abs=1e-6)
+
+
+def test_v_rand_and_v_info_of_a_split_and_a_merger_by_hand():
+    whole, halves = np.ones((2, 4), int), np.array([[1, 1, 2, 2]] * 2)
+    merger, split = contingency(halves, whole), contingency(whole, halves)
+    assert v_rand(merger) == v_rand(split) == pytest.approx(2 * 32 / (32 + 64))  # 4^2 + 4^2 of 8^2
+    assert v_info(merger) == v_info(split) == 0  # one segment tells nothing of two
+    assert v_rand(contingency(halves, halves)) == v_info(contingency(halves, halves)) == 1
+    lost = contingency(whole, np.zeros((2, 4), int))  # each pixel a segment of its own
+    assert v_rand(lost) == pytest.approx(2 * 1 / (64 + 1)) and v_info(lost) == pytest.approx(0, abs=1e-12)
+
+
+def test_thin_borders_are_one_pixel_wide_and_part_the_segments():
+    mask = np.zeros((9, 11), bool)
+    mask[2:7, 1:4] = mask[1:8, 8:10] = True
+    segments = thin_borders(mask)
+    assert np.array_equal(segments[mask] > 0, np.ones(mask.sum(), bool))
+    assert ((segments == 0).sum(1) == 1).all()  # one border pixel a row
+    left, right = np.unique(segments[2:7, 1:4]), np.unique(segments[1:8, 8:10])
+    assert len(left) == len(right) == 1 and left != right
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_empty_and_full_masks_have_scores_from_0_to_1(value):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, (16, 16))
+    constant = np.full((16, 16), float(value))
+    for truth, probability in ((label, constant), (constant, label * 1.0), (constant, constant)):
+        scores = challenge_scores(truth, probability)
+        assert 0 <= rand_error(scores.pop("rand_counts")) <= 1
+        assert all(values.min() >= 0 and values.max() <= 1 for values in scores.values())
+        scores = mask_scores(truth, probability > 0.5)
+        assert all(score >= 0 for score in scores.values())
+        assert all(score <= 1 for name, score in scores.items() if not name.startswith("num_"))
+    assert challenge_scores(constant, constant)["v_rand"].tolist() == [1.0] * 9
+
+
+def test_objects_are_matched_by_more_than_half():
+    truth = np.array([[1, 1, 1, 0, 2, 2, 2, 0, 3, 3]])
+    proposal = np.array([[7, 7, 0, 0, 9, 9, 9, 9, 0, 0]])
+    scores = object_scores(truth, proposal)  # 2 of 3 and 3 of 4 pixels; object 3 is missed
+    assert scores["object_f1"] == pytest.approx(2 * 2 / (3 + 2))
+    assert scores["matched_iou"] == pytest.approx((2 / 3 + 3 / 4) / 2)
+    assert object_scores(truth, truth) == {"object_f1": 1.0, "matched_iou": 1.0}
+    assert object_scores(truth, 0 * truth) == {"object_f1": 0.0, "matched_iou": 0.0}
+    assert object_scores(truth.clip(1), truth.clip(1))["object_f1"] == 1.0  # no background at all
+
+
+def test_a_deformed_cell_is_no_topological_error_and_a_hole_is_neither_split_nor_merger():
+    label, moved = np.zeros((2, 24, 24), bool)
+    label[4:16, 4:16] = moved[6:20, 2:12] = True
+    assert warping_scores(label, moved) == {"warping_error": 0.0, "num_split": 0, "num_merger": 0}
+    moved[12, 7] = False
+    assert warping_scores(label, moved) == {"warping_error": 1 / 576, "num_split": 0, "num_merger": 0}
+
+
+def test_splits_and_mergers_of_cells_in_a_row():
+    label = np.ones((20, 40), bool)
+    label[:, ::10] = False  # four cells between walls at 0, 10, 20, 30
+    mask = np.roll(label, 1, axis=1)
+    mask[:, 0] = False
+    assert warping_scores(label, mask)["warping_error"] == 0  # the walls shifted
+    mask[5:15, 11] = mask[5:15, 21] = True  # two walls broken
+    mask[:, 36:38] = False  # and a cell cut in two by a broad line
+    scores = warping_scores(label, mask)
+    assert (scores["num_split"], scores["num_merger"]) == (1, 2)
+    assert scores["warping_error"] == (1 + 1 + 20) / 800  # a pixel joins, a line of 20 cuts
+
+
+def test_large_images_are_thinned_to_lines_as_others_are(monkeypatch):
+    label, probability = (
+        stack[0] for stack in load_case(Path(__file__).parents[1] / "golden" / "voronoi_a_blurred.npz")
+    )
+    usual = challenge_scores(label, probability)
+    monkeypatch.setattr("evaluation.metrics.LARGE", 0)
+    large = challenge_scores(label, probability)
+    for name in ("v_rand", "v_info"):
+        np.testing.assert_allclose(large[name], usual[name], atol=2e-3)
+    segments = thin_borders(probability > 0.5)
+    for axis in (0, 1):  # no two segments touch
+        first, second = np.moveaxis(segments, axis, 0)[:-1], np.moveaxis(segments, axis, 0)[1:]
+        assert ((first == second) | (first == 0) | (second == 0)).all()
+    assert thin_borders(np.zeros((5, 5), bool)).max() == 0 and thin_borders(np.ones((5, 5), bool)).min() == 1
+
+
+def test_scores_of_random_masks_lie_in_their_ranges():
+    rng = np.random.default_rng(0)
+    for density in (0.1, 0.5, 0.9):
+        label, mask = rng.random((2, 24, 24)) < density
+        scores = mask_scores(label, mask, rng.integers(0, 9, (24, 24)))
+        counts = {name: scores.pop(name) for name in ("num_split", "num_merger")}
+        assert all(0 <= value <= 1 for value in scores.values()) and all(count >= 0 for count in counts.values())
+
+
+def test_many_objects_need_no_table_of_all_pairs():
+    numbers = np.arange(1, 250_001).reshape(500, 500)  # all pairs would be 500 GB
+    assert object_scores(numbers, numbers + 7) == {"object_f1": 1.0, "matched_iou": 1.0}

@@ -1,0 +1,91 @@
+import csv
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.report import (
+    input_picture,
+    label_picture,
+    palette,
+    probability_picture,
+    save_images,
+    write_index,
+    write_metrics,
+)
+
+
+class Outline(HTMLParser):
+    """Collects tags and images, and checks that tags are closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.images, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.images.append(dict(attrs)["src"])
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_picture_of_a_constant_mask_shows_that_constant(tmp_path, constant):
+    mask = np.full((4, 5), constant, np.uint8)
+    probability = np.stack([1.0 - mask, mask])
+    save_images(tmp_path / "images", 3, {"label": label_picture(mask, 2), "output": probability_picture(probability)})
+    for kind in ("label", "output"):
+        picture = np.asarray(Image.open(tmp_path / "images" / f"0003-{kind}.png"))
+        assert (picture == 255 * constant).all() and picture.shape == (4, 5)
+
+
+def test_the_output_is_the_probability_in_8_bits():
+    probability = np.array([[[0.0, 0.2, 0.5, 1.0]]])
+    assert probability_picture(np.concatenate([1 - probability, probability])).tolist() == [[0, 51, 128, 255]]
+
+
+def test_grey_values_are_not_stretched():
+    pixels = np.arange(60, 120, dtype=np.uint8).reshape(6, 10, 1)
+    assert np.array_equal(input_picture(pixels, [0.0, 255.0]), pixels[..., 0])
+    assert input_picture(np.array([[[100.0], [4095.0]]]), [0.0, 4095.0]).tolist() == [[6, 255]]
+    assert input_picture(pixels.repeat(3, -1), [0.0, 255.0]).shape == (6, 10, 3)
+    assert input_picture(pixels.repeat(2, -1), [0.0, 255.0]).shape == (6, 10)
+
+
+def test_several_classes_have_fixed_colours_that_all_differ():
+    colours = palette(32)
+    assert len({tuple(colour) for colour in colours.tolist()}) == 32
+    assert np.array_equal(palette(5), colours[:5])
+    label = np.array([[0, 1, 4]])
+    assert np.array_equal(label_picture(label, 5), colours[label])
+    assert np.array_equal(probability_picture(np.eye(5)[:, None, [0, 1, 4]]), colours[label])
+
+
+def test_the_page_is_whole_escaped_and_names_only_pictures_that_are_there(tmp_path):
+    save_images(tmp_path / "images", 0, {"input": np.zeros((2, 2), np.uint8), "output": np.zeros((2, 2), np.uint8)})
+    rows = [{"image": "0000", "sample": "<b>&.npy", "loss": 0.5}, {"image": "mean", "sample": "", "loss": 0.5}]
+    for _ in range(2):  # a second run writes the page anew
+        write_index(tmp_path, "a <i> & b", rows, {"command": "python main.py '<x>'"})
+    text = (tmp_path / "index.html").read_text()
+    page = Outline()
+    page.feed(text)
+    assert page.open == []
+    assert page.images == ["images/0000-input.png", "images/0000-output.png"]
+    assert text.startswith("<!DOCTYPE html>") and text.count("</html>") == 1
+    assert "<b>&.npy" in page.text and "a <i> & b" in page.text and "'<x>'" in page.text
+
+
+def test_metrics_are_written_as_json_and_csv(tmp_path):
+    rows = [{"image": "0000", "sample": "a", "dice_cell": 0.5}, {"image": "0001", "sample": "b"}]
+    write_metrics(tmp_path, {"mean": {"dice_cell": 0.5}}, rows)
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == rows
+    table = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [(row["image"], row["dice_cell"]) for row in table] == [("0000", "0.5"), ("0001", ""), ("mean", "0.5")]

@@ -1,0 +1,179 @@
+import importlib.util
+import io
+import resource
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, SMALL, needs_golden, write_stacks
+
+import main
+import run_make_database
+from predict import load, predict_array
+from prediction import export
+
+EXPORT = ["--mode", "export", "--gpu_ids", "-1"]
+SCRIPT = [*EXPORT, "--format", "torchscript", "--output", "net.pt"]
+PACKAGE = [*EXPORT, "--format", "bioimageio", "--output", "net.zip"]
+pytestmark = pytest.mark.filterwarnings("ignore")  # exporters warn of themselves
+
+
+def needs(*packages):
+    missing = [name for name in packages if not importlib.util.find_spec(name)]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+
+
+def newest(work):
+    return load(work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth")
+
+
+def images(nch=1):
+    """Images (nch, H, W) of all the sizes and grey values that an export must get right."""
+    rng = np.random.default_rng(1)
+    for size in [(1, 1), (1, 7), (2, 3), (15, 16), (16, 16), (16, 33), (17, 17), (45, 71)]:
+        yield rng.integers(0, 255, (nch, *size)).astype(np.float32)
+    yield np.full((nch, 20, 30), 101.3, np.float32)
+    yield 60000 + 5 * rng.integers(0, 255, (nch, 1024, 1024)).astype(np.float32)  # 16 bits, far from 0
+
+
+def compare(predictor, run, nch=1):
+    """Largest difference between an export and the checkpoint over those images."""
+    for image in images(nch):
+        pixels = image[0] if nch == 1 else image.transpose(1, 2, 0)
+        expected = predict_array(predictor, pixels, tta=False)
+        np.testing.assert_allclose(
+            run(image[None])[0].reshape(expected.shape), expected, atol=1e-4, err_msg=image.shape
+        )
+
+
+def run_script(path):
+    graph = torch.jit.load(path)
+
+    def run(image):
+        with torch.no_grad():
+            return graph(torch.from_numpy(image)).numpy()
+
+    return run
+
+
+def describe(path):
+    """Description in a package, and the shapes of its test images."""
+    import yaml
+
+    with zipfile.ZipFile(path) as package:
+        arrays = [np.load(io.BytesIO(package.read(f"{name}.npy"))) for name in ("input", "output")]
+        return yaml.safe_load(package.read("rdf.yaml")), [array.shape for array in arrays]
+
+
+@needs("onnx", "onnxscript", "onnxruntime")
+def test_onnx_gives_the_checkpoints_probability_of_any_image(trained, work):
+    import onnxruntime
+
+    assert main.main([*EXPORT, "--output", "net.onnx"]) == 0
+    session = onnxruntime.InferenceSession("net.onnx")
+    compare(newest(work), lambda image: session.run(None, {"image": image})[0])
+    batch = np.random.default_rng(1).integers(0, 255, (3, 1, 33, 40)).astype(np.float32)
+    expected = predict_array(newest(work), batch[:, 0], tta=False)
+    np.testing.assert_allclose(session.run(None, {"image": batch})[0][:, 0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [[], ["--norm", "inorm", "--normalize", "data", "--nch_out", "2"]])
+def test_torchscript_gives_the_checkpoints_probability_of_any_image(database, work, flags):
+    assert main.main([*SMALL, "--num_epoch", "1", *flags]) == 0
+    assert main.main(SCRIPT) == 0
+    compare(newest(work), run_script("net.pt"))
+
+
+def test_torchscript_of_several_channels_and_classes_gives_the_probability_of_each(work):
+    write_stacks(work / "datasets" / "em", values=(0, 100, 255), channels=3)
+    assert run_make_database.main([]) == 0
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert main.main(SCRIPT) == 0
+    compare(newest(work), run_script("net.pt"), nch=3)
+
+
+@needs("bioimageio")
+def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(trained, work, capsys):
+    from bioimageio.core import predict
+
+    assert main.main(PACKAGE) == 0  # runs test_model
+    model, _ = describe("net.zip")
+    assert not model.get("authors") and not model.get("license")  # nobody named any
+    assert "--author" in capsys.readouterr().out
+    image = np.random.default_rng(1).integers(0, 255, (256, 240)).astype(np.uint8)
+    image[:, 120:] //= 4  # each block has other grey values
+    expected = predict_array(newest(work), image, tta=False)
+
+    def run(**options):
+        result = predict(model="net.zip", inputs={"image": image[None, None]}, **options)
+        return result.as_arrays()["probability"][0, 0]
+
+    inner = np.s_[96:-96, 96:-96]  # at the border of the image bioimageio.core mirrors it
+    np.testing.assert_allclose(run(blocksize_parameter=1)[inner], expected[inner], atol=1e-4)
+    mirrored = predict_array(newest(work), np.pad(image, 96, "symmetric"), tta=False)
+    np.testing.assert_allclose(run(), mirrored[inner], atol=1e-4)
+
+
+@needs("bioimageio")
+def test_a_package_holds_what_the_flags_and_the_checkpoint_say(database, work):
+    assert main.main([*SMALL, "--num_epoch", "1", "--normalize", "data"]) == 0
+    assert main.main([*PACKAGE, "--author", "A. Bee, C. Dee", "--license", "CC-BY-4.0"]) == 0
+    model, sizes = describe("net.zip")
+    assert [author["name"] for author in model["authors"]] == ["A. Bee", "C. Dee"]
+    assert model["license"] == "CC-BY-4.0"
+    assert model["outputs"][0]["axes"][1]["channel_names"] == ["cell"]
+    assert [axis["halo"] for axis in model["outputs"][0]["axes"][2:]] == [96, 96]
+    step = next(step for step in model["inputs"][0]["preprocessing"] if step["id"] == "fixed_zero_mean_unit_variance")
+    assert step["kwargs"]["mean"] == newest(work).info.mean
+    assert sizes == [(1, 1, 96, 96)] * 2
+    assert model["cite"][0]["doi"] and model["covers"] and "torchscript" in model["weights"]
+
+
+@needs_golden
+@needs("bioimageio")
+def test_the_originals_checkpoint_whose_classes_are_numbers_becomes_a_package(work):
+    folder = work / "checkpoints" / "unet" / "em"
+    folder.mkdir(parents=True)
+    (folder / "model_epoch0003.pth").symlink_to(SHARED / "golden" / "upstream" / "inorm_model_epoch0003.pth")
+    assert main.main(PACKAGE) == 0
+
+
+@needs("bioimageio")
+def test_a_licence_that_is_none_and_flags_without_a_place_are_refused(trained, work, fails):
+    assert "--license none" in fails(main.main, [*PACKAGE, "--license", "none"], status=2)
+    assert "--author A" in fails(main.main, [*SCRIPT, "--author", "A"], status=2)
+    assert "--author A/B" in fails(main.main, [*PACKAGE, "--author", "A/B"], status=2)
+    assert not list(work.glob("net*"))
+
+
+def test_an_export_that_computes_something_else_is_not_written(trained, work, fails, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    assert "net.pt: differs from" in fails(main.main, SCRIPT)
+    assert not list(work.glob("net*"))
+
+
+def test_a_wrong_ending_and_a_missing_package_are_refused(trained, work, fails, monkeypatch):
+    assert "--format onnx writes .onnx" in fails(main.main, [*EXPORT, "--output", "net.pt"])
+    monkeypatch.setattr(export, "PACKAGES", {"torchscript": ["no_such_package"]})
+    assert "needs the package no_such_package" in fails(main.main, SCRIPT)
+
+
+def test_a_goal_that_cannot_be_written_is_refused_and_other_files_stay(trained, work, fails):
+    (work / "net.pt.pt").write_text("mine")
+    (work / "net.pt").mkdir()
+    assert "net.pt is a folder" in fails(main.main, SCRIPT)
+    (work / "net.pt").rmdir()
+    (work / "net.pt").symlink_to(work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth")
+    assert "is the checkpoint itself" in fails(main.main, SCRIPT)
+    assert "cannot write" in fails(main.main, [*SCRIPT, "--output", "/proc/none/net.pt"])
+    (work / "net.pt").unlink()
+    (work / "net.pt").write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        assert "cannot write" in fails(main.main, SCRIPT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (work / "net.pt").read_text() == "old" and (work / "net.pt.pt").read_text() == "mine"
+    assert len(list(work.glob("*net*"))) == len(list(work.glob(".*net*"))) + 2

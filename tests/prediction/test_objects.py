@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from prediction.objects import separate_bands, separate_objects
+
+
+def test_touching_discs_are_two_objects_and_the_rest_is_background():
+    y, x = np.mgrid[:40, :80]
+    distance = np.minimum(np.hypot(y - 20, x - 28), np.hypot(y - 20, x - 52))
+    probability = np.clip(1.2 - distance / 18, 0, 1)  # 0.53 in the middle between them
+    objects = separate_objects(probability, 0.5)
+    assert objects.dtype == np.uint32 and set(np.unique(objects)) == {0, 1, 2}
+    assert objects[20, 28] != objects[20, 52] and np.array_equal(objects > 0, probability > 0.5)
+    assert separate_objects(probability, 0.9).max() == 2
+
+
+@pytest.mark.parametrize(("value", "num"), [(0.0, 0), (0.6, 1), (1.0, 1)])
+def test_constant_images(value, num):
+    objects = separate_objects(np.full((20, 30), value, np.float32), 0.5)
+    assert objects.max() == num and objects.shape == (20, 30)
+
+
+def test_a_faint_region_without_a_core_is_an_object():
+    probability = np.zeros((20, 40))
+    probability[5:15, 5:15], probability[5:15, 20:30] = 0.95, 0.6
+    assert len(np.unique(separate_objects(probability, 0.5))) == 3
+
+
+def smooth(shape, scale):
+    field = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=shape), scale)
+    return (0.5 + field / field.std() / 4).clip(0, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("windows", [(128, 128, 128), (100, 1000, 64), (37, 64, 90), (700, 64, 64)])
+def test_bands_have_the_objects_of_the_whole_image(windows):
+    probability = smooth((300, 420), 8)
+    whole = separate_objects(probability, 0.4)
+    bands = list(separate_bands(probability, 0.4, *windows))
+    assert [top for top, _ in bands] == list(range(0, 300, windows[0]))
+    objects = np.concatenate([band for _, band in bands])
+    assert objects.max() == whole.max() > 10 and np.array_equal(objects > 0, whole > 0)
+    assert (objects != whole).mean() < 1e-3  # where two floods meet on one height, the order decides
+
+
+def test_an_object_longer_than_its_halo_has_one_number_everywhere():
+    probability = np.zeros((90, 60), np.float32)
+    probability[5:85, 5:10], probability[5:10, 5:55], probability[5:85, 50:55] = 0.6, 0.6, 0.6  # a bow without a core,
+    probability[2:22, 25:40] = 0.9  # but for one at its middle
+    probability[60:80, 20:35] = 0.6  # an object without one
+    for windows in ((512, 512, 64), (16, 16, 4), (7, 60, 3)):
+        objects = np.concatenate([band for _, band in separate_bands(probability, 0.5, *windows)])
+        assert np.array_equal(np.unique(objects), [0, 1, 2]) and np.array_equal(objects > 0, probability > 0.5)
+        assert (objects[60:80, 20:35] == 2).all() and (objects == 2).sum() == 300
+
+
+def test_touching_small_discs_are_parted_however_many_and_specks_are_no_seeds():
+    y, x = np.mgrid[:20, :200]
+    centres = np.arange(10, 190, 9)  # discs of radius 5 overlap by a pixel
+    distance = np.min([np.hypot(y - 10, x - centre) for centre in centres], axis=0)
+    probability = 1 / (1 + np.exp(distance - 5.0))
+    assert separate_objects(probability, 0.5).max() == len(centres)
+    assert separate_objects(probability[:, :24], 0.5).max() == 2
+    disc = 1 / (1 + np.exp(np.hypot(y - 10, x - 10) - 8.0))
+    disc[10, 16:18] = 0.6, 0.9  # a speck at the rim
+    assert separate_objects(disc, 0.5).max() == 1
+
+
+def test_touching_objects_of_two_classes_are_two_and_the_background_is_none():
+    classes = np.full((40, 60), 2)
+    classes[10:30, 10:30], classes[10:30, 30:50] = 0, 1
+    probability = np.moveaxis(np.eye(3)[classes] * 0.9 + 0.03, -1, 0)
+    objects = separate_objects(probability, background=2)
+    assert objects.max() == 2 and np.array_equal(objects > 0, classes != 2)
+    assert len(np.unique(objects[classes == 0])) == len(np.unique(objects[classes == 1])) == 1
+    assert (separate_objects(probability, background=0) == 0).sum() == 400
+
+
+@pytest.mark.parametrize("windows", [(32, 64, 32), (20, 500, 16)])
+def test_bands_of_several_classes_have_the_objects_of_the_whole_image(windows):
+    kinds = np.digitize(smooth((90, 120), 5), [0.4, 0.6]).astype(np.uint8)
+    probability = np.full(kinds.shape, 0.9, np.float32)
+    whole = np.concatenate([band for _, band in separate_bands(probability, 0.5, kinds=kinds)])
+    objects = np.concatenate([band for _, band in separate_bands(probability, 0.5, *windows, kinds=kinds)])
+    assert whole.max() == objects.max() == sum(ndimage.label(kinds == kind)[1] for kind in (1, 2))
+    pairs = np.unique(np.stack([whole.ravel(), objects.ravel()]), axis=1)
+    assert len(pairs.T) == whole.max() + 1  # one number of the one is one of the other

@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import HALO, MARGIN, NORMS, STRIDE, EightFold, UNet
+from prediction.tiling import GRID, Bands, ahead, behind, spans, window_shape
+
+
+def network(norm="bnorm", nch_out=1, tta=False):
+    torch.manual_seed(0)
+    net = UNet(1, nch_out, nch_ker=2, norm=norm)
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(2, 1, 64, 64))
+    return EightFold(net.eval()) if tta else net.eval()
+
+
+def tiled(net, image, tile, overlap=0):
+    rows, columns = (spans(n, t, MARGIN, overlap) for n, t in zip(image.shape[-2:], tile, strict=True))
+    pixels = image[0].movedim(0, -1).numpy()
+
+    def window(part, inner):
+        return net(torch.from_numpy(part).movedim(-1, 0)[None], inner)[0]
+
+    bands = Bands(window, lambda first, last: pixels[first:last], rows, columns)
+    return np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1), bands
+
+
+def test_the_halo_is_what_the_gradient_reaches():
+    net = network()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.abs_()  # so that nothing cancels
+    image = torch.rand(1, 1, 16 * STRIDE, 16 * STRIDE, requires_grad=True)
+    part = slice(7 * STRIDE, 8 * STRIDE)
+    net(image)[..., part, part].sum().backward()
+    seen = image.grad[0, 0].abs().sum(1).nonzero()
+    assert part.start - seen.min() == seen.max() + 1 - part.stop == HALO <= MARGIN
+    assert GRID == STRIDE
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize(
+    "size", [(5, 7), (64, 64), (65, 300), (161, 479), (300, 130), (322, 197)], ids=lambda size: "x".join(map(str, size))
+)
+def test_windows_give_what_the_whole_image_gives(size, tta):
+    net, image = network(tta=tta), torch.randn(1, 1, *size)
+    with torch.no_grad():
+        whole = net(image)[0].numpy()
+    for tile in ((64, 80), (96, 384)):
+        np.testing.assert_allclose(tiled(net, image, tile)[0], whole, atol=1e-5)
+
+
+def test_windows_of_a_network_with_its_own_statistics_are_blended_without_a_step():
+    net, image = network("inorm"), torch.randn(1, 1, 400, 400)
+    with torch.no_grad():
+        whole = net(image)[0, 0].numpy()
+    hard, soft = (tiled(net, image, (128, 128), overlap)[0][0] for overlap in (0, 32))
+    steps = [np.abs(np.diff(result - whole, axis=0))[127::128].mean() for result in (hard, soft)]
+    assert soft.shape == whole.shape and steps[1] < 0.5 * steps[0]
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 191, 193, 500])
+@pytest.mark.parametrize("overlap", [0, 32])
+def test_windows_cover_the_image_once_and_see_the_margin(length, overlap):
+    places = spans(length, 80, MARGIN, overlap)
+    assert [0, *(place.stop for place in places)] == [*(place.start for place in places), length]
+    for place in places:
+        assert place.low % GRID == place.first % GRID == 0
+        assert place.low == (place.first - MARGIN if place.inner[0] else 0)
+        assert place.high == (place.last + MARGIN if place.inner[1] else length)
+        assert place.inner[0] or place.first < MARGIN
+        assert 0 <= place.first <= place.start < place.stop <= place.last <= length
+
+
+def test_some_bands_are_the_bands_of_the_whole():
+    net, image = network("gnorm"), torch.randn(1, 1, 500, 90)
+    whole, bands = tiled(net, image, (128, 128), overlap=32)
+    for number, band in bands.compute([1, 3]):
+        assert np.array_equal(band, whole[:, bands.rows[number].start : bands.rows[number].stop])
+
+
+def test_windows_of_512_px_cost_at_most_a_quarter_more():
+    def flops(*shape, inner=(False,) * 4):
+        with FlopCounterMode(display=False) as counter, torch.device("meta"):
+            UNet(1, 1, 16)(torch.zeros(1, 1, *shape), inner)
+        return counter.get_total_flops() / np.prod([n - 2 * MARGIN * any(inner) for n in shape])
+
+    costs = []
+    for num_pixel in (2**20, 2**22):
+        tall, wide = window_shape(20000, 20000, num_pixel)
+        costs.append(flops(tall + 2 * MARGIN, wide + 2 * MARGIN, inner=(True,) * 4) / flops(1024, 1024))
+    assert tall == 1024 and costs[0] < 1.25 and costs[1] < 1.15
+
+
+def test_what_is_made_ahead_comes_in_order_with_its_errors():
+    def items():
+        yield 1
+        yield 2
+        raise ValueError("third")
+
+    iterator = ahead(items())
+    assert [next(iterator), next(iterator)] == [1, 2]
+    with pytest.raises(ValueError, match="third"):
+        next(iterator)
+
+
+def test_what_is_used_behind_comes_in_order_with_its_errors():
+    used = []
+
+    def use(item):
+        if item == 3:
+            raise ValueError("third")
+        used.append(item)
+
+    behind([], use)
+    behind(iter([1, 2]), use)
+    for items in ([3], [3, 4]):
+        with pytest.raises(ValueError, match="third"):
+            behind(items, use)
+    assert used == [1, 2]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_several_classes_keep_their_planes(norm):
+    net, image = network(norm, nch_out=3), torch.randn(1, 1, 150, 150)
+    assert tiled(net, image, (64, 128), 16 if norm in ("inorm", "gnorm") else 0)[0].shape == (3, 150, 150)

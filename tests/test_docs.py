@@ -1,0 +1,49 @@
+"""The documentation: flags.md lists every flag, the commands of all pages parse, and their links lead somewhere."""
+
+import re
+import shlex
+from dataclasses import fields
+
+import pytest
+from conftest import ROOT
+
+from config import SWITCH, Config, DatabaseFlags, DisplayFlags, parse
+
+TABLES = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("program", TABLES)
+def test_the_page_of_flags_lists_each_with_its_group_and_default(program):
+    parts = re.split(r"^## ", (ROOT / "docs/flags.md").read_text("utf-8"), flags=re.MULTILINE)
+    section = next(part for part in parts if part.startswith(f"{program}\n"))
+    listed = [
+        (group, names, default.strip("` "))
+        for group, rows in re.findall(r"^### (.+)\n((?:(?!###).*\n?)*)", section, re.MULTILINE)
+        for names, default in re.findall(r"^\| (`--.+?`) \| (.*?) ?\|", rows, re.MULTILINE)
+    ]
+    flags = []
+    for item in fields(TABLES[program]):
+        default = SWITCH[not item.default] if isinstance(item.default, bool) else item.default
+        names = ", ".join(f"`--{name}`" for name in (item.name, item.metadata.get("alias")) if name)
+        flags.append((item.metadata["group"], names, "" if default is None or default != default else str(default)))
+    assert listed == flags
+
+
+@each_page
+def test_the_commands_of_a_page_parse(page):
+    for line in re.sub(r"\\\n\s*", "", page.read_text("utf-8")).splitlines():
+        found = re.match(rf"    .*?\b({'|'.join(map(re.escape, TABLES))}) (--.*)", line)
+        if found:
+            arguments = re.sub(r"\s[#(|>&].*", "", found[2])
+            parse(TABLES[found[1]], shlex.split(arguments), None)
+
+
+@each_page
+def test_the_links_of_a_page_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text("utf-8")):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        titles = re.findall(r"^#+ (.*)", file.read_text("utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]

@@ -1,0 +1,1 @@
+"""What a training needs: batches, augmentation, losses, optimisers, its log."""
