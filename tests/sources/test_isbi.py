@@ -136,6 +136,6 @@ def test_a_zip_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, ser
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
         for name in isbi.PIXELS:
             zipped.writestr(name, bytes(isbi.MAX_BYTES + 1))
-    with pytest.raises(UserError, match="train-volume.tif unpacks to 67 MB"):
+    with pytest.raises(UserError, match=r"train-volume\.tif unpacks to 67 MB"):
         isbi.download(tmp_path, serve(buffer.getvalue())[0])
     assert list(tmp_path.iterdir()) == []
