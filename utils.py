@@ -15,6 +15,7 @@ import signal
 import socket
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -444,10 +445,12 @@ def check_writable(folder: Path) -> None:
     UserError
         The folder takes no file.
     """
-    path = folder / f".writable-{secrets.token_hex(4)}"
-    with atomic_write(path, "w"):
-        pass
-    discard(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # has no name, so that a killed process leaves none
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 OLD = ".old"  # what earlier versions of this program had set aside
