@@ -671,7 +671,7 @@ class Trainer:
 
     def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
         """Print the table of a test, and what it is of."""
-        say(report.format_table(scorer.table()))
+        say(report.format_table(report.main_scores(scorer.table())))
         say(f"epoch {epoch}; {scorer.legend}")
         if challenge := scorer.summary()["challenge"]:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())
