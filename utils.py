@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -314,7 +314,7 @@ def _try_lock(descriptor: int, shared: bool) -> bool | None:
             import msvcrt
 
             os.lseek(descriptor, 2**20, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
             os.lseek(descriptor, 0, os.SEEK_SET)
     except OSError as error:
         return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
@@ -391,7 +391,7 @@ def _prefix(path: Path) -> str:
 
 def _open_partial(path: Path, mode: str) -> tuple[Path, IO]:
     """New partial file of a goal, with a lock on it that says that this process is alive."""
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     while True:
         partial = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.partial")
         file = partial.open(mode.replace("w", "x"), **text)
@@ -645,7 +645,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
         return self.signum != 0

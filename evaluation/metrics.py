@@ -171,7 +171,8 @@ def _pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     By bands of about a million pixels, so that a large image takes no more memory.
     """
     stride, tall = int(other.max(initial=0)) + 1, max(2**20 // max(one.shape[-1], 1), 1)
-    found, counts = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    found: np.ndarray = np.zeros(0, np.int64)
+    counts: np.ndarray = np.zeros(0, np.float64)
     for top in range(0, len(one), tall):
         keys = one[top : top + tall].astype(np.int64) * stride + other[top : top + tall]
         keys, count = np.unique(keys, return_counts=True)

@@ -109,9 +109,10 @@ def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
         _check_kind(path)
         return [path]
     else:
-        found = _matching(path)
-        if found is None:
+        matching = _matching(path)
+        if matching is None:
             raise UserError(f"{source}: no such file or folder: check the path")
+        found = matching
     kinds = [file for file in found if file.suffix.lower() in suffixes and file.name[0] != "."]
     files = [file for file in kinds if file.suffix.lower() not in ARRAYS] or kinds
     if not files:
@@ -223,9 +224,14 @@ def _read(path: Path) -> Frames:
 def _read_version(path: Path, *_version: int) -> Frames:
     with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
         first = b"" if path.is_dir() else _first_bytes(path)
-        readers = {SIGNATURES: read_tiff, NUMPY: _read_npy}
-        read = next((reader for start, reader in readers.items() if first.startswith(start)), read_picture)
-        found = read_zarr(path) if path.is_dir() else read(path)
+        if path.is_dir():
+            found = read_zarr(path)
+        elif first.startswith(SIGNATURES):
+            found = read_tiff(path)
+        elif first.startswith(NUMPY):
+            found = _read_npy(path)
+        else:
+            found = read_picture(path)
     images = found.images
     if not images or any(0 in image.shape for image in images):
         raise UserError(f"{path}: holds no page with pixels: check or replace the file")
@@ -248,7 +254,7 @@ def _read_npy(path: Path) -> Frames:
         raise UserError(f"{path}: {what}: must be (H, W), (N, H, W) or (N, H, W, C) numbers")
     lengths = array.shape[: axes.index("Y")]
     check_count(path, lengths)
-    images = split(array, axes, path)
+    images: list[Rows] = list(split(array, axes, path))
     if plain(array[:0]).dtype != array.dtype or not array.dtype.isnative:
         images = [Converted(image, plain) for image in images]
     return Frames(images, stack_numbers(axes[: len(lengths)], lengths))
@@ -268,7 +274,7 @@ def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
         with Image.open(path) as image:
             if image.mode != "P":
                 return None
-            indices, colours = np.asarray(image), np.reshape(image.getpalette("RGB"), (-1, 3))
+            indices, colours = np.asarray(image), np.array(image.getpalette("RGB")).reshape(-1, 3)
     except Exception:  # reading it as an image says what is wrong
         return None
     _read(path)  # refuses what holds several images
@@ -291,6 +297,6 @@ def sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
+    for inner in sorted(inner for inner in path.rglob("*") if inner.is_file()):
+        digest.update(f"{inner.relative_to(path).as_posix()} {sha256(inner)}\n".encode())
     return digest.hexdigest()

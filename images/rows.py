@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,13 @@ MAX_FRAMES = 10**6  # a file that says it holds more is damaged
 class Rows(Protocol):
     """An image (H, W, C), of which `image[top:bottom]` reads no more than these rows need."""
 
-    shape: tuple[int, int, int]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and number of channels."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the pixels."""
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""
@@ -81,7 +86,7 @@ class Frames:
     stacks: list[int] = field(default_factory=list)
     files: set[Path] = field(default_factory=set)
 
-    def add(self, images: list[Rows], stacks: list[int]) -> None:
+    def add(self, images: Sequence[Rows], stacks: list[int]) -> None:
         """Add the frames of a series, whose stacks are none of those that are there."""
         first = max(self.stacks, default=-1) + 1
         self.images += images

@@ -143,7 +143,7 @@ class Finish:
             )
         return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, samples, tuple(kept), cmyk)
 
-    def wrap(self, image: Rows) -> Rows:
+    def wrap(self, image: np.ndarray) -> Rows:
         """Image that is finished when its rows are read; what is mapped and finished stays as it is."""
         is_plain = image.dtype.isnative and self.bits > 1 and not self.inverted and not self.cmyk
         if is_plain and (self.kept == tuple(range(len(self.kept))) or image.shape[2] != self.samples):
@@ -287,7 +287,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
     import tifffile
 
     logging.getLogger("tifffile").addFilter(_LISTENER)  # once, however often it is called
-    before, messages = getattr(_heard, "messages", None), []
+    before = getattr(_heard, "messages", None)
+    messages: list[str] = []
     _heard.messages = messages
     try:
         with tifffile.TiffFile(path) as tif:

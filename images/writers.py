@@ -295,7 +295,8 @@ def _start_tiff(file: IO[bytes], layout: Layout, name: str) -> None:
     big, ome = layout.num_byte >= BIG, Path(name.lower()).stem.endswith(".ome")
     imagej = not (big or ome or layout.dtype == np.uint32)
     describe = _imagej_metadata if imagej else _ome_metadata
-    pixel, options = layout.geometry.pixel, {}
+    pixel = layout.geometry.pixel
+    options: dict[str, Any] = {}
     if {"X", "Y"} <= pixel.keys():
         in_cm = layout.geometry.unit == "micron" and not imagej  # ImageJ's files name the unit themselves
         per = 1e4 if in_cm else 1
@@ -310,7 +311,8 @@ def _start_tiff(file: IO[bytes], layout: Layout, name: str) -> None:
 
 def _imagej_metadata(layout: Layout) -> dict[str, Any]:
     """Sizes and names of frames in the words of ImageJ."""
-    geometry, metadata = layout.geometry, {}
+    geometry = layout.geometry
+    metadata: dict[str, Any] = {}
     if geometry.unit and geometry.unit.isascii():
         metadata["unit"] = geometry.unit
     if "Z" in geometry.pixel:
@@ -340,9 +342,10 @@ def _place_of(path: Path) -> tuple[int, np.dtype]:
 
         with tifffile.TiffFile(path) as tif:
             series = tif.series[0]
+            assert series.dataoffset is not None  # it was written in one piece
             return series.dataoffset, np.dtype(tif.byteorder + series.dtype.char)
     array = np.lib.format.open_memmap(path, mode="r")
-    return array.offset, array.dtype
+    return array.offset or 0, array.dtype
 
 
 def png_files(path: Path, channels: int) -> list[Path]:
@@ -486,7 +489,7 @@ class ZarrWriter(Writer):
             smaller = self._create(str(len(scales)), half, tall)
             for place in np.ndindex(array.shape[:-2]):
                 for top in range(0, half[-2], tall):
-                    rows = array[(*place, slice(2 * top, 2 * (top + tall)))]
+                    rows = np.asarray(array[(*place, slice(2 * top, 2 * (top + tall)))])
                     smaller[(*place, slice(top, top + tall))] = _halved(rows, self.layout.labels)
             scales.append((scales[-1][0] * 2, scales[-1][1] * 2))
             array = smaller
@@ -547,7 +550,7 @@ class RowFile:
     def append(self, rows: np.ndarray) -> None:
         """Add rows (h, W) at the bottom."""
         try:
-            self._file.write(np.ascontiguousarray(rows, np.float32))
+            self._file.write(np.ascontiguousarray(rows, np.float32).data)
             self._file.flush()
         except OSError as error:
             raise cannot_write(self.near, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from images.geometry import Geometry, in_micron, in_seconds
 from images.memory import ByteCache, check_size
-from images.rows import Frames, Readable, check_count, naming, plain, stack_numbers
+from images.rows import Frames, Readable, Rows, check_count, naming, plain, stack_numbers
 from utils import UserError, check_module
 
 BAND = 128  # [px] so many rows at least are decoded together
@@ -30,7 +31,8 @@ def read_zarr(path: Path) -> Frames:
     lengths = tuple(array.shape[axes.index(axis)] for axis in others)
     check_count(path, lengths)
     source = _Source(path, array, axes)
-    images = [ZarrImage(source, dict(zip(others, place, strict=True))) for place in np.ndindex(*lengths)]
+    places = np.ndindex(*lengths)
+    images: list[Rows] = [ZarrImage(source, dict(zip(others, place, strict=True))) for place in places]
     return Frames(images, stack_numbers("".join(others), lengths))
 
 
@@ -56,8 +58,9 @@ def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[Any, str]]]:
     import zarr
 
     node = zarr.open(_careful_store(path), mode="r")
+    pixel: dict[str, tuple[Any, str]] = {}
     if isinstance(node, zarr.Array):
-        array, axes, pixel = node, _usual_axes(node.shape), {}
+        array, axes = node, _usual_axes(node.shape)
     else:
         array, axes, pixel = _open_image(path, node)
     if len(axes) != array.ndim or "Y" not in axes or "X" not in axes or array.dtype.kind not in "uifb":
@@ -125,7 +128,9 @@ def _open_image(path: Path, group: Any) -> tuple[Any, str, dict[str, tuple[Any, 
     named = [{"name": axis} if isinstance(axis, str) else axis for axis in named]
     axes = "".join(axis["name"] for axis in named).upper()
     first = scales[0]["datasets"][0]
-    sizes = next((item["scale"] for item in first.get("coordinateTransformations", []) if "scale" in item), [])
+    sizes: list[Any] = next(
+        (item["scale"] for item in first.get("coordinateTransformations", []) if "scale" in item), []
+    )
     units = [str(axis.get("unit", "")) for axis in named]
     pixel = {axis: (size, unit) for axis, size, unit in zip(axes, sizes, units, strict=False)}
     return group[first["path"]], axes, pixel
@@ -169,7 +174,7 @@ class _Source:
         parts = []
         for first in range(top // tall * tall, bottom, tall):
             span = block | {"Y": (first, min(first + tall, size["Y"]))}
-            pixels = _blocks.get((self.number, *span.values()), lambda span=span: self._read(span, {}))
+            pixels = _blocks.get((self.number, *span.values()), partial(self._read, span, {}))
             inside = {"Y": slice(max(top - first, 0), bottom - first)}
             inside |= {axis: number - block[axis][0] for axis, number in place.items()}
             parts.append(pixels[tuple(inside.get(axis, slice(None)) for axis in self.axes)])
