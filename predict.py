@@ -20,19 +20,10 @@ from config import WHAT, Config
 from dataset import DataInfo
 from distributed import World
 from images.frames import Frame, Rows, list_frames, read_geometry, release, with_neighbours
-from images.writers import (
-    ORDER,
-    FlatWriter,
-    Layout,
-    PngWriter,
-    RowFile,
-    Writer,
-    ZarrWriter,
-    check_apart,
-    check_replaceable,
-    png_files,
-    written_at,
-)
+from images.layout import ORDER, Layout
+from images.outputs import check_apart, check_replaceable, written_at
+from images.writers import FlatWriter, PngWriter, RowFile, Writer, png_files
+from images.zarr_writer import ZarrWriter
 from prediction.objects import TALL, foreground_kinds, separate_bands
 from prediction.predictor import Predictor, load, predict_array
 from prediction.tiling import Bands, behind

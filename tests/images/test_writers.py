@@ -8,7 +8,10 @@ import tifffile
 
 from images import writers
 from images.geometry import Geometry
-from images.writers import FlatWriter, Layout, PngWriter, RowFile, ZarrWriter, _halved, check_replaceable
+from images.layout import Layout
+from images.outputs import check_replaceable
+from images.writers import FlatWriter, PngWriter, RowFile
+from images.zarr_writer import ZarrWriter, _halved
 from utils import UserError
 
 
@@ -28,7 +31,7 @@ def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channel
     layout = Layout(
         pixels.shape, np.dtype(dtype), Geometry("TZ", (2, 2), {"X": 0.25, "Y": 0.5, "Z": 2.0}, "micron"), order="TZC"
     )
-    writer = FlatWriter(tmp_path / name, layout, first=True)
+    writer = FlatWriter(tmp_path / name, layout, create=True)
     for band in bands(pixels, 16):
         writer.write(*band)
     assert not (tmp_path / name).exists()
@@ -44,7 +47,7 @@ def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channel
 
 def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     layout = Layout((1, 1, 8, 8), np.dtype("uint8"))
-    writer = FlatWriter(tmp_path / "out.npy", layout, first=True)
+    writer = FlatWriter(tmp_path / "out.npy", layout, create=True)
     writer.write(0, 0, np.zeros((1, 4, 8), np.uint8))
     writer.file.close()
     writer.file = open("/dev/full", "r+b", buffering=0)  # noqa: PTH123, SIM115
