@@ -19,7 +19,7 @@ import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
 from distributed import World
-from images.frames import Frame, Rows, list_frames, read_geometry, release, with_neighbours
+from images.frames import Frame, Rows, drop_cached_pages, list_frames, read_geometry, with_neighbours
 from images.layout import ORDER, Layout
 from images.outputs import check_apart, check_replaceable, written_at
 from images.writers import FlatWriter, PngWriter, RowFile, Writer, png_files
@@ -48,7 +48,7 @@ class FrameRows:
         images = [frame.open() for frame in self.frames]
         block = np.concatenate([image[rows] for image in images], axis=-1)  # a copy
         for image in images:
-            release(image)
+            drop_cached_pages(image)
         return block
 
 

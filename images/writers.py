@@ -71,7 +71,7 @@ class FlatWriter(Writer):
         """Write rows (C, h, W) of a frame, from row `top` on."""
         try:
             if self.file is None:
-                self.offset, self.dtype = _place_of(self.partial)
+                self.offset, self.dtype = _find_pixels(self.partial)
                 self.file = open(self.partial, "r+b", buffering=0, opener=_no_link)  # noqa: SIM115
             band = np.ascontiguousarray(band, self.dtype)
             height, width = self.layout.shape[2:]
@@ -165,7 +165,7 @@ def _ome_metadata(layout: Layout) -> dict[str, Any]:
     return metadata
 
 
-def _place_of(path: Path) -> tuple[int, np.dtype]:
+def _find_pixels(path: Path) -> tuple[int, np.dtype]:
     """Offset of the first pixel [bytes], and the type with its byte order."""
     if path.suffixes[-2].lower() in TIFF:
         import tifffile
