@@ -19,6 +19,7 @@ import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
 from distributed import World
+from files import atomic_write, locked
 from images.frames import Frame, Rows, drop_cached_pages, list_frames, read_geometry, with_neighbours
 from images.layout import ORDER, Layout
 from images.outputs import check_apart, check_replaceable, written_at
@@ -27,7 +28,7 @@ from images.zarr_writer import ZarrWriter
 from prediction.objects import TALL, foreground_kinds, separate_bands
 from prediction.predictor import Predictor, load, predict_array
 from prediction.tiling import Bands, behind
-from utils import UserError, atomic_write, locked, say
+from utils import UserError, say
 
 __all__ = ["load", "predict_array", "predict_files"]
 

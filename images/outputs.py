@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from files import partial_of
 from images.zarr import is_zarr
-from utils import UserError, partial_of
+from utils import UserError
 
 # entries of a folder that ZarrWriter makes, also those left there by a killed process or an earlier version
 PARTIAL = r"\.[0-9a-f]{32}\.partial"

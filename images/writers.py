@@ -10,8 +10,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from files import atomic_write, cannot_write, partial_of
 from images.layout import Layout
-from utils import UserError, atomic_write, cannot_write, partial_of
+from utils import UserError
 
 TIFF = (".tif", ".tiff")
 BIG = 2**32 - 2**25  # [bytes] a larger TIFF needs 64-bit offsets: BigTIFF

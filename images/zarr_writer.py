@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from files import cannot_write, partial_of
 from images.layout import Layout
 from images.outputs import old_of
 from images.writers import Writer
-from utils import cannot_write, check_module, partial_of
+from utils import check_module
 
 CHUNK = 512  # [px] widest chunk of a Zarr array
 
