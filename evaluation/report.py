@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from utils import atomic_write, printable, say
+from files import atomic_write
+from utils import printable, say
 
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 Scores = dict[str, float]  # name of a score -> value
