@@ -36,7 +36,7 @@ def positive_up_to(most: float) -> Rule:
     return lambda value: 0 < value <= most, f"must lie in (0, {most}]"
 
 
-COUNT = 10**9  # more epochs than this nobody waits for
+COUNT = 10**9  # largest number of epochs
 
 
 def is_gpu_list(value: str) -> bool:
@@ -67,7 +67,7 @@ COMPILE = ("auto", "on", "off")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 PHANTOM = ("em", "nuclei", "rare")
 SPLIT = ("contiguous", "random")
-MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP takes 16383
+MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 ISBI_URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
 DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
 SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
@@ -81,15 +81,15 @@ def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule
     Parameters
     ----------
     default : str, int, float, bool or None
-        Its type is the flag's type; a bool is given as `on` or `off`. For None, `extra` says the `type`.
+        Its type is the type of the flag; a bool is typed as `on` or `off`. For None, give `type` in `extra`.
     help : str
         Shown by `--help`, followed by the default.
     group : str
         Heading in `--help`.
     choices : tuple
-        The values allowed.
+        Allowed values.
     rule : (callable, str)
-        Test that a value must pass, and the words for it.
+        Test that a value must pass, and its wording in messages.
     **extra
         Further arguments of `argparse.add_argument`; `alias` is a second name.
     """
@@ -113,12 +113,12 @@ class Flags:
                 check_name(f"--{item.name}", value)
 
     def as_typed(self) -> dict[str, Any]:
-        """Flags with their values as one types them."""
+        """Flags and values as typed on the command line."""
         return as_typed({item.name: getattr(self, item.name) for item in fields(self)})
 
 
 def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of flags under their names as one types them; also of a configuration that a checkpoint holds.
+    """Flags and values as typed on the command line, also of a configuration stored in a checkpoint.
 
     Examples
     --------
@@ -273,7 +273,7 @@ class DisplayFlags(Flags):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command in one line."""
+    """Reports a wrong command in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(FlagError.status, f"error: {printable(message)}: see {self.prog} --help\n")
@@ -283,7 +283,7 @@ Table = TypeVar("Table", bound=Flags)
 
 
 def parse(table: type[Table], argv: list[str] | None, description: str | None) -> Table:
-    """Table of flags filled from the command line.
+    """Fill a table of flags from the command line.
 
     Parameters
     ----------
@@ -339,7 +339,7 @@ class _Switch(argparse.Action):
 
 
 class _Several(argparse.Action):
-    """Stores one value as it is, and several, as a shell makes them of a pattern, as a tuple."""
+    """Stores a single value as it is, and several (a pattern expanded by the shell) as a tuple."""
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
         setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))

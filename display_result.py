@@ -21,12 +21,12 @@ from utils import UserError, is_out_of_memory, natural_key, program, say
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 1024  # [px] of a side of a picture in the figure, at most; more than twice of what is drawn
+SHOWN = 1024  # [px] longest side of a picture in the figure, more than twice its size on the page
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    """Write the figure, and say where it is.
+    """Write the figure and print its path.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check_goal(goal: Path, folder: Path) -> None:
-    """Refuse a goal that is one of the results."""
-    with suppress(RuntimeError):  # a link to itself, which nothing can be written to
+    """Refuse to replace one of the results."""
+    with suppress(RuntimeError):  # a link to itself; writing to it will fail
         if any(goal.resolve().is_relative_to((folder / name).resolve()) for name in RESULTS):
             raise UserError(f"--save {goal} is one of the results that are shown: choose another file")
 
 
 def find_images(folder: Path, num: int) -> dict[str, dict[str, Path]]:
-    """Files of the first images of a test, by number and kind; a kind that is missing is left out.
+    """Files of the first images of a test, by number and kind; missing kinds are left out.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> N
     title : str
         Heading.
     goal : Path
-        Its ending is the type.
+        File to write; its suffix is the type.
     show : bool
         Open a window as well.
 
@@ -100,7 +100,7 @@ def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> N
         if goal.suffix[1:].lower() not in types:
             raise UserError(f"--save {goal}: matplotlib writes no such type: use {', '.join(sorted(types))}")
         _fill(figure, pictures, title)
-        with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters that no font has
+        with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters missing in the font
             figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
         if show:
             plt.show()
@@ -123,19 +123,19 @@ def _fill(figure: Figure, pictures: dict[str, Pictures], title: str) -> None:
 
 
 def _read(path: Path) -> np.ndarray:
-    """Picture as (H, W) or (H, W, 3) uint8; of a large one every second, third... row and column."""
+    """Picture as (H, W) or (H, W, 3) uint8; a large one is reduced to every n-th row and column."""
     from PIL import Image
 
     if not path.is_file():
         raise UserError(f"{path}: no file: run main.py --mode test again")
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:  # of large pictures
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:  # about large pictures
             pixels = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-    except Exception as error:  # a damaged picture fails in as many ways as Pillow has parts
+    except Exception as error:  # Pillow raises many kinds of exceptions for damaged pictures
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path}: can't be read ({error}): run main.py --mode test again") from error
-    step = -(-max(pixels.shape[:2]) // SHOWN)
+    step = -(-max(pixels.shape[:2]) // SHOWN)  # rounded up
     return pixels[::step, ::step].copy()
 
 

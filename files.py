@@ -38,7 +38,7 @@ class _Lock:
 
 _held: dict[Path, _Lock] = {}  # lock file -> lock
 LOCK = ".lock"
-ABANDONED = 86400  # [s] age at which Windows, which can't lock partial files, takes one for a dead process's
+ABANDONED = 86400  # [s] on Windows an unlocked partial file may be about to be renamed, unless it is this old
 TRIES, PAUSE = 5, 0.02  # attempts, and [s] between them: a leaving reader holds the lock alone for a moment
 
 
@@ -298,7 +298,7 @@ def check_writable(folder: Path) -> None:
     Raises
     ------
     UserError
-        The folder takes no file.
+        The folder is not writable, or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

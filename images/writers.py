@@ -95,14 +95,15 @@ class FlatWriter(Writer):
 
     def close(self) -> None:
         """Flush to disk what this process has written."""
-        if self.file is not None:
-            with self.file:
-                os.fsync(self.file.fileno())
-            self.file = None
+        file, self.file = self.file, None
+        if file is not None:
+            with file:
+                os.fsync(file.fileno())
 
     def discard(self) -> None:
         """Remove the partial file."""
-        self.close()
+        with suppress(OSError):  # the error that led here is the one to report
+            self.close()
         with suppress(OSError):
             self.partial.unlink()
 
@@ -205,7 +206,9 @@ class PngWriter(Writer):
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
         """Take rows (C, h, W) of a frame; the file is written when it has all of them."""
         height = self.heights[frame]
-        pixels = self._frames.setdefault(frame, np.empty((len(band), height, band.shape[2]), band.dtype))
+        if frame not in self._frames:
+            self._frames[frame] = np.empty((len(band), height, band.shape[2]), band.dtype)
+        pixels = self._frames[frame]
         pixels[:, top : top + band.shape[1]] = band
         self._missing[frame] = self._missing.get(frame, height) - band.shape[1]
         if not self._missing[frame]:

@@ -1,3 +1,5 @@
+import errno
+import os
 import tempfile
 from contextlib import suppress
 
@@ -82,3 +84,11 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_or_what_the_next_run_mend
         write(path, 1)
         assert value_of(path) == 1 and list(tmp_path.iterdir()) == [path]
     assert 2 < point < 150
+
+
+def test_a_writer_whose_file_can_not_be_flushed_leaves_nothing(tmp_path, monkeypatch):
+    writer = FlatWriter(tmp_path / "out.npy", Layout((1, 1, 8, 8), np.dtype("uint8")), create=True)
+    writer.write(0, 0, np.zeros((1, 4, 8), np.uint8))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    writer.discard()
+    assert not list(tmp_path.iterdir())
