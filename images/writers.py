@@ -60,7 +60,10 @@ class FlatWriter(Writer):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.partial.unlink(missing_ok=True)  # from a killed process, or a link, which is not followed
                 with self.partial.open("x+b") as file:
-                    (_start_tiff if path.suffix.lower() in TIFF else _start_npy)(file, layout, path.name)
+                    if path.suffix.lower() in TIFF:
+                        _start_tiff(file, layout, ome=path.stem.lower().endswith(".ome"))
+                    else:
+                        _start_npy(file, layout)
             except OSError as error:
                 self.discard()
                 raise cannot_write(path, error) from error
@@ -113,18 +116,18 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
-def _start_npy(file: IO[bytes], layout: Layout, _name: str) -> None:
+def _start_npy(file: IO[bytes], layout: Layout) -> None:
     """Write the header of a `.npy` and extend the file to its full size."""
     header = {"descr": layout.dtype.str, "fortran_order": False, "shape": layout.full_shape}
     np.lib.format.write_array_header_2_0(file, header)
     file.truncate(file.tell() + layout.num_byte)
 
 
-def _start_tiff(file: IO[bytes], layout: Layout, name: str) -> None:
+def _start_tiff(file: IO[bytes], layout: Layout, ome: bool) -> None:
     """Write the tags of a TIFF without pixels: ImageJ if it holds type and size, else OME-TIFF; BigTIFF over 4 GB."""
     import tifffile
 
-    big, ome = layout.num_byte >= BIG, Path(name.lower()).stem.endswith(".ome")
+    big = layout.num_byte >= BIG
     imagej = not (big or ome or layout.dtype == np.uint32)
     describe = _imagej_metadata if imagej else _ome_metadata
     pixel = layout.geometry.pixel
