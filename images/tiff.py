@@ -91,20 +91,19 @@ def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
     from tifffile import TIFF
 
     key, axes = series.keyframe, series.axes
-    finish = Finish.of(path, key)
+    conversion = PixelConversion.of(path, key)
     if series.dataoffset is not None and len({page.parent for page in series.pages}) == 1:
         dtype = np.dtype(key.parent.byteorder + series.dtype.char)
         file = _file_of(key, path, tif)
         pixels = np.memmap(file, dtype, "r", offset=series.dataoffset, shape=series.shape)
-        return [finish.wrap(image) for image in split(pixels, axes, path)]
+        return [conversion.wrap(image) for image in split(pixels, axes, path)]
     outer = axes[: len(axes) - len(key.axes)]
     if key.compression != 1:
         TIFF.DECOMPRESSORS[key.compression]  # raises an error that names a missing package
-    if not axes.endswith(key.axes) or not set(key.axes) <= set("YXS") or len(set("SC") & set(axes)) > 1:
+    is_planar = axes.endswith(key.axes) and set(key.axes) <= set("YXS")
+    if not is_planar or {"S", "C"} <= set(axes):  # volumetric tiles; `split` refuses two channel axes
         check_size(path, math.prod(series.shape) * series.dtype.itemsize, copies=2)
-        return [
-            finish.wrap(image) for image in split(series.asarray(), axes, path)
-        ]  # volumetric tiles; `split` refuses the rest
+        return [conversion.wrap(image) for image in split(series.asarray(), axes, path)]
     # numbers of the pages, arranged by the axes that are spread over pages: (..., C, ...) -> (frames, C)
     order = np.arange(math.prod(series.shape[: len(outer)])).reshape(series.shape[: len(outer)])
     if "C" in outer:
@@ -112,11 +111,11 @@ def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
     order = order.reshape(-1, order.shape[-1] if "C" in outer else 1)
     files = {page.parent: _file_of(page, path, tif) for page in series.pages}
     sizes = {file: file.stat().st_size for file in files.values()}
-    return [PagedImage([series.pages[int(n)] for n in numbers], files, sizes, finish) for numbers in order]
+    return [PagedImage([series.pages[int(n)] for n in numbers], files, sizes, conversion) for numbers in order]
 
 
 @dataclass(frozen=True)
-class Finish:
+class PixelConversion:
     """Converts stored samples to the pixels of an image (H, W, C): 0 is black, alpha is dropped, CMYK becomes RGB.
 
     Attributes
@@ -140,7 +139,7 @@ class Finish:
     cmyk: bool
 
     @classmethod
-    def of(cls, path: Path, key: Any) -> Finish:
+    def of(cls, path: Path, key: Any) -> PixelConversion:
         """Make one from the tags of a page."""
         samples, extra = key.samplesperpixel, tuple(key.extrasamples or ())
         colours = samples - len(extra)
@@ -167,12 +166,19 @@ class Finish:
             pixels = pixels != 0
         pixels = plain(pixels)
         if self.inverted:
-            kind, one = pixels.dtype.kind, pixels.dtype.type
-            white = 255 if self.bits == 1 else 2 ** min(self.bits, 8 * pixels.dtype.itemsize) - 1
-            pixels = one(white) - pixels if kind == "u" else ~pixels if kind == "i" else -pixels
+            pixels = self._inverted(pixels)
         if len(self.kept) < self.samples == pixels.shape[-1]:  # otherwise each channel is a page
             pixels = pixels[..., list(self.kept)]
         return _rgb_of(pixels) if self.cmyk else pixels
+
+    def _inverted(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels with black and white exchanged."""
+        if pixels.dtype.kind == "i":
+            return ~pixels
+        if pixels.dtype.kind == "f":
+            return -pixels
+        white = 255 if self.bits == 1 else 2 ** min(self.bits, 8 * pixels.dtype.itemsize) - 1
+        return pixels.dtype.type(white) - pixels
 
 
 def _rgb_of(pixels: np.ndarray) -> np.ndarray:
@@ -194,16 +200,18 @@ class PagedImage(Readable):
         File of each `page.parent`.
     sizes : dict
         Size of each file [bytes].
-    finish : Finish
+    conversion : PixelConversion
         Converts samples to pixels.
     """
 
-    def __init__(self, pages: list[Any], files: dict[Any, Path], sizes: dict[Path, int], finish: Finish) -> None:
+    def __init__(
+        self, pages: list[Any], files: dict[Any, Path], sizes: dict[Path, int], conversion: PixelConversion
+    ) -> None:
         key = pages[0].keyframe
         _, _, height, width, _ = key.shaped
         self._samples = len(pages) if len(pages) > 1 else key.samplesperpixel
-        self._stored, self._finish, self._decode = np.dtype(key.dtype), finish, key.decode
-        sample = finish(np.zeros((1, 1, self._samples), self._stored))
+        self._stored, self._conversion, self._decode = np.dtype(key.dtype), conversion, key.decode
+        sample = conversion(np.zeros((1, 1, self._samples), self._stored))
         self.shape, self.dtype = (height, width, sample.shape[2]), sample.dtype
         self._files = [files[page.parent] for page in pages]
         self._numbers = [page.index + 1 for page in pages]
@@ -249,7 +257,7 @@ class PagedImage(Readable):
                     if bottom < self.shape[0]:
                         self._kept[page, index] = decoded
                     self._copy(out, top, page, *decoded)
-        return self._finish(out)[::step]
+        return self._conversion(out)[::step]
 
     def _overlapping(self, page: int, top: int, bottom: int) -> list[int]:
         """Numbers of the strips or tiles of a page that overlap some rows.

@@ -92,11 +92,12 @@ def _claimed(start: bytes, length: int) -> int:
     Sources: RFC 8878, section 3.1.1.1, and README_CHUNK_FORMAT.rst of c-blosc.
     """
     if start[:4] == b"\x28\xb5\x2f\xfd" and len(start) > 5:
+        # magic number (4 bytes), flags, window descriptor unless single-segment, dictionary id, size of the content
         flags = start[4]
         single = flags >> 5 & 1
         size = (single, 2, 4, 8)[flags >> 6]
         first = 6 - single + (0, 1, 2, 4)[flags & 3]
-        return int.from_bytes(start[first : first + size], "little") + 256 * (size == 2)
+        return int.from_bytes(start[first : first + size], "little") + 256 * (size == 2)  # two bytes: minus 256
     of_blosc = start[:1] == b"\2" and int.from_bytes(start[12:16], "little") == length
     return int.from_bytes(start[4:8], "little") if of_blosc else 0
 
