@@ -42,6 +42,7 @@ def preload() -> None:
     import skimage.segmentation
     import tensorboardX
     import tifffile
+    import torch._dynamo.convert_frame as by_optimisers  # at the first step; nobody may not read the library then
     import zarr
     from tensorboard.backend.event_processing import event_accumulator
 
@@ -49,7 +50,19 @@ def preload() -> None:
     import train
     from prediction import export
 
-    _ = (event_accumulator, matplotlib, scipy, skimage, tensorboardX, tifffile, zarr, export, predict, train)
+    _ = (
+        by_optimisers,
+        event_accumulator,
+        matplotlib,
+        scipy,
+        skimage,
+        tensorboardX,
+        tifffile,
+        zarr,
+        export,
+        predict,
+        train,
+    )
 
 
 def read_images(path: Path) -> None:
