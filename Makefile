@@ -1,4 +1,4 @@
-# make demo: the whole way on a synthetic stack.  make test: the suite.  make lint: ruff.
+# make demo: the whole way on a synthetic stack.  make test: the suite.  make lint: ruff and mypy.
 # make torture: kills, full disks, damaged files and wrong commands, 20 minutes.  make torture-quick: 2 minutes.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,6 +27,7 @@ torture-quick: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit('error: Python 3.11 or newer is needed: make PYTHON=python3.11' if sys.version_info < (3, 11) else 0)"

@@ -17,8 +17,9 @@ from typing import IO, Any
 import torch
 
 from dataset import DataInfo
+from files import atomic_write
 from model import UNet, convert_legacy
-from utils import UserError, atomic_write, is_out_of_memory
+from utils import UserError, is_out_of_memory
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
 FORMAT = 1  # rises when a reader of the old layout would misread the new one

@@ -69,10 +69,10 @@ PHANTOM = ("em", "nuclei", "rare")
 SPLIT = ("contiguous", "random")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP takes 16383
 ISBI_URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
-DRAWN = {"nargs": "?", "const": 30, "metavar": "N"}
+DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
 SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
 SEED: Rule = up_to(2**63 - 1)
-NUMBER = {"type": float, "metavar": "FLOAT"}
+NUMBER: dict[str, Any] = {"type": float, "metavar": "FLOAT"}
 
 
 def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
@@ -326,7 +326,8 @@ def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[st
     choices = rules.pop("choices") or (SWITCH if isinstance(default, bool) else None)
     shown = SWITCH[not default] if isinstance(default, bool) else default
     help = rules["help"] if shown in ("", None) else f"{rules['help']} (default: {shown})"
-    kind = {"choices": choices, "type": type(default), "metavar": None if choices else type(default).__name__.upper()}
+    kind: dict[str, Any] = {"choices": choices, "type": type(default)}
+    kind["metavar"] = None if choices else type(default).__name__.upper()
     if isinstance(default, bool):
         kind |= {"type": str, "action": _Switch}
     if rules.get("nargs") == "+":

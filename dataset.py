@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from utils import UserError, finish_exchange, natural_key
+from files import finish_exchange
+from utils import UserError, natural_key
 
 # input (N, C, H, W) float32, label (N, H, W) int64, distance (N, H, W) float32 [px], index (N,) of the samples,
 # mean and std (N, C) that the input was normalised by

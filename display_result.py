@@ -15,7 +15,8 @@ import numpy as np
 
 from config import DisplayFlags, parse
 from evaluation.report import KINDS, RESULTS, Pictures
-from utils import UserError, atomic_write, is_out_of_memory, natural_key, program, reading, say
+from files import atomic_write, reading
+from utils import UserError, is_out_of_memory, natural_key, program, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 
 from config import Config, parse
-from utils import memory_advice, pick_device, program, reading
+from files import reading
+from utils import memory_advice, pick_device, program
 
 MEMORY_ADVICE = {
     "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",

@@ -19,24 +19,16 @@ import checkpoint
 from config import WHAT, Config
 from dataset import DataInfo
 from distributed import World
-from images.frames import Frame, Rows, list_frames, read_geometry, release, with_neighbours
-from images.writers import (
-    ORDER,
-    FlatWriter,
-    Layout,
-    PngWriter,
-    RowFile,
-    Writer,
-    ZarrWriter,
-    check_apart,
-    check_replaceable,
-    png_files,
-    written_at,
-)
+from files import atomic_write, locked
+from images.frames import Frame, Rows, drop_cached_pages, list_frames, read_geometry, with_neighbours
+from images.layout import ORDER, Layout
+from images.outputs import check_apart, check_replaceable, written_at
+from images.writers import FlatWriter, PngWriter, RowFile, Writer, png_files
+from images.zarr_writer import ZarrWriter
 from prediction.objects import TALL, foreground_kinds, separate_bands
 from prediction.predictor import Predictor, load, predict_array
 from prediction.tiling import Bands, behind
-from utils import UserError, atomic_write, locked, say
+from utils import UserError, say
 
 __all__ = ["load", "predict_array", "predict_files"]
 
@@ -57,7 +49,7 @@ class FrameRows:
         images = [frame.open() for frame in self.frames]
         block = np.concatenate([image[rows] for image in images], axis=-1)  # a copy
         for image in images:
-            release(image)
+            drop_cached_pages(image)
         return block
 
 

@@ -24,6 +24,7 @@ from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, find_des
 from distributed import World
 from evaluation import report
 from evaluation.scorers import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
+from files import atomic_folder, check_writable, finish_exchange, locked, move_aside, reading
 from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
 from prediction.predictor import Predictor, find_background, predictor_of
 from training.augment import Augmentation
@@ -31,19 +32,7 @@ from training.compiled import Compiled, settle
 from training.loader import Reading, keep_distances, patch_loader
 from training.losses import LOSSES, Loss, cross_entropy, pixel_weight
 from training.optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
-from utils import (
-    FlagError,
-    StopRequest,
-    UserError,
-    atomic_folder,
-    check_writable,
-    finish_exchange,
-    locked,
-    move_aside,
-    pick_precision,
-    reading,
-    say,
-)
+from utils import FlagError, StopRequest, UserError, pick_precision, say
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
@@ -671,7 +660,7 @@ class Trainer:
 
     def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
         """Print the table of a test, and what it is of."""
-        say(report.format_table(scorer.table()))
+        say(report.format_table(report.main_scores(scorer.table())))
         say(f"epoch {epoch}; {scorer.legend}")
         if challenge := scorer.summary()["challenge"]:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())

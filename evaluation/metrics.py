@@ -10,8 +10,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # at which the ISBI 2012 challenge looks
-LARGE = 2**22  # [px] from which on borders are thinned in less memory; a line may lie a pixel beside
+THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # of the ISBI 2012 challenge
+LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be off by one pixel
 
 
 def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray, num_class: int) -> Tensor:
@@ -32,7 +32,8 @@ def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray
     Raises
     ------
     ValueError
-        The shapes differ, or (looked at on a CPU only, where it costs no wait) a value is no class index.
+        The shapes differ, or a value is not a class index; values are checked on the CPU only, because on a GPU the
+        check would wait for the device.
 
     Examples
     --------
@@ -61,7 +62,7 @@ def dice(confusion: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of float64
-        (..., K) in [0, 1]; 1 for a class that neither label nor prediction holds.
+        (..., K) in [0, 1]; 1 for a class that is in neither label nor prediction.
         Source: Dice 1945, doi 10.2307/1932409.
 
     Examples
@@ -74,20 +75,8 @@ def dice(confusion: np.ndarray) -> np.ndarray:
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, |A and B| / |A or B| (the Jaccard index).
+    """Intersection over union of each class (the Jaccard index), |A and B| / |A or B|; arguments as for `dice`.
 
-    Parameters
-    ----------
-    confusion : ndarray of int
-        (..., K, K), see `confusion_matrix`.
-
-    Returns
-    -------
-    ndarray of float64
-        (..., K) in [0, 1]; 1 for a class that neither label nor prediction holds.
-
-    Examples
-    --------
     >>> iou(np.array([[1, 1], [0, 2]]))
     array([0.5       , 0.66666667])
     """
@@ -96,20 +85,8 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 
 
 def pixel_error(confusion: np.ndarray) -> np.ndarray:
-    """Fraction of the pixels whose class is wrong.
+    """Fraction (...) of the pixels whose class is wrong, 0 where there is no pixel; argument as for `dice`.
 
-    Parameters
-    ----------
-    confusion : ndarray of int
-        (..., K, K), see `confusion_matrix`.
-
-    Returns
-    -------
-    ndarray of float64
-        (...) in [0, 1]; 0 where there is no pixel.
-
-    Examples
-    --------
     >>> float(pixel_error(np.array([[1, 1], [0, 2]])))
     0.25
     """
@@ -118,18 +95,18 @@ def pixel_error(confusion: np.ndarray) -> np.ndarray:
 
 
 class Contingency(NamedTuple):
-    """How the foreground of a ground truth is shared out by a proposal, in pixels.
+    """Overlap of the segments of a ground truth and a proposal, in pixels of the foreground of the truth.
 
     Attributes
     ----------
     joint : ndarray of float64
-        Pixels of each pair of a true and a proposed segment that meet, p_ij.
+        Pixels of each pair of a true and a proposed segment that overlap, p_ij.
     truth : ndarray of float64
         Pixels of each true segment.
     proposal : ndarray of float64
         Pixels of each proposed segment, inside the foreground of the truth.
-    num_line : int
-        Foreground pixels that no proposed segment holds; each counts as a segment of its own.
+    num_unassigned : int
+        Foreground pixels in no proposed segment, i.e. on its borders; each counts as a segment of its own.
     num_pixel : int
         All pixels of the image.
     """
@@ -137,7 +114,7 @@ class Contingency(NamedTuple):
     joint: np.ndarray
     truth: np.ndarray
     proposal: np.ndarray
-    num_line: int
+    num_unassigned: int
     num_pixel: int
 
 
@@ -152,28 +129,34 @@ def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
     Examples
     --------
     >>> table = contingency(np.array([[1, 1, 1, 2, 0]]), np.array([[1, 1, 0, 1, 1]]))
-    >>> table.joint.tolist(), table.truth.tolist(), table.proposal.tolist(), table.num_line
+    >>> table.joint.tolist(), table.truth.tolist(), table.proposal.tolist(), table.num_unassigned
     ([2.0, 1.0], [3.0, 1.0], [3.0], 1)
     """
     true, proposed, count = _pairs(truth, proposal)
     true, proposed, count = (part[true > 0] for part in (true, proposed, count))
     inside = proposed > 0
-    sums = (
-        np.bincount(number, number_count) for number, number_count in ((true, count), (proposed[inside], count[inside]))
+    truth_area = np.bincount(true, count)
+    proposal_area = np.bincount(proposed[inside], count[inside])
+    return Contingency(
+        joint=count[inside],
+        truth=truth_area[truth_area > 0],
+        proposal=proposal_area[proposal_area > 0],
+        num_unassigned=int(count[~inside].sum()),
+        num_pixel=truth.size,
     )
-    of_truth, of_proposal = (total[total > 0] for total in sums)
-    return Contingency(count[inside], of_truth, of_proposal, int(count[~inside].sum()), truth.size)
 
 
 def _pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of numbers (P,) of two (H, W) images that meet, in rising order, and how many pixels have each, float64.
+    """Overlapping pairs of numbers (P,) of two (H, W) images, sorted, and the pixel count (P,) float64 of each.
 
-    By bands of about a million pixels, so that a large image takes no more memory.
+    Counted in bands of about a million pixels, so that memory does not grow with the image.
     """
-    stride, tall = int(other.max(initial=0)) + 1, max(2**20 // max(one.shape[-1], 1), 1)
-    found, counts = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    stride = int(other.max(initial=0)) + 1
+    tall = max(2**20 // max(one.shape[-1], 1), 1)  # rows of a band
+    found: np.ndarray = np.zeros(0, np.int64)
+    counts: np.ndarray = np.zeros(0, np.float64)
     for top in range(0, len(one), tall):
-        keys = one[top : top + tall].astype(np.int64) * stride + other[top : top + tall]
+        keys = one[top : top + tall].astype(np.int64) * stride + other[top : top + tall]  # one integer per pair
         keys, count = np.unique(keys, return_counts=True)
         found, place = np.unique(np.concatenate([found, keys]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([counts, count]))
@@ -192,48 +175,42 @@ def v_rand(table: Contingency) -> float:
     -------
     float
         In [0, 1], 1 is best; 1 where the truth has no foreground.
-        Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, equation 3, and the challenge's own
-        code, which adds the border's pixels over all pixels to both sums.
+        Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, equation 3, and the code of the challenge,
+        which adds (border pixels / all pixels) to both sums.
 
     Examples
     --------
     >>> v_rand(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 1]])))  # P = 8 / 8, R = 8 / 16
     0.6666666666666666
     """
-    lines = table.num_line / table.num_pixel
-    joint = np.sum(table.joint**2) + lines
-    return _f_score(joint, np.sum(table.truth**2), np.sum(table.proposal**2) + lines)
+    border = table.num_unassigned / table.num_pixel
+    joint = np.sum(table.joint**2) + border
+    return _f_score(joint, np.sum(table.truth**2), np.sum(table.proposal**2) + border)
 
 
 def v_info(table: Contingency) -> float:
-    """Foreground-restricted information score V_Info, the F-score of mutual information.
+    """Foreground-restricted information score V_Info, the F-score of mutual information; equation 6 there.
 
-    Parameters
-    ----------
-    table : Contingency
-        As for `v_rand`.
+    Parameter and range as for `v_rand`; 1 where truth and proposal are one segment each.
 
-    Returns
-    -------
-    float
-        In [0, 1], 1 is best; 1 where truth and proposal are one segment each.
-        Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, equation 6.
-
-    Examples
-    --------
     >>> round(v_info(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 2, 3]]))), 6)  # 2 log 2 / (2.5 log 2)
     0.8
     """
     total = table.truth.sum()
     if total == 0:
         return 1.0
-    lines = table.num_line / total * np.log(total)
-    truth, proposal, joint = (
-        -np.sum(count / total * np.log(count / total)) + extra
-        for count, extra in ((table.truth, 0.0), (table.proposal, lines), (table.joint, lines))
-    )
+    # each unassigned pixel is a segment of one pixel: -(1 / total) log(1 / total) of entropy
+    single = table.num_unassigned / total * np.log(total)
+    truth = _entropy(table.truth / total)
+    proposal = _entropy(table.proposal / total) + single
+    joint = _entropy(table.joint / total) + single
     entropy = truth + proposal
     return float(np.clip(2 * (entropy - joint) / entropy, 0, 1)) if entropy > 0 else 1.0
+
+
+def _entropy(fraction: np.ndarray) -> float:
+    """Entropy of a distribution [nat]."""
+    return -np.sum(fraction * np.log(fraction))
 
 
 def _f_score(joint: float, truth: float, proposal: float) -> float:
@@ -244,7 +221,7 @@ def _f_score(joint: float, truth: float, proposal: float) -> float:
 
 
 def thin_borders(mask: np.ndarray) -> np.ndarray:
-    """Segments of a mask, grown until the borders between them are one pixel wide.
+    """Connected components of a mask, grown until the borders between them are one pixel wide.
 
     Parameters
     ----------
@@ -254,8 +231,8 @@ def thin_borders(mask: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of int32
-        (H, W) segment numbers from 1; 0 on the borders. Segments and growth are 4-connected, as in the
-        challenge's code; only the order of flooding inside a plateau differs from it.
+        (H, W) segment numbers from 1; 0 on the borders. Components and growth are 4-connected, as in the code of
+        the challenge; only the order of flooding within a plateau differs from it.
     """
     from skimage.segmentation import watershed
 
@@ -266,25 +243,25 @@ def thin_borders(mask: np.ndarray) -> np.ndarray:
 
 
 def _grow(segments: np.ndarray) -> np.ndarray:
-    """Segments (H, W) grown into the background as by a watershed with lines, in 8 bytes a pixel instead of 80.
-
-    All pixels of one distance are flooded in two halves, like the fields of a chessboard: those of one half are no
-    neighbours, so that each sees what the ones before it became.
-    """
+    """Grow segments (H, W) into the background like a watershed with lines, in 8 bytes per pixel instead of 80."""
     height, width = segments.shape
     width += 2
-    grown = np.pad(segments.astype(np.int32, copy=False), 1, constant_values=-1).ravel()  # -1: a rim, or a line
-    offsets = np.array([-width, -1, 1, width])
-    beside = np.flatnonzero(grown == 0)  # what the next step floods; not found from the foreground, which is larger
-    beside = beside[np.any([grown[beside + step] > 0 for step in offsets], axis=0)]
-    while len(beside):
-        parity = (beside // width + beside % width) % 2
-        for half in (beside[parity == 0], beside[parity == 1]):
-            around = grown[half[:, None] + offsets]
-            low = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
-            grown[half] = np.where(low == around.max(1), low, -1)
-        front = beside[grown[beside] > 0]
-        beside = np.unique(np.concatenate([near[grown[near] == 0] for near in (front + step for step in offsets)]))
+    # (H, W) -> ((H + 2) * (W + 2),); -1 marks the rim and the lines, so that no neighbour needs a bounds check
+    grown = np.pad(segments.astype(np.int32, copy=False), 1, constant_values=-1).ravel()
+    offsets = np.array([-width, -1, 1, width])  # to the four neighbours
+    front = np.flatnonzero(grown == 0)  # searched from the background, which is smaller than the foreground
+    front = front[np.any([grown[front + step] > 0 for step in offsets], axis=0)]
+    while len(front):
+        # All pixels at one distance are flooded in two halves, like the fields of a chessboard: pixels of one half are
+        # not neighbours of each other, so each sees the result of the other half and no two segments ever touch.
+        parity = (front // width + front % width) % 2
+        for half in (front[parity == 0], front[parity == 1]):
+            around = grown[half[:, None] + offsets]  # (P, 4)
+            lowest = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
+            grown[half] = np.where(lowest == around.max(1), lowest, -1)  # two different segments: a line
+        flooded = front[grown[front] > 0]
+        neighbours = [flooded + step for step in offsets]
+        front = np.unique(np.concatenate([pixels[grown[pixels] == 0] for pixels in neighbours]))
     return np.maximum(grown.reshape(height + 2, width)[1:-1, 1:-1], 0)
 
 
@@ -296,7 +273,7 @@ def mask_scores(label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None 
     label, mask : ndarray of int or bool
         (H, W), 1 inside the cells or objects, whose 4-connected components are the segments.
     objects : ndarray of int, optional
-        (H, W) numbers of the objects that were found; default: the components of the mask.
+        (H, W) numbers of the objects found; default: the components of the mask.
 
     Returns
     -------
@@ -315,8 +292,8 @@ def challenge_scores(
 ) -> dict[str, np.ndarray]:
     """Scores of the ISBI 2012 challenge of one image at each threshold.
 
-    The challenge's score of a stack is the maximum over the thresholds of the mean over the images, and for the
-    Rand error what `rand_error` makes of the sum over the images.
+    The score of a stack is the best over the thresholds of the mean over the images; for the Rand error it is
+    `rand_error` of the sum over the images.
 
     Parameters
     ----------
@@ -325,7 +302,7 @@ def challenge_scores(
     probability : ndarray of float
         (H, W) probability of cell in [0, 1].
     thresholds : tuple of float
-        A pixel is cell where its probability is greater.
+        A pixel is cell if its probability is greater.
 
     Returns
     -------
@@ -341,19 +318,20 @@ def challenge_scores(
         scores["v_info"].append(v_info(thinned))
         scores["pixel_error"].append(np.mean(mask != (label > 0)))
         plain = contingency(truth, ndimage.label(mask)[0])
-        single = (plain.num_line, 0, plain.num_line)
-        scores["rand_counts"].append([np.sum(count**2) + n for count, n in zip(plain[:3], single, strict=True)])
+        single = plain.num_unassigned  # unthinned borders: each pixel of them is a pair with itself
+        joint, proposal = np.sum(plain.joint**2) + single, np.sum(plain.proposal**2) + single
+        scores["rand_counts"].append([joint, np.sum(plain.truth**2), proposal])
     return {name: np.array(values) for name, values in scores.items()}
 
 
 def rand_error(counts: np.ndarray) -> float:
-    """Foreground-restricted Rand error as the challenge first had it: 1 - maximal F-score, without thinning.
+    """Foreground-restricted Rand error, the first score of the challenge: 1 - maximal F-score, without thinning.
 
     Parameters
     ----------
     counts : ndarray of float
-        (T, 3) pairs of pixels at each threshold that truth and proposal, the truth, and the proposal put into one
-        segment: the sum of `rand_counts` over the images.
+        (T, 3) sums of `rand_counts` over the images: at each threshold the pairs of pixels that are in one segment
+        in both truth and proposal, in the truth, and in the proposal.
 
     Returns
     -------
@@ -364,20 +342,20 @@ def rand_error(counts: np.ndarray) -> float:
 
 
 def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5) -> dict[str, float]:
-    """Scores of objects that are found: F1, and mean overlap of the matched.
+    """Detection scores: F1 of the objects, and mean overlap of the matched ones.
 
     Parameters
     ----------
     truth, proposal : ndarray of int
         (H, W) object numbers; 0 is background. Of masks, give the 4-connected components.
     overlap : float
-        Two objects match where their intersection over union is greater; from 0.5 on, at most one matches.
+        Two objects match if their intersection over union is greater; from 0.5 on, an object has at most one match.
 
     Returns
     -------
     dict of str to float
         `object_f1`, 2 TP / (2 TP + FP + FN), and `matched_iou`, the mean over the matches; both in [0, 1], and 1
-        where neither has an object. Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7.
+        if neither image has an object. Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7.
 
     Examples
     --------
@@ -398,11 +376,11 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5)
 
 
 def warping_scores(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Topological errors: what is left of the difference when the label may be deformed, but not cut or joined.
+    """Topological errors: the differences that remain when the label may be deformed, but not split or merged.
 
-    The label is warped towards the mask: where they differ, pixels whose flip changes no topology (simple points of
-    4-connected cells) are flipped until none is left. The scores are local minima; another order of flipping may
-    end a few pixels off.
+    The label is warped towards the mask: where they differ, pixels whose flip keeps the topology (simple points of
+    4-connected cells) are flipped until there are none. The result is a local minimum; another order of flipping may
+    differ by a few pixels.
 
     Parameters
     ----------
@@ -412,8 +390,8 @@ def warping_scores(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        `warping_error`, the fraction of the pixels that still differ; `num_split` and `num_merger`, how many
-        connected groups of them cut a cell, and join cells, each counted as often as it does.
+        `warping_error`, the fraction of the pixels that still differ; `num_split` and `num_merger`, how often
+        connected groups of them split a cell, and merge cells.
         Source: Jain et al. 2010, doi 10.1109/CVPR.2010.5539950, section 3.
 
     Examples
@@ -432,17 +410,19 @@ def warping_scores(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
 
 def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Flip simple points of a mask with an empty rim until it equals the target or none is left."""
+    """Flip simple points of a mask with an empty rim until it equals the target, or there is none."""
     height, width = source.shape
     source, target = source.ravel().astype(np.uint8), target.ravel()
     offsets = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx])
     simple, flipped = _simple_points(), True
     while flipped:
         flipped = False
-        for number in range(4):
+        # Whether a pixel is simple depends on its eight neighbours. Those with the same parity of row and column are
+        # not neighbours of each other, so that each of the four groups can be flipped at once.
+        for group in range(4):
             wrong = np.flatnonzero(source != target)
-            wrong = wrong[wrong // width % 2 * 2 + wrong % width % 2 == number]  # no neighbours: all flip at once
-            codes = source[wrong[:, None] + offsets] @ (1 << np.arange(8))
+            wrong = wrong[wrong // width % 2 * 2 + wrong % width % 2 == group]
+            codes = source[wrong[:, None] + offsets] @ (1 << np.arange(8))  # (P, 8) -> (P,), a bit per neighbour
             flips = wrong[simple[codes]]
             source[flips] ^= 1
             flipped |= bool(len(flips))
@@ -451,7 +431,10 @@ def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _simple_points() -> np.ndarray:
-    """Whether a pixel is simple, for each of the 256 patterns of its neighbours, row by row from the lowest bit."""
+    """Whether a pixel is simple, by the pattern (256) of its eight neighbours, row by row from the lowest bit.
+
+    It is if it touches one 4-connected piece of foreground and one 8-connected piece of background.
+    """
     simple = np.zeros(256, bool)
     cross = ndimage.generate_binary_structure(2, 1)
     for code in range(256):
@@ -463,11 +446,11 @@ def _simple_points() -> np.ndarray:
 
 
 def _excess_neighbours(groups: np.ndarray, segments: np.ndarray) -> int:
-    """Sum over the groups of pixels of the number of segments that each touches at a side, less one."""
+    """Sum over the groups of pixels of the number of segments that each is 4-adjacent to, minus one."""
     pairs = set()
     for axis in (0, 1):
         for shift in (-1, 1):
-            beside = np.roll(segments, shift, axis)  # the rim is empty
+            beside = np.roll(segments, shift, axis)  # the rim is empty, so nothing wraps around
             touch = (groups > 0) & (beside > 0)
             pairs |= set(zip(groups[touch].tolist(), beside[touch].tolist(), strict=True))
     counts = np.bincount([group for group, _ in pairs], minlength=1)
@@ -503,7 +486,7 @@ def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels of each class in both, in the label, in the prediction: (..., K) each."""
+    """Pixels of each class in the intersection, the label and the prediction, (..., K) each."""
     return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
 
 

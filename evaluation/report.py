@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from utils import atomic_write, printable, say
+from files import atomic_write
+from utils import printable, say
 
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 Scores = dict[str, float]  # name of a score -> value
+MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # before and after those of Dice
 KINDS = ("input", "label", "output")
 RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]  # of a test, replaced together
 
@@ -103,6 +105,23 @@ def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, An
         table.writeheader()
         table.writerows(rows)
         table.writerow({"image": "mean"} | summary["mean"])
+
+
+def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the scores that fit into 100 columns of a terminal; with more than three classes the mean of Dice.
+
+    Examples
+    --------
+    >>> main_scores([{"image": "0000", "loss": 0.25, "dice_a": 0.5, "iou_a": 0.3}])
+    [{'image': '0000', 'loss': 0.25, 'dice_a': 0.5}]
+    """
+    shown = []
+    for row in rows:
+        dice = {name: value for name, value in row.items() if name.startswith("dice_")}
+        dice = {"dice": float(np.mean(list(dice.values())))} if len(dice) > 3 else dice
+        first, last = ({name: row[name] for name in names if name in row} for names in MAIN_SCORES)
+        shown.append(first | dice | last)
+    return shown
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Image files, read as frames (H, W, C): TIFF by tiff.py, Zarr by omezarr.py, NumPy and pictures by Pillow here."""
+"""Image files and folders as frames (H, W, C); tiff.py, zarr.py and pictures.py read one kind each, NumPy is here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import mmap
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from utils import UserError, natural_key
 
 TIFF = (".tif", ".tiff", ".lsm", ".stk", ".btf", ".tf2", ".tf8", ".qptiff", ".flex", ".svs", ".scn", ".ndpi")
 SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp", ".gif")
-ARRAYS = (".npy", ".zarr")  # of a folder, taken where it holds no other images
+ARRAYS = (".npy", ".zarr")  # taken from a folder only if it contains no other images
 NUMPY = b"\x93NUMPY"  # first bytes
 
 Source = str | Path | Sequence[str | Path]
@@ -33,16 +33,16 @@ Source = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One image: a page of a stack, or a file of a folder.
+    """One image: a page of a stack, or a file in a folder.
 
     Attributes
     ----------
     path : Path
         The file.
     index : int
-        Number of the frame in its file, from 0.
+        Index of the frame in its file, from 0.
     stack : int or None
-        Number of the Z stack that it is of in its file; None where the file holds one image.
+        Number of its Z stack in the file; None if the file contains one image.
     """
 
     path: Path
@@ -55,14 +55,14 @@ class Frame:
         return str(self.path) if self.stack is None else f"{self.path}, image {self.index + 1}"
 
     def read(self) -> np.ndarray:
-        """Pixels of the frame, (H, W, C), of the file's own type; an alpha channel is dropped."""
+        """Pixels (H, W, C) of the frame in the type of the file; an alpha channel is dropped."""
         image = self.open()
         if not isinstance(image, np.ndarray):
             check_size(self, math.prod(image.shape) * image.dtype.itemsize)
         return np.asarray(image)
 
     def open(self) -> Rows:
-        """Frame whose pixels are read when its rows are asked for."""
+        """Frame whose pixels are read when rows are requested."""
         return read_frames(self.path)[self.index]
 
 
@@ -74,22 +74,21 @@ def list_frames(source: Source, suffixes: tuple[str, ...] = (*SUFFIXES, *ARRAYS)
     source : str, Path, or several
         A file, a folder of files, a pattern of files such as `images/*.tif` or `data/**/img.tif`, or several of these.
     suffixes : tuple of str
-        Ends of the names of the files that are taken from a folder or pattern; `.npy` and `.zarr` where no other is
-        there.
+        Suffixes of the files taken from a folder or pattern; `.npy` and `.zarr` only if there are no others.
 
     Raises
     ------
     UserError
-        There is no such file or folder, it holds no image, or an image can't be read.
+        There is no such file or folder, it contains no image, or an image can't be read.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     files = [file for given in sources for file in _files(str(given), suffixes)]
-    if len(sources) > 1:  # as a shell lists the files of a pattern
+    if len(sources) > 1:  # a shell expands a pattern to files in plain order
         files = _in_order(dict.fromkeys(files))
     frames: list[Frame] = []
     taken: set[Path] = set()
     for file in files:
-        if file.resolve() in taken:  # read already, as a part of an image in several files
+        if file.resolve() in taken:  # already read, as a part of an image in several files
             continue
         found = _read(file)
         taken |= {other.resolve() for other in found.files - {file}}
@@ -109,9 +108,10 @@ def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
         _check_kind(path)
         return [path]
     else:
-        found = _matching(path)
-        if found is None:
+        matching = _matching(path)
+        if matching is None:
             raise UserError(f"{source}: no such file or folder: check the path")
+        found = matching
     kinds = [file for file in found if file.suffix.lower() in suffixes and file.name[0] != "."]
     files = [file for file in kinds if file.suffix.lower() not in ARRAYS] or kinds
     if not files:
@@ -121,12 +121,13 @@ def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
     return _in_order(files)
 
 
-def _in_order(files: Sequence[Path] | dict[Path, None]) -> list[Path]:
+def _in_order(files: Iterable[Path]) -> list[Path]:
+    """Files in natural order of their paths."""
     return sorted(files, key=lambda file: natural_key(str(file)))
 
 
 def _matching(path: Path) -> list[Path] | None:
-    """What matches a pattern; None where it is none. A folder that exists is no pattern, whatever its name."""
+    """Paths that match a pattern; None if it is not one. An existing folder is not a pattern, whatever its name."""
     folder = next(parent for parent in path.parents if parent.is_dir() or parent == parent.parent)
     pattern = str(path.relative_to(folder))
     if not glob.has_magic(pattern):
@@ -136,7 +137,7 @@ def _matching(path: Path) -> list[Path] | None:
 
 
 def _check_kind(path: Path) -> None:
-    """Refuse what is neither a file nor a Zarr: opening a pipe may wait for ever, and it can't be read twice."""
+    """Refuse anything but a file or Zarr: opening a pipe may wait forever, and it can't be read twice."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -150,15 +151,15 @@ def _check_kind(path: Path) -> None:
 
 
 def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
-    """Each frame between those up to `reach` above and below it; where its stack ends, the last one again.
+    """Context of each frame: itself and `reach` frames above and below, repeating the last one at the end of a stack.
 
-    A stack is along Z alone, of one series, position and time of a file. Files of one image each that follow one
-    another are one stack.
+    A stack runs along Z within one series, position and time of a file. Consecutive files of one image each form one
+    stack.
     """
     if not reach:
         return [[frame] for frame in frames]
     stacks: dict[tuple, list[int]] = {}
-    run = 0
+    run = 0  # number of files with several images so far: they end a stack of single files
     for number, frame in enumerate(frames):
         run += frame.stack is not None
         key = (None, run) if frame.stack is None else (frame.path, frame.stack)
@@ -172,7 +173,7 @@ def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
 
 
 def read_geometry(frames: list[Frame]) -> Geometry:
-    """What frames are counted along, and how large their pixels are."""
+    """Axes and pixel size of frames, if they are all frames of one file; else an axis Z alone."""
     path, geometry = frames[0].path, Geometry()
     if any(frame.path != path for frame in frames):
         pass
@@ -186,46 +187,53 @@ def read_geometry(frames: list[Frame]) -> Geometry:
     return geometry
 
 
-def release(image: Rows) -> None:
-    """Let go of what was read of a mapped file, which else counts as this program's memory."""
+def drop_cached_pages(image: Rows) -> None:
+    """Drop the pages of a memory-mapped file that have been read; they would count as memory of this process."""
     mapped = getattr(image, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def read_frames(path: Path) -> list[Rows]:
-    """All frames of one file, (H, W, C) each, of the file's own type; one bit becomes 0 and 255.
+    """All frames (H, W, C) of one file in its own type; one bit becomes 0 and 255.
 
-    They are mapped or read when rows are asked for, not loaded. The first bytes say how, whatever the file's name.
+    Pixels are not loaded but mapped, or read when rows are requested. The format is recognised by the first bytes, not
+    by the name.
 
     Raises
     ------
     UserError
-        The file is no image, is damaged or truncated, or has no page.
+        The file is not an image, is damaged or truncated, or has no page.
     """
     return _read(path).images
 
 
 def files_of(frames: list[Frame]) -> list[Path]:
-    """All files that frames are read from, which for an OME-TIFF may be more than those that are named."""
+    """All files that frames are read from; an OME-TIFF may have more than the named one."""
     paths = dict.fromkeys(frame.path for frame in frames)
     return list(dict.fromkeys(file for path in paths for file in (path, *sorted(_read(path).files))))
 
 
 def _read(path: Path) -> Frames:
-    """What a file holds."""
+    """Frames of a file."""
     _check_kind(path)
     status = path.stat()
     return _read_version(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=4)  # the frames of one stack are asked for one after another
+@lru_cache(maxsize=4)  # the frames of one stack are requested one after another
 def _read_version(path: Path, *_version: int) -> Frames:
+    """Frames of a file as of its modification time and size, which are part of the cache's key."""
     with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
         first = b"" if path.is_dir() else _first_bytes(path)
-        readers = {SIGNATURES: read_tiff, NUMPY: _read_npy}
-        read = next((reader for start, reader in readers.items() if first.startswith(start)), read_picture)
-        found = read_zarr(path) if path.is_dir() else read(path)
+        if path.is_dir():
+            found = read_zarr(path)
+        elif first.startswith(SIGNATURES):
+            found = read_tiff(path)
+        elif first.startswith(NUMPY):
+            found = _read_npy(path)
+        else:
+            found = read_picture(path)
     images = found.images
     if not images or any(0 in image.shape for image in images):
         raise UserError(f"{path}: holds no page with pixels: check or replace the file")
@@ -235,12 +243,13 @@ def _read_version(path: Path, *_version: int) -> Frames:
 
 
 def _first_bytes(path: Path) -> bytes:
+    """Eight bytes, enough to recognise every format."""
     with path.open("rb") as file:
         return file.read(8)
 
 
 def _read_npy(path: Path) -> Frames:
-    """Frames of an array (H, W), (N, H, W) or (N, H, W, C); (H, W, C) where C is 1 to 4."""
+    """Frames of an array (H, W), (N, H, W) or (N, H, W, C); three axes are (H, W, C) if the last is 1 to 4 long."""
     array = np.lib.format.open_memmap(path, mode="r")
     axes = {2: "YX", 3: "YXC" if array.shape[-1] <= 4 else "ZYX", 4: "ZYXC"}.get(array.ndim, "")
     if not axes or array.dtype.kind not in "uifb":
@@ -248,14 +257,14 @@ def _read_npy(path: Path) -> Frames:
         raise UserError(f"{path}: {what}: must be (H, W), (N, H, W) or (N, H, W, C) numbers")
     lengths = array.shape[: axes.index("Y")]
     check_count(path, lengths)
-    images = split(array, axes, path)
+    images: list[Rows] = list(split(array, axes, path))
     if plain(array[:0]).dtype != array.dtype or not array.dtype.isnative:
         images = [Converted(image, plain) for image in images]
     return Frames(images, stack_numbers(axes[: len(lengths)], lengths))
 
 
 def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
-    """Indices (H, W) and colours (N, 3) uint8 of a frame that is stored with a palette; None for all others."""
+    """Indices (H, W) and colours (N, 3) uint8 of a frame stored with a palette; None for other frames."""
     from PIL import Image
 
     path = frame.path
@@ -268,29 +277,30 @@ def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
         with Image.open(path) as image:
             if image.mode != "P":
                 return None
-            indices, colours = np.asarray(image), np.reshape(image.getpalette("RGB"), (-1, 3))
-    except Exception:  # reading it as an image says what is wrong
+            indices, colours = np.asarray(image), np.array(image.getpalette("RGB")).reshape(-1, 3)
+    except Exception:  # reading it as an image will report the defect
         return None
-    _read(path)  # refuses what holds several images
+    _read(path)  # refuses a file of several images
     return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
 
 
 @lru_cache(maxsize=4)
 def _tiff_palette(path: Path, _version: int) -> np.ndarray | None:
+    """Palette of a TIFF as of its modification time, which is part of the cache's key."""
     return tiff_palette(path)
 
 
 def forget_files() -> None:
-    """Let go of the files that were read last, which stay mapped else."""
+    """Close the files read last, which otherwise stay memory-mapped."""
     _read_version.cache_clear()
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, or of those of all files in a Zarr folder with their names."""
+    """Hexadecimal SHA-256 of a file, or of the names and contents of all files in a Zarr folder."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
+    for inner in sorted(inner for inner in path.rglob("*") if inner.is_file()):
+        digest.update(f"{inner.relative_to(path).as_posix()} {sha256(inner)}\n".encode())
     return digest.hexdigest()

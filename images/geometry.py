@@ -1,4 +1,4 @@
-"""What the frames of a file are counted along, and how large their pixels are."""
+"""Axes of the frames of a file, and the size of their pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-# the units that files name, in micron and in seconds
+# units found in files, in micron and in seconds
 MICRON = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
 MICRON |= {"Å": 1e-4, "angstrom": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "inch": 25400.0}
 SECOND = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "millisecond": 1e-3}
@@ -20,17 +20,17 @@ class Geometry:
     Attributes
     ----------
     axes : str
-        Letters that the frames are counted along, slowest first: `""` for one image, `"Z"`, `"TZ"`...
+        Axes of the frames, slowest first: `""` for one image, `"Z"`, `"TZ"`...
     lengths : tuple of int
-        Of these axes; the product is the number of frames.
+        Lengths of these axes; their product is the number of frames.
     pixel : dict
-        Size of a pixel along X, Y and Z in `unit`, where the file says it.
+        Pixel size along X, Y and Z in `unit`, as far as the file gives it.
     unit : str
-        `micron`, or another as the file has it; empty where it doesn't say.
+        `micron`, or an unknown unit as in the file; empty if the file has none.
     interval : float or None
-        Time between two frames along T [s], where the file says it.
+        Time between two frames along T [s]; None if the file has none.
     labels : tuple of str
-        Name of each frame, as ImageJ shows it; empty where the file has none.
+        Name of each frame, as shown by ImageJ; empty if the file has none.
     """
 
     axes: str = ""
@@ -42,9 +42,9 @@ class Geometry:
 
 
 def in_micron(sizes: dict[str, Any], units: dict[str, str]) -> tuple[dict[str, float], str]:
-    """Size of a pixel along each axis, and the unit: micron where those of the file are known, else as the file has it.
+    """Pixel size along each axis in micron and `"micron"`, or both as in the file if a unit is unknown.
 
-    What is no positive number is left out.
+    Sizes that are not positive numbers are left out.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def in_micron(sizes: dict[str, Any], units: dict[str, str]) -> tuple[dict[str, f
 
 
 def in_seconds(interval: Any, unit: str) -> float | None:
-    """Time between two frames [s]; None where it is no positive number, or its unit is not known.
+    """Time between two frames [s]; None if it is not a positive number or its unit is unknown.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def in_seconds(interval: Any, unit: str) -> float | None:
 
 
 def positive(value: Any) -> float:
-    """Number that a file says; 0 where it is none, not positive, or infinite."""
+    """Value from a file as a number; 0 if it is not a number, not positive, or infinite."""
     try:
         number = float(value)
     except (TypeError, ValueError):

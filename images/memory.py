@@ -1,4 +1,4 @@
-"""How much memory there is, what a file may ask of it, and what is kept of decoded files."""
+"""Free memory, a check of the memory that a file claims, and a cache of decoded pixels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 
 from utils import UserError
 
-HARMLESS = 2**28  # [bytes] below, nothing is refused for its size
-DEFLATE = 1032  # a byte of deflate stands for 1032 bytes at most
-ANY = 2**15  # larger ratios are a damaged or malicious file, whatever its compression
+HARMLESS = 2**28  # [bytes] smaller images are never refused
+DEFLATE = 1032  # largest compression ratio of deflate
+ANY = 2**15  # a larger ratio means a damaged or malicious file, whatever the compression
 
 
 def available() -> int:
-    """Bytes of memory that a process can get without swapping; all of the machine's where the system doesn't say."""
+    """Memory available without swapping [bytes]; all memory of the machine if the system does not say."""
     try:
         found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text("utf-8"))
         return int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -28,25 +28,25 @@ def available() -> int:
 
 
 def check_size(what: object, num_byte: int, stored: int | None = None, *, ratio: int = ANY, copies: int = 1) -> None:
-    """Refuse pixels that a damaged or malicious file claims, or that do not fit in memory, before they are allocated.
+    """Refuse pixels that a file can not contain, or that do not fit in memory, before they are allocated.
 
     Parameters
     ----------
     what : object
         Named in the message.
     num_byte : int
-        Size of the pixels as the file says it.
+        Size of the pixels as claimed by the file.
     stored : int, optional
-        What the file holds of them, compressed [bytes].
+        Size of the compressed pixels in the file [bytes].
     ratio : int
-        Largest compression that can be.
+        Largest possible compression ratio.
     copies : int
-        How often all pixels lie in memory while they are decoded; 0 where they are read by rows.
+        Number of copies of all pixels in memory during decoding; 0 if they are read by rows.
 
     Raises
     ------
     UserError
-        They are too many.
+        The file can not contain them, or the memory does not suffice.
     """
     if num_byte <= HARMLESS:
         return
@@ -58,14 +58,14 @@ def check_size(what: object, num_byte: int, stored: int | None = None, *, ratio:
 
 
 class ByteCache:
-    """Arrays by key, the least recently used of which are dropped when they become too large together.
+    """Least-recently-used cache of arrays, limited by their total size.
 
-    The newest is kept whatever its size. Threads may share it.
+    The newest array is kept whatever its size. Safe to share between threads.
 
     Parameters
     ----------
     max_byte : int
-        Size that is kept.
+        Largest total size.
     """
 
     def __init__(self, max_byte: int) -> None:
@@ -75,7 +75,7 @@ class ByteCache:
         self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Array of a key; made if it is not kept."""
+        """Array of a key; made if it is not in the cache."""
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)

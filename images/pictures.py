@@ -1,4 +1,4 @@
-"""PNG, JPEG, BMP, GIF and what else Pillow reads: one frame (H, W, C), decoded when its rows are asked for."""
+"""PNG, JPEG, BMP, GIF and other pictures that Pillow reads: one frame (H, W, C), decoded when it is needed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from images.memory import ANY, DEFLATE, ByteCache, check_size
 from images.rows import Frames, Readable, naming, plain
 from utils import UserError
 
-_decoded = ByteCache(2**28)  # a band is read after another, and a section as its neighbours' neighbour
+_decoded = ByteCache(2**28)  # a picture is read band by band, and again as the neighbour of other sections
 _opening = Lock()
-SAMPLES = {2: 3, 4: 1, 6: 3}  # channels but alpha of a PNG, by its colour type: RGB, grey and alpha, RGB and alpha
-DECODERS = {"PNG": "png_decode", "JPEG2000": "jpeg2k_decode"}  # of imagecodecs
+SAMPLES = {2: 3, 4: 1, 6: 3}  # PNG colour type -> channels without alpha
+DECODERS = {"PNG": "png_decode", "JPEG2000": "jpeg2k_decode"}  # functions of imagecodecs
 JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # markers before the size and the depth of each sample
-AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that become the colours they stand for
+AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that are converted to RGB
 
 
 def read_picture(path: Path) -> Frames:
-    """The one frame of a picture; nothing but its header is read."""
+    """The frame of a picture, of which only the header is read."""
     return Frames([Picture(path)], [0])
 
 
 def _open(path: Path) -> Any:
-    """Picture whose header is read; how large it may be is for the caller to say, and not for Pillow's global limit."""
+    """Open a picture without Pillow's global size limit: the caller checks the size."""
     from PIL import Image
 
     with _opening:
@@ -49,7 +49,7 @@ class Picture(Readable):
     Raises
     ------
     UserError
-        It holds several images, needs a package that is missing, or claims more pixels than can be.
+        It holds several images, needs a missing package, or claims more pixels than it can contain.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,7 @@ def _blank(mode: str) -> Any:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """Pixels (H, W, C) of a picture of Pillow, without alpha."""
+    """Pixels (H, W, C) of a Pillow image, without alpha."""
     pixels = plain(np.asarray(image.convert("RGB") if image.mode in AS_RGB else image))
     if pixels.ndim == 2:
         return pixels[..., None]
@@ -101,20 +101,21 @@ def _pixels(image: Any) -> np.ndarray:
 
 
 def _deep_channels(path: Path, kind: str) -> int:
-    """Number of channels of a picture with colours or alpha in 16 bits, which Pillow would cut to 8; 0 for others."""
+    """Number of channels of a 16-bit picture with colours or alpha, which Pillow would cut to 8 bits; 0 for others."""
     with path.open("rb") as file:
         header = file.read(2**12)
-    if kind == "PNG":
+    if kind == "PNG":  # bytes 24 and 25 of the IHDR chunk: bit depth and colour type
         return SAMPLES.get(header[25], 0) if header[24] == 16 else 0
+    # the SIZ marker of JPEG 2000: number of components at byte 37, depth of the first (minus one) at 38
     _, _, size = header.partition(JPEG2000_SIZE) if kind == "JPEG2000" else (b"", b"", b"")
     samples, depth = (size[37], (size[38] & 127) + 1) if len(size) > 38 else (1, 8)
     return {2: 1, 4: 3}.get(samples, samples) if samples > 1 and 8 < depth <= 16 else 0
 
 
 def _decoder(path: Path, kind: str) -> Any:
-    """Decoder of pictures in 16 bits."""
+    """Decoder of 16-bit pictures."""
     try:
         import imagecodecs
     except ImportError as error:
-        raise UserError(f"{path}: colours in 16 bits need the package imagecodecs: pip install imagecodecs") from error
+        raise UserError(f"{path}: 16-bit colours need the package imagecodecs: pip install imagecodecs") from error
     return getattr(imagecodecs, DECODERS[kind])

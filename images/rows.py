@@ -1,9 +1,9 @@
-"""What the readers of image files return: frames (H, W, C) whose pixels are read when their rows are asked for."""
+"""Frames (H, W, C) as the readers of image files return them: pixels are read when rows are requested."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +13,26 @@ import numpy as np
 
 from utils import UserError, is_out_of_memory
 
-MAX_FRAMES = 10**6  # a file that says it holds more is damaged
+MAX_FRAMES = 10**6  # a file that claims more is damaged
 
 
 class Rows(Protocol):
-    """An image (H, W, C), of which `image[top:bottom]` reads no more than these rows need."""
+    """An image (H, W, C); `image[top:bottom]` reads only what these rows need."""
 
-    shape: tuple[int, int, int]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and number of channels."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the pixels."""
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""
 
 
 class Readable:
-    """Base of images (H, W, C) that are read by rows: all of them, as an array."""
+    """Base of images (H, W, C) that are read by rows: converts to an array of all rows."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype
@@ -47,14 +52,14 @@ class Converted(Readable):
     Parameters
     ----------
     image : Rows
-        As stored.
+        The image as stored.
     convert : callable
-        Makes pixels (h, W, C) of stored ones.
+        Takes stored pixels (h, W, C), returns converted ones.
     """
 
     def __init__(self, image: Rows, convert: Callable[[np.ndarray], np.ndarray]) -> None:
         self._image, self._convert = image, convert
-        self._mmap = getattr(image, "_mmap", None)
+        self._mmap = getattr(image, "_mmap", None)  # as NumPy names it, for those who drop cached pages
         sample = convert(np.zeros((1, 1, image.shape[2]), image.dtype))
         self.shape, self.dtype = (*image.shape[:2], sample.shape[2]), sample.dtype
 
@@ -65,50 +70,50 @@ class Converted(Readable):
 
 @dataclass
 class Frames:
-    """What one file holds.
+    """Frames of one file.
 
     Attributes
     ----------
     images : list of Rows
-        Each frame.
+        The frames.
     stacks : list of int
-        Number of the Z stack that each frame is of.
+        Number of the Z stack of each frame.
     files : set of Path
-        Files that they are read from, where those are not the one that was named alone.
+        Files that the frames are read from, if there are others than the named one.
     """
 
     images: list[Rows] = field(default_factory=list)
     stacks: list[int] = field(default_factory=list)
     files: set[Path] = field(default_factory=set)
 
-    def add(self, images: list[Rows], stacks: list[int]) -> None:
-        """Add the frames of a series, whose stacks are none of those that are there."""
+    def add(self, images: Sequence[Rows], stacks: list[int]) -> None:
+        """Add the frames of a series, as new stacks."""
         first = max(self.stacks, default=-1) + 1
         self.images += images
         self.stacks += [first + stack for stack in stacks]
 
 
 def check_count(path: Path, lengths: tuple[int, ...]) -> None:
-    """Refuse a file that claims more frames than there can be, before an object is made for each."""
+    """Refuse a file that claims too many frames, before an object is made for each."""
     if math.prod(lengths) > MAX_FRAMES:
         raise UserError(f"{path}: claims {math.prod(lengths)} images, at most {MAX_FRAMES} are read: check the file")
 
 
 @contextmanager
 def naming(what: str, advice: str) -> Iterator[None]:
-    """Turn whatever a library raises, as a damaged file makes it stumble, into one line.
+    """Turn any exception of a library that reads a damaged file into one line.
 
     Parameters
     ----------
     what : str
-        File and what may be wrong with it.
+        File and probable defect, `FILE: DEFECT`.
     advice : str
         What to do.
 
     Raises
     ------
     UserError
-        Says what, why and what to do; other `UserError`s pass.
+        Instead of any other exception; a `UserError` passes unchanged.
     """
     try:
         yield
@@ -122,10 +127,12 @@ def naming(what: str, advice: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What a library says of a damaged file, in one line and without NumPy's advice to trust it."""
+    """Message of a library on one line, without NumPy's advice to trust the file (`allow_pickle`)."""
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     text = " ".join(text.split("allow_pickle")[0].split())
-    return (text[:300] + "...") * (len(text) > 300) or text or type(error).__name__
+    if len(text) > 300:
+        return f"{text[:300]}..."
+    return text or type(error).__name__
 
 
 def plain(pixels: np.ndarray) -> np.ndarray:
@@ -139,7 +146,7 @@ def split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:
     """Cut an array with named axes into views (H, W, C); S and C are channels, all but Y and X are frames."""
     channels = [axis for axis in axes if axis in "SC"]
     if len(channels) > 1 or "Y" not in axes or "X" not in axes:
-        raise UserError(f"{path}: axes {axes} are not understood: save pages of Y, X and at most one channel axis")
+        raise UserError(f"{path}: unsupported axes {axes}: save pages of Y, X and at most one channel axis")
     order = [axes.index(axis) for axis in ("Y", "X", *channels)]
     others = [i for i in range(len(axes)) if i not in order]
     pixels = pixels.transpose(others + order)
@@ -149,9 +156,9 @@ def split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:
 
 
 def stack_numbers(axes: str, lengths: tuple[int, ...]) -> list[int]:
-    """Which Z stack each frame belongs to; frames along Z are of one, those along any other axis are not.
+    """Number of the Z stack of each frame: frames along Z share one, frames along other axes do not.
 
-    An axis without a meaning (`Q` and `I` of tifffile) counts as Z where there is no Z.
+    An axis of unknown meaning (`Q` and `I` of tifffile) counts as Z if there is no Z.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""TIFF files, read as frames (H, W, C) whose strips and tiles are decoded when their rows are asked for."""
+"""TIFF files as frames (H, W, C) whose strips and tiles are decoded when rows are requested."""
 
 from __future__ import annotations
 
@@ -20,9 +20,17 @@ from images.memory import ANY, DEFLATE, check_size
 from images.rows import Converted, Frames, Readable, Rows, check_count, naming, plain, split, stack_numbers
 from utils import UserError
 
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF's
-AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")  # series of slides
-NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile's series that are no positions
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF
+AUXILIARY = (
+    "label",
+    "macro",
+    "thumbnail",
+    "overview",
+    "map",
+    "label image",
+    "macro image",
+)  # series names of whole-slide images
+NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile series that are not positions of a stage
 WHITE_IS_ZERO, CMYK = 0, 5  # PhotometricInterpretation
 REDUCED_OR_MASK = 1 | 4  # NewSubfileType
 ALPHA = (1, 2)  # ExtraSamples
@@ -30,7 +38,7 @@ ADOBE_DEFLATE, OLD_DEFLATE = 8, 32946  # Compression
 
 
 def read_tiff(path: Path) -> Frames:
-    """Frames of all series of a TIFF; a slide's label, macro and thumbnail, and smaller resolutions are none."""
+    """Frames of all series of a TIFF, without lower resolutions and the label, macro and thumbnail of a slide."""
     found, before = Frames(), None
     with _opened(path) as (tif, messages):
         for series in _main_series(tif):
@@ -40,7 +48,7 @@ def read_tiff(path: Path) -> Frames:
             check_count(path, lengths)
             images = _frames(path, tif, series)
             stacks = stack_numbers("".join(axis for axis, _ in outer), lengths)
-            # pages of a stack that a program wrote one by one are series to tifffile
+            # tifffile makes a series of each page that was written on its own: equal neighbours form one stack
             single = (series.shape, series.dtype) if len(images) == 1 and series.kind in NAMELESS else None
             if single and single == before:
                 found.images += images
@@ -53,7 +61,7 @@ def read_tiff(path: Path) -> Frames:
 
 
 def _main_series(tif: Any) -> list[Any]:
-    """Series that hold images."""
+    """Series that are images, or all series if none is."""
     kept = [
         series
         for series in tif.series
@@ -63,7 +71,7 @@ def _main_series(tif: Any) -> list[Any]:
 
 
 def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
-    """Refuse an image of which pages are missing, as they are where it is in several files and one is not there."""
+    """Refuse an image with missing pages, as of an OME-TIFF in several files of which one is missing."""
     absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
     if absent and any("OME series raised" in message for message in messages):
         raise UserError(f"{path}: a part of an image in several files: put {absent[1]} beside it")
@@ -74,12 +82,12 @@ def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
 
 
 def _file_of(page: Any, path: Path, tif: Any) -> Path:
-    """File that a page is in, which for an OME-TIFF may be another one."""
+    """File that contains a page; for an OME-TIFF it may be another one."""
     return path if page.parent is tif else Path(page.parent.filehandle.path)
 
 
 def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
-    """Frames of a series: mapped where the pixels lie in one piece, else read by strips or tiles."""
+    """Frames of a series: memory-mapped if the pixels are contiguous, else read by strips or tiles."""
     from tifffile import TIFF
 
     key, axes = series.keyframe, series.axes
@@ -91,10 +99,13 @@ def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
         return [finish.wrap(image) for image in split(pixels, axes, path)]
     outer = axes[: len(axes) - len(key.axes)]
     if key.compression != 1:
-        TIFF.DECOMPRESSORS[key.compression]  # a missing package is said here, with its name
+        TIFF.DECOMPRESSORS[key.compression]  # raises an error that names a missing package
     if not axes.endswith(key.axes) or not set(key.axes) <= set("YXS") or len(set("SC") & set(axes)) > 1:
         check_size(path, math.prod(series.shape) * series.dtype.itemsize, copies=2)
-        return [finish.wrap(image) for image in split(series.asarray(), axes, path)]  # volumes, and what is refused
+        return [
+            finish.wrap(image) for image in split(series.asarray(), axes, path)
+        ]  # volumetric tiles; `split` refuses the rest
+    # numbers of the pages, arranged by the axes that are spread over pages: (..., C, ...) -> (frames, C)
     order = np.arange(math.prod(series.shape[: len(outer)])).reshape(series.shape[: len(outer)])
     if "C" in outer:
         order = np.moveaxis(order, outer.index("C"), -1)
@@ -106,20 +117,20 @@ def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
 
 @dataclass(frozen=True)
 class Finish:
-    """What makes stored samples the pixels of an image (H, W, C): 0 is black, and no channel is an alpha channel.
+    """Converts stored samples to the pixels of an image (H, W, C): 0 is black, alpha is dropped, CMYK becomes RGB.
 
     Attributes
     ----------
     bits : int
-        Of a sample; one bit becomes 0 and 255.
+        Bits per sample; one bit becomes 0 and 255.
     inverted : bool
-        Whether 0 is stored for white.
+        Whether 0 is white in the file.
     samples : int
-        Number of samples in a page.
+        Samples per pixel of a page.
     kept : tuple of int
-        Those that are channels.
+        Indices of the samples that are channels, not alpha.
     cmyk : bool
-        Whether the first four of these are inks, which become red, green and blue.
+        Whether the first four of these are inks to be converted to red, green and blue.
     """
 
     bits: int
@@ -130,7 +141,7 @@ class Finish:
 
     @classmethod
     def of(cls, path: Path, key: Any) -> Finish:
-        """By the tags of a page."""
+        """Make one from the tags of a page."""
         samples, extra = key.samplesperpixel, tuple(key.extrasamples or ())
         colours = samples - len(extra)
         if colours < 1:  # damaged tag
@@ -143,15 +154,15 @@ class Finish:
             )
         return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, samples, tuple(kept), cmyk)
 
-    def wrap(self, image: Rows) -> Rows:
-        """Image that is finished when its rows are read; what is mapped and finished stays as it is."""
+    def wrap(self, image: np.ndarray) -> Rows:
+        """Image that is converted when rows are read; an array that needs no conversion stays as it is."""
         is_plain = image.dtype.isnative and self.bits > 1 and not self.inverted and not self.cmyk
         if is_plain and (self.kept == tuple(range(len(self.kept))) or image.shape[2] != self.samples):
             return image[..., : len(self.kept)] if image.shape[2] == self.samples else image
         return Converted(image, self)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Finish stored samples (h, W, C)."""
+        """Convert stored samples (h, W, C)."""
         if self.bits == 1:
             pixels = pixels != 0
         pixels = plain(pixels)
@@ -159,13 +170,13 @@ class Finish:
             kind, one = pixels.dtype.kind, pixels.dtype.type
             white = 255 if self.bits == 1 else 2 ** min(self.bits, 8 * pixels.dtype.itemsize) - 1
             pixels = one(white) - pixels if kind == "u" else ~pixels if kind == "i" else -pixels
-        if len(self.kept) < self.samples == pixels.shape[-1]:  # else the channels are pages
+        if len(self.kept) < self.samples == pixels.shape[-1]:  # otherwise each channel is a page
             pixels = pixels[..., list(self.kept)]
         return _rgb_of(pixels) if self.cmyk else pixels
 
 
 def _rgb_of(pixels: np.ndarray) -> np.ndarray:
-    """Red, green and blue (h, W, 3) of cyan, magenta, yellow and black; further channels follow."""
+    """Red, green and blue (h, W, 3), followed by further channels, of cyan, magenta, yellow and black."""
     white = np.iinfo(pixels.dtype).max
     light = (white - pixels[..., :4]).astype(np.uint64)
     colours = (light[..., :3] * light[..., 3:] + white // 2) // white
@@ -173,18 +184,18 @@ def _rgb_of(pixels: np.ndarray) -> np.ndarray:
 
 
 class PagedImage(Readable):
-    """Image (H, W, C) of one TIFF page, or of one page a channel, whose strips or tiles are read when they are needed.
+    """Image (H, W, C) of one TIFF page, or of one page per channel, that reads only the strips or tiles needed.
 
     Parameters
     ----------
     pages : list of tifffile.TiffPage
-        Of open files; the image needs them open no more.
+        Pages of open files; the files may be closed afterwards.
     files : dict
         File of each `page.parent`.
     sizes : dict
-        Number of bytes of each file.
+        Size of each file [bytes].
     finish : Finish
-        Makes the pixels of the samples.
+        Converts samples to pixels.
     """
 
     def __init__(self, pages: list[Any], files: dict[Any, Path], sizes: dict[Path, int], finish: Finish) -> None:
@@ -212,7 +223,7 @@ class PagedImage(Readable):
         self._check_segments(key)
 
     def _check_segments(self, key: Any) -> None:
-        """Refuse strips or tiles that claim more pixels than there can be in their bytes, or in memory."""
+        """Refuse strips or tiles that claim more pixels than their bytes can contain, or than fit in memory."""
         wide = key.tilewidth if key.is_tiled else key.imagewidth
         samples = key.samplesperpixel if key.planarconfig == 1 else 1
         segment = min(self._tall, key.imagelength if not key.is_tiled else self._tall) * wide * samples
@@ -221,30 +232,36 @@ class PagedImage(Readable):
         check_size(self._place(0), segment * self._stored.itemsize, stored or None, ratio=ratio, copies=2)
 
     def _place(self, page: int) -> str:
+        """Name of a page in messages."""
         return f"{self._files[page]}, page {self._numbers[page]}"
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""
         top, bottom, step = rows.indices(self.shape[0])
         out = np.zeros((max(bottom - top, 0), self.shape[1], self._samples), self._stored)
+        # Bands are requested from top to bottom, and a strip or tile may reach into the next band. Each call keeps what
+        # it decoded, for the next call alone.
         kept, self._kept = self._kept, {}
         for page in range(len(self._numbers)):
             with naming(f"{self._place(page)}: damaged", "copy the file again"):
                 for index in self._overlapping(page, top, bottom):
                     decoded = kept.get((page, index)) or self._segment(page, index)
-                    if bottom < self.shape[0]:  # the next rows may need it again
+                    if bottom < self.shape[0]:
                         self._kept[page, index] = decoded
                     self._copy(out, top, page, *decoded)
         return self._finish(out)[::step]
 
     def _overlapping(self, page: int, top: int, bottom: int) -> list[int]:
-        """Numbers of the strips or tiles of a page that some rows need."""
+        """Numbers of the strips or tiles of a page that overlap some rows.
+
+        They are numbered row by row; with planar samples, one plane after another.
+        """
         down = math.ceil(self.shape[0] / self._tall)
         tops = [index // self._across % down * self._tall for index in range(len(self._where[page]))]
         return [index for index, first in enumerate(tops) if first < bottom and first + self._tall > top]
 
     def _segment(self, page: int, index: int) -> tuple:
-        """One strip or tile (1, h, w, C), and its place (sample, depth, y, x, channel)."""
+        """One strip or tile (1, h, w, C), and its position (sample, depth, y, x, channel)."""
         offset, count = self._where[page][index]
         with self._files[page].open("rb") as file:
             file.seek(offset)
@@ -252,7 +269,7 @@ class PagedImage(Readable):
         return segment, place
 
     def _copy(self, out: np.ndarray, top: int, page: int, segment: np.ndarray | None, place: tuple) -> None:
-        """Copy what a strip or tile has of the rows from `top` on."""
+        """Copy the part of a strip or tile that lies in the rows from `top` on; a tile may extend beyond the image."""
         if segment is None:  # a hole in a sparse file
             return
         sample, _, y, x, _ = place
@@ -265,7 +282,7 @@ _heard = threading.local()
 
 
 class _Listener(logging.Filter):
-    """Takes the messages that tifffile logs in a thread that listens; those of others go where they always go."""
+    """Captures the messages that tifffile logs in a thread inside `_opened`; those of other threads pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a message is to be logged."""
@@ -280,14 +297,15 @@ _LISTENER = _Listener()
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
-    """TIFF, and what tifffile logs meanwhile.
+    """TIFF file, and the messages that tifffile logs meanwhile.
 
-    Refused where it only logs that the chain of pages is broken, and would go on with fewer.
+    A broken chain of pages is refused; tifffile only logs it and continues with fewer pages.
     """
     import tifffile
 
-    logging.getLogger("tifffile").addFilter(_LISTENER)  # once, however often it is called
-    before, messages = getattr(_heard, "messages", None), []
+    logging.getLogger("tifffile").addFilter(_LISTENER)  # added once, however often this is called
+    before = getattr(_heard, "messages", None)
+    messages: list[str] = []
     _heard.messages = messages
     try:
         with tifffile.TiffFile(path) as tif:
@@ -301,9 +319,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
 
 
 def tiff_geometry(path: Path) -> Geometry:
-    """Axes that its frames are counted along, the size of a pixel, the time between frames and their names.
+    """Axes of the frames, pixel size, time step and names of the frames.
 
-    Empty where the tags that say so are damaged: the pixels are read without them.
+    Empty if the tags are damaged: the pixels can be read without them.
     """
     try:
         with _opened(path) as (tif, _):
@@ -311,22 +329,24 @@ def tiff_geometry(path: Path) -> Geometry:
             sizes = dict(zip(series.axes, series.shape, strict=True))
             axes = "".join(axis for axis in sizes if axis in "TZ")
             pixel, unit, interval = _ome_sizes(tif) if tif.ome_metadata else _imagej_sizes(tif)
-            names = (tif.imagej_metadata or {}).get("Labels", [])[:: sizes.get("C", 1)]  # ImageJ names each channel
+            names = (tif.imagej_metadata or {}).get("Labels", [])[
+                :: sizes.get("C", 1)
+            ]  # ImageJ has a name for each channel of a frame
             labels = tuple(map(str, names)) if len(names) == math.prod(sizes[axis] for axis in axes) else ()
             return Geometry(axes, tuple(sizes[axis] for axis in axes), pixel, unit, interval, labels)
-    except Exception:  # readers raise whatever a damaged tag makes them stumble over
+    except Exception:  # damaged tags raise all kinds of exceptions
         return Geometry()
 
 
 def tiff_palette(path: Path) -> np.ndarray | None:
-    """Colours (N, 3) uint8 of the palette of a TIFF's pages; None where it has none."""
+    """Colours (N, 3) uint8 of the palette of a TIFF; None if it has none."""
     with _opened(path) as (tif, _):
         page = tif.pages[0]
         return None if page.colormap is None or page.photometric != 3 else (page.colormap.T >> 8).astype(np.uint8)
 
 
 def _ome_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
-    """Size of a pixel, its unit, and the time between frames [s], by the XML of an OME-TIFF."""
+    """Pixel size, its unit, and the time step [s] from the XML of an OME-TIFF."""
     pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
     found = {} if pixels is None else pixels.attrib
     sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
@@ -335,7 +355,7 @@ def _ome_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
 
 
 def _imagej_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
-    """The same by ImageJ's or the baseline's tags."""
+    """Pixel size, its unit, and the time step [s] from the tags of ImageJ or of baseline TIFF."""
     page, imagej = tif.pages[0], tif.imagej_metadata or {}
     interval = in_seconds(imagej.get("finterval"), str(imagej.get("tunit", "s")))
     x, y = page.resolution

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,32 @@ import numpy as np
 
 from images.geometry import Geometry, in_micron, in_seconds
 from images.memory import ByteCache, check_size
-from images.rows import Frames, Readable, check_count, naming, plain, stack_numbers
+from images.rows import Frames, Readable, Rows, check_count, naming, plain, stack_numbers
 from utils import UserError, check_module
 
-BAND = 128  # [px] so many rows at least are decoded together
-MOST_EDGE = 64  # a chunk may be so many times larger than the array that lies in it
+BAND = 128  # [px] fewest rows that are decoded together
+MOST_EDGE = 64  # largest ratio of the sizes of a chunk and the part of the array in it
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr array or group, of version 2 or 3."""
+    """Whether a folder is a Zarr array or group of version 2 or 3."""
     return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 def read_zarr(path: Path) -> Frames:
-    """Frames of a Zarr array, or of the first and largest array of an OME-Zarr image."""
+    """Frames of a Zarr array, or of the full resolution of an OME-Zarr image."""
     array, axes, _ = open_zarr(path)
     others = [axis for axis in axes if axis not in "CYX"]
     lengths = tuple(array.shape[axes.index(axis)] for axis in others)
     check_count(path, lengths)
     source = _Source(path, array, axes)
-    images = [ZarrImage(source, dict(zip(others, place, strict=True))) for place in np.ndindex(*lengths)]
+    places = np.ndindex(*lengths)
+    images: list[Rows] = [ZarrImage(source, dict(zip(others, place, strict=True))) for place in places]
     return Frames(images, stack_numbers("".join(others), lengths))
 
 
 def zarr_geometry(path: Path) -> Geometry:
-    """Axes that the frames of a Zarr are counted along, the size of a pixel, and the time between frames."""
+    """Axes of the frames of a Zarr, pixel size and time step."""
     array, letters, sizes = open_zarr(path)
     space = [axis for axis in "ZYX" if axis in sizes]
     pixel, unit = in_micron({axis: sizes[axis][0] for axis in space}, {axis: sizes[axis][1] for axis in space})
@@ -45,19 +47,20 @@ def zarr_geometry(path: Path) -> Geometry:
 
 
 def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[Any, str]]]:
-    """Array of a Zarr folder, its axes as letters, and the size of a pixel with its unit along each of them.
+    """Array of a Zarr folder, its axes as letters, and the pixel size and its unit along each of them.
 
     Raises
     ------
     UserError
-        The package `zarr` is missing, or there is no image.
+        The package `zarr` is missing, or the folder is not an image.
     """
     check_module("zarr", str(path))
     import zarr
 
     node = zarr.open(_careful_store(path), mode="r")
+    pixel: dict[str, tuple[Any, str]] = {}
     if isinstance(node, zarr.Array):
-        array, axes, pixel = node, _usual_axes(node.shape), {}
+        array, axes = node, _usual_axes(node.shape)
     else:
         array, axes, pixel = _open_image(path, node)
     if len(axes) != array.ndim or "Y" not in axes or "X" not in axes or array.dtype.kind not in "uifb":
@@ -67,7 +70,7 @@ def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[Any, str]]]:
 
 
 def _careful_store(path: Path) -> Any:
-    """Store of a folder, which refuses a chunk that claims to unpack to more than `most` bytes."""
+    """Store of a folder that refuses a chunk whose header claims more than `most` bytes."""
     from zarr.storage import LocalStore, WrapperStore
 
     class CarefulStore(WrapperStore):
@@ -84,7 +87,7 @@ def _careful_store(path: Path) -> Any:
 
 
 def _claimed(start: bytes, length: int) -> int:
-    """Size that a chunk has unpacked, by the header of a Zstandard or Blosc frame; 0 for others.
+    """Uncompressed size claimed by the header of a Zstandard or Blosc chunk; 0 for other codecs.
 
     Sources: RFC 8878, section 3.1.1.1, and README_CHUNK_FORMAT.rst of c-blosc.
     """
@@ -99,7 +102,7 @@ def _claimed(start: bytes, length: int) -> int:
 
 
 def _usual_axes(shape: tuple[int, ...]) -> str:
-    """Axes of an array that doesn't name them; channels are last where there are 2 to 4 at the end.
+    """Axes of an array that does not name them; the last axis is the channels if it is at most 4 long.
 
     Examples
     --------
@@ -112,7 +115,7 @@ def _usual_axes(shape: tuple[int, ...]) -> str:
 
 
 def _open_image(path: Path, group: Any) -> tuple[Any, str, dict[str, tuple[Any, str]]]:
-    """What `open_zarr` returns, of an OME-Zarr image, or of the only one in a group, as bioformats2raw writes it."""
+    """What `open_zarr` returns, for an OME-Zarr image or a group of a single one, as bioformats2raw writes it."""
     scales = _multiscales(group)
     if not scales:
         images = [(name, inner) for name, inner in sorted(group.groups()) if _multiscales(inner)]
@@ -125,24 +128,26 @@ def _open_image(path: Path, group: Any) -> tuple[Any, str, dict[str, tuple[Any, 
     named = [{"name": axis} if isinstance(axis, str) else axis for axis in named]
     axes = "".join(axis["name"] for axis in named).upper()
     first = scales[0]["datasets"][0]
-    sizes = next((item["scale"] for item in first.get("coordinateTransformations", []) if "scale" in item), [])
+    sizes: list[Any] = next(
+        (item["scale"] for item in first.get("coordinateTransformations", []) if "scale" in item), []
+    )
     units = [str(axis.get("unit", "")) for axis in named]
     pixel = {axis: (size, unit) for axis, size, unit in zip(axes, sizes, units, strict=False)}
     return group[first["path"]], axes, pixel
 
 
 def _multiscales(group: Any) -> list[dict]:
-    """Resolutions of the images of a group, by OME-Zarr 0.5 or older; empty if it has none."""
+    """Entry `multiscales` of a group by OME-Zarr 0.5 or older; empty if it has none."""
     attributes = dict(group.attrs)
     return attributes.get("ome", attributes).get("multiscales", [])
 
 
-_blocks = ByteCache(2**29)  # decoded, for the frames that share a chunk are asked for one after another
-_numbers = itertools.count()
+_blocks = ByteCache(2**29)  # decoded chunks: frames that share one are requested one after another
+_numbers = itertools.count()  # of open arrays, as keys of the cache
 
 
 class _Source:
-    """Array of which images are read: by whole chunks, which are kept for the images that share them."""
+    """Array that images are read from by whole chunks, which are cached for the images that share them."""
 
     def __init__(self, path: Path, array: Any, axes: str) -> None:
         self.path, self.array, self.axes = path, array, axes
@@ -153,23 +158,23 @@ class _Source:
         array.store.most = 8 * num_byte + 2**20  # filters may change the size a little
 
     def rows(self, place: dict[str, int], top: int, bottom: int) -> np.ndarray:
-        """Rows of the image at a place, its axes in the order of the array's."""
+        """Rows of the image at a place, with its axes in the order of the array."""
         size = dict(zip(self.axes, self.array.shape, strict=True))
         chunk = dict(zip(self.axes, self.array.chunks, strict=True))
         wanted = {axis: (number, number + 1) for axis, number in place.items()} | {"Y": (top, bottom)}
-        tall = -(-BAND // chunk["Y"]) * chunk["Y"]
-        block = {  # whole chunks
+        tall = -(-BAND // chunk["Y"]) * chunk["Y"]  # rows of a cached block, a multiple of the chunk's
+        block = {  # along T and Z, the whole chunk that contains the image
             axis: (number // chunk[axis] * chunk[axis], min((number // chunk[axis] + 1) * chunk[axis], size[axis]))
             for axis, number in place.items()
         }
         num_byte = math.prod(last - first for first, last in block.values()) * min(tall, size["Y"])
         num_byte *= size["X"] * size.get("C", 1) * self.array.dtype.itemsize
         if all(last - first == 1 for first, last in block.values()) or num_byte > _blocks.max_byte // 2:
-            return self._read(wanted, place)  # nothing is shared, or it is too large to be kept
-        parts = []
+            return self._read(wanted, place)  # no other image shares these chunks, or the block is too large to cache
+        parts = []  # the requested rows, block by block
         for first in range(top // tall * tall, bottom, tall):
             span = block | {"Y": (first, min(first + tall, size["Y"]))}
-            pixels = _blocks.get((self.number, *span.values()), lambda span=span: self._read(span, {}))
+            pixels = _blocks.get((self.number, *span.values()), partial(self._read, span, {}))
             inside = {"Y": slice(max(top - first, 0), bottom - first)}
             inside |= {axis: number - block[axis][0] for axis, number in place.items()}
             parts.append(pixels[tuple(inside.get(axis, slice(None)) for axis in self.axes)])
@@ -177,7 +182,7 @@ class _Source:
         return np.concatenate(parts, axis=left.index("Y"))
 
     def _read(self, span: dict[str, tuple[int, int]], place: dict[str, int]) -> np.ndarray:
-        """Part of the array; the axes of a place are left out."""
+        """Part of the array; the axes in `place` are dropped."""
         spans = {axis: slice(*limits) for axis, limits in span.items()} | place
         return np.asarray(self.array[tuple(spans.get(axis, slice(None)) for axis in self.axes)])
 

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 import checkpoint
 from config import Config
 from dataset import DataInfo
+from files import atomic_write, check_writable
 from model import MARGIN, STRIDE, class_probability
 from prediction.predictor import Predictor, load, predict_array
-from utils import FlagError, UserError, atomic_write, check_module, check_writable, say
+from utils import FlagError, UserError, check_module, say
 
 OPSET = 18  # of ONNX
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the checkpoint

@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from config import DatabaseFlags
 from dataset import ENTRIES, SPLITS, DataInfo, SampleFile, describe, write_sample
+from files import atomic_folder, finish_exchange, locked
 from images.frames import forget_files, sha256
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
 from training.losses import border_distance
-from utils import FlagError, UserError, atomic_folder, finish_exchange, locked, say
+from utils import FlagError, UserError, say
 
 NO_LABEL, OTHER_NAME = "none", "choose another --name_data"
 VOLUME, LABELS = "train-volume.tif", "train-labels.tif"

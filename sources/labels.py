@@ -182,11 +182,15 @@ def choose_background(classes: Classes, background: str, foreground: str) -> Cla
     """
     if foreground and len(classes.values) != 2:
         raise UserError(f"--foreground {foreground}: there are {len(classes.values)} classes, not 2: use --background")
-    if foreground and foreground == background:
-        raise UserError(f"--foreground {foreground}: that is the background: leave one out")
+    first = 0
+    if foreground:
+        first = 1 - _index_of(classes, "--foreground", foreground)
     if background:
-        return classes.starting_with(_index_of(classes, "--background", background))
-    return classes.starting_with(1 - _index_of(classes, "--foreground", foreground)) if foreground else classes
+        given = _index_of(classes, "--background", background)
+        if foreground and given != first:
+            raise UserError(f"--foreground {foreground}: that is the background: leave one out")
+        first = given
+    return classes.starting_with(first)
 
 
 def _index_of(classes: Classes, flag: str, text: str) -> int:

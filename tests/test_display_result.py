@@ -10,7 +10,7 @@ from PIL import Image
 
 from display_result import find_images, main
 from evaluation.report import RESULTS, save_images
-from utils import atomic_folder
+from files import atomic_folder
 
 GREYS = {"input": 60, "label": 130, "output": 220}
 

@@ -86,7 +86,7 @@ def test_a_folder_becomes_a_folder_of_pngs_under_the_same_names(stack, work):
 
 def test_a_zarr_that_is_stopped_leaves_nothing_and_begins_anew(stack, work, monkeypatch):
     zarr = pytest.importorskip("zarr")
-    from images.writers import ZarrWriter
+    from images.zarr_writer import ZarrWriter
 
     def stopped(*_):
         raise KeyboardInterrupt

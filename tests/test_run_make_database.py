@@ -8,6 +8,7 @@ import tifffile
 from conftest import SHARED, needs_isbi, start, write_stacks
 from PIL import Image
 
+from dataset import list_samples
 from run_make_database import main
 from sources import database
 
@@ -240,16 +241,17 @@ def test_a_failure_while_overwriting_leaves_the_old_database(work, fails, monkey
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_run_that_is_killed_leaves_the_old_database(work):
-    folder = write_stacks(work / "datasets" / "em", num=200, shape=(64, 64))
+    folder = write_stacks(work / "datasets" / "em", num=60, values=(0, 0, 0, 255))
     assert main(["--num_val", "7"]) == 0
     process = start("run_make_database.py", "--overwrite", cwd=work)
     while process.poll() is None and not (folder / ".partial" / "train").exists():
         pass
     process.kill()
     process.communicate()
-    assert len(list((folder / "val").iterdir())) in (7, 20)  # the old, or, had it been that fast, the new
+    assert process.returncode == -signal.SIGKILL
+    assert [len(list_samples(folder / split)) for split in ("train", "val", "test")] in ([47, 7, 6], [48, 6, 6])
     assert main(["--overwrite", "--num_val", "5"]) == 0
-    assert not (folder / ".partial").exists()
+    assert not (folder / ".partial").exists() and not (folder / ".new").exists()
 
 
 def test_synthetic_makes_stacks_and_database(work):

@@ -53,8 +53,8 @@ def same(a, b):
 
 @contextmanager
 def other_process(context):
-    """Another process in a context of `utils`, for as long as this one is in here."""
-    code = f"from pathlib import Path; from utils import *\nwith {context}: print(); input()"
+    """Another process in a context of `files`, for as long as this one is in here."""
+    code = f"from pathlib import Path; from files import *\nwith {context}: print(); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:
         process.stdout.readline()

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import DataInfo, PatchDataset, PatchSampler, SampleFile, check_values
+from files import atomic_write
 from model import STRIDE
 from training.losses import border_distance
-from utils import UserError, atomic_write, say
+from utils import UserError, say
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,16 @@
-import os
 import tempfile
 from contextlib import suppress
 
 import numpy as np
 import pytest
 import tifffile
+from samples import Killed, bands, value_of, write
 
 from images import writers
 from images.geometry import Geometry
-from images.writers import FlatWriter, Layout, PngWriter, RowFile, ZarrWriter, _halved, check_replaceable
+from images.layout import Layout
+from images.writers import FlatWriter, PngWriter, RowFile
 from utils import UserError
-
-
-def bands(pixels, tall):
-    """Frame, first row and band (C, h, W) of pixels (N, C, H, W), last first."""
-    places = [(frame, top) for frame in range(len(pixels)) for top in range(0, pixels.shape[2], tall)]
-    return [(frame, top, pixels[frame, :, top : top + tall]) for frame, top in reversed(places)]
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -28,7 +23,7 @@ def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channel
     layout = Layout(
         pixels.shape, np.dtype(dtype), Geometry("TZ", (2, 2), {"X": 0.25, "Y": 0.5, "Z": 2.0}, "micron"), order="TZC"
     )
-    writer = FlatWriter(tmp_path / name, layout, first=True)
+    writer = FlatWriter(tmp_path / name, layout, create=True)
     for band in bands(pixels, 16):
         writer.write(*band)
     assert not (tmp_path / name).exists()
@@ -44,7 +39,7 @@ def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channel
 
 def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     layout = Layout((1, 1, 8, 8), np.dtype("uint8"))
-    writer = FlatWriter(tmp_path / "out.npy", layout, first=True)
+    writer = FlatWriter(tmp_path / "out.npy", layout, create=True)
     writer.write(0, 0, np.zeros((1, 4, 8), np.uint8))
     writer.file.close()
     writer.file = open("/dev/full", "r+b", buffering=0)  # noqa: PTH123, SIM115
@@ -73,69 +68,6 @@ def test_a_png_counts_to_65535(tmp_path):
         PngWriter([tmp_path / "a"], [2]).write(0, 0, np.full((1, 2, 2), 70000, np.uint32))
 
 
-def test_a_pyramid_halves_odd_sizes(tmp_path):
-    zarr = pytest.importorskip("zarr")
-    pixels = np.arange(2 * 35 * 21, dtype=np.uint32).reshape(2, 1, 35, 21)
-    layout = Layout(pixels.shape, np.dtype("uint32"), Geometry("Z", (2,)), labels=True)
-    writer = ZarrWriter(tmp_path / "out.zarr", layout, True, 16, chunk=16)
-    for band in bands(pixels, 16):
-        writer.write(*band)
-    writer.finish()
-    group = zarr.open_group(tmp_path / "out.zarr", mode="r")
-    assert [group[str(level)].shape for level in range(3)] == [(2, 35, 21), (2, 18, 11), (2, 9, 6)]
-    assert np.array_equal(group["1"][:], pixels[:, 0, ::2, ::2])
-    scales = [
-        level["coordinateTransformations"][0]["scale"] for level in group.attrs["ome"]["multiscales"][0]["datasets"]
-    ]
-    assert scales == [[1, 1, 1], [1, 2, 2], [1, 4, 4]]
-
-
-def test_the_mean_of_four_pixels_by_hand():
-    rows = np.array([[0, 2, 4], [2, 4, 6]], np.uint8)
-    assert _halved(rows, labels=False).tolist() == [[2, 5]]
-    assert _halved(rows.astype(np.float32), labels=False).tolist() == [[2.0, 5.0]]
-    assert _halved(rows, labels=True).tolist() == [[0, 4]]
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def write(path, value, kill_at=None):
-    """Write an image of 20 px with one value; before a change of the folder's entries the process may be killed."""
-    layout = Layout((1, 1, 20, 16), np.dtype("uint8"))
-    left = iter(range(10**9 if kill_at is None else kill_at))
-
-    def killing(function):
-        def run(*arguments, **options):
-            if next(left, None) is None:
-                raise Killed
-            return function(*arguments, **options)
-
-        return run
-
-    check_replaceable(path)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"):
-            patch.setattr(os, name, killing(getattr(os, name)))
-        zarr = path.suffix == ".zarr"
-        writer = ZarrWriter(path, layout, True, 16, chunk=16) if zarr else FlatWriter(path, layout, True)
-        for band in bands(np.full(layout.shape, value, np.uint8), 16):
-            writer.write(*band)
-        writer.finish()
-
-
-def value_of(path):
-    """Value of an image that is whole."""
-    if path.is_file():
-        return int(np.unique(tifffile.imread(path)).item())
-    import zarr
-
-    group = zarr.open_group(path, mode="r")
-    (value,) = {int(np.unique(group[str(level)][:]).item()) for level in range(2)}
-    return value
-
-
 @pytest.mark.parametrize("name", ["out.tif", "out.zarr"])
 def test_a_kill_at_any_point_leaves_the_old_or_the_new_or_what_the_next_run_mends(tmp_path, name):
     if name.endswith("zarr"):
@@ -150,28 +82,3 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_or_what_the_next_run_mend
         write(path, 1)
         assert value_of(path) == 1 and list(tmp_path.iterdir()) == [path]
     assert 2 < point < 150
-
-
-def test_the_older_image_comes_back_when_a_run_after_a_kill_fails_too(tmp_path):
-    pytest.importorskip("zarr")
-    path = tmp_path / "out.zarr"
-    write(path, 1)
-    path.rename(tmp_path / "out.zarr.old")
-    with pytest.raises(Killed):
-        write(path, 2, kill_at=8)
-    assert value_of(path) == 1
-
-
-@pytest.mark.parametrize("entry", ["notes.txt", "0/c/0/notes.txt", "labels/zarr.json"])
-@pytest.mark.parametrize("ending", ["", ".old", ".partial"])
-def test_a_zarr_with_something_else_in_it_is_not_replaced(tmp_path, entry, ending):
-    pytest.importorskip("zarr")
-    path = tmp_path / "out.zarr"
-    write(path, 1)
-    check_replaceable(path)
-    place = path.with_name(path.name + ending) / entry
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text("mine")
-    with pytest.raises(UserError, match=r"is no Zarr image that --mode predict wrote \(it holds"):
-        check_replaceable(path)
-    assert place.read_text() == "mine"

@@ -34,7 +34,7 @@ def images(nch=1):
     for size in [(1, 1), (1, 7), (2, 3), (15, 16), (16, 16), (16, 33), (17, 17), (45, 71)]:
         yield rng.integers(0, 255, (nch, *size)).astype(np.float32)
     yield np.full((nch, 20, 30), 101.3, np.float32)
-    yield 60000 + 5 * rng.integers(0, 255, (nch, 1024, 1024)).astype(np.float32)  # 16 bits, far from 0
+    yield 60000 + 5 * rng.integers(0, 255, (nch, 512, 512)).astype(np.float32)  # 16 bits, far from 0
 
 
 def compare(predictor, run, nch=1):

@@ -129,3 +129,13 @@ def test_without_a_network_one_line_names_the_address(work, fails):
     for address in (url, url + "/none", "no address"):
         assert address in fails(run_make_database.main, ["--download", "--url", address])
     assert list(work.iterdir()) == []
+
+
+def test_a_zip_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, serve):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name in isbi.PIXELS:
+            zipped.writestr(name, bytes(isbi.MAX_BYTES + 1))
+    with pytest.raises(UserError, match=r"train-volume\.tif unpacks to 67 MB"):
+        isbi.download(tmp_path, serve(buffer.getvalue())[0])
+    assert list(tmp_path.iterdir()) == []

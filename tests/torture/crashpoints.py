@@ -23,6 +23,7 @@ NAMES = ("database", "test", "tif", "npy", "zarr", "pyramid", "png")
 EPOCHS = 2
 FAILURES = ("kill", "full")
 OPERATIONS = ("rename", "replace", "unlink", "mkdir", "rmdir", "truncate", "ftruncate", "link", "symlink", "fsync")
+REMOVING = ("unlink", "rmdir")
 WRITING = set("wax+")  # letters in the mode of a file that is opened for writing
 
 
@@ -107,13 +108,13 @@ class Tripwire:
     def _guarded(self, function: Callable, concerns: Callable[..., bool]) -> Callable:
         def guarded(path: Any, *args: Any, **kwargs: Any) -> Any:
             if concerns(*args, *kwargs.values()) and self._lies_inside(path, kwargs.get("dir_fd")):
-                self._pass(path)
+                self._pass(path, function.__name__ in REMOVING)
             return function(path, *args, **kwargs)
 
         return guarded
 
-    def _pass(self, path: Any) -> None:
-        """Count an operation, or end here."""
+    def _pass(self, path: Any, removes: bool) -> None:
+        """Count an operation, or end here; on a full disk what removes something succeeds."""
         with self.lock:
             mine, self.count = self.count == self.number, self.count + 1
             if self.note:
@@ -122,7 +123,7 @@ class Tripwire:
                 os.close(descriptor)
         if mine and self.failure == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if mine:
+        if mine and not removes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), None if isinstance(path, int) else os.fspath(path))
 
     def _lies_inside(self, path: Any, folder: int | None) -> bool:

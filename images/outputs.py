@@ -1,0 +1,112 @@
+"""Paths that an output occupies, and checks that no input and no foreign file is replaced."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from files import partial_of
+from images.zarr import is_zarr
+from utils import UserError
+
+# entries of a folder that ZarrWriter makes, also those left there by a killed process or an earlier version
+PARTIAL = r"\.[0-9a-f]{32}\.partial"
+OWN = rf"(\d+/)?zarr(\.json|{PARTIAL})|\d+(/c(/\d+)*({PARTIAL})?)?|\.run\.json|\.bands(/\d+-\d+)?"
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse an output that is, contains or lies in an input; an input inside a Zarr stands for the whole Zarr.
+
+    Parameters
+    ----------
+    outputs : iterable of Path
+        Files and folders that will be written or removed.
+    inputs : iterable of Path
+        Files and Zarr folders.
+
+    Raises
+    ------
+    UserError
+        An output overlaps an input, or its path is a link to itself.
+    """
+    roots = {_outermost_zarr(path.resolve()) for path in set(inputs)}
+    own = {_identity(root): root for root in roots}
+    around = {_identity(parent): root for root in roots for parent in root.parents}
+    parents: dict[Path, Path | None] = {}  # folder -> the input that it is, if any
+    for output in outputs:
+        try:
+            real = output.resolve()
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"--output {output}: a link in this path leads to itself: choose another") from error
+        for parent in real.parents:
+            if parent not in parents:
+                parents[parent] = own.get(_identity(parent))
+        key = _identity(real)
+        inside = next(filter(None, map(parents.get, real.parents)), None)
+        if hit := own.get(key) or around.get(key) or inside:
+            raise UserError(f"--output {output} would replace the input {hit}, contain it or lie in it: choose another")
+
+
+def _outermost_zarr(path: Path) -> Path:
+    """Outermost Zarr that contains an array or group, or the path itself."""
+    while is_zarr(path.parent):
+        path = path.parent
+    return path
+
+
+def _identity(path: Path) -> Any:
+    """Device and inode, which are one for all paths of a file; the path itself if it does not exist."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return (status.st_dev, status.st_ino) if status.st_ino else path
+
+
+def old_of(path: Path) -> Path:
+    """Where an older Zarr is kept until the new one is in place."""
+    return path.with_name(f"{path.name}.old")
+
+
+def written_at(goal: Path) -> list[Path]:
+    """Paths that the writer of one file or Zarr writes, replaces or removes."""
+    return [goal, partial_of(goal), *([old_of(goal)] if goal.suffix.lower() == ".zarr" else [])]
+
+
+def check_replaceable(goal: Path) -> None:
+    """Refuse to replace anything that this program did not write.
+
+    Raises
+    ------
+    UserError
+        There is a folder, pipe or device where a file will be written; or where a Zarr will be written, anything but a
+        Zarr image of this program with nothing else in it.
+    """
+    advice = "move it, or choose another --output"
+    if goal.suffix.lower() != ".zarr":
+        for path in written_at(goal):
+            if path.is_dir() and not (path.is_symlink() and path != goal):
+                raise UserError(f"{path} is a folder: {advice}, one that ends with / for PNGs in a folder")
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is no file: {advice}")
+        return
+    for path in written_at(goal):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise UserError(f"{path} is no folder of a Zarr image: {advice}")
+        if path.exists() and (foreign := _foreign_entry(path)):
+            raise UserError(f"{path} is no Zarr image that --mode predict wrote (it holds {foreign}): {advice}")
+    if goal.exists() and not (goal / "zarr.json").is_file():
+        raise UserError(f"{goal} is no Zarr image that --mode predict wrote: {advice}")
+
+
+def _foreign_entry(folder: Path) -> str:
+    """Path of an entry that ZarrWriter does not make; empty if there is none."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            entry = Path(root, name)
+            if entry.is_symlink() or not re.fullmatch(OWN, entry.relative_to(folder).as_posix()):
+                return str(entry.relative_to(folder))
+    return ""

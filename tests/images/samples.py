@@ -1,0 +1,70 @@
+"""Images that the tests of this folder write."""
+
+import os
+
+import numpy as np
+import pytest
+import tifffile
+
+from images.layout import Layout
+from images.outputs import check_replaceable
+from images.writers import FlatWriter
+from images.zarr_writer import ZarrWriter
+
+RNG = np.random.default_rng(0)
+
+
+def stack(num=5, size=32, dtype=np.uint8):
+    return RNG.integers(0, 255, (num, size, size)).astype(dtype)
+
+
+def write_zarr(path, pixels, scales, version=3):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(path, mode="w", zarr_format=version)
+    group.create_array("0", data=pixels)
+    group.attrs.update({"ome": {"multiscales": scales}} if version == 3 else {"multiscales": scales})
+
+
+def bands(pixels, tall):
+    """Frame, first row and band (C, h, W) of pixels (N, C, H, W), last first."""
+    places = [(frame, top) for frame in range(len(pixels)) for top in range(0, pixels.shape[2], tall)]
+    return [(frame, top, pixels[frame, :, top : top + tall]) for frame, top in reversed(places)]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def write(path, value, kill_at=None):
+    """Write an image of 20 px with one value; before a change of the folder's entries the process may be killed."""
+    layout = Layout((1, 1, 20, 16), np.dtype("uint8"))
+    left = iter(range(10**9 if kill_at is None else kill_at))
+
+    def killing(function):
+        def run(*arguments, **options):
+            if next(left, None) is None:
+                raise Killed
+            return function(*arguments, **options)
+
+        return run
+
+    check_replaceable(path)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"):
+            patch.setattr(os, name, killing(getattr(os, name)))
+        zarr = path.suffix == ".zarr"
+        writer = ZarrWriter(path, layout, True, 16, chunk=16) if zarr else FlatWriter(path, layout, True)
+        for band in bands(np.full(layout.shape, value, np.uint8), 16):
+            writer.write(*band)
+        writer.finish()
+
+
+def value_of(path):
+    """Value of an image that is whole."""
+    if path.is_file():
+        return int(np.unique(tifffile.imread(path)).item())
+    import zarr
+
+    group = zarr.open_group(path, mode="r")
+    (value,) = {int(np.unique(group[str(level)][:]).item()) for level in range(2)}
+    return value

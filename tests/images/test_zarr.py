@@ -1,0 +1,115 @@
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+from samples import RNG, stack, write_zarr
+
+from images.frames import list_frames, read_frames, read_geometry
+from utils import UserError
+
+SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]
+
+
+@pytest.mark.parametrize(
+    ("axes", "transforms", "version", "shape"),
+    [
+        ([{"name": axis, "unit": "micrometer"} for axis in "zyx"], SCALE, 3, (3, 32, 32)),
+        ([{"name": axis, "unit": 5} for axis in "zyx"], [{"type": "scale", "scale": [1]}], 3, (3, 32, 32)),
+        ([{"name": axis} for axis in "tczyx"], [{"type": "scale", "path": "x"}], 2, (1, 1, 3, 32, 32)),
+        (["z", "y", "x"], [], 2, (3, 32, 32)),
+        (None, [], 2, (1, 1, 3, 32, 32)),
+    ],
+)
+def test_ome_zarr_of_any_version_is_read(tmp_path, axes, transforms, version, shape):
+    image = {"datasets": [{"path": "0", "coordinateTransformations": transforms}]} | ({"axes": axes} if axes else {})
+    write_zarr(tmp_path / "a.zarr", stack(3).reshape(shape), [image], version)
+    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    g = read_geometry(frames)
+    assert [frame.read().shape for frame in frames] == [(32, 32, 1)] * 3
+    if transforms is SCALE:
+        assert (g.pixel, g.unit) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "micron")
+
+
+def test_the_only_image_in_a_zarr_group_is_taken_and_several_are_named(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    image = {"axes": [{"name": "y"}, {"name": "x"}], "datasets": [{"path": "0"}]}
+    zarr.open_group(tmp_path / "a.zarr", mode="w").attrs["ome"] = {"bioformats2raw.layout": 3}
+    write_zarr(tmp_path / "a.zarr" / "0", stack(1)[0], [image])
+    assert read_frames(tmp_path / "a.zarr")[0].shape == (32, 32, 1)
+    write_zarr(tmp_path / "a.zarr" / "1", stack(1)[0], [image])
+    with pytest.raises(UserError, match=r"not one OME-Zarr image: name one .*a\.zarr/0, .*a\.zarr/1"):
+        list_frames(tmp_path / "a.zarr", (".zarr",))
+
+
+def test_a_damaged_chunk_of_a_zarr_is_named(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(tmp_path / "a.zarr", data=stack(2), chunks=(1, 32, 32))
+    chunk = tmp_path / "a.zarr" / "c" / "1" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    first, second = list_frames(tmp_path / "a.zarr", (".zarr",))
+    assert first.read().shape == (32, 32, 1)
+    with pytest.raises(UserError, match="Z 1: damaged chunk"):
+        second.read()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "axes"),
+    [(stack(1, 8)[0, 0], None), (stack(2, 8).astype(complex), None), (stack(2, 8), "yx"), (stack(2, 8), "zab")],
+)
+def test_a_zarr_that_is_no_image_is_refused(tmp_path, pixels, axes):
+    zarr = pytest.importorskip("zarr")
+    if axes:
+        named = [{"name": axis} for axis in axes]
+        write_zarr(tmp_path / "a.zarr", pixels, [{"axes": named, "datasets": [{"path": "0"}]}])
+    else:
+        zarr.create_array(tmp_path / "a.zarr", data=pixels)
+    with pytest.raises(UserError, match="must be numbers along Y and X"):
+        list_frames(tmp_path / "a.zarr", (".zarr",))
+
+
+def test_a_chunk_that_sections_share_is_decoded_once(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    pixels = RNG.integers(0, 255, (10, 20, 30)).astype(np.uint16)
+    array = zarr.create_array(tmp_path / "a.zarr", shape=pixels.shape, chunks=(4, 8, 16), dtype="uint16")
+    array[:] = pixels
+    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    assert np.array_equal(np.stack([frame.read()[..., 0] for frame in frames]), pixels)
+    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    assert np.array_equal(frames[0].open()[3:13][..., 0], pixels[0, 3:13])
+    shutil.rmtree(tmp_path / "a.zarr" / "c" / "0")
+    assert np.array_equal(frames[2].open()[5:16][..., 0], pixels[2, 5:16])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"shape":[3,', '"shape":[1000000000,', "claims 1000000000 images"),
+        ('"chunk_shape":[3,32,32]', '"chunk_shape":[3,100000,100000]', "a chunk: 30 GB"),
+    ],
+)
+def test_a_zarr_that_claims_too_much_is_refused(tmp_path, old, new, reason):
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(tmp_path / "a.zarr", data=stack(3), chunks=(3, 32, 32))
+    text = "".join((tmp_path / "a.zarr" / "zarr.json").read_text().split())
+    assert old in text
+    (tmp_path / "a.zarr" / "zarr.json").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=reason):
+        list_frames(tmp_path / "a.zarr", (".zarr",))
+
+
+def test_a_chunk_that_claims_more_than_its_size_is_refused_before_it_is_decoded(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    codecs = pytest.importorskip("numcodecs")
+    array = zarr.create_array(tmp_path / "a.zarr", data=stack(1)[0], compressors=zarr.codecs.ZstdCodec())
+    assert array.chunks == (32, 32)
+    bomb = codecs.Zstd(1).encode(bytes(10**8))
+    next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file()).write_bytes(bomb)
+    frame = list_frames(tmp_path / "a.zarr", (".zarr",))[0]
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="damaged chunk"):
+            frame.read()
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()

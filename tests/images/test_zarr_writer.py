@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+from samples import Killed, bands, value_of, write
+
+from images.geometry import Geometry
+from images.layout import Layout
+from images.zarr_writer import ZarrWriter, _halved
+
+
+def test_a_pyramid_halves_odd_sizes(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    pixels = np.arange(2 * 35 * 21, dtype=np.uint32).reshape(2, 1, 35, 21)
+    layout = Layout(pixels.shape, np.dtype("uint32"), Geometry("Z", (2,)), labels=True)
+    writer = ZarrWriter(tmp_path / "out.zarr", layout, True, 16, chunk=16)
+    for band in bands(pixels, 16):
+        writer.write(*band)
+    writer.finish()
+    group = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    assert [group[str(level)].shape for level in range(3)] == [(2, 35, 21), (2, 18, 11), (2, 9, 6)]
+    assert np.array_equal(group["1"][:], pixels[:, 0, ::2, ::2])
+    scales = [
+        level["coordinateTransformations"][0]["scale"] for level in group.attrs["ome"]["multiscales"][0]["datasets"]
+    ]
+    assert scales == [[1, 1, 1], [1, 2, 2], [1, 4, 4]]
+
+
+def test_the_mean_of_four_pixels_by_hand():
+    rows = np.array([[0, 2, 4], [2, 4, 6]], np.uint8)
+    assert _halved(rows, labels=False).tolist() == [[2, 5]]
+    assert _halved(rows.astype(np.float32), labels=False).tolist() == [[2.0, 5.0]]
+    assert _halved(rows, labels=True).tolist() == [[0, 4]]
+
+
+def test_the_older_image_comes_back_when_a_run_after_a_kill_fails_too(tmp_path):
+    pytest.importorskip("zarr")
+    path = tmp_path / "out.zarr"
+    write(path, 1)
+    path.rename(tmp_path / "out.zarr.old")
+    with pytest.raises(Killed):
+        write(path, 2, kill_at=8)
+    assert value_of(path) == 1

@@ -1,0 +1,247 @@
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from files import atomic_folder, atomic_write, check_writable, finish_exchange, locked, move_aside, reading
+from utils import UserError
+
+ADVICE = "choose another folder"
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with atomic_write(path, "w") as file:
+        file.write("old")
+    with pytest.raises(KeyError), atomic_write(path, "w") as file:
+        file.write("half")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_takes_no_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file/a\.txt"), atomic_write(tmp_path / "file" / "a.txt"):
+        pass
+    with pytest.raises(UserError, match="cannot write"), atomic_folder(tmp_path / "file" / "b", ["a"], ADVICE):
+        pass
+
+
+def test_a_folders_entries_are_exchanged_together_or_stay(tmp_path):
+    def fill(text, fail=False):
+        with atomic_folder(tmp_path, ["images", "index"], ADVICE) as partial:
+            (partial / "images").mkdir()
+            (partial / "images" / text).touch()
+            if fail:
+                raise KeyboardInterrupt
+            (partial / "index").write_text(text)
+
+    (tmp_path / "mine").touch()
+    fill("one")
+    fill("two")
+    with pytest.raises(KeyboardInterrupt):
+        fill("three", fail=True)
+    assert (tmp_path / "index").read_text() == "two"
+    assert [file.name for file in (tmp_path / "images").iterdir()] == ["two"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "index", "mine"]
+
+
+def test_an_exchange_that_an_older_version_cut_off_is_undone_by_the_next(tmp_path):
+    (tmp_path / ".old").mkdir()
+    (tmp_path / ".old" / "a").write_text("old")  # set aside, and the new one not yet there
+    with pytest.raises(KeyError), atomic_folder(tmp_path, ["a"], ADVICE):
+        raise KeyError
+    assert (tmp_path / "a").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("point", range(40))
+def test_an_exchange_cut_off_anywhere_leaves_the_old_or_what_the_next_reader_completes(tmp_path, monkeypatch, point):
+    """A kill before each single rename and removal: `b` goes away, `c` is new, `a` is replaced."""
+    write(tmp_path, {"a": "old", "b": "old"})
+    left = iter(range(point))
+
+    def killing(function):
+        def run(*arguments, **options):
+            if next(left, None) is None:
+                raise Killed
+            return function(*arguments, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "unlink", "rmdir", "mkdir"):
+            patch.setattr(os, name, killing(getattr(os, name)))
+        with suppress(Killed), atomic_folder(tmp_path, list("abc"), ADVICE) as partial:
+            write(partial, {"a": "new", "c": "new"})
+    finish_exchange(tmp_path, list("abc"))
+    found = {file.parent.name: file.read_text() for file in tmp_path.glob("[abc]/file")}
+    assert found in ({"a": "old", "b": "old"}, {"a": "new", "c": "new"})
+    assert not (tmp_path / ".new").exists()
+
+
+def write(folder, texts):
+    for name, text in texts.items():
+        (folder / name).mkdir()
+        (folder / name / "file").write_text(text)
+
+
+def test_an_exchange_of_other_entries_takes_nothing_away_from_its_reader(tmp_path, monkeypatch):
+    write(tmp_path, {"train": "old", "stack": "old"})
+
+    def kill(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, suppress(Killed), atomic_folder(tmp_path, ["stack"], ADVICE) as partial:
+        write(partial, {"stack": "new"})
+        patch.setattr(shutil, "rmtree", kill)
+    assert (tmp_path / ".new").is_dir()
+    finish_exchange(tmp_path, ["train", "val"])
+    assert {file.parent.name: file.read_text() for file in tmp_path.glob("*/file")} == {"train": "old", "stack": "new"}
+
+
+@pytest.mark.parametrize("note", ["", "3", "{}", '{"names": ["../mine"], "provided": []}'])
+def test_an_exchange_with_a_damaged_note_is_one_line_and_removes_nothing(tmp_path, note):
+    write(tmp_path, {"mine": "mine", "here": "old"})
+    (tmp_path / "here" / ".new").mkdir()
+    (tmp_path / "here" / ".new" / ".provided").write_text(note)
+    with pytest.raises(UserError, match=r"\.provided is damaged"):
+        finish_exchange(tmp_path / "here", ["file"])
+    assert (tmp_path / "mine" / "file").read_text() == "mine" and (tmp_path / "here" / "file").read_text() == "old"
+
+
+def test_a_reader_sees_no_exchange_that_is_cut_off_while_it_takes_its_lock(tmp_path, monkeypatch):
+    write(tmp_path, {"a": "old"})
+    open_file = os.open
+
+    def writer_comes_and_is_killed(path, *arguments, **options):
+        if Path(path).name == ".lock" and not (tmp_path / "done").exists():
+            (tmp_path / "done").touch()
+            write(tmp_path, {".new": "x"})
+            write(tmp_path / ".new", {"a": "new"})
+            (tmp_path / ".new" / ".provided").write_text('{"names": ["a"], "provided": ["a"]}')
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", writer_comes_and_is_killed)
+    with reading(tmp_path, ["a"], ADVICE):
+        assert (tmp_path / "a" / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", [".new", ".old", ".partial"])
+def test_links_that_somebody_planted_are_not_followed(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("mine")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / name).symlink_to(tmp_path / "mine")
+    with suppress(UserError), atomic_folder(tmp_path / "here", ["a"], ADVICE) as partial:
+        (partial / "a").write_text("new")
+    assert [(file.name, file.read_text()) for file in (tmp_path / "mine").iterdir()] == [("a", "mine")]
+
+
+def test_a_file_is_written_beside_a_link_of_its_name_and_what_killed_processes_left_goes(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a").symlink_to(tmp_path / "mine")
+    (tmp_path / ".a.1234.partial").write_text("half")
+    with atomic_write(tmp_path / "a", "w") as first:
+        first.write("first")
+        with atomic_write(tmp_path / "a", "w") as second:  # does not take the first for a dead one's
+            second.write("second")
+    assert (tmp_path / "a").read_text() == "first"
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "mine"]
+
+
+def test_many_processes_write_one_file_at_once_and_a_long_name_has_its_partial_file(tmp_path):
+    code = "import sys, files\nfor n in range(300):\n with files.atomic_write(sys.argv[1]) as f: f.write(b'x' * 9)"
+    goal = tmp_path / ("n" * 255)
+    processes = [subprocess.Popen([sys.executable, "-c", code, goal], cwd=ROOT, stderr=-1) for _ in range(3)]
+    assert [process.communicate()[1] for process in processes] == [b""] * 3
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [(goal.name, b"x" * 9)]
+
+
+def test_what_is_tried_in_a_folder_leaves_a_file_of_the_user(tmp_path):
+    (tmp_path / ".writable").write_text("mine")
+    check_writable(tmp_path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(".writable", "mine")]
+
+
+HOLD = """
+import pathlib, sys, files
+with files.locked(pathlib.Path(sys.argv[1]), "", shared=sys.argv[2] == "r"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_lock(tmp_path):
+    def held(how):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path, how], cwd=ROOT, stdin=-1, stdout=-1)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    with held("w") as writer:
+        for shared in (False, True):
+            with (
+                pytest.raises(UserError, match=rf"in use \(process {writer.pid} on .*rest"),
+                locked(tmp_path, "rest", shared=shared),
+            ):
+                pass
+        writer.kill()
+    with held("r") as reader:
+        with locked(tmp_path, "", shared=True):
+            pass
+        with pytest.raises(UserError, match="another process reads it"), locked(tmp_path, ""):
+            pass
+        reader.kill()
+    (tmp_path / "link").symlink_to(tmp_path)
+    with locked(tmp_path, ""), locked(tmp_path / "link", ""):
+        pass
+    with held("r") as reader, locked(tmp_path, "", shared=True):
+        with pytest.raises(UserError, match="another process reads it"), locked(tmp_path, ""):
+            pass
+        reader.kill()
+        reader.wait()
+        with locked(tmp_path, ""):
+            code = "import files, sys, pathlib\nwith files.locked(pathlib.Path(sys.argv[1]), '', shared=True): pass"
+            other = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
+            assert f"process {os.getpid()} on" in other.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_full_disk_that_takes_no_note_of_the_process_takes_a_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with locked(tmp_path, ADVICE):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_an_earlier_run_move_into_numbered_folders(tmp_path):
+    assert move_aside(tmp_path, []) is None
+    for number in (1, 2):
+        (tmp_path / "a.pth").write_text(str(number))
+        assert move_aside(tmp_path, [tmp_path / "a.pth"]) == tmp_path / f"earlier-{number}"
+    assert (tmp_path / "earlier-2" / "a.pth").read_text() == "2"
+
+
+def test_a_lock_leaves_no_empty_folder_that_it_made(tmp_path):
+    with locked(tmp_path / "new" / "deep", ADVICE):
+        assert (tmp_path / "new" / "deep").is_dir()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "loop" / "a", ADVICE):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
