@@ -138,138 +138,143 @@ class Config(Flags):
     4
     """
 
-    mode: str = flag("train", "what to do", "run", choices=("train", "test", "predict", "export"))
+    mode: str = flag("train", "train, test, predict or export", "run", choices=("train", "test", "predict", "export"))
     scope: str = flag("unet", "name of the experiment, a folder", "run")
-    name_data: str = flag("em", "name of the data, a folder", "run")
-    dir_data: str = flag("./datasets", "where the databases lie", "run")
-    dir_checkpoint: str = flag("./checkpoints", "where checkpoints go", "run")
-    dir_log: str = flag("./log", "where arg.txt and the TensorBoard events go", "run")
-    dir_result: str = flag("./results", "where test results go", "run")
-    gpu_ids: str = flag("0", "GPU number, or -1 for the CPU", "run", rule=GPU_LIST)
-    seed: int = flag(0, "seed of everything random", "run", rule=up_to(2**63 - 1))
-    dist_timeout: float = flag(600.0, "wait so long for another process [s]", "run", rule=positive_up_to(1e7))
-    train_continue: bool = flag(False, "go on from the newest checkpoint", "run")
-    epoch: int = flag(0, "checkpoint to test or to go on from; 0: the newest", "run", rule=up_to(COUNT))
+    name_data: str = flag("em", "name of the database, a folder", "run")
+    dir_data: str = flag("./datasets", "folder of the databases", "run")
+    dir_checkpoint: str = flag("./checkpoints", "folder of the checkpoints", "run")
+    dir_log: str = flag("./log", "folder of arg.txt and the TensorBoard events", "run")
+    dir_result: str = flag("./results", "folder of the test results", "run")
+    gpu_ids: str = flag("0", "GPU numbers with commas, one process each; -1 = CPU", "run", rule=GPU_LIST)
+    seed: int = flag(0, "random seed", "run", rule=up_to(2**63 - 1))
+    dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", rule=positive_up_to(1e7))
+    train_continue: bool = flag(False, "resume from the newest checkpoint, or from --epoch", "run")
+    epoch: int = flag(
+        0, "epoch of the checkpoint to load, also by predict and export (0 = newest)", "run", rule=up_to(COUNT)
+    )
 
-    nch_in: int = flag(0, "channels of the input; 0: as the data has", "model", rule=up_to(10_000))
-    nch_out: int = flag(0, "channels of the output; 0: 1 for two classes, else one a class", "model", rule=up_to(1000))
+    nch_in: int = flag(0, "input channels (0 = from the data)", "model", rule=up_to(10_000))
+    nch_out: int = flag(0, "output channels (0 = 1 for two classes, else one per class)", "model", rule=up_to(1000))
     nch_ker: int = flag(64, "channels of the first level", "model", rule=between(1, 4096))
     norm: str = flag("bnorm", "normalisation after each convolution", "model", choices=NORM)
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
-    dropout: float = flag(0.0, "share of values dropped at the bottom", "model", rule=FRACTION)
-    init: str = flag("kaiming", "distribution of the first weights", "model", choices=INIT)
+    dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", rule=FRACTION)
+    init: str = flag("kaiming", "initialisation of the weights", "model", choices=INIT)
 
-    num_epoch: int = flag(300, "epochs; each sees every training image once", "training", rule=between(1, COUNT))
-    max_minutes: float = flag(0.0, "end by the clock instead of --num_epoch; 0: off", "training", rule=up_to(1e7))
-    batch_size: int = flag(4, "images a step", "training", rule=between(1, 2**20))
+    num_epoch: int = flag(300, "number of epochs, each with one crop per image", "training", rule=between(1, COUNT))
+    max_minutes: float = flag(0.0, "minutes to train instead of --num_epoch (0 = off)", "training", rule=up_to(1e7))
+    batch_size: int = flag(4, "number of crops per step, over all processes", "training", rule=between(1, 2**20))
     lr: float = flag(2e-3, "learning rate", "training", rule=positive_up_to(1e30), alias="lr_G")
-    beta1: float = flag(0.9, "Adam's beta1; momentum of sgd and rmsprop", "training", rule=FRACTION)
+    beta1: float = flag(0.9, "beta1 of Adam and AdamW; momentum of SGD and RMSprop", "training", rule=FRACTION)
     loss: str = flag(
-        "auto", "wbce has the paper's weight map; auto: wbce for two classes, bce for more", "training", choices=LOSS
+        "auto",
+        "bce: cross entropy; wbce: with the weight map of the U-Net paper; dice: 1 - Dice; bce+dice: sum of both; "
+        "auto: wbce for two classes, bce for more",
+        "training",
+        choices=LOSS,
     )
-    balance: bool = flag(False, "wbce: weight each class by the inverse of its share", "training")
-    w0: float = flag(3.0, "wbce: weight between two objects that touch", "training", rule=up_to(1e6))
-    sigma: float = flag(5.0, "wbce: reach of that weight [px]", "training", rule=between(0.1, 10))
+    balance: bool = flag(False, "wbce: weight each class by the inverse of its frequency", "training")
+    w0: float = flag(3.0, "wbce: additional weight between two touching objects", "training", rule=up_to(1e6))
+    sigma: float = flag(5.0, "wbce: width of the region with additional weight [px]", "training", rule=between(0.1, 10))
     optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
-    warmup: float = flag(0.0, "share of the run in which the learning rate rises", "training", rule=FRACTION)
-    clip: float = flag(0.0, "largest norm of the gradient; 0: any", "training", rule=up_to(1e9))
-    amp: str = flag("auto", "type to train in; auto: bf16 where the machine computes it", "training", choices=AMP)
+    warmup: float = flag(0.0, "fraction of the training with rising learning rate", "training", rule=FRACTION)
+    clip: float = flag(0.0, "clip the gradient norm (0 = off)", "training", rule=up_to(1e9))
+    amp: str = flag("auto", "mixed precision (auto = bfloat16 if supported)", "training", choices=AMP)
     compile: str = flag(
-        "auto", "torch.compile; auto: on a GPU, if a trial in a long training is faster", "training", choices=COMPILE
+        "auto", "torch.compile (auto = on a GPU, if a trial in a long training is faster)", "training", choices=COMPILE
     )
-    average: float = flag(0.99, "decay of a moving average of the weights; 0: off", "training", rule=FRACTION)
+    average: float = flag(0.99, "decay of the weight EMA (0 = off)", "training", rule=FRACTION)
 
-    ny_load: int = flag(
-        256, "height of a training crop [px], at most that of the largest image", "data", rule=between(1, 2**20)
-    )
+    ny_load: int = flag(256, "height of a training crop [px]", "data", rule=between(1, 2**20))
     nx_load: int = flag(256, "width of a training crop [px]", "data", rule=between(1, 2**20))
-    normalize: str = flag("image", "subtract mean and divide by deviation of each image, or of all", "data", choices=BY)
+    normalize: str = flag("image", "mean and standard deviation of each image, or of all", "data", choices=BY)
     cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=up_to(1e6))
-    num_workers: int = flag(2, "processes that read a database larger than that", "data", rule=up_to(1024))
+    num_workers: int = flag(2, "number of processes that read a streamed database", "data", rule=up_to(1024))
 
     flip: bool = flag(True, "random flips", "augmentation")
-    turn: bool = flag(True, "random quarter turns; half turns where the crop is not square", "augmentation")
-    elastic: float = flag(10.0, "deviation of the elastic displacement [px]; 0: off", "augmentation", rule=up_to(100))
-    elastic_share: float = flag(0.5, "share of the crops that are displaced", "augmentation", rule=up_to(1))
-    elastic_grid: int = flag(3, "nodes a side of the elastic grid", "augmentation", rule=between(2, 256))
-    brightness: float = flag(0.2, "random shift, in standard deviations; 0: off", "augmentation", rule=up_to(100))
-    contrast: float = flag(0.2, "random gain, up to 1 +- this; 0: off", "augmentation", rule=FRACTION)
+    turn: bool = flag(True, "random quarter turns; half turns if the crop is not square", "augmentation")
+    elastic: float = flag(
+        10.0, "standard deviation of the displacement [px] (0 = off)", "augmentation", rule=up_to(100)
+    )
+    elastic_share: float = flag(0.5, "fraction of the crops with elastic displacement", "augmentation", rule=up_to(1))
+    elastic_grid: int = flag(3, "number of nodes per side of the elastic grid", "augmentation", rule=between(2, 256))
+    brightness: float = flag(0.2, "random shift in standard deviations (0 = off)", "augmentation", rule=up_to(100))
+    contrast: float = flag(0.2, "random factor in 1 +- this value (0 = off)", "augmentation", rule=FRACTION)
 
-    gamma: float = flag(0.0, "largest logarithm of a random gamma; 0: off", "augmentation", rule=up_to(5))
-    blur: float = flag(0.0, "largest deviation of a random blur [px]; 0: off", "augmentation", rule=up_to(20))
-    noise: float = flag(0.0, "random noise, in standard deviations; 0: off", "augmentation", rule=up_to(100))
+    gamma: float = flag(0.0, "largest logarithm of a random gamma (0 = off)", "augmentation", rule=up_to(5))
+    blur: float = flag(0.0, "largest sigma of a random Gaussian blur [px] (0 = off)", "augmentation", rule=up_to(20))
+    noise: float = flag(0.0, "random noise in standard deviations (0 = off)", "augmentation", rule=up_to(100))
 
-    input: str = flag("", "images, stack, folder, pattern or Zarr to segment", "predict", nargs="+")
-    output: str = flag("", "file (.tif, .npy, .zarr) or folder (PNG) to write; also of an export", "predict")
-    what: str = flag("probability", "also mask, cells; several with commas", "predict", rule=WHAT_LIST)
-    dtype: str = flag("uint8", "of the probability; 255 or 1.0 is certain", "predict", choices=("uint8", "float32"))
+    input: str = flag("", "images, stacks, folders, patterns or Zarr to segment", "predict", nargs="+")
+    output: str = flag("", "file (.tif, .npy, .zarr, .png) or folder (PNG) to write; file of an export", "predict")
+    what: str = flag("probability", "outputs, comma-separated: probability, mask, cells", "predict", rule=WHAT_LIST)
+    dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
 
-    format: str = flag("onnx", "what to export to", "export", choices=("onnx", "torchscript", "bioimageio"))
-    author: str = flag("", "bioimageio: author of the network; several with commas", "export")
-    license: str = flag("", "bioimageio: SPDX identifier of the network's licence, e.g. CC-BY-4.0", "export")
+    format: str = flag("onnx", "format of the export", "export", choices=("onnx", "torchscript", "bioimageio"))
+    author: str = flag("", "bioimageio: authors of the network, comma-separated", "export")
+    license: str = flag("", "bioimageio: SPDX identifier of the network's licence, such as CC-BY-4.0", "export")
 
-    split: str = flag("test", "which samples to test", "test", choices=("test", "val", "train"))
-    tta: bool = flag(True, "average test and predict over the eight flips and quarter turns", "test")
+    split: str = flag("test", "samples to test", "test", choices=("test", "val", "train"))
+    tta: bool = flag(True, "test-time augmentation (8 flips and quarter turns) in test and predict", "test")
 
     tile: int = flag(
         0,
-        "height of a window in validation, test and predict, four times as wide [px]; 0: as memory allows",
+        "height of a tile in validation, test and predict [px]: a multiple of 16 from 64 on; the width is four times "
+        "that (0 = by memory)",
         "test",
         rule=TILE,
     )
-    background: str = flag(
-        "", "class that no object is of, by name or value; default: as trained, else the first", "test"
-    )
+    background: str = flag("", "class that is no object, by name or value (default: as trained)", "test")
 
-    num_freq_disp: int = flag(10, "epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
-    num_freq_score: int = flag(
-        50, "epochs between two scorings of segments (V_Rand, V_Info)", "log", rule=between(1, COUNT)
-    )
-    num_freq_save: int = flag(50, "epochs between two checkpoints", "log", rule=between(1, COUNT))
+    num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
+    num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", rule=between(1, COUNT))
+    num_freq_save: int = flag(50, "number of epochs between two checkpoints", "log", rule=between(1, COUNT))
 
 
 @dataclass(frozen=True)
 class DatabaseFlags(Flags):
     """All flags of `run_make_database.py`."""
 
-    dir_data: str = flag("./datasets", "where the databases lie", "database")
-    name_data: str = flag("em", "name of the data, a folder", "database")
-    overwrite: bool = flag(False, "replace a database that is there", "database", nargs="?", const="on")
+    dir_data: str = flag("./datasets", "folder of the databases", "database")
+    name_data: str = flag("em", "name of the database, a folder", "database")
+    overwrite: bool = flag(False, "replace an existing database (no value = on)", "database", nargs="?", const="on")
 
-    input: str = flag(
-        "", "stack, folder or pattern of images (default: train-volume.tif in the database)", "source", nargs="+"
-    )
-    label: str = flag("", "their labels, or 'none' (default: train-labels.tif in the database)", "source", nargs="+")
+    input: str = flag("", "images: stacks, folders, patterns (default: train-volume.tif)", "source", nargs="+")
+    label: str = flag("", "their label images, or none (default: train-labels.tif)", "source", nargs="+")
     threshold: float | None = flag(None, "make two classes: label values above it are class 1", "source", **NUMBER)
-    objects: bool = flag(False, "make two classes of labels that number the objects", "source")
-    background: str = flag("", "label value, index or r,g,b of class 0 (default: the lowest)", "source")
-    foreground: str = flag("", "label value of class 1, where there are two classes", "source")
-    class_names: str = flag("", "names of the classes in the order of their values, with commas", "source")
-    synthetic: int = flag(0, "draw N sections (30 if left out), and use them", "source", rule=up_to(10_000), **DRAWN)
-    phantom: str = flag("em", "what to draw: rare is nuclei on 2 % of the pixels", "source", choices=PHANTOM)
+    objects: bool = flag(False, "the labels number the objects: make two classes, background and object", "source")
+    background: str = flag("", "label value, palette index or r,g,b of class 0 (default: the lowest)", "source")
+    foreground: str = flag("", "label value of class 1, if there are two classes (default: the higher)", "source")
+    class_names: str = flag("", "names of the classes in the order of their values, comma-separated", "source")
+    synthetic: int = flag(
+        0, "number of sections to draw and use (no value = 30)", "source", rule=up_to(10_000), **DRAWN
+    )
+    phantom: str = flag("em", "what to draw; rare: nuclei on 2 % of the pixels", "source", choices=PHANTOM)
     size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=SIZE)
-    download: bool = flag(False, "fetch the ISBI 2012 EM stack and use it", "source", nargs="?", const="on")
-    url: str = flag(ISBI_URL, "where to fetch it", "source")
+    download: bool = flag(
+        False, "fetch and use the ISBI 2012 EM stack (no value = on)", "source", nargs="?", const="on"
+    )
+    url: str = flag(ISBI_URL, "address of that stack", "source")
 
-    context: int = flag(0, "neighbours above and below a section that it sees as channels", "source", rule=up_to(64))
+    context: int = flag(0, "neighbouring sections per side as extra channels (2.5D)", "source", rule=up_to(64))
 
-    num_val: int = flag(-1, "samples for validation; -1: a tenth, at least one", "split", rule=at_least(-1))
-    num_test: int = flag(-1, "samples for the test; -1: a tenth, at least one", "split", rule=at_least(-1))
-    split: str = flag("contiguous", "blocks in the order of the stack, or mixed", "split", choices=SPLIT)
-    seed: int = flag(0, "seed of the random split and of the synthetic stack", "split", rule=SEED)
+    num_val: int = flag(-1, "number of validation samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
+    num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
+    split: str = flag("contiguous", "blocks in the order of the stack, or random", "split", choices=SPLIT)
+    seed: int = flag(0, "seed of the random split and of the synthetic images", "split", rule=SEED)
 
 
 @dataclass(frozen=True)
 class DisplayFlags(Flags):
     """All flags of `display_result.py`."""
 
-    dir_result: str = flag("./results", "where test results lie", "figure")
+    dir_result: str = flag("./results", "folder of the test results", "figure")
     scope: str = flag("unet", "name of the experiment, a folder", "figure")
-    name_data: str = flag("em", "name of the data, a folder", "figure")
-    num: int = flag(5, "images to show", "figure", rule=between(1, MAX_SHOWN))
-    save: str = flag("", "file of any type that matplotlib writes (default: figure.png in the folder)", "figure")
-    show: bool = flag(False, "open a window, too", "figure", nargs="?", const="on")
+    name_data: str = flag("em", "name of the database, a folder", "figure")
+    num: int = flag(5, "number of images to show, 1 to 40", "figure", rule=between(1, MAX_SHOWN))
+    save: str = flag("", "file to write, of a type of matplotlib's (default: figure.png)", "figure")
+    show: bool = flag(False, "also open a window (no value = on)", "figure", nargs="?", const="on")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""The documentation: flags.md lists every flag, the commands of all pages parse, and their links lead somewhere."""
+"""The documentation: flags.md lists every flag, commands parse, links lead somewhere, the map shows what is there."""
 
 import re
 import shlex
@@ -29,6 +29,13 @@ def test_the_page_of_flags_lists_each_with_its_group_and_default(program):
         names = ", ".join(f"`--{name}`" for name in (item.name, item.metadata.get("alias")) if name)
         flags.append((item.metadata["group"], names, "" if default is None or default != default else str(default)))
     assert listed == flags
+
+
+def test_the_map_of_the_readme_names_files_and_folders_that_are_there():
+    section = (ROOT / "README.md").read_text("utf-8").partition("## The code\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^    ([\w.]+/?) ", section, re.MULTILINE)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @each_page
