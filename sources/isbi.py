@@ -7,6 +7,7 @@ import shutil
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from images.frames import forget_files, list_frames
 from utils import UserError, say
 
 MAX_BYTES = 2**26  # of a stack in the zip: those of the challenge have 8 MB
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # the last: of a later version of zip
 PIXELS = {  # sha256 of the pixels, (30, 512, 512) uint8 in C order
     "train-volume.tif": "200da3d452d726e6c9ca1ce04b869d4edb727320d23b516d01cce707dc8c4760",
     "train-labels.tif": "a7cb64000a1a7e542682927e19c91339f58f9f178e0bcce4e207371116f0ca36",
@@ -57,7 +59,7 @@ def download(folder: Path, url: str, pixels: dict[str, str] | None = None) -> No
                 raise UserError(f"{url}: {name} is not the known stack (its pixels' sha256 differs): nothing was kept")
         for name in pixels:
             (unpacked / name).replace(folder / name)
-    except zipfile.BadZipFile as error:
+    except DAMAGED as error:
         raise UserError(f"{url}: no valid zip ({error}): the download was removed, run the command again") from error
     finally:  # what is whole but wrong must not be resumed
         shutil.rmtree(unpacked, ignore_errors=True)
@@ -111,9 +113,13 @@ def _extract(zipped: zipfile.ZipFile, name: str, goal: Path, url: str) -> None:
     members = [member for member in zipped.namelist() if Path(member).name.lower() == name]
     if not members:
         raise UserError(f"{url}: no {name} in the zip, only {', '.join(zipped.namelist()[:9])}")
-    if zipped.getinfo(members[0]).file_size > MAX_BYTES:
-        size = f"{zipped.getinfo(members[0]).file_size / 1e6:.0f} MB"
-        raise UserError(f"{url}: {name} unpacks to {size}, the known stack has 8 MB: check --url")
+    info = zipped.getinfo(members[0])
+    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"{name} is encrypted, or compressed in another way than deflate")
+    if info.file_size > MAX_BYTES:
+        raise UserError(
+            f"{url}: {name} unpacks to {info.file_size / 1e6:.0f} MB, the known stack has 8 MB: check --url"
+        )
     with zipped.open(members[0]) as source, goal.open("wb") as file:
         shutil.copyfileobj(source, file)
 

@@ -81,11 +81,15 @@ def list_pairs(source: Source, target: Source | None) -> list[Pair]:
         images = _without_labels(images, labels, source, target)
         return _pairs_by_folder(images, labels) or _pairs_by_name(images, labels, source, target)
     if len(images) != len(labels):
-        raise UserError(
-            f"{source} has {len(images)} pages, {target} has {len(labels)}: they must have one label a page"
-            f"{colour_hint(images)}{colour_hint(labels)}"
-        )
+        what = f"{_shown(source)} has {len(images)} pages, {_shown(target)} has {len(labels)}"
+        hint = f"{colour_hint(images)}{colour_hint(labels)}"
+        raise UserError(f"{what}: they must have one label a page{hint}")
     return [Pair(*both) for both in zip(images, labels, strict=True)]
+
+
+def _shown(source: Source) -> str:
+    """How images are called in a message: what the user gave, and of many paths the first."""
+    return str(source) if isinstance(source, str | Path) else f"{len(source)} paths from {source[0]} on"
 
 
 def _is_stack(source: Source) -> bool:
@@ -109,9 +113,12 @@ def _without_labels(images: list[Frame], labels: list[Frame], source: Source, ta
     files = {label.path for label in labels}
     rest = [image for image in images if image.path not in files]
     if not rest:
-        raise UserError(f"{target}: the images of {source} are all labels, too: name the images alone by --input")
+        raise UserError(
+            f"{_shown(target)}: the images of {_shown(source)} are all labels, too: name the images alone by --input"
+        )
     if len(rest) < len(images):
-        say(f"{len(images) - len(rest)} image(s) of {source} are labels by {target}: not taken as images")
+        what = f"{len(images) - len(rest)} image(s) of {_shown(source)} are labels by {_shown(target)}"
+        say(f"{what}: not taken as images")
     return rest
 
 
@@ -136,7 +143,8 @@ def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, tar
     if lonely:
         more = f" and {len(lonely) - 10} more" if len(lonely) > 10 else ""
         listed = ", ".join(lonely[:10]) + more
-        raise UserError(f"no partner for {listed}: give an image in {source} and its label in {target} the same name")
+        places = f"an image in {_shown(source)} and its label in {_shown(target)}"
+        raise UserError(f"no partner for {listed}: give {places} the same name")
     return [Pair(frame, of_labels[key]) for key, frame in of_images.items()]
 
 

@@ -1,11 +1,14 @@
 import json
+import os
 import pickle
 import weakref
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from torch.utils.data import DataLoader
 
 from dataset import (
@@ -20,6 +23,7 @@ from dataset import (
     load_info,
     write_sample,
 )
+from main import main
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -274,3 +278,99 @@ def test_an_image_is_scaled_as_the_original_scaled_its_type(tmp_path, image, exp
     info = DataInfo(1, [0, 1], ["a", "b"], [0.5, 0.5], [127.5], [127.5], [0, 255], "legacy")
     data = PatchDataset([SampleFile(tmp_path / "0.npy")], info, labelled=False)
     assert data[0]["input"].unique().tolist() == pytest.approx([expected])
+
+
+@pytest.fixture
+def described(work):
+    """datasets/em of one sample a split, and what rewrites some entries of its description."""
+    for split in ("train", "val", "test"):
+        (work / "datasets" / "em" / split).mkdir(parents=True)
+        write_sample(work / f"datasets/em/{split}/0.npy", np.zeros((32, 32, 1), np.uint8), np.eye(32, dtype=np.uint8))
+
+    def describe_anew(**entries):
+        (work / "datasets" / "em" / "dataset.json").write_text(json.dumps(asdict(INFO) | entries))
+
+    describe_anew()
+    return describe_anew
+
+
+@pytest.mark.parametrize(
+    ("entry", "values"),
+    [
+        ("nch_in", ["x", 0, True, 1.0, None, 10**30]),
+        ("class_values", [3, {}, [[1, 2], 0], [None, 1], [*range(300)]]),
+        ("class_names", [5, ["a"], ["a", 5], ["a", "a"], ["a", "b\x1b[31m"], ["a", "b\nc"]]),
+        ("class_share", [[0.3], [0.3, "x"], [0.3, 1.5], [float("nan"), 1]]),
+        ("mean", ["x", [1, 2], [float("nan")], [float("inf")], [[1]], [10**400]]),
+        ("std", [None, [0], [-1]]),
+        ("value_range", [[0], [9, 1], {}]),
+        ("normalize", ["foo", ["data"], {}]),
+        ("context", [1.5, 1, -1, "0"]),
+    ],
+)
+def test_an_entry_of_the_description_that_breaks_its_rule_is_named_in_one_line(described, fails, entry, values):
+    for value in values:
+        described(**{entry: value})
+        line = fails(main, [*SMALL, "--num_epoch", "1"])
+        assert line.startswith(f"error: datasets/em/dataset.json: {entry} is ") and "\x1b" not in line
+        assert len(line) < 250 and line.endswith("make the database again")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe{", b"[" * 100_000, b'{"nch_in": ' + b"9" * 5000 + b"}"])
+def test_a_description_that_is_no_json_is_one_line(described, fails, content):
+    Path("datasets/em/dataset.json").write_bytes(content)
+    line = fails(main, [*SMALL, "--num_epoch", "1"])
+    assert "dataset.json: no valid JSON" in line and "make the database again" in line and len(line) < 250
+
+
+@pytest.mark.parametrize("name", ["train", "val", "dataset.json"])
+@pytest.mark.parametrize(
+    "kind", ["other", pytest.param("pipe", marks=pytest.mark.skipif(os.name == "nt", reason="needs mkfifo"))]
+)
+def test_an_entry_of_another_kind_is_one_line(described, fails, name, kind):
+    entry = Path("datasets/em") / name
+    entry.rename("moved")
+    if kind == "pipe":
+        os.mkfifo(entry)
+    elif name == "dataset.json":
+        entry.mkdir()
+    else:
+        entry.touch()
+    assert f"{entry}: no {'file' if name == 'dataset.json' else 'folder'}: remove it" in fails(main, SMALL)
+
+
+def test_samples_without_their_description_are_refused_and_the_originals_pairs_are_not(described, fails):
+    folder = Path("datasets/em")
+    (folder / "dataset.json").unlink()
+    assert "datasets/em: samples without their dataset.json: make the database again" in fails(main, SMALL)
+    for path in folder.glob("*/0.npy"):
+        image, label = SampleFile(path).open()
+        np.save(path.with_name("input_000.npy"), image)
+        np.save(path.with_name("label_000.npy"), label * 255)
+        path.unlink()
+    info = load_info(folder)
+    assert (info.class_values, info.class_share[1]) == ([0, 255], 1 / 32)
+    assert main([*SMALL, "--num_epoch", "1"]) == 0
+
+
+def test_a_split_without_samples_says_what_to_do(described, fails):
+    for split in ("train", "val", "test"):
+        Path(f"datasets/em/{split}/0.npy").unlink()
+    assert "it has no labels to train on" in fails(main, SMALL)
+    for split in ("val", "test"):
+        with pytest.raises(UserError, match=f"choose another --split, .*--num_{split} 1 or more"):
+            list_samples(Path("datasets/em") / split)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        (np.arange(256), np.uint8, [0, 255]),  # as of an electron microscope
+        (np.arange(90), np.uint8, [0, 89]),  # 8 bits that are hardly used
+        (np.r_[np.tile(np.arange(300, 400), 99), 65535], np.uint16, [300, 399]),  # one hot pixel of fluorescence
+        (np.full(50, 7), np.uint16, [7, 7]),
+    ],
+)
+def test_pictures_show_8_bits_as_they_are_and_other_images_without_their_rarest_values(values, dtype, expected):
+    info = describe([(values.astype(dtype)[None, :, None], None)], [0, 1])
+    assert info.value_range == pytest.approx(expected, abs=0.5)

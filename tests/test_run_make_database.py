@@ -1,14 +1,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tifffile
-from conftest import SHARED, needs_isbi, start, write_stacks
+from conftest import ROOT, SHARED, needs_isbi, write_stacks
 from PIL import Image
 
-from dataset import list_samples
 from run_make_database import main
 from sources import database
 
@@ -239,19 +240,26 @@ def test_a_failure_while_overwriting_leaves_the_old_database(work, fails, monkey
     assert snapshot(folder) == before
 
 
+KILLED = """
+import os, signal, run_make_database
+from sources import database
+database.sha256 = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the samples are written, dataset.json is not
+run_make_database.main(["--overwrite", "--num_val", "2"])
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_run_that_is_killed_leaves_the_old_database(work):
-    folder = write_stacks(work / "datasets" / "em", num=60, values=(0, 0, 0, 255))
-    assert main(["--num_val", "7"]) == 0
-    process = start("run_make_database.py", "--overwrite", cwd=work)
-    while process.poll() is None and not (folder / ".partial" / "train").exists():
-        pass
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert [len(list_samples(folder / split)) for split in ("train", "val", "test")] in ([47, 7, 6], [48, 6, 6])
-    assert main(["--overwrite", "--num_val", "5"]) == 0
-    assert not (folder / ".partial").exists() and not (folder / ".new").exists()
+    folder = write_stacks(work / "datasets" / "em")
+    assert main([]) == 0
+    before = snapshot(folder)
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list((folder / ".partial" / "val").iterdir())) == 2
+    assert {path: content for path, content in snapshot(folder).items() if path[0] != "."} == before
+    assert main(["--overwrite", "--num_val", "3"]) == 0
+    assert [len(list((folder / split).glob("[0-9]????.npy"))) for split in ("train", "val", "test")] == [1, 3, 1]
+    assert not (folder / ".partial").exists() and not (folder / ".lock").exists()
 
 
 def test_synthetic_makes_stacks_and_database(work):

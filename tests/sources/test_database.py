@@ -124,7 +124,7 @@ def test_entries_that_are_missing_or_of_another_kind_are_one_line(database, fail
 @pytest.mark.skipif(os.name == "nt", reason="needs flock")
 @pytest.mark.parametrize("shared", [True, False], ids=["read", "written"])
 def test_a_database_in_use_is_not_replaced(database, fails, shared):
-    code = "import sys, pathlib, utils\nwith utils.locked(pathlib.Path(sys.argv[1]), '', shared=bool(sys.argv[2])):"
+    code = "import sys, pathlib, utils\nwith files.locked(pathlib.Path(sys.argv[1]), '', shared=bool(sys.argv[2])):"
     command = [sys.executable, "-c", f"{code} print(flush=True), input()", str(database), "yes" * shared]
     before = (database / "dataset.json").read_bytes()
     with subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True) as other:
@@ -229,77 +229,6 @@ def test_a_threshold_that_leaves_a_class_empty_is_refused(work, fails, value):
     assert "from 0 to 255" in fails(make, ["--threshold", value])
 
 
-@pytest.mark.parametrize("suffix", [".png", ".gif", ".tif"])
-def test_classes_of_a_palette_are_its_indices(work, suffix):
-    indices = RNG.integers(0, 3, (3, 32, 40), np.uint8)
-    colours = np.uint8([[200, 0, 0], [0, 90, 0], [0, 0, 0]])  # by colour the order were 2, 1, 0
-    for number, of in enumerate(indices):
-        write(work / "raw" / f"{number}.png", noise())
-        path = work / "masks" / f"{number}{suffix}"
-        if suffix == ".tif":
-            colormap = np.zeros((3, 256), np.uint16)
-            colormap[:, :3] = colours.T * np.uint16(257)
-            write(path, of, photometric="palette", colormap=colormap)
-            continue
-        path.parent.mkdir(exist_ok=True)
-        picture = Image.fromarray(of).convert("P")
-        picture.putpalette(colours.ravel().tolist())
-        picture.save(path, optimize=False)
-    assert make(FOLDERS) == 0
-    assert info(work)["class_values"] == [0, 1, 2]
-    assert all(map(np.array_equal, labels(work), indices))
-
-
-def test_classes_of_different_palettes_are_their_colours(work, capsys):
-    right = RNG.integers(0, 2, (3, 32, 40), np.uint8)
-    for number, of in enumerate(right):
-        write(work / "raw" / f"{number}.png", noise())
-        swapped = number == 1
-        picture = Image.fromarray(1 - of if swapped else of).convert("P")
-        picture.putpalette([255, 0, 0, 0, 0, 0] if swapped else [0, 0, 0, 255, 0, 0])
-        (work / "masks").mkdir(exist_ok=True)
-        picture.save(work / "masks" / f"{number}.png")
-    assert make(FOLDERS) == 0
-    assert info(work)["class_values"] == [[0, 0, 0], [255, 0, 0]]
-    assert all(map(np.array_equal, labels(work), right))
-    assert "another palette" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("squares", "hint"), [(4, True), (9, False)])
-def test_labels_that_seem_to_number_objects_are_asked_about(work, capsys, squares, hint):
-    label = np.zeros((32, 32), np.uint8)
-    for number in range(squares):  # from the fifth on they have the number of another
-        top, left = divmod(number, 3)
-        label[10 * top + 1 : 10 * top + 8, 10 * left + 1 : 10 * left + 8] = number % 4 + 1
-    folder = write_stacks(work / "datasets" / "em")
-    tifffile.imwrite(folder / "train-labels.tif", np.stack([label] * 5), photometric="minisblack")
-    assert make([]) == 0
-    assert ("--objects on" in capsys.readouterr().out) == hint
-
-
-def test_masks_of_0_and_1_beside_those_of_0_and_255_are_refused(work, fails):
-    write_pairs(work, [noise()] * 3, [halves(), halves() // 255, halves()])
-    line = fails(make, FOLDERS)
-    assert "masks/2.png has the values 0 and 1" in line and "masks/1.png 0 and 255" in line
-
-
-@pytest.mark.parametrize(
-    ("argv", "values", "names"),
-    [
-        (["--background", "7"], [7, 0, 3], ["c", "a", "b"]),
-        (["--background", "7", "--objects", "off"], [7, 0, 3], ["c", "a", "b"]),
-        ([], [0, 3, 7], ["a", "b", "c"]),
-    ],
-)
-def test_the_background_is_class_0_and_names_go_with_the_values(work, argv, values, names, capsys):
-    folder = write_stacks(work / "datasets" / "em", values=(0, 3, 7))
-    assert make([*argv, "--class_names", "a,b,c"]) == 0
-    assert (info(work)["class_values"], info(work)["class_names"]) == (values, names)
-    label = tifffile.imread(folder / "train-labels.tif")[0]
-    assert np.array_equal(np.array(values)[labels(work)[0]], label)
-    assert f"class 0 (background): {names[0]}, label value {values[0]}" in capsys.readouterr().out
-
-
 def test_the_foreground_of_inverted_labels_is_class_1(database, work):
     before, share = labels(work)[0], info(work)["class_share"]
     assert make(["--overwrite", "--foreground", "0", "--class_names", "membrane,cell"]) == 0
@@ -311,85 +240,12 @@ def test_the_foreground_of_inverted_labels_is_class_1(database, work):
     assert json.loads((work / "results/unet/em/metrics.json").read_text())["foreground"] == "membrane"
 
 
-def test_the_background_may_be_a_colour(work):
-    colours = np.uint8([[0, 0, 0], [255, 255, 255], [255, 0, 0]])
-    write_pairs(work, [noise()] * 3, [colours[RNG.integers(0, 3, (32, 40))] for _ in range(3)])
-    assert make([*FOLDERS, "--background", "255,255,255"]) == 0
-    assert info(work)["class_values"][0] == [255, 255, 255]
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--background", "9"],
-        ["--background", "x"],
-        ["--foreground", "1,2,3"],
-        ["--background", "0", "--foreground", "0"],
-        ["--background", "0", "--foreground", "0.0"],
-        ["--background", "0", "--foreground", "9"],
-    ],
-)
-def test_a_class_that_is_not_there_or_twice_is_refused(work, fails, argv):
-    write_stacks(work / "datasets" / "em")
-    assert argv[-2] in fails(make, argv)
-
-
 # --- which images
-
-
-@pytest.mark.parametrize(("colourful", "channels"), [(True, 3), (False, 1)])
-def test_grey_and_rgb_images_go_together(work, capsys, colourful, channels):
-    grey = noise()
-    second = noise(32, 40, 3) if colourful else np.dstack([grey] * 3)
-    write_pairs(work, [grey, second, grey], [halves()] * 3)
-    assert make(FOLDERS) == 0
-    images = [np.load(work / "datasets/em" / split / "00000.npy")["input"] for split in ("train", "val")]
-    assert [image.shape[2] for image in images] == [channels] * 2
-    assert np.array_equal(images[0], np.dstack([grey] * channels))
-    assert "image(s) are grey" in capsys.readouterr().out
-
-
-def test_types_are_named_plainly_and_byte_orders_go_together(work, fails):
-    names = ("1.tif", "2.tif", "3.tif")
-    images = [noise().astype(kind) for kind in (">u2", "<u2", "u2")]
-    write_pairs(work, images, [halves()] * 3, names)
-    tifffile.imwrite(work / "raw" / "1.tif", images[0], byteorder=">")
-    assert make(FOLDERS) == 0
-    write(work / "raw" / "1.tif", noise())
-    assert "raw/2.tif, page 1 is uint16, raw/1.tif, page 1 uint8" in fails(make, [*FOLDERS, "--overwrite"])
-
-
-def test_labels_that_a_pattern_of_images_matches_too_are_no_images(work, capsys):
-    for number in (1, 2, 3):
-        write(work / "all" / f"c{number}.tif", noise())
-        write(work / "all" / f"c{number}_mask.tif", halves())
-    assert make(["--input", "all/*.tif", "--label", "all/*_mask.tif"]) == 0
-    assert {sample["source"] for of in info(work)["samples"].values() for sample in of} == {
-        "c1.tif",
-        "c2.tif",
-        "c3.tif",
-    }
-    assert "3 image(s) of all/*.tif are labels" in capsys.readouterr().out
 
 
 def test_folders_that_hold_the_same_files_are_refused(work, fails):
     write(work / "all" / "1.tif", noise())
     assert "name the images alone" in fails(make, ["--input", "all", "--label", "all"])
-
-
-def test_a_folder_an_image_with_a_mask_an_object_becomes_objects(work, capsys):
-    for name in "abc":
-        write(work / "root" / name / "images" / f"{name}.png", noise())
-        for number, columns in enumerate((np.s_[2:12], np.s_[12:20], np.s_[30:36])):  # the first two touch
-            mask = np.zeros((32, 40), np.uint8)
-            mask[4:20, columns] = 255
-            write(work / "root" / name / "masks" / f"{number}{name}.png", mask)
-    assert make(["--input", "root/*/images/*.png", "--label", "root/*/masks/*.png"]) == 0
-    row = np.zeros(40, int)
-    row[2:11] = row[13:20] = row[30:36] = 1
-    assert labels(work)[0][10].tolist() == row.tolist()
-    assert info(work)["class_names"] == ["background", "object"] and len(info(work)["sources"]) == 12
-    assert "9 masks of 3 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

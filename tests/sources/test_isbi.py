@@ -131,11 +131,36 @@ def test_without_a_network_one_line_names_the_address(work, fails):
     assert list(work.iterdir()) == []
 
 
-def test_a_zip_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, serve):
+def _zip(**patches):
+    """A zip of one stack whose entry in the directory, or other bytes, are changed."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for name in isbi.PIXELS:
-            zipped.writestr(name, bytes(isbi.MAX_BYTES + 1))
-    with pytest.raises(UserError, match=r"train-volume\.tif unpacks to 67 MB"):
-        isbi.download(tmp_path, serve(buffer.getvalue())[0])
-    assert list(tmp_path.iterdir()) == []
+        zipped.writestr("train-volume.tif", np.random.default_rng(0).bytes(3000) + bytes(3000))
+    content = bytearray(buffer.getvalue())
+    directory = content.index(b"PK\x01\x02")
+    for name, value in patches.items():
+        places = {"flags": (6, directory + 8), "method": (8, directory + 10), "size": (directory + 24,), "data": (200,)}
+        for place in places[name]:
+            content[place : place + len(value)] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("patches", "words"),
+    [
+        ({"size": (2**31).to_bytes(4, "little")}, "train-volume.tif unpacks to 2147 MB"),
+        ({"size": (5).to_bytes(4, "little")}, "no valid zip"),
+        ({"flags": b"\1"}, "train-volume.tif is encrypted"),
+        ({"method": b"\x63"}, "compressed in another way"),
+        ({"method": b"\x0c"}, "compressed in another way"),
+        ({"data": b"\xff" * 600}, "no valid zip"),
+    ],
+)
+def test_a_zip_that_is_damaged_or_claims_gigabytes_is_one_line(work, fails, monkeypatch, patches, words):
+    unpack, unpacked = isbi.shutil.copyfileobj, []
+    monkeypatch.setattr(isbi.shutil, "copyfileobj", lambda *files: unpacked.append(unpack(*files)))
+    (work / "a.zip").write_bytes(_zip(**patches))
+    url = (work / "a.zip").as_uri()
+    assert words in fails(run_make_database.main, ["--download", "--url", url])
+    assert not unpacked
+    assert [path.name for path in work.iterdir()] == ["a.zip"]

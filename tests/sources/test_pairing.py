@@ -1,0 +1,134 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from run_make_database import main
+
+MADE = ["--input", "raw", "--label", "masks"]
+
+
+def noise(number, channels=0, dtype=np.uint8):
+    shape = (24, 30, channels) if channels else (24, 30)
+    return np.random.default_rng(number).integers(0, 256, shape).astype(dtype)
+
+
+def mask(number):
+    return (noise(number) > 99).astype(np.uint8) * 255
+
+
+def save(path, pixels):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, pixels, photometric="rgb" if pixels.ndim == 3 else "minisblack", byteorder=None)
+    else:
+        Image.fromarray(pixels).save(path)
+
+
+def write(images):
+    for number, image in enumerate(images):
+        save(f"raw/{number}.tif", image)
+        save(f"masks/{number}.tif", mask(number))
+
+
+def sample(split, number=0):
+    return np.load(f"datasets/em/{split}/{number:05d}.npy")
+
+
+def info():
+    return json.loads(Path("datasets/em/dataset.json").read_text())
+
+
+@pytest.mark.parametrize("order", [[0, 3, 0], [3, 0, 3]])
+def test_grey_images_beside_colours_become_colours(work, capsys, order):
+    images = [noise(number, channels) for number, channels in enumerate(order)]
+    write(images)
+    assert main(MADE) == 0
+    for split, image in zip(("train", "val", "test"), images, strict=True):
+        expected = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
+        assert np.array_equal(sample(split)["input"], expected)
+    grey = order.count(0)
+    assert f"{grey} image(s) are grey, {3 - grey} RGB: the grey ones become RGB" in capsys.readouterr().out
+    assert info()["nch_in"] == 3
+
+
+@pytest.mark.parametrize("order", [[0, 3, 0], [3, 0, 3]])
+def test_colours_that_are_copies_of_grey_become_grey_beside_grey(work, capsys, order):
+    images = [noise(number) for number in range(3)]
+    write([np.repeat(i[..., None], 3, 2) if channels else i for i, channels in zip(images, order, strict=True)])
+    assert main(MADE) == 0
+    assert np.array_equal(sample("train")["input"][..., 0], images[0]) and info()["nch_in"] == 1
+    assert f"{order.count(3)} RGB without a colour: these become grey" in capsys.readouterr().out
+
+
+def test_byte_orders_go_together_and_types_do_not(work, fails):
+    write([noise(0, dtype=np.uint16)] * 3)
+    tifffile.imwrite("raw/1.tif", noise(1).astype(">u2"), byteorder=">", photometric="minisblack")
+    tifffile.imwrite("raw/2.tif", noise(2).astype("<u2"), byteorder="<", photometric="minisblack")
+    assert main(MADE) == 0
+    assert np.array_equal(sample("val")["input"][..., 0], noise(1)) and sample("val")["input"].dtype == np.uint16
+    save("raw/1.tif", noise(1))
+    line = fails(main, [*MADE, "--overwrite"])
+    assert "raw/1.tif, page 1 is uint8, raw/0.tif, page 1 uint16: convert them to one type" in line
+
+
+@pytest.mark.parametrize("source", ["raw/*.tif", "raw"])
+def test_images_and_masks_may_lie_in_one_folder(work, fails, capfd, source):
+    for number in range(3):
+        save(f"raw/cell{number}.tif", noise(number))
+        save(f"raw/cell{number}_mask.tif", mask(number))
+    assert main(["--input", source, "--label", "raw/*_mask.tif"]) == 0
+    assert f"3 image(s) of {source} are labels by raw/*_mask.tif: not taken as images" in capfd.readouterr().out
+    for number, split in enumerate(("train", "val", "test")):
+        assert np.array_equal(sample(split)["input"][..., 0], noise(number))
+        assert np.array_equal(sample(split)["label"] * 255, mask(number))
+    assert "are all labels, too: name the images alone by --input" in (
+        fails(main, ["--input", source, "--label", "raw/*.tif", "--overwrite"])
+    )
+
+
+def write_objects():
+    """Three images in folders of their own, each with masks of a left and a right object that touch."""
+    left, right = np.zeros((2, 24, 30), np.uint8)
+    left[4:20, 2:15], right[4:20, 15:28] = 255, 255
+    for number in range(3):
+        save(f"raw/id{number}/images/id{number}.png", noise(number))
+        for name, pixels in (("a", left), ("b", right)):
+            save(f"raw/id{number}/masks/{name}{number}.png", pixels)
+    return left, right
+
+
+def test_folders_of_an_image_with_one_mask_per_object_are_read(work, capfd, fails):
+    left, right = write_objects()
+    argv = ["--input", "raw/*/images/*.png", "--label", "raw/*/masks/*.png"]
+    assert main(argv) == 0
+    expected = (left | right) > 0
+    expected[:, 14:16] = False  # where two touch
+    for number, split in enumerate(("train", "val", "test")):
+        assert np.array_equal(sample(split)["label"], expected)
+        assert np.array_equal(sample(split)["input"][..., 0], noise(number))
+    assert "6 masks of 3 images" in capfd.readouterr().out
+    assert (info()["class_names"], len(info()["sources"])) == (["background", "object"], 9)
+    save("raw/id1/masks/b1.png", np.zeros((24, 31), np.uint8))
+    line = fails(main, [*argv, "--overwrite"])
+    assert "raw/id1/masks/b1.png has (height, width) (24, 31)" in line and "must agree" in line
+
+
+def test_what_is_said_of_many_paths_is_short(work, fails):
+    for number in range(60):
+        save(f"raw/{number}.tif", noise(number))
+        save(f"masks/{number}.tif", mask(number))
+    images, masks = (sorted(map(str, Path(name).iterdir())) for name in ("raw", "masks"))
+    for argv in (
+        ["--input", *images, "--label", *masks[:-1]],
+        ["--input", *images, "--label", masks[0]],
+        ["--input", *masks, "--label", *masks],
+    ):
+        line = fails(main, argv)
+        assert len(line) < 400 and not re.search(r"\('", line)
+        assert "60 paths from raw/0.tif on" in line or "60 paths from masks/0.tif on" in line
