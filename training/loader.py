@@ -1,4 +1,4 @@
-"""Loaders of training patches and of whole images, for one process of the run."""
+"""Finished batches of a training, and the loaders behind them, for one process of the run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import gc
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import DataInfo, PatchDataset, PatchSampler, SampleFile, check_values
+from dataset import Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, check_values
 from model import STRIDE
+from training.augment import Augmentation
 from training.losses import border_distance
 from utils import UserError, atomic_write, say
 
@@ -53,19 +58,92 @@ class Reading:
         }
 
 
-def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, reading: Reading) -> DataLoader:
-    """Loader of random patches with the data's margin, none larger than the largest image; warns of smaller ones."""
-    largest = -(-max(max(shape) for shape in data.shapes) // STRIDE) * STRIDE
+class TrainingBatches:
+    """Finished batches of random crops: augmented, weighted, on the device; a function of (seed, epoch) alone.
+
+    Parameters
+    ----------
+    data : PatchDataset
+        Labelled samples, with the margin of the augmentation.
+    augment : Augmentation
+        Its crop is made smaller where no image is as large.
+    batch_size, seed : int
+        Crops in a batch of all processes together, and the random seed.
+    reading : Reading
+        How this process reads samples.
+    device : torch.device
+        Where the batches go.
+    weigh : callable, optional
+        Weight of each pixel, of a batch's label and distance.
+    """
+
+    def __init__(
+        self,
+        data: PatchDataset,
+        augment: Augmentation,
+        batch_size: int,
+        seed: int,
+        reading: Reading,
+        device: torch.device,
+        weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        crop = fit_crop(augment.crop, data.shapes, verbose=reading.rank == 0)
+        self.augment, self.weigh = replace(augment, crop=crop), weigh
+        self.files, self.seed, self.reading, self.device = data.files, seed, reading, device
+        self._loader = patch_loader(data, crop, batch_size, seed, reading)
+        self._sampler: PatchSampler = self._loader.batch_sampler
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, besides the sizes of the images."""
+        return self._sampler.plan
+
+    def files_of(self, epoch: int) -> list[list[SampleFile]]:
+        """Samples of each batch of an epoch, those of all processes together."""
+        return [[self.files[window.index] for window in batch] for batch in self._sampler.batches(epoch)]
+
+    def of(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch, from a step on."""
+        self._sampler.set_epoch(epoch, first_step)
+        sizes = [len(batch) for batch in self._sampler.batches(epoch)[first_step:]]
+        for size, batch in zip(sizes, self._loader, strict=True):
+            yield self._finished(batch, epoch, size)
+
+    def _finished(self, batch: Batch, epoch: int, size: int) -> Batch:
+        """Batch as the network trains on it; the batch of all processes together has `size` crops."""
+        rngs = [np.random.default_rng((self.seed, epoch, index)) for index in batch["index"].tolist()]
+        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = self.augment(batch, rngs)
+        if self.weigh is not None:
+            batch["weight"] = self.weigh(batch["label"], batch["distance"])
+        rank, num_process = self.reading.rank, self.reading.num_process
+        if num_process > 1:  # the mean over processes is to be the mean over images
+            batch["loss_scale"] = len(range(rank, size, num_process)) * num_process / size
+        batch["seed"] = int(rngs[0].integers(2**63))
+        return batch
+
+
+def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], *, verbose: bool) -> tuple[int, int]:
+    """Crop that is no larger than the largest image [px]; says so, and warns of images that are smaller."""
+    largest = -(-max(max(shape) for shape in shapes) // STRIDE) * STRIDE
     if largest < max(crop):
         crop = (min(crop[0], largest), min(crop[1], largest))
-        if reading.rank == 0:
+        if verbose:
             say(f"crops are {crop[0]} x {crop[1]} px, as large as the largest image")
-    small = sum(height < crop[0] or width < crop[1] for height, width in data.shapes)
-    if small and reading.rank == 0:
-        what = f"{small} of {len(data.shapes)} images are smaller than the crop of {crop} px"
+    small = sum(height < crop[0] or width < crop[1] for height, width in shapes)
+    if small and verbose:
+        what = f"{small} of {len(shapes)} images are smaller than the crop of {crop} px"
         say(f"warning: {what}: padded by reflection", sys.stderr)
-    share = {"rank": reading.rank, "num_process": reading.num_process}
-    sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **share)
+    return crop
+
+
+def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, reading: Reading) -> DataLoader:
+    """Loader of random patches with the data's margin, as they lie on the disk."""
+    ranks = {"rank": reading.rank, "num_process": reading.num_process}
+    sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **ranks)
     return DataLoader(data, batch_sampler=sampler, **reading.options)
 
 
