@@ -28,9 +28,10 @@ from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
 from prediction.predictor import Predictor, find_background, predictor_of
 from training.augment import Augmentation
 from training.compiled import Compiled, settle
-from training.loader import Reading, TrainingBatches, keep_distances
-from training.losses import LOSSES, Loss, cross_entropy, pixel_weight
+from training.loader import Reading, TrainingBatches
+from training.losses import LOSSES, Loss, cross_entropy
 from training.optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
+from training.weight_map import cache_border_distances, default_loss, pixel_weight
 from utils import (
     FlagError,
     StopRequest,
@@ -420,7 +421,7 @@ class Trainer:
         files = {split: list_samples(self.dir_data / split) for split in splits}
         weighted = self._loss(info) == "wbce"
         if weighted and self.world.first:
-            keep_distances(files["train"], info)
+            cache_border_distances(files["train"], info)
         self.world.same(None)  # wait for them
         memory = self._memory(sum(file.num_byte for part in files.values() for file in part))
         reading, options = self._reading(memory), {"labelled": True, "memory": memory}
@@ -452,7 +453,7 @@ class Trainer:
 
     def _loss(self, info: DataInfo) -> str:
         """Loss that the flag or the classes choose."""
-        return {"auto": "wbce" if info.num_class == 2 else "bce"}.get(self.config.loss, self.config.loss)
+        return default_loss(info.num_class) if self.config.loss == "auto" else self.config.loss
 
     def _augmentation(self, info: DataInfo) -> Augmentation:
         c = self.config

@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from dataset import Batch, DataInfo, PatchDataset, PatchSampler, SampleFile, check_values
+from dataset import Batch, PatchDataset, PatchSampler, SampleFile
 from model import STRIDE
 from training.augment import Augmentation
-from training.losses import border_distance
-from utils import UserError, atomic_write, say
+from utils import say
 
 
 @dataclass(frozen=True)
@@ -150,39 +148,6 @@ def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, see
 def image_loader(data: PatchDataset, reading: Reading) -> DataLoader:
     """Loader of whole images, one a batch."""
     return DataLoader(data, sampler=range(reading.rank, len(data), reading.num_process), **reading.options)
-
-
-def keep_distances(files: list[SampleFile], info: DataInfo) -> None:
-    """Compute what the weight map is made of, once a sample, and keep it beside the sample.
-
-    Raises
-    ------
-    UserError
-        A label is no map of classes, or the folder takes no file.
-    """
-    for file in tqdm(files, desc="weight map", disable=None, leave=False):
-        if not _has_distance(file):
-            image, label = file.open(info.class_values)
-            if label is None:
-                return  # said by the dataset
-            check_values(file.input, image, label, info.num_class)
-            try:
-                with atomic_write(file.distance) as goal:
-                    np.save(goal, border_distance(label))
-            except UserError as error:
-                raise UserError(f"{error}; or train with --loss bce, which keeps nothing there") from error
-
-
-def _has_distance(file: SampleFile) -> bool:
-    """Whether the distance of a sample is kept, and is of the sample as it is now."""
-    changed = max(path.stat().st_mtime_ns for path in file if path)
-    if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
-        return False
-    try:
-        file.open_distance()
-    except UserError:
-        return False
-    return True
 
 
 def _start_worker(_worker: int) -> None:
