@@ -22,13 +22,15 @@ import distributed
 from config import Config, as_typed
 from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, find_description, list_samples, load_info
 from distributed import World
-from evaluation import report
+from evaluation import page
+from evaluation.page import Scores
 from evaluation.scorers import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
 from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
 from prediction.predictor import Predictor, find_background, predictor_of
 from training.augment import Augmentation
 from training.compiled import Compiled, settle
 from training.loader import Reading, TrainingBatches
+from training.log import NoLog, TrainingLog, command_line, write_arguments
 from training.losses import LOSSES, Loss, cross_entropy
 from training.optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
 from training.weight_map import cache_border_distances, default_loss, pixel_weight
@@ -303,12 +305,12 @@ class Trainer:
         if self.world.first:
             say(text)
 
-    def _log(self, state: TrainState, progress: float) -> report.TrainingLog | nullcontext:
+    def _log(self, state: TrainState, progress: float) -> TrainingLog | nullcontext:
         """Log of the first process; the others have none."""
         if not self.world.first:
-            return nullcontext(report.NoLog())
+            return nullcontext(NoLog())
         last = None if self.config.max_minutes else self.config.num_epoch
-        return closing(report.TrainingLog(self.dir_log, state.epoch, last, progress))
+        return closing(TrainingLog(self.dir_log, state.epoch, last, progress))
 
     def _agree(self, state: TrainState, epochs: float) -> float:
         """Progress after so many epochs, and whether to stop: the same in all processes."""
@@ -471,7 +473,7 @@ class Trainer:
         for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
             if moved := move_aside(folder, files):
                 say(f"what an earlier run left is kept in {moved}")
-        report.write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
+        write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
         names, shares = state.info.class_names, state.info.class_share
         say("training pixels: " + ", ".join(f"{n} {share:.1%}" for n, share in zip(names, shares, strict=True)))
         say(f"{sum(p.numel() for p in state.net.parameters()):,} weights on {self.device}")
@@ -491,7 +493,7 @@ class Trainer:
                 group["lr"] = learning_rate(progress, config.lr, config.schedule, config.warmup)
             yield batch
 
-    def _train_epoch(self, state: TrainState, net: nn.Module, batches: TrainingBatches) -> report.Scores:
+    def _train_epoch(self, state: TrainState, net: nn.Module, batches: TrainingBatches) -> Scores:
         """Train what is left of an epoch; the losses go into the state."""
         start, first = time.perf_counter(), len(state.losses)
 
@@ -514,9 +516,7 @@ class Trainer:
             "images_per_second": sum(sizes[first:]) / seconds,
         }
 
-    def _validate(
-        self, state: TrainState, files: list[SampleFile], log: report.TrainingLog, last: bool
-    ) -> report.Scores:
+    def _validate(self, state: TrainState, files: list[SampleFile], log: TrainingLog, last: bool) -> Scores:
         """Scores over the whole validation images, without augmentation; of segments, too, where they are due."""
         config = self.config
         pictures = last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0
@@ -604,7 +604,7 @@ class Trainer:
 
     def _say_stopped(self, state: TrainState, num_step: int, path: Path) -> int:
         """Say where a training was stopped and how to go on; returns the exit status."""
-        again = report.command_line([] if self.config.train_continue else ["--train_continue", "on"])
+        again = command_line([] if self.config.train_continue else ["--train_continue", "on"])
         where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
         if self.world.first:
             say(f"stopped in {where}, saved {path}; to go on: {again}", sys.stderr)
@@ -643,20 +643,20 @@ class Trainer:
         if not self.world.first:
             yield self.world.same(Path())
             return
-        with atomic_folder(self.dir_result, report.RESULTS, "choose another --scope or --dir_result") as folder:
+        with atomic_folder(self.dir_result, page.RESULTS, "choose another --scope or --dir_result") as folder:
             yield self.world.same(folder)
 
     def _write_results(self, folder: Path, scorer: TestScorer, path: Path, saved: dict[str, Any]) -> None:
         """Write the tables of a test and its page."""
-        facts = {"command": report.command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
+        facts = {"command": command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
         facts["split"] = self.config.split
-        report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
+        page.write_metrics(folder, facts | scorer.summary(), scorer.rows)
         title = f"{self.config.scope} / {self.config.name_data}: {scorer.legend}"
-        report.write_index(folder, title, scorer.table(), facts | as_typed(saved["config"]))
+        page.write_index(folder, title, scorer.table(), facts | as_typed(saved["config"]))
 
     def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
         """Print the table of a test, and what it is of."""
-        say(report.format_table(scorer.table()))
+        say(page.format_table(scorer.table()))
         say(f"epoch {epoch}; {scorer.legend}")
         if challenge := scorer.summary()["challenge"]:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())

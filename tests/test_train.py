@@ -22,11 +22,11 @@ import main
 from config import Config
 from dataset import SampleFile, list_samples, load_info, write_sample
 from evaluation import metrics
-from evaluation.report import TrainingLog
 from evaluation.scorers import Challenge
 from model import UNet
 from prediction.predictor import load, predict_array
 from train import Trainer, run_epoch
+from training.log import TrainingLog
 from training.weight_map import cache_border_distances
 
 
