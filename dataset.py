@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -18,14 +18,11 @@ from torch.utils.data import Dataset, Sampler
 from files import finish_exchange
 from utils import UserError, natural_key
 
-# input (N, C, H, W) float32, label (N, H, W) int64, distance (N, H, W) float32 [px], index (N,) of the samples,
-# mean and std (N, C) that the input was normalised by
-Batch = dict[str, Tensor]
 Array = TypeVar("Array", np.ndarray, Tensor)
 SPLITS = ("train", "val", "test")
 ENTRIES = [*SPLITS, "dataset.json"]  # of the folder of a database, which are replaced together
 NORMALIZE = ("data", "image", "legacy")
-DISTANCE = ".distance.npy"  # ends the name of the file with `losses.border_distance` of a sample
+DISTANCE = ".distance.npy"  # ends the name of the file with `weight_map.border_distance` of a sample
 NUM_SHOWN = 4096  # pixels of each training image that the range of the pictures is found by
 ONE_PIECE = 2**22  # [px] a larger image is measured in parts
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
@@ -143,6 +140,40 @@ _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
         "a whole number whose sections share the channels",
     ),
 }
+
+
+class Batch(TypedDict, total=False):
+    """Samples for one step; a sample of a dataset has the same entries without the first axis.
+
+    Attributes
+    ----------
+    input : Tensor
+        (N, C, H, W) float32, normalised.
+    label : Tensor
+        (N, H, W) class indices: uint8 as read, int64 once augmented; absent without ground truth.
+    distance : Tensor
+        (N, H, W) float32 [px], which the weight map is made of.
+    weight : Tensor
+        (N, H, W) float32, factor of each pixel's loss.
+    index : Tensor
+        (N,) int64, numbers of the samples.
+    mean, std : Tensor
+        (N, C) that the input was normalised by.
+    loss_scale : float
+        Factor of the batch's loss, so that the mean over the processes is the mean over the images.
+    seed : int
+        Of the dropout.
+    """
+
+    input: Tensor
+    label: Tensor
+    distance: Tensor
+    weight: Tensor
+    index: Tensor
+    mean: Tensor
+    std: Tensor
+    loss_scale: float
+    seed: int
 
 
 class SampleFile(NamedTuple):
@@ -745,11 +776,7 @@ class PatchSampler(Sampler[list[Window]]):
 
     def __iter__(self) -> Iterator[list[Window]]:
         for batch in self.batches(self.epoch)[self.first_step :]:
-            yield self.share(batch) or batch[:1]
-
-    def share(self, batch: list[Window]) -> list[Window]:
-        """What this process gets of a batch."""
-        return batch[self.rank :: self.num_process]
+            yield batch[self.rank :: self.num_process] or batch[:1]
 
     def __len__(self) -> int:
         return math.ceil(len(self.shapes) / self.batch_size)

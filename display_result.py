@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config import DisplayFlags, parse
-from evaluation.report import KINDS, RESULTS, Pictures
+from evaluation.page import RESULTS
+from evaluation.pictures import KINDS, Pictures, picture_name
 from files import atomic_write, reading
 from utils import UserError, is_out_of_memory, natural_key, program, say
 
@@ -59,13 +60,13 @@ def find_images(folder: Path, num: int) -> dict[str, dict[str, Path]]:
     UserError
         There are none.
     """
-    outputs = sorted(folder.glob("*-output.png"), key=lambda path: natural_key(path.name))[:num]
+    outputs = sorted(folder.glob(picture_name("*", "output")), key=lambda path: natural_key(path.name))[:num]
     if not outputs:
         raise UserError(
             f"no result images in {folder}: run main.py --mode test first, or check --scope and --name_data"
         )
-    names = [path.name.removesuffix("-output.png") for path in outputs]
-    files = {name: {kind: folder / f"{name}-{kind}.png" for kind in KINDS} for name in names}
+    names = [path.name.removesuffix(picture_name("", "output")) for path in outputs]
+    files = {name: {kind: folder / picture_name(name, kind) for kind in KINDS} for name in names}
     return {name: {kind: path for kind, path in kinds.items() if path.exists()} for name, kinds in files.items()}
 
 

@@ -9,29 +9,32 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import checkpoint
 import distributed
 from config import Config, as_typed
 from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, find_description, list_samples, load_info
 from distributed import World
-from evaluation import report
+from evaluation import page
+from evaluation.page import Scores
 from evaluation.scorers import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
 from files import atomic_folder, check_writable, finish_exchange, locked, move_aside, reading
 from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
 from prediction.predictor import Predictor, find_background, predictor_of
 from training.augment import Augmentation
 from training.compiled import Compiled, settle
-from training.loader import Reading, keep_distances, patch_loader
-from training.losses import LOSSES, Loss, cross_entropy, pixel_weight
+from training.loader import Reading, TrainingBatches
+from training.log import NoLog, TrainingLog, command_line, write_arguments
+from training.losses import LOSSES, Loss, cross_entropy
 from training.optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
+from training.weight_map import cache_border_distances, default_loss, pixel_weight
 from utils import FlagError, StopRequest, UserError, pick_precision, say
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
@@ -83,11 +86,13 @@ def run_epoch(
     losses = []
     with torch.set_grad_enabled(optimizer is not None):
         for batch in batches:
+            if "seed" in batch:
+                torch.manual_seed(batch["seed"])  # for dropout
             with torch.autocast(batch["input"].device.type, precision, enabled=precision is not None):
                 logits = net(batch["input"])
             logits = logits.float()
             if "label" in batch:
-                loss = criterion(logits, batch["label"], batch.get("weight")) * batch.get("share", 1)
+                loss = criterion(logits, batch["label"], batch.get("weight")) * batch.get("loss_scale", 1)
             else:
                 loss = logits.new_tensor(torch.nan)
             if optimizer is not None:
@@ -213,7 +218,7 @@ class Trainer:
         self._plan(state, train)
         return self._epochs(state, progress, train, val)
 
-    def _epochs(self, state: TrainState, progress: float, train: DataLoader, val: DataLoader | None) -> int:
+    def _epochs(self, state: TrainState, progress: float, train: TrainingBatches, val: list[SampleFile] | None) -> int:
         """Train epoch after epoch."""
         nets = Compiled(self.world.wrap(state.net), settle(self.config.compile, self.device))
         if self.world.first:
@@ -263,12 +268,12 @@ class Trainer:
         with reading(self.dir_data, ENTRIES, "choose another --name_data"):
             yield
 
-    def _plan(self, state: TrainState, loader: DataLoader) -> None:
+    def _plan(self, state: TrainState, batches: TrainingBatches) -> None:
         """Begin an interrupted epoch again whose batches would be others now."""
-        plan = loader.batch_sampler.plan
+        plan = batches.plan
         same = plan | state.plan
         changed = [f"{name} is {plan[name]}, was {same[name]}" for name in plan if same[name] != plan[name]]
-        if state.losses and (changed or len(state.losses) > len(loader)):
+        if state.losses and (changed or len(state.losses) > len(batches)):
             self._say(f"note: epoch {state.epoch} begins again: {', '.join(changed) or 'fewer samples'}")
             state.losses = []
         state.plan = plan
@@ -289,12 +294,12 @@ class Trainer:
         if self.world.first:
             say(text)
 
-    def _log(self, state: TrainState, progress: float) -> report.TrainingLog | nullcontext:
+    def _log(self, state: TrainState, progress: float) -> TrainingLog | nullcontext:
         """Log of the first process; the others have none."""
         if not self.world.first:
-            return nullcontext(report.NoLog())
+            return nullcontext(NoLog())
         last = None if self.config.max_minutes else self.config.num_epoch
-        return closing(report.TrainingLog(self.dir_log, state.epoch, last, progress))
+        return closing(TrainingLog(self.dir_log, state.epoch, last, progress))
 
     def _agree(self, state: TrainState, epochs: float) -> float:
         """Progress after so many epochs, and whether to stop: the same in all processes."""
@@ -399,23 +404,24 @@ class Trainer:
     def _scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
 
-    def _loaders(self, info: DataInfo) -> tuple[DataLoader, list[SampleFile] | None]:
-        """Loader of training patches and, if there is a validation split, its samples."""
+    def _loaders(self, info: DataInfo) -> tuple[TrainingBatches, list[SampleFile] | None]:
+        """Batches of the training split and, if there is a validation split, its samples."""
         config = self.config
         find_background(info, config.background)  # a class that is not there is said before the training
         splits = ["train", "val"] if (self.dir_data / "val").is_dir() else ["train"]
         files = {split: list_samples(self.dir_data / split) for split in splits}
         weighted = self._loss(info) == "wbce"
         if weighted and self.world.first:
-            keep_distances(files["train"], info)
+            cache_border_distances(files["train"], info)
         self.world.same(None)  # wait for them
         memory = self._memory(sum(file.num_byte for part in files.values() for file in part))
         reading, options = self._reading(memory), {"labelled": True, "memory": memory}
-        crop = (config.ny_load, config.nx_load)
-        margin = self._augmentation(info, crop).margin
-        train = PatchDataset(files["train"], info, **options, distances=weighted, margin=margin)
-        patches = patch_loader(train, crop, config.batch_size, config.seed, reading)
-        return patches, self._checked(files["val"], info, labelled=True) if "val" in files else None
+        augment = self._augmentation(info)
+        data = PatchDataset(files["train"], info, **options, distances=weighted, margin=augment.margin)
+        balance = info.class_share if config.balance else None
+        weigh = partial(pixel_weight, class_share=balance, w0=config.w0, sigma=config.sigma) if weighted else None
+        train = TrainingBatches(data, augment, config.batch_size, config.seed, reading, self.device, weigh)
+        return train, self._checked(files["val"], info, labelled=True) if "val" in files else None
 
     def _checked(self, files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
         """Samples that are segmented whole, after a look into each."""
@@ -438,13 +444,13 @@ class Trainer:
 
     def _loss(self, info: DataInfo) -> str:
         """Loss that the flag or the classes choose."""
-        return {"auto": "wbce" if info.num_class == 2 else "bce"}.get(self.config.loss, self.config.loss)
+        return default_loss(info.num_class) if self.config.loss == "auto" else self.config.loss
 
-    def _augmentation(self, info: DataInfo, crop: tuple[int, int]) -> Augmentation:
+    def _augmentation(self, info: DataInfo) -> Augmentation:
         c = self.config
         names = ("flip", "turn", "elastic", "elastic_share", "elastic_grid")
         names += ("brightness", "contrast", "gamma", "blur", "noise")
-        return Augmentation(crop, info.num_class, **{name: getattr(c, name) for name in names})
+        return Augmentation((c.ny_load, c.nx_load), info.num_class, **{name: getattr(c, name) for name in names})
 
     def _open_folders(self, state: TrainState, num_step: int) -> None:
         """Set aside what an earlier run would mix in, write arg.txt, and say what is about to be trained."""
@@ -456,7 +462,7 @@ class Trainer:
         for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
             if moved := move_aside(folder, files):
                 say(f"what an earlier run left is kept in {moved}")
-        report.write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
+        write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
         names, shares = state.info.class_names, state.info.class_share
         say("training pixels: " + ", ".join(f"{n} {share:.1%}" for n, share in zip(names, shares, strict=True)))
         say(f"{sum(p.numel() for p in state.net.parameters()):,} weights on {self.device}")
@@ -465,35 +471,18 @@ class Trainer:
             advice = f"--num_epoch {math.ceil(ENOUGH / num_step)}, or --max_minutes"
             say(f"note: {total} steps are few: with so few images add {advice}")
 
-    def _batches(self, loader: DataLoader) -> Iterator[Batch]:
-        """Batches on the device."""
-        for batch in loader:
-            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _augmented(self, state: TrainState, loader: DataLoader) -> Iterator[Batch]:
-        """Batches of the epoch that are still to do; augmentation and learning rate depend on the place alone."""
-        config, sampler, num_step = self.config, loader.batch_sampler, len(loader)
-        augment, first = self._augmentation(state.info, sampler.crop), len(state.losses)
-        sampler.set_epoch(state.epoch, first)
-        windows = sampler.batches(state.epoch)
-        for step, batch in enumerate(self._batches(loader), first):
-            progress = self._agree(state, state.epoch - 1 + step / num_step)
+    def _paced(self, state: TrainState, batches: TrainingBatches) -> Iterator[Batch]:
+        """Batches of the epoch that are still to do, each with its learning rate; until a signal or the time is up."""
+        config, first = self.config, len(state.losses)
+        for step, batch in enumerate(batches.of(state.epoch, first), first):
+            progress = self._agree(state, state.epoch - 1 + step / len(batches))
             if self.stopping or (config.max_minutes and progress >= 1 and step > first):
                 return
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, config.lr, config.schedule, config.warmup)
-            mine = sampler.share(windows[step])
-            rngs = [np.random.default_rng((config.seed, state.epoch, w.index)) for w in mine or windows[step][:1]]
-            batch = augment(batch, rngs)
-            if "distance" in batch:
-                share = state.info.class_share if config.balance else None
-                batch["weight"] = pixel_weight(batch["label"], batch["distance"], share, config.w0, config.sigma)
-            if self.world.size > 1:  # the mean over processes is to be the mean over images
-                batch["share"] = len(mine) * self.world.size / len(windows[step])
-            torch.manual_seed(int(rngs[0].integers(2**63)))  # for dropout
             yield batch
 
-    def _train_epoch(self, state: TrainState, net: nn.Module, loader: DataLoader) -> report.Scores:
+    def _train_epoch(self, state: TrainState, net: nn.Module, batches: TrainingBatches) -> Scores:
         """Train what is left of an epoch; the losses go into the state."""
         start, first = time.perf_counter(), len(state.losses)
 
@@ -501,26 +490,22 @@ class Trainer:
             if state.average:
                 state.average.update(state.net)
 
-        batches = self._augmented(state, loader)
         options = {"criterion": LOSSES[self._loss(state.info)], "clip": self.config.clip, "precision": self.precision}
-        losses = run_epoch(net, batches, state.optimizer, observe, scaler=state.scaler, **options)
+        losses = run_epoch(net, self._paced(state, batches), state.optimizer, observe, scaler=state.scaler, **options)
         if losses:  # the epoch's one wait for the device
             state.losses += (self.world.total(torch.stack(losses)) / self.world.size).tolist()
         seconds = time.perf_counter() - start
-        batches = loader.batch_sampler.batches(state.epoch)[: len(state.losses)]
-        for step, (loss, batch) in enumerate(zip(state.losses, batches, strict=True), 1):
-            files = [loader.dataset.files[window.index] for window in batch]
+        done = batches.files_of(state.epoch)[: len(state.losses)]
+        for step, (loss, files) in enumerate(zip(state.losses, done, strict=True), 1):
             _check_finite(loss, f"epoch {state.epoch}, step {step}", files)
-        sizes = [len(batch) for batch in batches]
+        sizes = [len(files) for files in done]
         return {
             "loss/train": float(np.average(state.losses, weights=sizes)) if sizes else 0.0,
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "images_per_second": sum(sizes[first:]) / seconds,
         }
 
-    def _validate(
-        self, state: TrainState, files: list[SampleFile], log: report.TrainingLog, last: bool
-    ) -> report.Scores:
+    def _validate(self, state: TrainState, files: list[SampleFile], log: TrainingLog, last: bool) -> Scores:
         """Scores over the whole validation images, without augmentation; of segments, too, where they are due."""
         config = self.config
         pictures = last or state.epoch == 1 or state.epoch % config.num_freq_disp == 0
@@ -608,7 +593,7 @@ class Trainer:
 
     def _say_stopped(self, state: TrainState, num_step: int, path: Path) -> int:
         """Say where a training was stopped and how to go on; returns the exit status."""
-        again = report.command_line([] if self.config.train_continue else ["--train_continue", "on"])
+        again = command_line([] if self.config.train_continue else ["--train_continue", "on"])
         where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
         if self.world.first:
             say(f"stopped in {where}, saved {path}; to go on: {again}", sys.stderr)
@@ -647,20 +632,20 @@ class Trainer:
         if not self.world.first:
             yield self.world.same(Path())
             return
-        with atomic_folder(self.dir_result, report.RESULTS, "choose another --scope or --dir_result") as folder:
+        with atomic_folder(self.dir_result, page.RESULTS, "choose another --scope or --dir_result") as folder:
             yield self.world.same(folder)
 
     def _write_results(self, folder: Path, scorer: TestScorer, path: Path, saved: dict[str, Any]) -> None:
         """Write the tables of a test and its page."""
-        facts = {"command": report.command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
+        facts = {"command": command_line(), "checkpoint": str(path), "epoch": saved["epoch"]}
         facts["split"] = self.config.split
-        report.write_metrics(folder, facts | scorer.summary(), scorer.rows)
+        page.write_metrics(folder, facts | scorer.summary(), scorer.rows)
         title = f"{self.config.scope} / {self.config.name_data}: {scorer.legend}"
-        report.write_index(folder, title, scorer.table(), facts | as_typed(saved["config"]))
+        page.write_index(folder, title, scorer.table(), facts | as_typed(saved["config"]))
 
     def _say_scores(self, scorer: TestScorer, epoch: int) -> None:
         """Print the table of a test, and what it is of."""
-        say(report.format_table(report.main_scores(scorer.table())))
+        say(page.format_table(page.main_scores(scorer.table())))
         say(f"epoch {epoch}; {scorer.legend}")
         if challenge := scorer.summary()["challenge"]:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())

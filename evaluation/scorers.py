@@ -14,7 +14,9 @@ import torch
 from scipy import ndimage
 
 from dataset import DataInfo, SampleFile, check_values
-from evaluation import metrics, report
+from evaluation import metrics
+from evaluation.page import Scores
+from evaluation.pictures import Pictures, image_name, input_picture, label_picture, save_images
 from prediction.objects import foreground_kinds, separate_bands
 from prediction.predictor import Predictor
 from utils import UserError
@@ -125,7 +127,7 @@ def _cross_entropy(probability: np.ndarray, label: np.ndarray) -> float:
     return -float(np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).sum(dtype=np.float64))
 
 
-def pictures_of(image: Segmented, info: DataInfo) -> report.Pictures:
+def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
     """Pictures of an image: input, label if there is one, and output; made by rows, in little memory."""
     nch = info.nch_in // (2 * info.context + 1)  # of the section itself, which lies between its neighbours
     own = image.image[..., info.context * nch : (info.context + 1) * nch]
@@ -133,13 +135,13 @@ def pictures_of(image: Segmented, info: DataInfo) -> report.Pictures:
     def by_rows(draw: Callable[[slice], np.ndarray]) -> np.ndarray:
         return np.concatenate([draw(slice(top, top + TALL)) for top in range(0, len(own), TALL)])
 
-    pictures = {"input": by_rows(lambda rows: report.input_picture(own[rows].astype(np.float32), info.value_range))}
+    pictures = {"input": by_rows(lambda rows: input_picture(own[rows].astype(np.float32), info.value_range))}
     if image.label is not None:
         label = image.label
-        pictures["label"] = by_rows(lambda rows: report.label_picture(label[rows], info.num_class))
+        pictures["label"] = by_rows(lambda rows: label_picture(label[rows], info.num_class))
     if info.num_class == 2:
         return pictures | {"output": by_rows(lambda rows: np.round(image.probability[rows] * 255).astype(np.uint8))}
-    return pictures | {"output": by_rows(lambda rows: report.label_picture(image.classes[rows], info.num_class))}
+    return pictures | {"output": by_rows(lambda rows: label_picture(image.classes[rows], info.num_class))}
 
 
 class Threads:
@@ -204,7 +206,7 @@ class Challenge:
             last += 1
         return metrics.THRESHOLDS[min(range(first, last + 1), key=lambda k: (error[k], abs(k - middle)))]
 
-    def summary(self) -> report.Scores:
+    def summary(self) -> Scores:
         """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error."""
         return {
             "max_v_rand": float(self.means("v_rand").max()),
@@ -259,7 +261,7 @@ class ValidationScorer:
 
     def __init__(self, info: DataInfo, *, pictures: bool) -> None:
         self.info = info
-        self.pictures: report.Pictures | None = {} if pictures else None
+        self.pictures: Pictures | None = {} if pictures else None
         self._seen: list[tuple[int, float, np.ndarray]] = []
 
     def __call__(self, image: Segmented) -> None:
@@ -273,7 +275,7 @@ class ValidationScorer:
         rows = sorted(gather(self._seen), key=lambda row: row[0])
         self.losses, self._matrices = [row[1] for row in rows], [row[2] for row in rows]
 
-    def scores(self, challenge: Challenge | None = None) -> report.Scores:
+    def scores(self, challenge: Challenge | None = None) -> Scores:
         """Mean scores, under the names of their curves: TensorBoard groups by what stands before the slash."""
         rows = [metrics.confusion_scores(matrix, self.info.class_names) for matrix in self._matrices]
         scores = metrics.mean_scores(rows) | (challenge.summary() if challenge else {})
@@ -312,7 +314,7 @@ class TestScorer:
         self.folder, self.files, self.info = folder, files, predictor.info
         self.background, self.threshold = predictor.background, predictor.object_threshold
         self.rows: list[dict[str, Any]] = []
-        self.baseline: list[report.Scores] = []
+        self.baseline: list[Scores] = []
         self.predicted: set[int] = set()
         self.majority = int(np.argmax(self.info.class_share))
         self.challenge = Challenge([])
@@ -320,12 +322,12 @@ class TestScorer:
 
     def __call__(self, image: Segmented) -> None:
         """Take in an image."""
-        report.save_images(self.folder, image.index, pictures_of(image, self.info))
+        save_images(self.folder, image.index, pictures_of(image, self.info))
         self._images.add(self._scored, image, num_pixel=image.classes.size)
 
     def _scored(self, image: Segmented) -> tuple:
         """Row, baseline and scores of the challenge (None: there are none) of an image, and classes that came out."""
-        row = {"image": f"{image.index:04d}", "sample": self.files[image.index].input.name}
+        row = {"image": image_name(image.index), "sample": self.files[image.index].input.name}
         predicted = set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist())
         if image.label is None:
             return row, None, None, predicted
@@ -349,7 +351,7 @@ class TestScorer:
         )
         self.predicted = set().union(*(image[3] for image in images))
 
-    def _scores(self, label: np.ndarray, matrix: np.ndarray, image: Segmented | None) -> report.Scores:
+    def _scores(self, label: np.ndarray, matrix: np.ndarray, image: Segmented | None) -> Scores:
         """Scores of an image, or (None) of always saying the majority class: of pixels, segments and objects."""
         scores = metrics.confusion_scores(matrix, self.info.class_names)
         if self.info.num_class == 2:
@@ -365,7 +367,7 @@ class TestScorer:
         found = _joined(separate_bands(probability, self.threshold, kinds=kinds))
         return scores | self._object_scores(label, found, classes)
 
-    def _object_scores(self, label: np.ndarray, found: np.ndarray, classes: np.ndarray) -> report.Scores:
+    def _object_scores(self, label: np.ndarray, found: np.ndarray, classes: np.ndarray) -> Scores:
         """Mean of the object scores of each class but the background."""
         of_class = [
             metrics.object_scores(ndimage.label(label == k)[0], found * (classes == k))

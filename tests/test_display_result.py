@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from display_result import find_images, main
-from evaluation.report import RESULTS, save_images
+from evaluation.page import RESULTS
+from evaluation.pictures import save_images
 from files import atomic_folder
 
 GREYS = {"input": 60, "label": 130, "output": 220}

@@ -22,12 +22,12 @@ import main
 from config import Config
 from dataset import SampleFile, list_samples, load_info, write_sample
 from evaluation import metrics
-from evaluation.report import TrainingLog
 from evaluation.scorers import Challenge
 from model import UNet
 from prediction.predictor import load, predict_array
 from train import Trainer, run_epoch
-from training.loader import keep_distances
+from training.log import TrainingLog
+from training.weight_map import cache_border_distances
 
 
 def checkpoint_of(work, epoch, scope="unet"):
@@ -420,7 +420,7 @@ def test_a_weight_map_of_another_sample_is_made_anew(trained, wrong):
 def test_two_trainings_make_the_weight_maps_at_once(database):
     files = list_samples(database / "train")
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(keep_distances, files, load_info(database)) for _ in range(2)]:
+        for done in [pool.submit(cache_border_distances, files, load_info(database)) for _ in range(2)]:
             done.result()
     assert all(file.open_distance().shape == (48, 48) for file in files)
 

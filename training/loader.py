@@ -1,4 +1,4 @@
-"""Loaders of training patches and of whole images, for one process of the run."""
+"""Finished batches of a training, and the loaders behind them, for one process of the run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import gc
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from dataset import DataInfo, PatchDataset, PatchSampler, SampleFile, check_values
-from files import atomic_write
+from dataset import Batch, PatchDataset, PatchSampler, SampleFile
 from model import STRIDE
-from training.losses import border_distance
-from utils import UserError, say
+from training.augment import Augmentation
+from utils import say
 
 
 @dataclass(frozen=True)
@@ -54,58 +56,99 @@ class Reading:
         }
 
 
-def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, reading: Reading) -> DataLoader:
-    """Loader of random patches with the data's margin, none larger than the largest image; warns of smaller ones."""
-    largest = -(-max(max(shape) for shape in data.shapes) // STRIDE) * STRIDE
+class TrainingBatches:
+    """Finished batches of random crops: augmented, weighted, on the device; a function of (seed, epoch) alone.
+
+    Parameters
+    ----------
+    data : PatchDataset
+        Labelled samples, with the margin of the augmentation.
+    augment : Augmentation
+        Its crop is made smaller where no image is as large.
+    batch_size, seed : int
+        Crops in a batch of all processes together, and the random seed.
+    reading : Reading
+        How this process reads samples.
+    device : torch.device
+        Where the batches go.
+    weigh : callable, optional
+        Weight of each pixel, of a batch's label and distance.
+    """
+
+    def __init__(
+        self,
+        data: PatchDataset,
+        augment: Augmentation,
+        batch_size: int,
+        seed: int,
+        reading: Reading,
+        device: torch.device,
+        weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        crop = fit_crop(augment.crop, data.shapes, verbose=reading.rank == 0)
+        self.augment, self.weigh = replace(augment, crop=crop), weigh
+        self.files, self.seed, self.reading, self.device = data.files, seed, reading, device
+        self._loader = patch_loader(data, crop, batch_size, seed, reading)
+        self._sampler = cast(PatchSampler, self._loader.batch_sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, besides the sizes of the images."""
+        return self._sampler.plan
+
+    def files_of(self, epoch: int) -> list[list[SampleFile]]:
+        """Samples of each batch of an epoch, those of all processes together."""
+        return [[self.files[window.index] for window in batch] for batch in self._sampler.batches(epoch)]
+
+    def of(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch, from a step on."""
+        self._sampler.set_epoch(epoch, first_step)
+        sizes = [len(batch) for batch in self._sampler.batches(epoch)[first_step:]]
+        for size, batch in zip(sizes, self._loader, strict=True):
+            yield self._finished(batch, epoch, size)
+
+    def _finished(self, batch: Batch, epoch: int, size: int) -> Batch:
+        """Batch as the network trains on it; the batch of all processes together has `size` crops."""
+        rngs = [np.random.default_rng((self.seed, epoch, index)) for index in batch["index"].tolist()]
+        tensors = cast(dict[str, Tensor], batch)
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        batch = self.augment(cast(Batch, moved), rngs)
+        if self.weigh is not None:
+            batch["weight"] = self.weigh(batch["label"], batch["distance"])
+        rank, num_process = self.reading.rank, self.reading.num_process
+        if num_process > 1:  # the mean over processes is to be the mean over images
+            batch["loss_scale"] = len(range(rank, size, num_process)) * num_process / size
+        batch["seed"] = int(rngs[0].integers(2**63))
+        return batch
+
+
+def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], *, verbose: bool) -> tuple[int, int]:
+    """Crop that is no larger than the largest image [px]; says so, and warns of images that are smaller."""
+    largest = -(-max(max(shape) for shape in shapes) // STRIDE) * STRIDE
     if largest < max(crop):
         crop = (min(crop[0], largest), min(crop[1], largest))
-        if reading.rank == 0:
+        if verbose:
             say(f"crops are {crop[0]} x {crop[1]} px, as large as the largest image")
-    small = sum(height < crop[0] or width < crop[1] for height, width in data.shapes)
-    if small and reading.rank == 0:
-        what = f"{small} of {len(data.shapes)} images are smaller than the crop of {crop} px"
+    small = sum(height < crop[0] or width < crop[1] for height, width in shapes)
+    if small and verbose:
+        what = f"{small} of {len(shapes)} images are smaller than the crop of {crop} px"
         say(f"warning: {what}: padded by reflection", sys.stderr)
-    share = {"rank": reading.rank, "num_process": reading.num_process}
-    sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **share)
+    return crop
+
+
+def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, reading: Reading) -> DataLoader:
+    """Loader of random patches with the data's margin, as they lie on the disk."""
+    ranks = {"rank": reading.rank, "num_process": reading.num_process}
+    sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **ranks)
     return DataLoader(data, batch_sampler=sampler, **reading.options)
 
 
 def image_loader(data: PatchDataset, reading: Reading) -> DataLoader:
     """Loader of whole images, one a batch."""
     return DataLoader(data, sampler=range(reading.rank, len(data), reading.num_process), **reading.options)
-
-
-def keep_distances(files: list[SampleFile], info: DataInfo) -> None:
-    """Compute what the weight map is made of, once a sample, and keep it beside the sample.
-
-    Raises
-    ------
-    UserError
-        A label is no map of classes, or the folder takes no file.
-    """
-    for file in tqdm(files, desc="weight map", disable=None, leave=False):
-        if not _has_distance(file):
-            image, label = file.open(info.class_values)
-            if label is None:
-                return  # said by the dataset
-            check_values(file.input, image, label, info.num_class)
-            try:
-                with atomic_write(file.distance) as goal:
-                    np.save(goal, border_distance(label))
-            except UserError as error:
-                raise UserError(f"{error}; or train with --loss bce, which keeps nothing there") from error
-
-
-def _has_distance(file: SampleFile) -> bool:
-    """Whether the distance of a sample is kept, and is of the sample as it is now."""
-    changed = max(path.stat().st_mtime_ns for path in file if path)
-    if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
-        return False
-    try:
-        file.open_distance()
-    except UserError:
-        return False
-    return True
 
 
 def _start_worker(_worker: int) -> None:

@@ -1,22 +1,16 @@
-"""What a training minimises: the losses, and the weight map of the U-Net paper."""
+"""What a training minimises: the losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from model import class_probability
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of logits, label, and a weight for each pixel
-
-FAR = 50  # [px] d1 + d2 of this is far: exp(-50^2 / (2 sigma^2)) is 4e-6 for the greatest --sigma, 10
-REACH = FAR // 2
-BAND = 2**20  # [px] of a label whose distances are computed at once
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -62,93 +56,3 @@ LOSSES: dict[str, Loss] = {
     "dice": dice_loss,
     "bce+dice": _sum_of_both,
 }
-
-
-def border_distance(label: np.ndarray) -> np.ndarray:
-    """Distance to the nearest object plus distance to the second nearest, d1 + d2 of the paper's weight map.
-
-    Parameters
-    ----------
-    label : ndarray of int
-        (H, W) class indices. The objects are the 4-connected components of each class but 0.
-
-    Returns
-    -------
-    ndarray of float16
-        (H, W) [px]; exact up to `FAR`, which stands for all that is more.
-        Source: Ronneberger et al. 2015, arXiv 1505.04597, equation 2.
-
-    Examples
-    --------
-    >>> border_distance(np.array([[1, 0, 0, 1, 1]]))[0, 1:3]  # 1 px from one and 2 px from the other
-    array([3., 3.], dtype=float16)
-    """
-    objects = _number_objects(label)
-    distance = np.empty(label.shape, np.float16)
-    num_row = max(2 * FAR, BAND // label.shape[1])
-    for top in range(0, label.shape[0], num_row):  # 50 bytes a pixel are needed, here of a band alone
-        first = max(top - FAR, 0)
-        band = _band_distance(objects[first : top + num_row + FAR])
-        distance[top : top + num_row] = band[top - first :][:num_row]
-    return distance
-
-
-def _band_distance(objects: np.ndarray) -> np.ndarray:
-    """d1 + d2 [px] between numbered objects, up to `FAR`."""
-    numbers = np.zeros(objects.max() + 1, np.int32)
-    numbers[np.ravel(objects)] = 1
-    numbers[0] = 0
-    objects = np.cumsum(numbers, dtype=np.int32)[objects] * (objects > 0)  # from 1 on, without gaps
-    if objects.max() < 2:
-        return np.full(objects.shape, FAR)
-    first, index = ndimage.distance_transform_edt(objects == 0, return_indices=True)
-    nearest = objects[tuple(index)]
-    second = np.full(objects.shape, np.inf)
-    for number, box in enumerate(ndimage.find_objects(nearest), 1):
-        # of a pixel with d1 + d2 up to FAR, the second object is half of that away from those nearest to the first
-        box = tuple(slice(max(side.start - REACH, 0), side.stop + REACH) for side in box)
-        alone = (objects[box] == 0) | (objects[box] == number)
-        if not alone.all():
-            to_others = ndimage.distance_transform_edt(alone)
-            second[box] = np.where(nearest[box] == number, to_others, second[box])
-    return np.minimum(first + second, FAR)
-
-
-def _number_objects(label: np.ndarray) -> np.ndarray:
-    """4-connected components of each class but 0, numbered from 1."""
-    numbers, total = np.zeros(label.shape, np.int32), 0
-    for k in range(1, int(label.max(initial=0)) + 1):
-        components, count = ndimage.label(label == k)
-        np.add(components, total, out=components, where=components > 0)
-        numbers += components
-        total += count
-    return numbers
-
-
-def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float] | None, w0: float, sigma: float) -> Tensor:
-    """Weight of each pixel in the loss: balance of the classes, and more where two objects nearly touch.
-
-    w = w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), the second term on background alone.
-
-    Parameters
-    ----------
-    label : Tensor
-        (N, H, W) class indices.
-    distance : Tensor
-        (N, H, W) d1 + d2 [px], see `border_distance`.
-    class_share : list of float or None
-        Fraction of the training pixels of each class; w_c is such that the mean weight over all pixels is 1. None for
-        w_c = 1, which leaves probabilities away from borders as they are.
-    w0, sigma : float
-        Height and width [px] of the border's weight. Source: Ronneberger et al. 2015, equation 2.
-
-    Examples
-    --------
-    >>> pixel_weight(torch.tensor([[[0, 0, 1]]]), torch.tensor([[[0.0, 50.0, 0.0]]]), [0.25, 0.75], 10.0, 5.0)
-    tensor([[[12.0000,  2.0000,  0.6667]]])
-    """
-    weight = 1 + torch.where(label == 0, w0 * torch.exp(-(distance**2) / (2 * sigma**2)), 0)
-    if class_share is not None:
-        balance = 1 / (len(class_share) * torch.tensor(class_share).clamp_min(1e-3))
-        weight = weight - 1 + balance.to(label.device, non_blocking=True)[label]
-    return weight

@@ -3,18 +3,9 @@ import json
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
-from PIL import Image
 
-from evaluation.report import (
-    input_picture,
-    label_picture,
-    palette,
-    probability_picture,
-    save_images,
-    write_index,
-    write_metrics,
-)
+from evaluation.page import write_index, write_metrics
+from evaluation.pictures import save_images
 
 
 class Outline(HTMLParser):
@@ -35,38 +26,6 @@ class Outline(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
-
-
-@pytest.mark.parametrize("constant", [0, 1])
-def test_a_picture_of_a_constant_mask_shows_that_constant(tmp_path, constant):
-    mask = np.full((4, 5), constant, np.uint8)
-    probability = np.stack([1.0 - mask, mask])
-    save_images(tmp_path / "images", 3, {"label": label_picture(mask, 2), "output": probability_picture(probability)})
-    for kind in ("label", "output"):
-        picture = np.asarray(Image.open(tmp_path / "images" / f"0003-{kind}.png"))
-        assert (picture == 255 * constant).all() and picture.shape == (4, 5)
-
-
-def test_the_output_is_the_probability_in_8_bits():
-    probability = np.array([[[0.0, 0.2, 0.5, 1.0]]])
-    assert probability_picture(np.concatenate([1 - probability, probability])).tolist() == [[0, 51, 128, 255]]
-
-
-def test_grey_values_are_not_stretched():
-    pixels = np.arange(60, 120, dtype=np.uint8).reshape(6, 10, 1)
-    assert np.array_equal(input_picture(pixels, [0.0, 255.0]), pixels[..., 0])
-    assert input_picture(np.array([[[100.0], [4095.0]]]), [0.0, 4095.0]).tolist() == [[6, 255]]
-    assert input_picture(pixels.repeat(3, -1), [0.0, 255.0]).shape == (6, 10, 3)
-    assert input_picture(pixels.repeat(2, -1), [0.0, 255.0]).shape == (6, 10)
-
-
-def test_several_classes_have_fixed_colours_that_all_differ():
-    colours = palette(32)
-    assert len({tuple(colour) for colour in colours.tolist()}) == 32
-    assert np.array_equal(palette(5), colours[:5])
-    label = np.array([[0, 1, 4]])
-    assert np.array_equal(label_picture(label, 5), colours[label])
-    assert np.array_equal(probability_picture(np.eye(5)[:, None, [0, 1, 4]]), colours[label])
 
 
 def test_the_page_is_whole_escaped_and_names_only_pictures_that_are_there(tmp_path):

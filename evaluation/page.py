@@ -1,0 +1,142 @@
+"""What a test leaves beside its pictures: index.html and the tables of scores."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.pictures import KINDS, picture_name
+
+Scores = dict[str, float]  # name of a score -> value
+MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # before and after those of Dice
+RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]  # of a test, replaced together
+
+
+def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write `metrics.json` and `metrics.csv`.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files go.
+    summary : dict
+        What the scores are of, their mean and the baseline; goes into the JSON.
+    rows : list of dict
+        One a image: `image`, `sample` and scores.
+    """
+    text = json.dumps(summary | {"images": rows}, indent=1, allow_nan=False)
+    (folder / "metrics.json").write_text(text + "\n", "utf-8")
+    with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]) if rows else ["image"], restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        table.writerow({"image": "mean"} | summary["mean"])
+
+
+def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the scores that fit into 100 columns of a terminal; with more than three classes the mean of Dice.
+
+    Examples
+    --------
+    >>> main_scores([{"image": "0000", "loss": 0.25, "dice_a": 0.5, "iou_a": 0.3}])
+    [{'image': '0000', 'loss': 0.25, 'dice_a': 0.5}]
+    """
+    shown = []
+    for row in rows:
+        dice = {name: value for name, value in row.items() if name.startswith("dice_")}
+        dice = {"dice": float(np.mean(list(dice.values())))} if len(dice) > 3 else dice
+        first, last = ({name: row[name] for name in names if name in row} for names in MAIN_SCORES)
+        shown.append(first | dice | last)
+    return shown
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Text table of rows with the same keys.
+
+    Examples
+    --------
+    >>> print(format_table([{"image": "0000", "loss": 0.25}, {"image": "mean", "loss": 0.25}]))
+    image    loss
+    0000   0.2500
+    mean   0.2500
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def write_index(folder: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write `index.html`: a row of pictures and scores for each image, and how they came about.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds `images/`; the page refers to it by relative paths and works from the disk.
+    title : str
+        Heading.
+    rows : list of dict
+        As for `write_metrics`, the last ones without pictures (mean, baseline).
+    facts : dict
+        Names and values of the run's configuration and the command.
+    """
+    names = [name for name in rows[0] if name != "image"]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("image", *KINDS, *names))
+    body = "\n".join(_index_row(folder, row, names) for row in rows)
+    table = "\n".join(
+        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
+    )
+    page = _PAGE.format(title=html.escape(title), head=head, body=body, facts=table)
+    (folder / "index.html").write_text(page, "utf-8")
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 14px sans-serif; margin: 1em; }}
+table {{ border-collapse: collapse; margin-bottom: 2em; }}
+th, td {{ padding: 4px 6px; text-align: center; border-bottom: 1px solid #ccc; }}
+.facts th, .facts td {{ text-align: left; font-family: monospace; font-weight: normal; }}
+img {{ width: 256px; image-rendering: pixelated; display: block; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table>
+<h2>How it was made</h2>
+<table class="facts">
+<tbody>
+{facts}
+</tbody>
+</table>
+</body>
+</html>
+"""
+
+
+def _index_row(folder: Path, row: dict[str, Any], names: list[str]) -> str:
+    cells = [f"<td>{html.escape(str(row['image']))}</td>"]
+    for kind in KINDS:
+        name = f"images/{picture_name(row['image'], kind)}"
+        picture = f'<img src="{html.escape(name)}" alt="{kind}">' if (folder / name).exists() else ""
+        cells.append(f"<td>{picture}</td>")
+    cells += [f"<td>{html.escape(_cell(row.get(name)))}</td>" for name in names]
+    return f"<tr>{''.join(cells)}</tr>"
