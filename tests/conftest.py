@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,22 +34,34 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def database(work):
-    """datasets/em: eight synthetic sections of 48 px, six to train on."""
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Two folders that are made once and copied: one with a database, one with a checkpoint, too."""
+    import main
     import run_make_database
 
-    assert run_make_database.main(["--synthetic", "8", "--size", "48"]) == 0
+    folders = [tmp_path_factory.mktemp(name) for name in ("database", "trained")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folders[0])
+        assert run_make_database.main(["--synthetic", "8", "--size", "48"]) == 0
+        shutil.copytree(folders[0], folders[1], dirs_exist_ok=True)
+        patch.chdir(folders[1])
+        assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    return folders
+
+
+@pytest.fixture
+def database(made, work):
+    """datasets/em: eight synthetic sections of 48 px, six to train on."""
+    shutil.copytree(made[0], work, dirs_exist_ok=True)
     return work / "datasets" / "em"
 
 
 @pytest.fixture
-def trained(database):
+def trained(made, work):
     """The same with a checkpoint of epoch 1."""
-    import main
-
-    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
-    return database
+    shutil.copytree(made[1], work, dirs_exist_ok=True)
+    return work / "datasets" / "em"
 
 
 @pytest.fixture

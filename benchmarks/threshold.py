@@ -1,0 +1,67 @@
+"""What the threshold of the foreground does to the scores: python benchmarks/threshold.py DATABASE CHECKPOINT.
+
+Prints the scores of the validation and the test samples at the nine thresholds of the ISBI 2012 challenge, the
+threshold that a training would choose from the validation, and what the best one would have scored on the test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from dataset import list_samples
+from evaluation.metrics import THRESHOLDS, challenge_scores, object_scores
+from evaluation.scorers import Challenge
+from predict import load, predict_array
+from prediction.objects import separate_objects
+from prediction.predictor import Predictor
+
+SCORES = ("v_info", "v_rand", "pixel_error", "object_f1")
+
+
+def main() -> None:
+    """Print the tables of one checkpoint of two classes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("database", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    args = parser.parse_args()
+    predictor = load(args.checkpoint)
+    rows = {split: score(predictor, args.database / split) for split in ("val", "test")}
+    for split, found in rows.items():
+        print(f"{split:12}", *(f"{threshold:7}" for threshold in THRESHOLDS))
+        for name in SCORES:
+            print(f"{name:12}", *(f"{value:7.4f}" for value in average(found, name)))
+    chosen = Challenge(rows["val"]).best_threshold
+    print("chosen threshold:", chosen)
+    for name in SCORES:
+        values = average(rows["test"], name)
+        best = values.min() if name == "pixel_error" else values.max()
+        print(f"test {name}: {values[THRESHOLDS.index(chosen)]:.4f} (best {best:.4f})")
+
+
+def score(predictor: Predictor, folder: Path) -> list[dict]:
+    """Scores of each sample, at each threshold."""
+    rows = []
+    for file in list_samples(folder):
+        image, label = file.open(predictor.info.class_values)
+        label = np.ascontiguousarray(label, np.uint8)
+        pixels = np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
+        probability = predict_array(predictor, pixels)
+        truth = ndimage.label(label)[0]
+        objects = [object_scores(truth, separate_objects(probability, threshold)) for threshold in THRESHOLDS]
+        rows.append(challenge_scores(label, probability) | {"object_f1": [found["object_f1"] for found in objects]})
+    return rows
+
+
+def average(rows: list[dict], name: str) -> np.ndarray:
+    """Mean of a score over the samples, at each threshold."""
+    return np.mean([row[name] for row in rows], axis=0)
+
+
+if __name__ == "__main__":
+    main()
