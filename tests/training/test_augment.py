@@ -88,9 +88,9 @@ def test_brightness_and_contrast_keep_their_limits():
 
 
 def test_gamma_keeps_the_ends_of_each_image_and_the_order_of_its_values():
-    image = torch.rand(50, 1, 6, 6).sort(-1).values * 3 - 1
+    image = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(0)).sort(-1).values * 3 - 1
     out = augmented(image, torch.zeros(50, 6, 6), gamma=0.5)[0]
-    assert (out.diff(dim=-1) >= 0).all()
+    assert (out.diff(dim=-1) >= -1e-6).all()
     for end in (torch.amin, torch.amax):
         torch.testing.assert_close(end(out, (1, 2, 3)), end(image, (1, 2, 3)), atol=1e-4, rtol=1e-4)
     bent = (out - image).flatten(1).abs().amax(1)
