@@ -17,7 +17,8 @@ from typing import IO, Any
 import torch
 
 from dataset import DataInfo
-from model import UNet, convert_legacy
+from legacy import convert_legacy
+from model import UNet
 from utils import UserError, atomic_write, is_out_of_memory
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}

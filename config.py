@@ -154,6 +154,7 @@ class Config(Flags):
     nch_in: int = flag(0, "channels of the input; 0: as the data has", "model", rule=up_to(10_000))
     nch_out: int = flag(0, "channels of the output; 0: 1 for two classes, else one a class", "model", rule=up_to(1000))
     nch_ker: int = flag(64, "channels of the first level", "model", rule=between(1, 4096))
+    num_level: int = flag(4, "times that height and width are halved", "model", rule=between(1, 6))
     norm: str = flag("bnorm", "normalisation after each convolution", "model", choices=NORM)
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
     dropout: float = flag(0.0, "share of values dropped at the bottom", "model", rule=FRACTION)

@@ -24,8 +24,9 @@ from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, find_des
 from distributed import World
 from evaluation import report
 from evaluation.scorers import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
-from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
-from prediction.predictor import Predictor, find_background, predictor_of
+from legacy import convert_legacy
+from model import NUM_LEVEL, UNet, init_weights, memory_format
+from prediction.predictor import Predictor, find_background, fold_norm, predictor_of
 from training.augment import Augmentation
 from training.compiled import Compiled, settle
 from training.loader import Reading, keep_distances, patch_loader
@@ -342,7 +343,8 @@ class Trainer:
             raise UserError(
                 f"--nch_out {config.nch_out}: {info.num_class} classes need {' or '.join(map(str, allowed))}"
             )
-        net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm, config.pool, config.dropout)
+        channels, shape = (info.nch_in, config.nch_out or allowed[0]), (config.nch_ker, config.norm, config.pool)
+        net = UNet(*channels, *shape, config.dropout, config.num_level)
         init_weights(net, config.init, config.seed)
         net.to(self.device, memory_format=memory_format(config.norm, self.precision))
         return TrainState(net, self._optimizer(net), self._scaler(), info, average=self._average(net))
@@ -351,7 +353,7 @@ class Trainer:
         """State of a checkpoint; the flags of this run hold for all but the architecture."""
         config, path = self.config, checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = self._load(path)
-        for name, value in saved["arch"].items():
+        for name, value in ({"num_level": NUM_LEVEL} | saved["arch"]).items():
             if getattr(config, name) not in (0, value):
                 raise UserError(f"--{name} {getattr(config, name)}: {path} was trained with --{name} {value}")
         for name, value in saved["config"].items():
