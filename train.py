@@ -383,10 +383,10 @@ class Trainer:
         saved = checkpoint.load(path)
         if "netG" in saved:  # pytorch-UNET's, with no description inside
             info = load_info(self.dir_data)
-            half = [127.5] * info.nch_in
-            info = replace(info, mean=half, std=half, normalize="legacy")
             with checkpoint.fitting(path):
-                return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
+                ours = convert_legacy(saved)
+                info = checkpoint.legacy_info(ours["arch"], info)
+                return ours | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
         info = DataInfo.from_dict(saved["data"], path)
         here = load_info(self.dir_data) if find_description(self.dir_data) else info
         for what in ("nch_in", "class_values"):
@@ -642,7 +642,7 @@ class Trainer:
     def _test(self, path: Path) -> int:
         """Segment samples that nobody replaces meanwhile."""
         saved = self._load(path)
-        predictor = predictor_of(saved, path, self.device, None, self.config.background)
+        predictor = predictor_of(checkpoint.Checkpoint.of(saved, path), path, self.device, None, self.config.background)
         files = self._checked(list_samples(self.dir_data / self.config.split), predictor.info, labelled=False)
         with self._results() as folder:
             scorer = TestScorer(folder / "images", files, predictor)

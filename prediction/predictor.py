@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import checkpoint
+from checkpoint import Checkpoint
 from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images.frames import Rows
-from legacy import convert_legacy
 from model import CNR2d, UNet, class_probability, memory_format, pad_to_multiple
 from prediction.halo import WHOLE, Sides, forward_inner, margin, size_inside
 from prediction.tiling import Bands, Span, spans, window_shape
@@ -216,26 +215,18 @@ def load(path: str | os.PathLike, gpu_ids: str = "-1", amp: str = "off", backgro
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file: name a checkpoint that main.py --mode train wrote")
-    saved = checkpoint.load(path)
-    if "netG" in saved:
-        with checkpoint.fitting(path):
-            saved = convert_legacy(saved)
-            saved["data"] = asdict(_legacy_info(**saved["arch"]))
     device = pick_device(gpu_ids)
-    return predictor_of(saved, path, device, pick_precision(amp, device), background)
+    return predictor_of(Checkpoint.load(path), path, device, pick_precision(amp, device), background)
 
 
 def predictor_of(
-    saved: dict[str, Any], path: Path, device: torch.device, precision: torch.dtype | None, background: str
+    saved: Checkpoint, path: Path, device: torch.device, precision: torch.dtype | None, background: str
 ) -> Predictor:
-    """Network of a checkpoint in our layout, ready to segment."""
-    info = DataInfo.from_dict(saved["data"], path)
-    with checkpoint.fitting(path):
-        net = UNet(**saved["arch"])
-        net.load_state_dict((saved.get("average") or saved)["net"])
-    net = fold_norm(net).to(device, memory_format=memory_format(saved["arch"]["norm"], precision))
-    empty = find_background(info, background or saved["config"].get("background", ""))
-    return Predictor(net, info, saved.get("threshold", 0.5), device, precision, empty)
+    """Network of a checkpoint, ready to segment."""
+    net = fold_norm(saved.network(path)).to(device)
+    net = net.to(memory_format=memory_format(saved.arch["norm"], precision))
+    empty = find_background(saved.info, background or saved.config.get("background", ""))
+    return Predictor(net, saved.info, saved.threshold, device, precision, empty)
 
 
 def find_background(info: DataInfo, name: str) -> int:
@@ -253,13 +244,6 @@ def find_background(info: DataInfo, name: str) -> int:
             return names.index(name)
     known = ", ".join(dict.fromkeys([*info.class_names, *map(str, info.class_values)]))
     raise UserError(f"--background {name}: no such class: choose from {known}")
-
-
-def _legacy_info(nch_in: int, nch_out: int, **_: Any) -> DataInfo:
-    """Description that pytorch-UNET's checkpoints lack."""
-    classes = list(range(max(nch_out, 2)))
-    names, shares, half = [str(k) for k in classes], [1 / len(classes)] * len(classes), [127.5] * nch_in
-    return DataInfo(nch_in, classes, names, shares, half, half, [0, 255], "legacy")
 
 
 def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, tile: int = 0) -> np.ndarray:
