@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,8 @@ import torch
 
 from dataset import DataInfo
 from files import atomic_write
-from model import UNet, convert_legacy
+from legacy import convert_legacy
+from model import NUM_LEVEL, UNet
 from utils import UserError, is_out_of_memory
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
@@ -64,6 +65,88 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under 
 }
 
 
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds: tensors and plain values, of this program or of pytorch-UNET.
+
+    Attributes
+    ----------
+    net, optim, scaler : dict
+        States of the network, the optimiser, and the scaler of the loss.
+    arch : dict
+        Arguments of the `UNet`.
+    info : DataInfo
+        Of the data that the network was trained on.
+    config : dict
+        Flags of the training.
+    epoch, whole, losses
+        The epoch, whether it was trained to its end, and the losses of its batches.
+    plan : dict
+        What the batches of that epoch depend on; empty in older files.
+    threshold : float
+        Probability of class 1 over which the validation scored best.
+    seconds : float
+        Time trained.
+    run : str
+        Name that torchrun gave the run; empty without it.
+    average : dict or None
+        State of the moving average of the weights.
+    """
+
+    net: dict[str, torch.Tensor]
+    optim: dict[str, Any]
+    arch: dict[str, Any]
+    info: DataInfo
+    config: dict[str, Any]
+    epoch: int
+    whole: bool
+    losses: list[float] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    threshold: float = 0.5
+    seconds: float = 0.0
+    run: str = ""
+    average: dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, path: Path, info: DataInfo | None = None) -> Checkpoint:
+        """Checkpoint of a file; `info` describes the data of pytorch-UNET's, which say nothing of it."""
+        state = load(path)
+        if "netG" in state:
+            with fitting(path):
+                state = convert_legacy(state) | {"epoch": epoch_of(path) or 0}
+            state["data"] = asdict(legacy_info(state["arch"], info))
+        return cls.of(state, path)
+
+    @classmethod
+    def of(cls, state: dict[str, Any], path: Path) -> Checkpoint:
+        """Checkpoint from the dictionary in a file."""
+        known = {name: value for name, value in state.items() if name in cls.__dataclass_fields__}
+        return cls(**known, info=DataInfo.from_dict(state["data"], path))
+
+    def save(self, path: Path) -> None:
+        """Write it, see `save`."""
+        state = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "info"}
+        save(path, state | {"data": asdict(self.info)})
+
+    def network(self, path: Path) -> UNet:
+        """Network with the averaged weights, if there are any; `path` is named if they don't fit."""
+        with fitting(path):
+            net = UNet(**self.arch)
+            net.load_state_dict(self.average["net"] if self.average else self.net)
+        return net
+
+
+def legacy_info(arch: dict[str, Any], info: DataInfo | None = None) -> DataInfo:
+    """Description of the data for pytorch-UNET's networks, which take images scaled to [-1, 1]."""
+    half = [127.5] * (info.nch_in if info else arch["nch_in"])
+    if info is None:
+        classes = list(range(max(arch["nch_out"], 2)))
+        share = [1 / len(classes)] * len(classes)
+        return DataInfo(len(half), classes, [str(k) for k in classes], share, half, half, [0, 255], "legacy")
+    return replace(info, mean=half, std=half, normalize="legacy")
+
+
 def path_of(folder: Path, epoch: int) -> Path:
     """Where the checkpoint of an epoch lies.
 
@@ -102,9 +185,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     UserError
         The folder or the disk takes no file.
     """
+    arch = dict(state["arch"])
+    if arch.get("num_level") == NUM_LEVEL:  # older versions of this program know no other
+        del arch["num_level"]
     with atomic_write(path) as file:
         writer = _Writer(file)
-        torch.save(state | {"format": FORMAT}, writer)
+        torch.save(state | {"arch": arch, "format": FORMAT}, writer)
         if writer.error:
             raise writer.error
 

@@ -156,6 +156,7 @@ class Config(Flags):
     nch_in: int = flag(0, "input channels (0 = from the data)", "model", rule=up_to(10_000))
     nch_out: int = flag(0, "output channels (0 = 1 for two classes, else one per class)", "model", rule=up_to(1000))
     nch_ker: int = flag(64, "channels of the first level", "model", rule=between(1, 4096))
+    num_level: int = flag(4, "times that height and width are halved", "model", rule=between(1, 6))
     norm: str = flag("bnorm", "normalisation after each convolution", "model", choices=NORM)
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
     dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", rule=FRACTION)

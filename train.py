@@ -26,8 +26,9 @@ from evaluation import page
 from evaluation.page import Scores
 from evaluation.scorers import Challenge, Segmented, SegmentScorer, TestScorer, ValidationScorer, open_sample, segment
 from files import atomic_folder, check_writable, finish_exchange, locked, move_aside, reading
-from model import UNet, convert_legacy, fold_norm, init_weights, memory_format
-from prediction.predictor import Predictor, find_background, predictor_of
+from legacy import convert_legacy
+from model import NUM_LEVEL, UNet, init_weights, memory_format
+from prediction.predictor import Predictor, find_background, fold_norm, predictor_of
 from training.augment import Augmentation
 from training.compiled import Compiled, settle
 from training.loader import Reading, TrainingBatches
@@ -336,7 +337,8 @@ class Trainer:
             raise UserError(
                 f"--nch_out {config.nch_out}: {info.num_class} classes need {' or '.join(map(str, allowed))}"
             )
-        net = UNet(info.nch_in, config.nch_out or allowed[0], config.nch_ker, config.norm, config.pool, config.dropout)
+        channels, shape = (info.nch_in, config.nch_out or allowed[0]), (config.nch_ker, config.norm, config.pool)
+        net = UNet(*channels, *shape, config.dropout, config.num_level)
         init_weights(net, config.init, config.seed)
         net.to(self.device, memory_format=memory_format(config.norm, self.precision))
         return TrainState(net, self._optimizer(net), self._scaler(), info, average=self._average(net))
@@ -345,7 +347,7 @@ class Trainer:
         """State of a checkpoint; the flags of this run hold for all but the architecture."""
         config, path = self.config, checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = self._load(path)
-        for name, value in saved["arch"].items():
+        for name, value in ({"num_level": NUM_LEVEL} | saved["arch"]).items():
             if getattr(config, name) not in (0, value):
                 raise UserError(f"--{name} {getattr(config, name)}: {path} was trained with --{name} {value}")
         for name, value in saved["config"].items():
@@ -375,10 +377,10 @@ class Trainer:
         saved = checkpoint.load(path)
         if "netG" in saved:  # pytorch-UNET's, with no description inside
             info = load_info(self.dir_data)
-            half = [127.5] * info.nch_in
-            info = replace(info, mean=half, std=half, normalize="legacy")
             with checkpoint.fitting(path):
-                return convert_legacy(saved) | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
+                ours = convert_legacy(saved)
+                info = checkpoint.legacy_info(ours["arch"], info)
+                return ours | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
         info = DataInfo.from_dict(saved["data"], path)
         here = load_info(self.dir_data) if find_description(self.dir_data) else info
         for what in ("nch_in", "class_values"):
@@ -614,7 +616,7 @@ class Trainer:
     def _test(self, path: Path) -> int:
         """Segment samples that nobody replaces meanwhile."""
         saved = self._load(path)
-        predictor = predictor_of(saved, path, self.device, None, self.config.background)
+        predictor = predictor_of(checkpoint.Checkpoint.of(saved, path), path, self.device, None, self.config.background)
         files = self._checked(list_samples(self.dir_data / self.config.split), predictor.info, labelled=False)
         with self._results() as folder:
             scorer = TestScorer(folder / "images", files, predictor)

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from model import UNet, fold_norm, memory_format
+from model import UNet, memory_format
+from prediction.predictor import fold_norm
 from training.optim import OPTIMS
 from utils import pick_device, pick_precision
 

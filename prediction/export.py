@@ -23,7 +23,8 @@ import checkpoint
 from config import Config
 from dataset import DataInfo
 from files import atomic_write, check_writable
-from model import MARGIN, STRIDE, class_probability
+from model import class_probability
+from prediction.halo import forward_padded, margin
 from prediction.predictor import Predictor, load, predict_array
 from utils import FlagError, UserError, check_module, say
 
@@ -32,7 +33,6 @@ TOLERANCE = 1e-4  # largest difference of a probability between the export and t
 ENDINGS = {"onnx": (".onnx",), "torchscript": (".pt", ".torchscript"), "bioimageio": (".zip",)}
 PACKAGES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "torchscript": [], "bioimageio": ["bioimageio.core"]}
 TRIALS = [(1, 1), (2, 3), (15, 16), (16, 16), (17, 40), (97, 130), (384, 400)]  # [px] of images it is compared on
-MIN_SIZE = 2 * MARGIN + STRIDE  # [px] of a tile of the package, whose sides are multiples of STRIDE
 
 
 class Normalisation(nn.Module):
@@ -77,17 +77,17 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) normalised values to (N, K, H, W) probabilities."""
         height, width = x.shape[2], x.shape[3]
-        x = _padded(_padded(x, 2), 3)
-        probability = class_probability(self.net.on_grid(x))[:, :, :height, :width]
+        x = _padded(_padded(x, 2, self.net.stride), 3, self.net.stride)
+        probability = class_probability(forward_padded(self.net, x))[:, :, :height, :width]
         return probability[:, 1:] if self.two else probability
 
 
-def _padded(x: Tensor, axis: int) -> Tensor:
+def _padded(x: Tensor, axis: int, stride: int) -> Tensor:
     """`pad_to_multiple` along one axis without a branch, as a recorded graph of free size needs it."""
     size = x.shape[axis]
-    cells = (size + STRIDE - 1) // STRIDE
+    cells = (size + stride - 1) // stride
     small = 1 // cells  # 1 where the image has one cell, which is padded to two by repetition; else 0
-    index = torch.arange((cells + small) * STRIDE, device=x.device)
+    index = torch.arange((cells + small) * stride, device=x.device)
     reflected = size - 1 - (1 - small) * (index - size + 1)
     return x.index_select(axis, torch.where(index < size, index, reflected))
 
@@ -214,8 +214,8 @@ def _as_array(image: np.ndarray) -> np.ndarray:
 
 def _example(predictor: Predictor, num: int = 1) -> Tensor:
     """Image that a graph is recorded with."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(num, predictor.info.nch_in, 5 * STRIDE, 6 * STRIDE, generator=generator) * 255
+    generator, stride = torch.Generator().manual_seed(0), predictor.net.stride
+    return torch.rand(num, predictor.info.nch_in, 5 * stride, 6 * stride, generator=generator) * 255
 
 
 def _whole(predictor: Predictor) -> nn.Module:
@@ -332,8 +332,8 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any
         covers=[spec.FileDescr(source=folder / "cover.png")],
         tags=["unet", "segmentation", "2d", "pytorch"],
         timestamp=datetime.now(UTC),
-        inputs=[_input(_save(folder, "input", image), info)],
-        outputs=[_output(_save(folder, "output", probability), names)],
+        inputs=[_input(_save(folder, "input", image), predictor)],
+        outputs=[_output(_save(folder, "output", probability), names, margin(predictor.net.num_level))],
         weights=spec.WeightsDescr(torchscript=torchscript),
     )
 
@@ -341,18 +341,18 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any
 def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
     """Image (1, C, H, W) of the package and the probability (1, K, H, W) that comes out.
 
-    Its sides are `MARGIN`: mirrored by so much on every side it is nine copies, whose mean and deviation are those of
-    one, so that it doesn't matter whether a program takes them before or after. Of several the one that the network
-    answers with the widest range, since the specification refuses an output that is 0 all over.
+    Its sides are as long as the margin: mirrored by so much on every side it is nine copies, whose mean and deviation
+    are those of one, so that it doesn't matter whether a program takes them before or after. Of several the one that
+    the network answers with the widest range, since the specification refuses an output that is 0 all over.
     """
-    rng = np.random.default_rng(0)
+    rng, side = np.random.default_rng(0), margin(predictor.net.num_level)
     best = None
     for cell in (1, 4, 12, 32):  # [px] of a checkerboard of random grey values
-        cells = rng.integers(0, 256, (predictor.info.nch_in, MARGIN // cell, MARGIN // cell)).astype(np.float32)
+        cells = rng.integers(0, 256, (predictor.info.nch_in, side // cell, side // cell)).astype(np.float32)
         image = cells.repeat(cell, 1).repeat(cell, 2)
-        mirrored = np.pad(image, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "symmetric")
+        mirrored = np.pad(image, ((0, 0), (side, side), (side, side)), "symmetric")
         probability = predict_array(predictor, _as_array(mirrored), tta=False).reshape(-1, *mirrored.shape[1:])
-        probability = probability[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+        probability = probability[:, side:-side, side:-side]
         if best is None or np.ptp(probability) > np.ptp(best[1]):
             best = image, probability
     return best[0][None], best[1][None]
@@ -370,12 +370,13 @@ def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _input(files: dict[str, Any], info: DataInfo) -> Any:
+def _input(files: dict[str, Any], predictor: Predictor) -> Any:
     """Description of the input: raw grey values, and how they are normalised."""
     from bioimageio.spec.model import v0_5 as spec
 
+    info, stride = predictor.info, predictor.net.stride
     channels = spec.ChannelAxis(channel_names=[f"channel{number}" for number in range(info.nch_in)])
-    size = spec.ParameterizedSize(min=MIN_SIZE, step=STRIDE)
+    size = spec.ParameterizedSize(min=2 * margin(predictor.net.num_level) + stride, step=stride)
     if info.normalize == "image":
         normalise = spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=["y", "x"]))
     else:
@@ -390,12 +391,12 @@ def _input(files: dict[str, Any], info: DataInfo) -> Any:
     )
 
 
-def _output(files: dict[str, Any], names: list[str]) -> Any:
+def _output(files: dict[str, Any], names: list[str], halo: int) -> Any:
     """Description of the output."""
     from bioimageio.spec.model import v0_5 as spec
 
     sizes = {axis: spec.SizeReference(tensor_id="image", axis_id=axis) for axis in "yx"}
-    space = [spec.SpaceOutputAxisWithHalo(id=axis, size=size, halo=MARGIN) for axis, size in sizes.items()]
+    space = [spec.SpaceOutputAxisWithHalo(id=axis, size=size, halo=halo) for axis, size in sizes.items()]
     return spec.OutputTensorDescr(
         id="probability", axes=[spec.BatchAxis(), spec.ChannelAxis(channel_names=names), *space], **files
     )
@@ -423,10 +424,12 @@ def _readme(predictor: Predictor, source: Path) -> str:
     lines = [
         "# U-Net",
         f"Exported from `{source.name}`. Classes: {classes}. Output: probability of the class.",
-        f"Input: raw grey values, height and width multiples of {STRIDE} px (mirror others at the bottom and right).",
+        f"Input: raw grey values, height and width multiples of {predictor.net.stride} px (mirror others at the bottom "
+        "and right).",
         f"Mean and standard deviation of {by} are a step before the network, to be done before an image is cut into "
         "tiles; bioimageio.core does so when it predicts by blocks.",
-        f"Output depends on the {MARGIN} px around it (`halo`), by which tiles must overlap. At the border of an image "
+        f"Output depends on the {margin(predictor.net.num_level)} px around it (`halo`), by which tiles must overlap. "
+        "At the border of an image "
         "bioimageio.core mirrors it, where the command line pads each feature map with zeros: there the two differ. "
         "When it predicts a whole image at once, it takes mean and deviation of the mirrored image.",
         "The network normalises each feature map by the tile it sees: the larger the tiles, the better." * by_tile,

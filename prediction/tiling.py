@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model import STRIDE
+from prediction.halo import Sides
+
 Item = TypeVar("Item")
-Sides = tuple[bool, bool, bool, bool]
 Network = Callable[[np.ndarray, Sides], Tensor]  # window (h, w, C) and its inner sides to (K, h', w')
 Read = Callable[[int, int], np.ndarray]  # first and last row to (h, W, C)
 
-GRID = 16  # [px] windows begin at multiples of it, as the network's poolings do
+LEAST = 64  # [px] sides of a window, at least
 
 
 class Span(NamedTuple):
@@ -52,11 +54,11 @@ def spans(length: int, tile: int, margin: int, overlap: int = 0) -> list[Span]:
     length : int
         Of the image [px].
     tile : int
-        Length of a window's own part [px], a multiple of `GRID` and more than twice the overlap.
+        Length of a window's own part [px], a multiple of the stride and at least twice the overlap.
     margin : int
-        What the network sees around what it computes [px], a multiple of `GRID`.
+        What the network sees around what it computes [px], a multiple of the stride.
     overlap : int
-        How far a window computes into its neighbours [px], a multiple of `GRID`.
+        How far a window computes into its neighbours [px], a multiple of the stride.
 
     Examples
     --------
@@ -75,7 +77,7 @@ def spans(length: int, tile: int, margin: int, overlap: int = 0) -> list[Span]:
     return found
 
 
-def window_shape(height: int, width: int, num_pixel: int, band: float = 0) -> tuple[int, int]:
+def window_shape(height: int, width: int, num_pixel: int, band: float = 0, stride: int = STRIDE) -> tuple[int, int]:
     """Height and width of the windows of an image.
 
     Windows are four times as wide as high: with a margin of 96 px those of 512 x 2048 px cost 1.23 times the arithmetic
@@ -90,6 +92,8 @@ def window_shape(height: int, width: int, num_pixel: int, band: float = 0) -> tu
     band : float
         Memory that a pixel of a band needs beside its windows, over that of a pixel of a window: a wide image has lower
         windows, so that its bands take no more memory.
+    stride : int
+        Of the network [px]; the sides are multiples of it, as its poolings need.
 
     Examples
     --------
@@ -100,12 +104,12 @@ def window_shape(height: int, width: int, num_pixel: int, band: float = 0) -> tu
     """
 
     def on_grid(value: float) -> int:
-        return max(math.ceil(value / GRID), 4) * GRID
+        return max(math.ceil(value / stride) * stride, LEAST)
 
     if height * width <= num_pixel:
         return on_grid(height), on_grid(width)
     across = min(on_grid(width), on_grid(2 * math.sqrt(num_pixel)))
-    return max(int(num_pixel / (across + band * width)) // GRID, 4) * GRID, across
+    return max(int(num_pixel / (across + band * width)) // stride * stride, LEAST), across
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -176,7 +180,7 @@ class Bands:
 
     def _window(self, row: Span, column: Span, pixels: np.ndarray) -> Tensor:
         """What is computed of a window, (K, h, w), from the rows of its band."""
-        inner = (row.inner[0], column.inner[0], row.inner[1], column.inner[1])
+        inner = Sides(row.inner[0], column.inner[0], row.inner[1], column.inner[1])
         out = self.network(pixels[:, column.low : column.high], inner)
         top, left = (span.first if span.inner[0] else span.low for span in (row, column))
         return out[:, row.first - top : row.last - top, column.first - left : column.last - left]

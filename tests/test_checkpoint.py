@@ -33,6 +33,19 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["model_epoch0007.pth"]
 
 
+@pytest.mark.parametrize("num_level", [3, 4])
+def test_a_checkpoint_with_all_fields_comes_back_and_gives_the_averaged_network(tmp_path, num_level):
+    net, average = UNet(1, 1, 2, num_level=num_level), UNet(1, 1, 2, num_level=num_level)
+    states = {"net": net.state_dict(), "optim": {}, "average": {"net": average.state_dict(), "num_step": 3}}
+    saved = checkpoint.Checkpoint(**states, arch=net.arguments, info=INFO, config={"seed": 1}, epoch=2, whole=True)
+    saved.save(tmp_path / "a.pth")
+    loaded = checkpoint.Checkpoint.load(tmp_path / "a.pth")
+    assert (loaded.info, loaded.config, loaded.epoch, loaded.whole) == (INFO, {"seed": 1}, 2, True)
+    assert loaded.network(tmp_path / "a.pth").state_dict()[FIRST].equal(average.state_dict()[FIRST])
+    arch = torch.load(tmp_path / "a.pth", weights_only=True)["arch"]
+    assert ("num_level" in arch) == (num_level != 4)  # older versions read the usual network
+
+
 def test_a_checkpoint_with_a_flipped_bit_in_its_weights_is_refused(tmp_path):
     checkpoint.save(tmp_path / "a.pth", STATE)
     damaged = bytearray((tmp_path / "a.pth").read_bytes())

@@ -3,18 +3,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SHARED, needs_golden
-from torch import nn
 
 import checkpoint
+from legacy import convert_legacy
 from model import (
     INITS,
     NORMS,
-    EightFold,
     UNet,
     class_map,
     class_probability,
-    convert_legacy,
-    fold_norm,
     init_weights,
     pad_to_multiple,
 )
@@ -33,7 +30,7 @@ def test_the_originals_checkpoint_gives_its_logits_and_resumes_to_its_losses(nor
     saved = convert_legacy(checkpoint.load(folder / f"{norm}_model_epoch0003.pth"))
     expected = np.load(folder / f"{norm}_expected.npz")
     image, label = torch.tensor(expected["input"]), torch.tensor(expected["label"])
-    assert saved["arch"] == {"nch_in": 1, "nch_out": 1, "nch_ker": 2, "norm": norm, "pool": "avg"}
+    assert saved["arch"] == {"nch_in": 1, "nch_out": 1, "nch_ker": 2, "norm": norm, "pool": "avg", "num_level": 4}
     net = UNet(**saved["arch"])
     net.load_state_dict(saved["net"])
     with torch.no_grad():
@@ -133,37 +130,3 @@ def test_probability_and_class_of_one_channel_equal_those_of_two():
     two = torch.cat([torch.zeros_like(logits), logits], 1)
     torch.testing.assert_close(class_probability(logits), class_probability(two))
     assert class_map(logits).equal(class_map(two))
-
-
-@pytest.mark.parametrize("nch_out", [1, 3])
-def test_the_eight_fold_average_turns_with_its_input(nch_out):
-    net = UNet(1, nch_out, 2).eval()
-    x = torch.randn(2, 1, 32, 48)
-    with torch.no_grad():
-        one, eight = class_probability(net(x)), class_probability(EightFold(net)(x))
-        turned = class_probability(EightFold(net)(torch.rot90(x, 1, (-2, -1)).flip(-1)))
-    torch.testing.assert_close(torch.rot90(turned.flip(-1), -1, (-2, -1)), eight)
-    torch.testing.assert_close(eight.sum(1), torch.ones(2, 32, 48))
-    assert not torch.allclose(one, eight, atol=1e-4)
-
-
-def test_certain_pixels_keep_their_loss_in_the_eight_fold_average():
-    class Certain(nn.Module):
-        fc = nn.Conv2d(1, 1, 1)
-
-        def forward(self, x, _inner):
-            return torch.full_like(x, 30.0)
-
-    assert EightFold(Certain())(torch.zeros(1, 1, 4, 4)).mean().item() == pytest.approx(30, abs=1e-3)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_a_folded_network_gives_the_same_logits(norm):
-    torch.manual_seed(0)
-    net = UNet(2, 3, nch_ker=2, norm=norm)
-    image = torch.randn(2, 2, 40, 33)
-    for _ in range(3):
-        net(image * 2 + 1)  # moves the statistics away from 0 and 1
-    folded = fold_norm(net)
-    assert (sum("running_mean" in key for key in folded.state_dict()) == 0) and net.training
-    torch.testing.assert_close(folded(image), net.eval()(image).detach(), atol=1e-5, rtol=1e-5)

@@ -53,6 +53,18 @@ def test_a_tiff_comes_out_as_the_array_does_with_its_pixel_size(stack, work, til
     assert not list(work.glob("*.partial"))
 
 
+@pytest.mark.parametrize("num_level", ["3", "5"])
+def test_windows_of_other_numbers_of_levels_give_what_the_whole_image_gives(stack, work, num_level, fails):
+    assert main.main([*SMALL, "--num_epoch", "1", "--scope", "deep", "--num_level", num_level]) == 0
+    assert segment("in.tif", "out.npy", "--dtype", "float32", "--tile", "80", "--scope", "deep") == 0
+    predictor = load(work / "checkpoints" / "deep" / "em" / "model_epoch0001.pth")
+    assert predictor.net.stride == 2 ** int(num_level)
+    np.testing.assert_allclose(np.load("out.npy"), predict_array(predictor, stack, tta=False), atol=1e-5)
+    again = [*SMALL, "--num_epoch", "2", "--scope", "deep", "--train_continue", "on"]
+    assert f"was trained with --num_level {num_level}" in fails(main.main, again)
+    assert main.main([*again, "--num_level", num_level]) == 0
+
+
 def test_the_average_over_eight_views_is_the_same_in_windows(stack, work):
     whole = predict_array(newest(work), stack[0])
     np.testing.assert_allclose(predict_array(newest(work), stack[0], tile=64), whole, atol=1e-5)

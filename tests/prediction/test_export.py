@@ -78,7 +78,10 @@ def test_onnx_gives_the_checkpoints_probability_of_any_image(trained, work):
     np.testing.assert_allclose(session.run(None, {"image": batch})[0][:, 0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("flags", [[], ["--norm", "inorm", "--normalize", "data", "--nch_out", "2"]])
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--num_level", "3"], ["--num_level", "5"], ["--norm", "inorm", "--normalize", "data", "--nch_out", "2"]],
+)
 def test_torchscript_gives_the_checkpoints_probability_of_any_image(database, work, flags):
     assert main.main([*SMALL, "--num_epoch", "1", *flags]) == 0
     assert main.main(SCRIPT) == 0

@@ -3,41 +3,48 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import HALO, MARGIN, NORMS, STRIDE, EightFold, UNet
-from prediction.tiling import GRID, Bands, ahead, behind, spans, window_shape
+from model import NORMS, STRIDE, UNet
+from prediction.halo import WHOLE, Sides, forward_inner, halo, margin
+from prediction.predictor import TestTimeAugmentation
+from prediction.tiling import Bands, ahead, behind, spans, window_shape
+
+MARGIN = margin(4)
+LEVELS = pytest.mark.parametrize("num_level", [1, 3, 4, 5])
 
 
-def network(norm="bnorm", nch_out=1, tta=False):
+def network(norm="bnorm", nch_out=1, num_level=4):
     torch.manual_seed(0)
-    net = UNet(1, nch_out, nch_ker=2, norm=norm)
+    net = UNet(1, nch_out, nch_ker=2, norm=norm, num_level=num_level)
     with torch.no_grad():
         for _ in range(3):
             net(torch.randn(2, 1, 64, 64))
-    return EightFold(net.eval()) if tta else net.eval()
+    return net.eval()
 
 
-def tiled(net, image, tile, overlap=0):
-    rows, columns = (spans(n, t, MARGIN, overlap) for n, t in zip(image.shape[-2:], tile, strict=True))
+def tiled(net, image, tile, overlap=0, tta=False):
+    rows, columns = (spans(n, t, margin(net.num_level), overlap) for n, t in zip(image.shape[-2:], tile, strict=True))
     pixels = image[0].movedim(0, -1).numpy()
 
     def window(part, inner):
-        return net(torch.from_numpy(part).movedim(-1, 0)[None], inner)[0]
+        x = torch.from_numpy(part).movedim(-1, 0)[None]
+        return TestTimeAugmentation(net)(x, inner)[0] if tta else forward_inner(net, x, inner)[0]
 
     bands = Bands(window, lambda first, last: pixels[first:last], rows, columns)
     return np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1), bands
 
 
-def test_the_halo_is_what_the_gradient_reaches():
-    net = network()
+@LEVELS
+def test_the_halo_is_what_the_gradient_reaches(num_level):
+    net = network(num_level=num_level)
     with torch.no_grad():
         for weight in net.parameters():
             weight.abs_()  # so that nothing cancels
-    image = torch.rand(1, 1, 16 * STRIDE, 16 * STRIDE, requires_grad=True)
-    part = slice(7 * STRIDE, 8 * STRIDE)
+    image = torch.rand(1, 1, 16 * net.stride, 16 * net.stride, requires_grad=True)
+    part = slice(7 * net.stride, 8 * net.stride)
     net(image)[..., part, part].sum().backward()
     seen = image.grad[0, 0].abs().sum(1).nonzero()
-    assert part.start - seen.min() == seen.max() + 1 - part.stop == HALO <= MARGIN
-    assert GRID == STRIDE
+    assert part.start - seen.min() == seen.max() + 1 - part.stop == halo(num_level) <= margin(num_level)
+    assert margin(num_level) % net.stride == 0
 
 
 @pytest.mark.parametrize("tta", [False, True])
@@ -45,11 +52,19 @@ def test_the_halo_is_what_the_gradient_reaches():
     "size", [(5, 7), (64, 64), (65, 300), (161, 479), (300, 130), (322, 197)], ids=lambda size: "x".join(map(str, size))
 )
 def test_windows_give_what_the_whole_image_gives(size, tta):
-    net, image = network(tta=tta), torch.randn(1, 1, *size)
+    net, image = network(), torch.randn(1, 1, *size)
+    with torch.no_grad():
+        whole = (TestTimeAugmentation(net) if tta else net)(image)[0].numpy()
+    for tile in ((64, 80), (96, 384)):
+        np.testing.assert_allclose(tiled(net, image, tile, tta=tta)[0], whole, atol=1e-5)
+
+
+@LEVELS
+def test_windows_of_any_number_of_levels_give_what_the_whole_image_gives(num_level):
+    net, image = network(num_level=num_level), torch.randn(1, 1, 450, 610)
     with torch.no_grad():
         whole = net(image)[0].numpy()
-    for tile in ((64, 80), (96, 384)):
-        np.testing.assert_allclose(tiled(net, image, tile)[0], whole, atol=1e-5)
+    np.testing.assert_allclose(tiled(net, image, (64, 128))[0], whole, atol=1e-5)
 
 
 def test_windows_of_a_network_with_its_own_statistics_are_blended_without_a_step():
@@ -67,7 +82,7 @@ def test_windows_cover_the_image_once_and_see_the_margin(length, overlap):
     places = spans(length, 80, MARGIN, overlap)
     assert [0, *(place.stop for place in places)] == [*(place.start for place in places), length]
     for place in places:
-        assert place.low % GRID == place.first % GRID == 0
+        assert place.low % STRIDE == place.first % STRIDE == 0
         assert place.low == (place.first - MARGIN if place.inner[0] else 0)
         assert place.high == (place.last + MARGIN if place.inner[1] else length)
         assert place.inner[0] or place.first < MARGIN
@@ -82,15 +97,17 @@ def test_some_bands_are_the_bands_of_the_whole():
 
 
 def test_windows_of_512_px_cost_at_most_a_quarter_more():
-    def flops(*shape, inner=(False,) * 4):
+    def flops(*shape, inner=WHOLE):
         with FlopCounterMode(display=False) as counter, torch.device("meta"):
-            UNet(1, 1, 16)(torch.zeros(1, 1, *shape), inner)
+            forward_inner(UNet(1, 1, 16), torch.zeros(1, 1, *shape), inner)
         return counter.get_total_flops() / np.prod([n - 2 * MARGIN * any(inner) for n in shape])
 
     costs = []
     for num_pixel in (2**20, 2**22):
         tall, wide = window_shape(20000, 20000, num_pixel)
-        costs.append(flops(tall + 2 * MARGIN, wide + 2 * MARGIN, inner=(True,) * 4) / flops(1024, 1024))
+        costs.append(
+            flops(tall + 2 * MARGIN, wide + 2 * MARGIN, inner=Sides(True, True, True, True)) / flops(1024, 1024)
+        )
     assert tall == 1024 and costs[0] < 1.25 and costs[1] < 1.15
 
 
