@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import glob
 import json
@@ -37,6 +38,7 @@ class _Lock:
 
 
 _held: dict[Path, _Lock] = {}  # lock file -> lock
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: relative to the current folder; exchange the two
 LOCK = ".lock"
 ABANDONED = 86400  # [s] on Windows an unlocked partial file may be about to be renamed, unless it is this old
 TRIES, PAUSE = 5, 0.02  # attempts, and [s] between them: a leaving reader holds the lock alone for a moment
@@ -425,6 +427,15 @@ def _is_cut_off(parent: Path) -> bool:
 def _is_own_folder(path: Path) -> bool:
     """Whether a path is a folder and not a link to one, which may lead anywhere."""
     return path.is_dir() and not path.is_symlink()
+
+
+def swap_folders(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step, if the system can (Linux); returns whether it did."""
+    try:
+        libc = ctypes.CDLL(None)
+        return libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+    except (AttributeError, OSError, TypeError):  # macOS, an old libc, Windows
+        return False
 
 
 def discard(path: Path) -> None:

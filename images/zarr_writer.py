@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from files import cannot_write, partial_of
+from files import cannot_write, partial_of, swap_folders
 from images.layout import Layout
 from images.outputs import old_of
 from images.writers import Writer
@@ -21,8 +21,9 @@ CHUNK = 512  # [px] widest chunk of a Zarr array
 class ZarrWriter(Writer):
     """An OME-Zarr 0.5 image with a pyramid, written to `NAME.partial` and renamed when it is whole.
 
-    An older image is kept as `NAME.old` until the new one is in place. The next writer cleans up after a killed
-    process; it must hold the lock of the path and have called `check_replaceable`.
+    An older image and the new one are exchanged in one step where the system can do that, else the older one is
+    `NAME.old` until the new one is in place. The next writer cleans up after a killed process; it must hold the lock
+    of the path and have called `check_replaceable`.
 
     Parameters
     ----------
@@ -95,6 +96,8 @@ class ZarrWriter(Writer):
             scales = self._pyramid()
             group = self._zarr.open_group(self.partial, mode="a")
             group.attrs["ome"] = {"version": "0.5", "multiscales": [self._description(scales)]}
+            if self.path.exists() and swap_folders(self.partial, self.path):
+                return self.discard()  # the older image, which is the partial one now
             if self.path.exists():
                 self.path.rename(old_of(self.path))
             self.partial.rename(self.path)

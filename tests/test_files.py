@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from files import atomic_folder, atomic_write, check_writable, finish_exchange, locked, move_aside, reading
+from files import (
+    atomic_folder,
+    atomic_write,
+    check_writable,
+    finish_exchange,
+    locked,
+    move_aside,
+    reading,
+    swap_folders,
+)
 from utils import UserError
 
 ADVICE = "choose another folder"
@@ -245,3 +254,11 @@ def test_a_lock_leaves_no_empty_folder_that_it_made(tmp_path):
     with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "loop" / "a", ADVICE):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs renameat2")
+def test_two_folders_are_swapped_in_one_step(tmp_path):
+    write(tmp_path, {"a": "one", "b": "two"})
+    assert swap_folders(tmp_path / "a", tmp_path / "b")
+    assert [(tmp_path / name / "file").read_text() for name in "ab"] == ["two", "one"]
+    assert not swap_folders(tmp_path / "a", tmp_path / "none")
