@@ -1,1 +1,1 @@
-"""How good a segmentation is, and how that is shown: scores, pictures, the page."""
+"""How good a segmentation is, and how that is shown: scores, pictures, the results page."""

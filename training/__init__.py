@@ -1,1 +1,1 @@
-"""What a training needs: batches, augmentation, losses, optimisers, its log."""
+"""What a training needs: batches, augmentation, losses, the weight map, optimisers, its log."""
