@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored
 
 needs_golden = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="needs ../shared/golden")
 needs_isbi = pytest.mark.skipif(not (SHARED / "isbi2012").is_dir(), reason="needs ../shared/isbi2012")
