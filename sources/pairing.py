@@ -135,8 +135,12 @@ def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
 
 
 def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
-    """Pair frames whose files have one name, the type apart; or names that differ by what all have; or one number."""
-    ways = [[_keyed(frames, parts) for frames in (images, labels)] for parts in (list, _differences, _last_numbers)]
+    """Pair frames whose files have one name, the type apart; or names that differ by what all have; or one number.
+
+    The last way is one folder for each image and its label.
+    """
+    rules = [(_stem, list), (_stem, _differences), (_stem, _last_numbers), (_folder, list)]
+    ways = [[_keyed(frames, *rule) for frames in (images, labels)] for rule in rules]
     of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
     paired = {of[key] for key in of_images.keys() & of_labels.keys() for of in (of_images, of_labels)}
     lonely = [str(frame) for frame in (*images, *labels) if frame not in paired]
@@ -148,9 +152,19 @@ def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, tar
     return [Pair(frame, of_labels[key]) for key, frame in of_images.items()]
 
 
-def _keyed(frames: list[Frame], parts: Callable[[list[str]], list[str]]) -> dict[tuple[str, int], Frame]:
-    """Frames by a part of their file's name, and their number in it."""
-    names = parts([frame.path.stem for frame in frames])
+def _stem(path: Path) -> str:
+    return path.stem
+
+
+def _folder(path: Path) -> str:
+    return path.parent.name
+
+
+def _keyed(
+    frames: list[Frame], name: Callable[[Path], str], parts: Callable[[list[str]], list[str]]
+) -> dict[tuple[str, int], Frame]:
+    """Frames by a part of the name of their file or folder, and their number in the file."""
+    names = parts([name(frame.path) for frame in frames])
     return {(name, frame.index): frame for name, frame in zip(names, frames, strict=True)}
 
 

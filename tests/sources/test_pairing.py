@@ -92,6 +92,16 @@ def test_images_and_masks_may_lie_in_one_folder(work, fails, capfd, source):
     )
 
 
+def test_images_that_have_one_name_are_paired_by_their_folders(work):
+    for number in range(3):
+        save(f"raw/id{number}/img.tif", noise(number))
+        save(f"raw/id{number}/mask.tif", mask(number))
+    assert main(["--input", "raw/*/img.tif", "--label", "raw/*/mask.tif"]) == 0
+    for number, split in enumerate(("train", "val", "test")):
+        assert np.array_equal(sample(split)["input"][..., 0], noise(number))
+        assert np.array_equal(sample(split)["label"] * 255, mask(number))
+
+
 def write_objects():
     """Three images in folders of their own, each with masks of a left and a right object that touch."""
     left, right = np.zeros((2, 24, 30), np.uint8)
