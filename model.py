@@ -192,8 +192,3 @@ def class_probability(logits: Tensor) -> Tensor:
     if logits.shape[1] > 1:
         return logits.softmax(dim=1)
     return torch.cat([-logits, logits], dim=1).sigmoid()  # 1 - sigmoid would round small probabilities to 0
-
-
-def class_map(logits: Tensor) -> Tensor:
-    """Likeliest class of each pixel, (N, H, W) int64, from logits of one channel or K."""
-    return logits.argmax(dim=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()

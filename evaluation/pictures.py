@@ -57,10 +57,8 @@ def label_picture(label: np.ndarray, num_class: int) -> np.ndarray:
 
 
 def probability_picture(probability: np.ndarray) -> np.ndarray:
-    """Picture of the probabilities (K, H, W) of K classes: of class 1 in 8 bits, or of the likeliest of more."""
-    if len(probability) == 2:
-        return np.round(probability[1] * 255).astype(np.uint8)
-    return label_picture(probability.argmax(0), len(probability))
+    """Picture of the probability of class 1, (H, W): 0 is 0 and 1 is 255."""
+    return np.round(probability * 255).astype(np.uint8)
 
 
 def input_picture(pixels: np.ndarray, value_range: list[float]) -> np.ndarray:

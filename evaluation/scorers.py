@@ -16,7 +16,7 @@ from scipy import ndimage
 from dataset import DataInfo, SampleFile, check_values
 from evaluation import metrics
 from evaluation.page import Scores
-from evaluation.pictures import Pictures, image_name, input_picture, label_picture, save_images
+from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
 from prediction.objects import foreground_kinds, separate_bands
 from prediction.predictor import Predictor
 from utils import UserError
@@ -140,7 +140,7 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
         label = image.label
         pictures["label"] = by_rows(lambda rows: label_picture(label[rows], info.num_class))
     if info.num_class == 2:
-        return pictures | {"output": by_rows(lambda rows: np.round(image.probability[rows] * 255).astype(np.uint8))}
+        return pictures | {"output": by_rows(lambda rows: probability_picture(image.probability[rows]))}
     return pictures | {"output": by_rows(lambda rows: label_picture(image.classes[rows], info.num_class))}
 
 

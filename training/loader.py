@@ -146,11 +146,6 @@ def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, see
     return DataLoader(data, batch_sampler=sampler, **reading.options)
 
 
-def image_loader(data: PatchDataset, reading: Reading) -> DataLoader:
-    """Loader of whole images, one a batch."""
-    return DataLoader(data, sampler=range(reading.rank, len(data), reading.num_process), **reading.options)
-
-
 def _start_worker(_worker: int) -> None:
     """Leave signals to the main process, which still reads what it has begun, and its objects' memory shared.
 
