@@ -34,6 +34,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
+def _is_count_or_counts(value: Any) -> bool:
+    return all(map(_is_count, value)) if isinstance(value, list) else _is_count(value)
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
@@ -56,7 +60,7 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under 
     "threshold": lambda value: _is_number(value) and 0 <= value <= 1,
     "seconds": lambda value: _is_number(value) and value >= 0,
     "run": lambda value: isinstance(value, str),
-    "plan": _is_table,
+    "plan": lambda value: _is_table(value) and all(map(_is_count_or_counts, value.values())),
     "average": lambda value: (
         value is None or (_is_table(value) and _is_state(value.get("net")) and _is_count(value.get("num_step")))
     ),

@@ -140,7 +140,7 @@ WRONG += [{"data": asdict(INFO) | {"class_values": [0, 1, 2]}}, {"data": 5}, {"t
 WRONG += [{"average": {"net": 1}}, {"config": {1: 2}}, {"losses": [float("nan")]}, {"net": {FIRST: 1.0}}]
 WRONG += [{"arch": NET.arguments | {"nch_ker": 3000}}, {"arch": NET.arguments | {"nch_ker": 10**19}}]
 WRONG += [{"arch": NET.arguments | {"norm": "lnorm"}}, {"net": STATE["net"] | {FIRST: torch.zeros(1, 1, 3, 3)}}]
-WRONG += [{"net": STATE["net"] | {FIRST: torch.zeros(1).expand(10**6, 10**6)}}]
+WRONG += [{"net": STATE["net"] | {FIRST: torch.zeros(1).expand(10**6, 10**6)}}, {"plan": {"seed": torch.zeros(2)}}]
 
 
 @pytest.mark.parametrize("values", WRONG, ids=lambda values: next(iter(values)))

@@ -116,3 +116,6 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
     for weight, moments in optimizer.state.items():
         if any(value.shape not in ((), weight.shape) for value in moments.values() if isinstance(value, Tensor)):
             raise ValueError(f"moments of other weights than {tuple(weight.shape)}")
+    kinds = {tuple((name, type(value)) for name, value in moments.items()) for moments in optimizer.state.values()}
+    if len(kinds) > 1:
+        raise ValueError("moments that some weights lack")

@@ -61,3 +61,15 @@ def test_moments_go_to_the_device_of_the_weights_as_this_runs_optimiser_wants_th
 def test_moments_of_other_weights_are_refused():
     with pytest.raises(ValueError, match="other weights"):
         load_moments(OPTIMS["adam"]([nn.Parameter(torch.zeros(3, 2))], 1e-2, 0.9), moments_of(2, 3))
+
+
+def test_moments_that_some_weights_lack_are_refused():
+    weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizer = OPTIMS["adamw"](weights, 0.1, 0.9)
+    for weight in weights:
+        weight.grad = torch.ones(3)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][1]["exp_avg"] = None
+    with pytest.raises(ValueError, match="some weights lack"):
+        load_moments(OPTIMS["adamw"](weights, 0.1, 0.9), state)
