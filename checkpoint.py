@@ -313,7 +313,7 @@ def _check_shapes(path: Path, state: dict[str, Any]) -> None:
             raise UserError(f"{path}: damaged, weights of {tuple(tensor.shape)} without values: take an older one")
     with fitting(path):
         ours = convert_legacy(state) if "netG" in state else state
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # of layers without channels
             expected = _shapes(UNet(**ours["arch"]).state_dict())
         for weights in (ours["net"], (state.get("average") or ours)["net"]):
             if _shapes(weights) != expected:
