@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 
 from config import Config, parse
-from files import reading
 from utils import memory_advice, pick_device, program
 
 MEMORY_ADVICE = {
@@ -33,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
     """
     config = parse(Config, argv, __doc__)
     import distributed  # here, so that --help needs no torch
-    from dataset import ENTRIES
     from predict import predict_files
     from prediction.export import export
     from train import Trainer
@@ -47,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if config.mode == "export":
             return export(config) if world.first else 0  # the others wait for it
         trainer = Trainer(config, device, world)
-        with reading(trainer.dir_data, ENTRIES, "choose another --name_data"):
-            return {"train": trainer.train, "test": trainer.test}[config.mode]()
+        return {"train": trainer.train, "test": trainer.test}[config.mode]()
 
 
 if __name__ == "__main__":

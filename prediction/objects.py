@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,7 @@ def separate_bands(
         First row of a band, and its objects (h, W).
     """
     tops = range(0, len(probability), tall)
-
-    def masks(top: int) -> tuple[np.ndarray, np.ndarray]:
-        """Class of each pixel of a core, and of a region; 0 outside."""
-        band = probability[top : top + tall]
-        kind = (band > threshold).astype(np.uint8) if kinds is None else kinds[top : top + tall]
-        return kind * (band > (1 + threshold) / 2), kind
-
+    masks = partial(_masks, probability, kinds, threshold, tall)
     cores, regions = _Regions(), _Regions()
     seed_of, object_of = _count_objects(cores, regions, map(masks, tops))
 
@@ -118,6 +113,15 @@ def separate_bands(
             rows = tuple(np.concatenate(parts) for parts in zip(rows, prepared(number + 1), strict=True))
         yield top, _flood(*(part[: end + halo] for part in rows), wide, halo)[above:end]
         rows, above = tuple(part[max(end - halo, 0) :] for part in rows), min(halo, end)
+
+
+def _masks(
+    probability: Slices, kinds: Slices | None, threshold: float, tall: int, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class of each pixel of a core, and of a region, (h, W) each, of the band that begins at a row; 0 outside."""
+    band = probability[top : top + tall]
+    kind = (band > threshold).astype(np.uint8) if kinds is None else kinds[top : top + tall]
+    return kind * (band > (1 + threshold) / 2), kind
 
 
 def _flood(
