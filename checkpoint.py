@@ -117,7 +117,7 @@ class Checkpoint:
         """Checkpoint of a file; `info` describes the data of pytorch-UNET's, which say nothing of it."""
         state = load(path)
         if "netG" in state:
-            with fitting(path):
+            with explain_mismatch(path):
                 state = convert_legacy(state) | {"epoch": epoch_of(path) or 0}
             state["data"] = asdict(legacy_info(state["arch"], info))
         return cls.of(state, path)
@@ -135,7 +135,7 @@ class Checkpoint:
 
     def network(self, path: Path) -> UNet:
         """Network with the averaged weights, if there are any; `path` is named if they don't fit."""
-        with fitting(path):
+        with explain_mismatch(path):
             net = UNet(**self.arch)
             net.load_state_dict(self.average["net"] if self.average else self.net)
         return net
@@ -311,7 +311,7 @@ def _check_shapes(path: Path, state: dict[str, Any]) -> None:
     for tensor in _tensors(state):
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"{path}: damaged, weights of {tuple(tensor.shape)} without values: take an older one")
-    with fitting(path):
+    with explain_mismatch(path):
         ours = convert_legacy(state) if "netG" in state else state
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # of layers without channels
             expected = _shapes(UNet(**ours["arch"]).state_dict())
@@ -342,7 +342,7 @@ def _check_archive(path: Path) -> None:
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
+def explain_mismatch(path: Path) -> Iterator[None]:
     """Turn what a checkpoint of another network makes fail into one line."""
     try:
         yield

@@ -120,7 +120,7 @@ class World:
     launcher: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
@@ -137,23 +137,27 @@ class World:
         dist.all_gather_object(lists, items)
         return [item for part in lists for item in part]
 
-    def total(self, values: Tensor) -> Tensor:
+    def sum(self, values: Tensor) -> Tensor:
         """Sum of a tensor over the processes."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def most(self, *values: float) -> list[float]:
-        """Greatest of each value over the processes; on the CPU, so that no GPU is waited for."""
+    def max(self, *values: float) -> list[float]:
+        """Element-wise maximum over the processes; on the CPU, so that no GPU is waited for."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def same(self, value: Item) -> Item:
+    def broadcast(self, value: Item) -> Item:
         """Value of the first process, in every process."""
         return self.gather([value])[0]
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.gather([None])
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """Network whose gradients are averaged over the processes at each step.

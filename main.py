@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         if config.mode == "predict":
             return predict_files(config, device, world)
         if config.mode == "export":
-            return export(config) if world.first else 0  # the others wait for it
+            return export(config) if world.is_main else 0  # the others wait for it
         trainer = Trainer(config, device, world)
         return {"train": trainer.train, "test": trainer.test}[config.mode]()
 

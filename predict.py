@@ -27,7 +27,7 @@ from images.writers import FlatWriter, PngWriter, RowFile, Writer, png_files
 from images.zarr_writer import ZarrWriter
 from prediction.objects import TALL, foreground_kinds, separate_bands
 from prediction.predictor import Predictor, load, predict_array
-from prediction.tiling import Bands, behind
+from prediction.tiling import Bands, write_in_background
 from utils import UserError, say
 
 __all__ = ["load", "predict_array", "predict_files"]
@@ -70,9 +70,9 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     whats = [what for what in WHAT if what in config.what.split(",")]
     job = _Job(config, predictor, frames, images, whats, world)
     with job.writers() as writers:
-        behind(job.results(), lambda result: job.write(writers, *result))
+        write_in_background(job.results(), lambda result: job.write(writers, *result))
     tables = world.gather(job.found)
-    if world.first:
+    if world.is_main:
         for goal in dict.fromkeys(job.goals().values()):
             say(f"segmented {len(frames)} image(s) with {path}: {goal}{job.replaced.get(goal, '')}")
         if "cells" in whats:
@@ -159,22 +159,22 @@ class _Job:
         """Open writers; at the end their files get their names, after an error nothing is left under those."""
         with ExitStack() as locks, ExitStack() as stack:
             made: dict[str, Writer] = {}
-            if self.world.first:
+            if self.world.is_main:
                 self._check_pictures()
                 self._lock(locks)
                 self._check_goals()
                 stack.callback(lambda: [writer.discard() for writer in made.values()])
                 for what, goal in self.goals().items():
                     made[what] = self._writer(what, goal)
-            self.world.same(None)
-            if not self.world.first:
+            self.world.barrier()
+            if not self.world.is_main:
                 made = {what: self._writer(what, goal) for what, goal in self.goals().items()}
                 stack.callback(lambda: [writer.close() for writer in made.values()])
             yield made
             for writer in made.values():
                 writer.close()
-            self.world.same(None)  # wait for the others' last bands
-            if self.world.first:
+            self.world.barrier()  # wait for the others' last bands
+            if self.world.is_main:
                 for writer in made.values():
                     writer.finish()
                 stack.pop_all()
@@ -241,9 +241,9 @@ class _Job:
             return PngWriter(self._names(what), [image.shape[0] for image in self.images])
         layout = self._layout(what, ORDER.get(goal.suffix.lower(), ""))
         if goal.suffix.lower() != ".zarr":
-            return FlatWriter(goal, layout, self.world.first)
+            return FlatWriter(goal, layout, self.world.is_main)
         tops = self._tops(what, 0)
-        return ZarrWriter(goal, layout, self.world.first, tops[1] if len(tops) > 1 else layout.shape[2])
+        return ZarrWriter(goal, layout, self.world.is_main, tops[1] if len(tops) > 1 else layout.shape[2])
 
     def _layout(self, what: str, order: str) -> Layout:
         """What a file of one thing holds; all images must have one size."""
@@ -270,7 +270,7 @@ class _Job:
     def results(self) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         """Frame, first row and what is to be written of them, arrays (C, h, W), of all that this process does."""
         mine = self._units()
-        if not self.world.first:
+        if not self.world.is_main:
             yield from self._computed(mine)
             return
         cells = sum(len(self._tops("cells", frame)) for frame in {frame for frame, _ in mine} if "cells" in self.whats)

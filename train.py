@@ -31,10 +31,10 @@ from model import NUM_LEVEL, UNet, init_weights, memory_format
 from prediction.predictor import Predictor, find_background, fold_norm, predictor_of
 from training.augment import Augmentation
 from training.compiled import Compiled, settle
-from training.loader import Reading, TrainingBatches
+from training.loader import LoaderOptions, TrainingBatches
 from training.log import NoLog, TrainingLog, command_line, write_arguments
 from training.losses import LOSSES, Loss, cross_entropy
-from training.optim import OPTIMS, MovingAverage, have_the_same_moments, learning_rate, load_moments
+from training.optim import OPTIMS, MovingAverage, compatible_state, learning_rate, load_optimizer_state
 from training.weight_map import cache_border_distances, default_loss, pixel_weight
 from utils import FlagError, StopRequest, UserError, pick_precision, say
 
@@ -222,13 +222,13 @@ class Trainer:
     def _epochs(self, state: TrainState, progress: float, train: TrainingBatches, val: list[SampleFile] | None) -> int:
         """Train epoch after epoch."""
         nets = Compiled(self.world.wrap(state.net), settle(self.config.compile, self.device))
-        if self.world.first:
+        if self.world.is_main:
             self._open_folders(state, len(train))
         with self._log(state, progress) as log, self.stop:
             last = False
             while not (last or self.stopping):
                 scores = self._train_epoch(state, nets.choose(self._seconds_left(state, progress)), train)
-                nets.measured(*self.world.most(scores["images_per_second"]))
+                nets.measured(*self.world.max(scores["images_per_second"]))
                 last = self._agree(state, state.epoch) >= 1
                 if val is not None and not self.stopping:
                     with self._saved_after_an_error(state):
@@ -250,22 +250,22 @@ class Trainer:
     def _was_restarted(self) -> bool:
         """Whether torchrun started this run again after it had saved a checkpoint."""
         own = False
-        if self.world.first and distributed.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
+        if self.world.is_main and distributed.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
             own = checkpoint.load(checkpoint.find(self.dir_checkpoint, 0)).get("run") == distributed.run_id()
-        return self.world.same(own)
+        return self.world.broadcast(own)
 
     def _lock(self, locks: ExitStack) -> None:
         """Keep other trainings out of the folders of this one."""
-        if self.world.first:
+        if self.world.is_main:
             for folder in (self.dir_checkpoint, self.dir_log):
                 locks.enter_context(locked(folder, "choose another --scope"))
 
     @contextmanager
     def _reading_database(self) -> Iterator[None]:
         """While entered, the database is whole and not replaced."""
-        if self.world.first:
+        if self.world.is_main:
             finish_exchange(self.dir_data, ENTRIES)
-        self.world.same(None)  # wait for it
+        self.world.barrier()  # wait for it
         with reading(self.dir_data, ENTRIES, "choose another --name_data"):
             yield
 
@@ -292,12 +292,12 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         """Print a line, once for all processes."""
-        if self.world.first:
+        if self.world.is_main:
             say(text)
 
     def _log(self, state: TrainState, progress: float) -> TrainingLog | nullcontext:
         """Log of the first process; the others have none."""
-        if not self.world.first:
+        if not self.world.is_main:
             return nullcontext(NoLog())
         last = None if self.config.max_minutes else self.config.num_epoch
         return closing(TrainingLog(self.dir_log, state.epoch, last, progress))
@@ -306,7 +306,7 @@ class Trainer:
         """Progress after so many epochs, and whether to stop: the same in all processes."""
         if self.world.is_left_alone and not self.stop:
             self.stop.signum = signal.SIGTERM
-        signum, progress = self.world.most(self.stop.signum, self._progress(state, epochs))
+        signum, progress = self.world.max(self.stop.signum, self._progress(state, epochs))
         self.stopping = int(signum)
         return progress
 
@@ -323,7 +323,7 @@ class Trainer:
     def _seconds_left(self, state: TrainState, first: float) -> float:
         """Time that the rest takes [s], if it goes on as since `first`, the progress of this process at its start."""
         done = self._progress(state, state.epoch - 1)
-        return self.world.most((time.monotonic() - self.start) * (1 - done) / max(done - first, 1e-9))[0]
+        return self.world.max((time.monotonic() - self.start) * (1 - done) / max(done - first, 1e-9))[0]
 
     def _begin(self) -> TrainState:
         """First state, shaped after the data."""
@@ -356,16 +356,16 @@ class Trainer:
         if config.normalize != saved["data"]["normalize"]:
             self._say(f"note: --normalize stays {saved['data']['normalize']}, as {path} was trained")
         net = self._network(saved, saved["net"], self.precision)
-        with checkpoint.fitting(path):
+        with checkpoint.explain_mismatch(path):
             average, optimizer = self._average(net), self._optimizer(net)
             if average and saved.get("average"):
                 average.load_state_dict(saved["average"])
-            if have_the_same_moments(saved["config"]["optim"], config.optim):
-                load_moments(optimizer, saved["optim"])
+            if compatible_state(saved["config"]["optim"], config.optim):
+                load_optimizer_state(optimizer, saved["optim"])
             scaler = self._scaler()
             if scaler.is_enabled() and saved.get("scaler"):
                 scaler.load_state_dict(saved["scaler"])
-        self._say(f"going on from {path}")
+        self._say(f"resuming from {path}")
         epoch, losses = (saved["epoch"] + 1, []) if saved["whole"] else (saved["epoch"], saved["losses"])
         kept = {name: saved[name] for name in ("threshold", "seconds") if name in saved}
         older = {name: saved["config"].get(name) for name in ("batch_size", "seed")}  # before there was a plan
@@ -377,7 +377,7 @@ class Trainer:
         saved = checkpoint.load(path)
         if "netG" in saved:  # pytorch-UNET's, with no description inside
             info = load_info(self.dir_data)
-            with checkpoint.fitting(path):
+            with checkpoint.explain_mismatch(path):
                 ours = convert_legacy(saved)
                 info = checkpoint.legacy_info(ours["arch"], info)
                 return ours | {"epoch": checkpoint.epoch_of(path), "data": asdict(info)}
@@ -413,9 +413,9 @@ class Trainer:
         splits = ["train", "val"] if (self.dir_data / "val").is_dir() else ["train"]
         files = {split: list_samples(self.dir_data / split) for split in splits}
         weighted = self._loss(info) == "wbce"
-        if weighted and self.world.first:
+        if weighted and self.world.is_main:
             cache_border_distances(files["train"], info)
-        self.world.same(None)  # wait for them
+        self.world.barrier()  # wait for them
         memory = self._memory(sum(file.num_byte for part in files.values() for file in part))
         reading, options = self._reading(memory), {"labelled": True, "memory": memory}
         augment = self._augmentation(info)
@@ -439,10 +439,10 @@ class Trainer:
         ample = self.device.type == "cpu" or 8 * num_byte < torch.cuda.mem_get_info(self.device)[0]
         return self.device if ample else torch.device("cpu")
 
-    def _reading(self, memory: torch.device | None) -> Reading:
+    def _reading(self, memory: torch.device | None) -> LoaderOptions:
         """How this process reads samples that are kept there."""
         pin = self.device.type == "cuda" and memory != self.device
-        return Reading(memory is not None, self.config.num_workers, pin, self.world.rank, self.world.size)
+        return LoaderOptions(memory is not None, self.config.num_workers, pin, self.world.rank, self.world.size)
 
     def _loss(self, info: DataInfo) -> str:
         """Loss that the flag or the classes choose."""
@@ -495,7 +495,7 @@ class Trainer:
         options = {"criterion": LOSSES[self._loss(state.info)], "clip": self.config.clip, "precision": self.precision}
         losses = run_epoch(net, self._paced(state, batches), state.optimizer, observe, scaler=state.scaler, **options)
         if losses:  # the epoch's one wait for the device
-            state.losses += (self.world.total(torch.stack(losses)) / self.world.size).tolist()
+            state.losses += (self.world.sum(torch.stack(losses)) / self.world.size).tolist()
         seconds = time.perf_counter() - start
         done = batches.files_of(state.epoch)[: len(state.losses)]
         for step, (loss, files) in enumerate(zip(state.losses, done, strict=True), 1):
@@ -564,7 +564,7 @@ class Trainer:
         """Choose the threshold of weights that were saved at a signal, and save again; a second Ctrl-C ends at once."""
         if state.info.num_class > 2:
             return
-        if self.world.first:
+        if self.world.is_main:
             say(f"saved {path}; now its threshold is chosen, Ctrl-C again leaves that out", sys.stderr)
         self._score_segments(state, files, heed=False)
         self._save(state, whole=False)
@@ -572,7 +572,7 @@ class Trainer:
     def _save(self, state: TrainState, whole: bool) -> Path:
         """Write the checkpoint of an epoch, whole or interrupted."""
         path = checkpoint.path_of(self.dir_checkpoint, state.epoch)
-        if not self.world.first:
+        if not self.world.is_main:
             return path
         values = {
             "net": state.net.state_dict(),
@@ -597,7 +597,7 @@ class Trainer:
         """Say where a training was stopped and how to go on; returns the exit status."""
         again = command_line([] if self.config.train_continue else ["--train_continue", "on"])
         where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
-        if self.world.first:
+        if self.world.is_main:
             say(f"stopped in {where}, saved {path}; to go on: {again}", sys.stderr)
         return 128 + self.stopping
 
@@ -622,20 +622,20 @@ class Trainer:
             scorer = TestScorer(folder / "images", files, predictor)
             self._segment(predictor, files, scorer, tta=self.config.tta)
             scorer.finish(self.world.gather)
-            if self.world.first:
+            if self.world.is_main:
                 self._write_results(folder, scorer, path, saved)
-        if self.world.first:
+        if self.world.is_main:
             self._say_scores(scorer, saved["epoch"])
         return 0
 
     @contextmanager
     def _results(self) -> Iterator[Path]:
         """Folder that all processes write into, and that the first one puts in place when it is whole."""
-        if not self.world.first:
-            yield self.world.same(Path())
+        if not self.world.is_main:
+            yield self.world.broadcast(Path())
             return
         with atomic_folder(self.dir_result, page.RESULTS, "choose another --scope or --dir_result") as folder:
-            yield self.world.same(folder)
+            yield self.world.broadcast(folder)
 
     def _write_results(self, folder: Path, scorer: TestScorer, path: Path, saved: dict[str, Any]) -> None:
         """Write the tables of a test and its page."""

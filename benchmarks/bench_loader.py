@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from dataset import PatchDataset, describe, list_samples, load_info, write_sample
 from sources.phantom import em_stack
 from training.augment import Augmentation
-from training.loader import Reading, patch_loader
+from training.loader import LoaderOptions, patch_loader
 
 CROP, BATCH = 256, 4
 
@@ -45,8 +45,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = make_database(Path(folder), num)
         rates = {
-            "memory": rate(database, Reading(in_memory=True), 96, args.repeats),
-            **{f"streamed_{n}": rate(database, Reading(False, n), 200, args.repeats) for n in (0, 1, 2)},
+            "memory": rate(database, LoaderOptions(in_memory=True), 96, args.repeats),
+            **{f"streamed_{n}": rate(database, LoaderOptions(False, n), 200, args.repeats) for n in (0, 1, 2)},
         }
         memory = training_memory(Path(folder), num_epoch=3)
     facts = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "samples": num}
@@ -68,13 +68,14 @@ def make_database(folder: Path, num: int) -> Path:
     return database
 
 
-def rate(database: Path, reading: Reading, num: int, repeats: int) -> float:
+def rate(database: Path, options: LoaderOptions, num: int, repeats: int) -> float:
     """Samples a second, read and collated, with the margin of the augmentation."""
     info = load_info(database)
     augment = Augmentation((CROP, CROP), info.num_class)
-    options = {"memory": torch.device("cpu") if reading.in_memory else None, "margin": augment.margin}
-    data = PatchDataset(list_samples(database / "train")[:num], info, labelled=True, **options)
-    loader = patch_loader(data, augment.crop, BATCH, 0, reading)
+    memory = torch.device("cpu") if options.in_memory else None
+    files = list_samples(database / "train")[:num]
+    data = PatchDataset(files, info, labelled=True, memory=memory, margin=augment.margin)
+    loader = patch_loader(data, augment.crop, BATCH, 0, options)
     seconds = []
     for epoch in range(repeats + 1):
         loader.batch_sampler.set_epoch(epoch)

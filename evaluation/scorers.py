@@ -144,7 +144,7 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
     return pictures | {"output": by_rows(lambda rows: label_picture(image.classes[rows], info.num_class))}
 
 
-class Threads:
+class ScoringPool:
     """Calls, of which as many run at once as torch has threads; the network waits, else both would be slow."""
 
     def __init__(self) -> None:
@@ -227,7 +227,7 @@ class SegmentScorer:
 
     def __init__(self, background: int) -> None:
         self.background = background
-        self._images = Threads()
+        self._images = ScoringPool()
 
     def __call__(self, image: Segmented) -> None:
         """Take in an image with a label."""
@@ -318,7 +318,7 @@ class TestScorer:
         self.predicted: set[int] = set()
         self.majority = int(np.argmax(self.info.class_share))
         self.challenge = Challenge([])
-        self._images = Threads()
+        self._images = ScoringPool()
 
     def __call__(self, image: Segmented) -> None:
         """Take in an image."""

@@ -112,7 +112,7 @@ def window_shape(height: int, width: int, num_pixel: int, band: float = 0, strid
     return max(int(num_pixel / (across + band * width)) // stride * stride, LEAST), across
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
+def prefetch(items: Iterable[Item]) -> Iterator[Item]:
     """Items of an iterable; while one is used, a thread makes the next."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
@@ -122,7 +122,7 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield item
 
 
-def behind(items: Iterable[Item], use: Callable[[Item], None]) -> None:
+def write_in_background(items: Iterable[Item], use: Callable[[Item], None]) -> None:
     """Make the items of an iterable; while one is made, a thread uses the one before."""
     with ThreadPoolExecutor(1) as pool:
         used = pool.submit(lambda: None)
@@ -167,7 +167,7 @@ class Bands:
         reach = (-1, 0, 1) if self.blends else (0,)
         needed = sorted({number + step for number in todo for step in reach} & {*range(len(self))})
         done: dict[int, Tensor] = {}
-        for number, pixels in ahead((n, self.read(self.rows[n].low, self.rows[n].high)) for n in needed):
+        for number, pixels in prefetch((n, self.read(self.rows[n].low, self.rows[n].high)) for n in needed):
             done[number] = self._band(self.rows[number], pixels)
             while todo and {todo[0] + step for step in reach} & {*range(len(self))} <= done.keys():
                 yield todo[0], self._blended(todo.popleft(), done).cpu().numpy()

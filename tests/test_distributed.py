@@ -79,7 +79,9 @@ def wait_for(path, process):
 
 def test_alone_a_process_is_its_own_world():
     world = World()
-    assert world.first and world.gather([1, 2]) == [1, 2] and world.same("a") == "a" and world.most(1, 2) == [1, 2]
+    assert (
+        world.is_main and world.gather([1, 2]) == [1, 2] and world.broadcast("a") == "a" and world.max(1, 2) == [1, 2]
+    )
     assert num_gpu("-1") == 0 and num_gpu("98,99") == 0
 
 
@@ -193,6 +195,6 @@ def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(databa
         listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
         os.kill(max(map(int, listed.split())), signum)
     out, err = process.communicate(timeout=60)
-    assert "going on from" in out and err.count("stopped in epoch") == 1
+    assert "resuming from" in out and err.count("stopped in epoch") == 1
     newest = checkpoint.load(checkpoint.find(folder, 0))
     assert not newest["whole"] and 10 <= newest["epoch"] < 1000

@@ -22,7 +22,7 @@ from utils import say
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderOptions:
     """How samples are read.
 
     Attributes
@@ -44,7 +44,7 @@ class Reading:
     num_process: int = 1
 
     @property
-    def options(self) -> dict:
+    def arguments(self) -> dict[str, Any]:
         """Arguments of a `DataLoader`; the processes live as long as it does, and not for one epoch."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = 0 if self.in_memory else min(self.num_workers, cores)
@@ -67,7 +67,7 @@ class TrainingBatches:
         Its crop is made smaller where no image is as large.
     batch_size, seed : int
         Crops in a batch of all processes together, and the random seed.
-    reading : Reading
+    options : LoaderOptions
         How this process reads samples.
     device : torch.device
         Where the batches go.
@@ -81,14 +81,14 @@ class TrainingBatches:
         augment: Augmentation,
         batch_size: int,
         seed: int,
-        reading: Reading,
+        options: LoaderOptions,
         device: torch.device,
         weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        crop = fit_crop(augment.crop, data.shapes, verbose=reading.rank == 0)
+        crop = fit_crop(augment.crop, data.shapes, verbose=options.rank == 0)
         self.augment, self.weigh = replace(augment, crop=crop), weigh
-        self.files, self.seed, self.reading, self.device = data.files, seed, reading, device
-        self._loader = patch_loader(data, crop, batch_size, seed, reading)
+        self.files, self.seed, self.options, self.device = data.files, seed, options, device
+        self._loader = patch_loader(data, crop, batch_size, seed, options)
         self._sampler = cast(PatchSampler, self._loader.batch_sampler)
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class TrainingBatches:
         batch = self.augment(cast(Batch, moved), rngs)
         if self.weigh is not None:
             batch["weight"] = self.weigh(batch["label"], batch["distance"])
-        rank, num_process = self.reading.rank, self.reading.num_process
+        rank, num_process = self.options.rank, self.options.num_process
         if num_process > 1:  # the mean over processes is to be the mean over images
             batch["loss_scale"] = len(range(rank, size, num_process)) * num_process / size
         batch["seed"] = int(rngs[0].integers(2**63))
@@ -139,11 +139,13 @@ def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], *, verbose: b
     return crop
 
 
-def patch_loader(data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, reading: Reading) -> DataLoader:
+def patch_loader(
+    data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, options: LoaderOptions
+) -> DataLoader:
     """Loader of random patches with the data's margin, as they lie on the disk."""
-    ranks = {"rank": reading.rank, "num_process": reading.num_process}
+    ranks = {"rank": options.rank, "num_process": options.num_process}
     sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **ranks)
-    return DataLoader(data, batch_sampler=sampler, **reading.options)
+    return DataLoader(data, batch_sampler=sampler, **options.arguments)
 
 
 def _start_worker(_worker: int) -> None:

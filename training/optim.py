@@ -90,18 +90,18 @@ class MovingAverage:
         self.num_step = state["num_step"]
 
 
-def have_the_same_moments(first: str, second: str) -> bool:
+def compatible_state(first: str, second: str) -> bool:
     """Whether the state of one optimiser can go on in another; Adam and AdamW differ in the weight decay alone.
 
     Examples
     --------
-    >>> have_the_same_moments("adam", "adamw"), have_the_same_moments("adam", "sgd")
+    >>> compatible_state("adam", "adamw"), compatible_state("adam", "sgd")
     (True, False)
     """
     return first == second or {first, second} <= {"adam", "adamw"}
 
 
-def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimiser's moments and last learning rate, and keep what else this run's flags say.
 
     Raises

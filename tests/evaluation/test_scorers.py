@@ -8,7 +8,7 @@ import torch
 
 from dataset import DataInfo, SampleFile
 from evaluation import metrics
-from evaluation.scorers import Challenge, Segmented, SegmentScorer, TestScorer, Threads, ValidationScorer
+from evaluation.scorers import Challenge, ScoringPool, Segmented, SegmentScorer, TestScorer, ValidationScorer
 from prediction.predictor import Predictor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -32,7 +32,7 @@ def predictor(info=INFO, threshold=0.5, background=0):
 
 def test_a_stacks_challenge_scores_are_the_golden_maxima():
     expected = json.loads((GOLDEN / "expected.json").read_text())["voronoi_b_blurred"]
-    threads = Threads()
+    threads = ScoringPool()
     with np.load(GOLDEN / "voronoi_b_blurred.npz") as case:
         for label, levels in zip(case["label"], case["prob"], strict=True):
             probability = (levels.astype(np.float32) / np.float32(255)).astype(np.float64)
@@ -47,7 +47,7 @@ def test_a_stacks_challenge_scores_are_the_golden_maxima():
 
 def test_calls_of_threads_come_back_in_their_order_and_raise_their_errors(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    threads, waits = Threads(), [0.03, 0.02, 0.01, 0.02, 0.0]
+    threads, waits = ScoringPool(), [0.03, 0.02, 0.01, 0.02, 0.0]
     for wait in waits:
         threads.add(lambda wait: time.sleep(wait) or wait, wait)
     assert threads.results() == waits == threads.results()

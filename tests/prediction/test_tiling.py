@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import NORMS, STRIDE, UNet
 from prediction.halo import WHOLE, Sides, forward_inner, halo, margin
 from prediction.predictor import TestTimeAugmentation
-from prediction.tiling import Bands, ahead, behind, spans, window_shape
+from prediction.tiling import Bands, prefetch, spans, window_shape, write_in_background
 
 MARGIN = margin(4)
 LEVELS = pytest.mark.parametrize("num_level", [1, 3, 4, 5])
@@ -117,7 +117,7 @@ def test_what_is_made_ahead_comes_in_order_with_its_errors():
         yield 2
         raise ValueError("third")
 
-    iterator = ahead(items())
+    iterator = prefetch(items())
     assert [next(iterator), next(iterator)] == [1, 2]
     with pytest.raises(ValueError, match="third"):
         next(iterator)
@@ -131,11 +131,11 @@ def test_what_is_used_behind_comes_in_order_with_its_errors():
             raise ValueError("third")
         used.append(item)
 
-    behind([], use)
-    behind(iter([1, 2]), use)
+    write_in_background([], use)
+    write_in_background(iter([1, 2]), use)
     for items in ([3], [3, 4]):
         with pytest.raises(ValueError, match="third"):
-            behind(items, use)
+            write_in_background(items, use)
     assert used == [1, 2]
 
 

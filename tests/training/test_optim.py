@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.optim import OPTIMS, MovingAverage, learning_rate, load_moments
+from training.optim import OPTIMS, MovingAverage, learning_rate, load_optimizer_state
 
 
 def test_the_rate_rises_then_falls_to_the_end():
@@ -53,14 +53,14 @@ def test_moments_go_to_the_device_of_the_weights_as_this_runs_optimiser_wants_th
     # on a GPU a fused step takes all of them from there; "meta" is a device that a CPU can tell apart
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2, 3, device="meta"))], 1e-2)
     optimizer.param_groups[0]["fused"] = True
-    load_moments(optimizer, moments_of(2, 3))
+    load_optimizer_state(optimizer, moments_of(2, 3))
     assert {value.device.type for value in next(iter(optimizer.state.values())).values()} == {"meta"}
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999) and optimizer.param_groups[0]["lr"] == 1e-4
 
 
 def test_moments_of_other_weights_are_refused():
     with pytest.raises(ValueError, match="other weights"):
-        load_moments(OPTIMS["adam"]([nn.Parameter(torch.zeros(3, 2))], 1e-2, 0.9), moments_of(2, 3))
+        load_optimizer_state(OPTIMS["adam"]([nn.Parameter(torch.zeros(3, 2))], 1e-2, 0.9), moments_of(2, 3))
 
 
 def test_moments_that_some_weights_lack_are_refused():
@@ -72,4 +72,4 @@ def test_moments_that_some_weights_lack_are_refused():
     state = optimizer.state_dict()
     state["state"][1]["exp_avg"] = None
     with pytest.raises(ValueError, match="some weights lack"):
-        load_moments(OPTIMS["adamw"](weights, 0.1, 0.9), state)
+        load_optimizer_state(OPTIMS["adamw"](weights, 0.1, 0.9), state)
