@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
-from dataset import DataInfo
+from dataset import DataInfo, find_description, load_info
 from files import atomic_write
 from legacy import convert_legacy
-from model import NUM_LEVEL, UNet
+from model import NUM_LEVEL, Architecture, UNet
 from utils import UserError, is_out_of_memory
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
@@ -99,7 +99,7 @@ class Checkpoint:
 
     net: dict[str, torch.Tensor]
     optim: dict[str, Any]
-    arch: dict[str, Any]
+    arch: Architecture
     info: DataInfo
     config: dict[str, Any]
     epoch: int
@@ -114,34 +114,79 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path, info: DataInfo | None = None) -> Checkpoint:
-        """Checkpoint of a file; `info` describes the data of pytorch-UNET's, which say nothing of it."""
-        state = load(path)
+        """Checkpoint of a file, on the CPU.
+
+        Parameters
+        ----------
+        path : Path
+            A `.pth` of this program, or of pytorch-UNET.
+        info : DataInfo, optional
+            Describes the data of pytorch-UNET's checkpoints, which say nothing of it.
+
+        Raises
+        ------
+        UserError
+            The file is no checkpoint, is damaged, or would run code when loaded.
+        """
+        return cls._of(_read(path), path, info)
+
+    @classmethod
+    def load_for(cls, path: Path, database: Path) -> Checkpoint:
+        """Checkpoint of a file, for use with a database, if that has the same channels and classes.
+
+        Raises
+        ------
+        UserError
+            As `load`, or the database has others.
+        """
+        state = _read(path)
+        here = load_info(database) if "netG" in state or find_description(database) else None
+        saved = cls._of(state, path, here)
+        for what in ("nch_in", "class_values") if here else ():
+            ours, theirs = getattr(here, what), getattr(saved.info, what)
+            if ours != theirs:
+                raise UserError(f"{database}: {what} {ours}, but {path} was trained with {theirs}: use its database")
+        return saved
+
+    @classmethod
+    def _of(cls, state: dict[str, Any], path: Path, info: DataInfo | None) -> Checkpoint:
+        """Checkpoint from what a file holds."""
         if "netG" in state:
             with explain_mismatch(path):
                 state = convert_legacy(state) | {"epoch": epoch_of(path) or 0}
-            state["data"] = asdict(legacy_info(state["arch"], info))
-        return cls.of(state, path)
-
-    @classmethod
-    def of(cls, state: dict[str, Any], path: Path) -> Checkpoint:
-        """Checkpoint from the dictionary in a file."""
+                state["data"] = asdict(legacy_info(state["arch"], info))
+                _check_channels(state)
         known = {name: value for name, value in state.items() if name in cls.__dataclass_fields__}
-        return cls(**known, info=DataInfo.from_dict(state["data"], path))
+        plan = {name: state["config"].get(name) for name in ("batch_size", "seed")}  # of older files, which hold none
+        return cls(**{"plan": plan} | known, info=DataInfo.from_dict(state["data"], path))
 
     def save(self, path: Path) -> None:
-        """Write it, see `save`."""
-        state = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "info"}
-        save(path, state | {"data": asdict(self.info)})
+        """Write it; the old file of that name stays until the new one is whole.
 
-    def network(self, path: Path) -> UNet:
-        """Network with the averaged weights, if there are any; `path` is named if they don't fit."""
+        Raises
+        ------
+        UserError
+            The folder or the disk takes no file.
+        """
+        state = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "info"}
+        arch = dict(self.arch)
+        if arch.get("num_level") == NUM_LEVEL:  # older versions of this program know no other
+            del arch["num_level"]
+        with atomic_write(path) as file:
+            writer = _Writer(file)
+            torch.save(state | {"arch": arch, "data": asdict(self.info), "format": FORMAT}, cast(IO[bytes], writer))
+            if writer.error:
+                raise writer.error
+
+    def network(self, path: Path, *, averaged: bool = True, dropout: float = 0.0) -> UNet:
+        """Network, with the averaged weights if there are any and they are wanted; errors name `path`."""
         with explain_mismatch(path):
-            net = UNet(**self.arch)
-            net.load_state_dict(self.average["net"] if self.average else self.net)
+            net = UNet(**self.arch, dropout=dropout)
+            net.load_state_dict(self.average["net"] if self.average and averaged else self.net)
         return net
 
 
-def legacy_info(arch: dict[str, Any], info: DataInfo | None = None) -> DataInfo:
+def legacy_info(arch: Architecture, info: DataInfo | None = None) -> DataInfo:
     """Description of the data for pytorch-UNET's networks, which take images scaled to [-1, 1]."""
     half = [127.5] * (info.nch_in if info else arch["nch_in"])
     if info is None:
@@ -174,31 +219,6 @@ def epoch_of(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint; the old file of that name stays until the new one is whole.
-
-    Parameters
-    ----------
-    path : Path
-        The goal.
-    state : dict
-        Tensors and plain Python values, with at least the keys `OURS`.
-
-    Raises
-    ------
-    UserError
-        The folder or the disk takes no file.
-    """
-    arch = dict(state["arch"])
-    if arch.get("num_level") == NUM_LEVEL:  # older versions of this program know no other
-        del arch["num_level"]
-    with atomic_write(path) as file:
-        writer = _Writer(file)
-        torch.save(state | {"arch": arch, "format": FORMAT}, writer)
-        if writer.error:
-            raise writer.error
-
-
 class _Writer:
     """A file that torch writes into piece by piece, with no copy in memory.
 
@@ -207,7 +227,8 @@ class _Writer:
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, piece: memoryview) -> int:
         """Write a piece, unless one has failed."""
@@ -251,19 +272,8 @@ def find(folder: Path, epoch: int = 0) -> Path:
     return found[epoch or max(found)]
 
 
-def load(path: Path) -> dict[str, Any]:
-    """State of a checkpoint, ours or pytorch-UNET's, on the CPU.
-
-    Returns
-    -------
-    dict
-        Ours as given to `save`; pytorch-UNET's has the keys `netG` and `optimG`.
-
-    Raises
-    ------
-    UserError
-        The file is no checkpoint, is damaged, or would run code when loaded.
-    """
+def _read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds; pytorch-UNET's has the keys `netG` and `optimG`."""
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise UserError(f"{path}: no regular file: use a checkpoint that main.py --mode train wrote")
     try:
@@ -283,7 +293,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: written by a newer version of this program: update it")
     _check_shapes(path, state)
     if any(not weights.isfinite().all() for key in ("net", "average", "netG") for weights in _tensors(state.get(key))):
-        raise UserError(f"{path}: weights that are no numbers, its training broke down: take an older one by --epoch")
+        raise UserError(f"{path}: NaN or infinite weights (its training diverged): take an older one by --epoch")
     return state
 
 
@@ -319,9 +329,14 @@ def _check_shapes(path: Path, state: dict[str, Any]) -> None:
             if _shapes(weights) != expected:
                 raise ValueError("other weights")
         if "data" in state:
-            nch_in, nch_out = len(state["data"]["mean"]), max(ours["arch"]["nch_out"], 2)
-            if (ours["arch"]["nch_in"], nch_out) != (nch_in, len(state["data"]["class_values"])):
-                raise ValueError("other channels or classes")
+            _check_channels(state)
+
+
+def _check_channels(state: dict[str, Any]) -> None:
+    """Refuse a network that is not one for the described data."""
+    nch_in, num_class = state["arch"]["nch_in"], max(state["arch"]["nch_out"], 2)
+    if (nch_in, num_class) != (len(state["data"]["mean"]), len(state["data"]["class_values"])):
+        raise ValueError("other channels or classes")
 
 
 def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
@@ -343,7 +358,7 @@ def _check_archive(path: Path) -> None:
 
 @contextmanager
 def explain_mismatch(path: Path) -> Iterator[None]:
-    """Turn what a checkpoint of another network makes fail into one line."""
+    """Report a checkpoint of another network as one clear error."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

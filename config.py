@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from utils import FlagError, check_name, printable
@@ -112,6 +113,10 @@ class Flags:
             if item.name in ("scope", "name_data"):
                 check_name(f"--{item.name}", value)
 
+    def group(self, name: str) -> dict[str, Any]:
+        """Flags of one group and their values."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.metadata["group"] == name}
+
     def as_typed(self) -> dict[str, Any]:
         """Flags and values as typed on the command line."""
         return as_typed({item.name: getattr(self, item.name) for item in fields(self)})
@@ -182,9 +187,7 @@ class Config(Flags):
     warmup: float = flag(0.0, "fraction of the training with rising learning rate", "training", rule=FRACTION)
     clip: float = flag(0.0, "clip the gradient norm (0 = off)", "training", rule=up_to(1e9))
     amp: str = flag("auto", "mixed precision (auto = bfloat16 if supported)", "training", choices=AMP)
-    compile: str = flag(
-        "auto", "torch.compile (auto = on a GPU, if a trial in a long training is faster)", "training", choices=COMPILE
-    )
+    compile: str = flag("auto", "torch.compile (auto = in long trainings on a GPU)", "training", choices=COMPILE)
     average: float = flag(0.99, "decay of the weight EMA (0 = off)", "training", rule=FRACTION)
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=between(1, 2**20))
@@ -231,6 +234,11 @@ class Config(Flags):
     num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
     num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", rule=between(1, COUNT))
     num_freq_save: int = flag(50, "number of epochs between two checkpoints", "log", rule=between(1, COUNT))
+
+    def folder(self, name: str) -> Path:
+        """Folder of this run: `data`, `checkpoint`, `log` or `result`; databases belong to no scope."""
+        scope = () if name == "data" else (self.scope,)
+        return Path(getattr(self, f"dir_{name}"), *scope, self.name_data)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from files import finish_exchange, reading
 from utils import FlagError
 
 Item = TypeVar("Item")
@@ -83,7 +84,8 @@ def launch(num_process: int, argv: list[str]) -> int:
         0, 1 where a process failed, or 128 and the number of the signal that ended them.
     """
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_process}"]
-    got, process = 0, None
+    got = 0
+    process: subprocess.Popen | None = None
 
     def note(signum: int, _frame: object) -> None:
         nonlocal got
@@ -158,6 +160,15 @@ class World:
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.gather([None])
+
+    @contextmanager
+    def reading(self, folder: Path, entries: list[str], advice: str) -> Iterator[None]:
+        """While entered, a folder is whole, and nobody replaces its entries; see `files.reading`."""
+        if self.is_main:
+            finish_exchange(folder, entries)
+        self.barrier()
+        with reading(folder, entries, advice):
+            yield
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """Network whose gradients are averaged over the processes at each step.

@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     config = parse(Config, argv, __doc__)
     import distributed  # here, so that --help needs no torch
+    from evaluation.test import run_test
     from predict import predict_files
     from prediction.export import export
     from train import Trainer
@@ -44,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
             return predict_files(config, device, world)
         if config.mode == "export":
             return export(config) if world.is_main else 0  # the others wait for it
-        trainer = Trainer(config, device, world)
-        return {"train": trainer.train, "test": trainer.test}[config.mode]()
+        if config.mode == "test":
+            return run_test(config, device, world)
+        return Trainer(config, device, world).train()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,17 @@ class Decoder(nn.Module):
         return self.convs(torch.cat([skip, self.up(x)], dim=1))
 
 
+class Architecture(TypedDict, total=False):
+    """Arguments of a `UNet` that its weights depend on; older checkpoints name no `num_level`."""
+
+    nch_in: int
+    nch_out: int
+    nch_ker: int
+    norm: str
+    pool: str
+    num_level: int
+
+
 class UNet(nn.Module):
     """U-Net of pytorch-UNET: Ronneberger, Fischer and Brox 2015, with normalisation and average pooling.
 
@@ -97,8 +109,9 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.num_level = num_level
-        self.arguments = {"nch_in": nch_in, "nch_out": nch_out, "nch_ker": nch_ker, "norm": norm, "pool": pool}
-        self.arguments["num_level"] = num_level
+        self.arguments = Architecture(
+            nch_in=nch_in, nch_out=nch_out, nch_ker=nch_ker, norm=norm, pool=pool, num_level=num_level
+        )
         widths = [nch_ker * 2**level for level in range(num_level + 1)]  # 64, 128, 256, 512, 1024
         ins = [nch_in, *widths[:-2]]
         outs = [widths[0], *widths[:-2]]  # a decoder hands the level above its own width; the topmost keeps it
@@ -130,6 +143,12 @@ class UNet(nn.Module):
         for decoder in self.decoders:
             x = decoder(x, skips.pop())
         return self.fc(x)[..., :height, :width]
+
+
+def on_device(net: UNet, device: torch.device, precision: torch.dtype | None) -> UNet:
+    """Network on a device, in the memory order that it is fastest with there."""
+    order = memory_format(net.arguments["norm"], precision)
+    return cast(UNet, net.to(device, memory_format=order))  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def memory_format(norm: str, precision: torch.dtype | None) -> torch.memory_format:

@@ -63,7 +63,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     """
     if not config.input or not config.output:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
-    path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
+    path = checkpoint.find(config.folder("checkpoint"), config.epoch)
     predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp, config.background)
     frames = list_frames(config.input)
     images = [_open(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]

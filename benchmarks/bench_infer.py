@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
@@ -69,9 +68,9 @@ def save_network(folder: Path, nch_ker: int) -> None:
     """A checkpoint with random weights."""
     net = UNet(1, 1, nch_ker)
     info = DataInfo(1, [0, 255], ["membrane", "cell"], [0.2, 0.8], [128.0], [50.0], [0, 255], "image")
-    state = {"net": net.state_dict(), "optim": {}, "arch": net.arguments, "data": asdict(info), "config": {}}
     path = checkpoint.path_of(folder / "checkpoints" / "unet" / "em", 1)
-    checkpoint.save(path, state | {"epoch": 1, "whole": True, "losses": []})
+    state = {"net": net.state_dict(), "optim": {}, "arch": net.arguments, "config": {}}
+    checkpoint.Checkpoint(**state, info=info, epoch=1, whole=True).save(path)
 
 
 def predict(folder: str, size: int, tta: str, args: argparse.Namespace) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from dataset import DataInfo, SampleFile, check_values
+from dataset import DataInfo, PatchDataset, SampleFile, check_values
+from distributed import World
 from evaluation import metrics
 from evaluation.page import Scores
 from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
@@ -76,19 +77,39 @@ def open_sample(file: SampleFile, info: DataInfo) -> tuple[np.ndarray, np.ndarra
     return image, None if label is None else np.ascontiguousarray(label, np.uint8)
 
 
+def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
+    """Samples that are segmented whole, after a look into each.
+
+    Raises
+    ------
+    UserError
+        A sample is damaged, has other channels, or lacks a label where one is needed.
+    """
+    PatchDataset(files, info, labelled=labelled)
+    for file in files:
+        open_sample(file, info)
+    return files
+
+
 def segment(
-    predictor: Predictor, files: list[SampleFile], numbers: range, *, tta: bool, tile: int, stop: Callable[[], bool]
+    predictor: Predictor,
+    files: list[SampleFile],
+    world: World,
+    *,
+    tta: bool,
+    tile: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Segmented]:
-    """What a network says of some samples, one after the other and by windows where they are large.
+    """What a network says of this process's part of some samples, one after the other.
 
     Parameters
     ----------
     predictor : Predictor
         The network.
     files : list of SampleFile
-        All samples.
-    numbers : range
-        Which of them.
+        Those of all processes.
+    world : World
+        The processes that share them.
     tta, tile
         See `Predictor.bands`.
     stop : callable
@@ -97,9 +118,9 @@ def segment(
     Raises
     ------
     UserError
-        A sample can't be used, or the output is no number.
+        A sample can't be used, or the output contains NaN.
     """
-    for index in numbers:
+    for index in range(world.rank, len(files), world.size):
         image, label = open_sample(files[index], predictor.info)
         num_class, size = predictor.info.num_class, image.shape[0] * image.shape[1]
         probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
@@ -212,7 +233,7 @@ class Challenge:
             "max_v_rand": float(self.means("v_rand").max()),
             "max_v_info": float(self.means("v_info").max()),
             "min_pixel_error": float(self.means("pixel_error").min()),
-            "rand_error": metrics.rand_error(sum(scores["rand_counts"] for scores in self.scores)),
+            "rand_error": metrics.rand_error(np.sum([scores["rand_counts"] for scores in self.scores], axis=0)),
         }
 
 
@@ -231,8 +252,9 @@ class SegmentScorer:
 
     def __call__(self, image: Segmented) -> None:
         """Take in an image with a label."""
-        arguments = (image.index, image.label != self.background, image.foreground(self.background))
-        self._images.add(self._scored, *arguments, num_pixel=image.label.size)
+        foreground = image.foreground(self.background)
+        inside = image.label != self.background
+        self._images.add(self._scored, image.index, inside, foreground, num_pixel=foreground.size)
 
     @staticmethod
     def _scored(index: int, label: np.ndarray, probability: np.ndarray) -> tuple[int, dict[str, np.ndarray]]:
@@ -285,6 +307,29 @@ class ValidationScorer:
         }
 
 
+@dataclass
+class ImageScores:
+    """Scores of a tested image.
+
+    Attributes
+    ----------
+    index : int
+        Its number.
+    scores, baseline : dict of str to float
+        Its scores, and those of always predicting the majority class; empty without a label.
+    challenge : dict of str to ndarray or None
+        `metrics.challenge_scores` of an image of two classes.
+    predicted : set of int
+        Classes that any pixel was predicted as.
+    """
+
+    index: int
+    predicted: set[int]
+    scores: Scores = field(default_factory=dict)
+    baseline: Scores = field(default_factory=dict)
+    challenge: dict[str, np.ndarray] | None = None
+
+
 class TestScorer:
     """Writes the pictures of each tested image, and keeps its scores.
 
@@ -300,12 +345,10 @@ class TestScorer:
 
     Attributes
     ----------
-    rows : list of dict
-        Scores of each image, after `finish`.
-    baseline : list of dict
-        Scores of always saying the majority class, of each image with a label.
+    images : list of ImageScores
+        In their order, after `finish`.
     predicted : set of int
-        Classes that came out at all.
+        Classes that any pixel was predicted as.
     """
 
     __test__ = False  # no test of pytest's
@@ -313,8 +356,7 @@ class TestScorer:
     def __init__(self, folder: Path, files: list[SampleFile], predictor: Predictor) -> None:
         self.folder, self.files, self.info = folder, files, predictor.info
         self.background, self.threshold = predictor.background, predictor.object_threshold
-        self.rows: list[dict[str, Any]] = []
-        self.baseline: list[Scores] = []
+        self.images: list[ImageScores] = []
         self.predicted: set[int] = set()
         self.majority = int(np.argmax(self.info.class_share))
         self.challenge = Challenge([])
@@ -325,17 +367,17 @@ class TestScorer:
         save_images(self.folder, image.index, pictures_of(image, self.info))
         self._images.add(self._scored, image, num_pixel=image.classes.size)
 
-    def _scored(self, image: Segmented) -> tuple:
-        """Row, baseline and scores of the challenge (None: there are none) of an image, and classes that came out."""
-        row = {"image": image_name(image.index), "sample": self.files[image.index].input.name}
-        predicted = set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist())
+    def _scored(self, image: Segmented) -> ImageScores:
+        """Scores of an image."""
+        found = ImageScores(image.index, set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist()))
         if image.label is None:
-            return row, None, None, predicted
-        row |= {"loss": image.loss} | self._scores(image.label, image.matrix, image)
-        challenge = None
+            return found
+        found.scores = {"loss": image.loss} | self._scores(image.label, image.matrix, image)
+        found.baseline = self._scores(image.label, self._majority_matrix(image.matrix), None)
         if self.info.num_class == 2:
-            challenge = metrics.challenge_scores(image.label != self.background, image.foreground(self.background))
-        return row, self._scores(image.label, self._majority_matrix(image.matrix), None), challenge, predicted
+            foreground = image.foreground(self.background)
+            found.challenge = metrics.challenge_scores(image.label != self.background, foreground)
+        return found
 
     def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
         """Confusion matrix of always saying the majority class."""
@@ -345,11 +387,9 @@ class TestScorer:
 
     def finish(self, gather: Gather = list) -> None:
         """Put the images of all processes in order."""
-        images = sorted(gather(self._images.results()), key=lambda image: int(image[0]["image"]))
-        self.rows, self.baseline, self.challenge.scores = (
-            [image[part] for image in images if image[part] is not None] for part in range(3)
-        )
-        self.predicted = set().union(*(image[3] for image in images))
+        self.images = sorted(gather(self._images.results()), key=lambda image: image.index)
+        self.challenge = Challenge([image.challenge for image in self.images if image.challenge is not None])
+        self.predicted = set().union(*(image.predicted for image in self.images))
 
     def _scores(self, label: np.ndarray, matrix: np.ndarray, image: Segmented | None) -> Scores:
         """Scores of an image, or (None) of always saying the majority class: of pixels, segments and objects."""
@@ -390,20 +430,25 @@ class TestScorer:
     def summary(self) -> dict[str, Any]:
         """What the scores are of, their mean, the baseline, and the challenge's maxima over the thresholds."""
         two = self.info.num_class == 2
-        numbers = [{k: v for k, v in row.items() if k not in ("image", "sample")} for row in self.rows]
         return {
             "classes": dict(zip(self.info.class_names, self.info.class_values, strict=True)),
             "foreground": self.info.class_names[1 - self.background] if two else None,
             "background": self.info.class_names[self.background],
             "pixel_threshold": 0.5 if two else None,
             "segment_threshold": self.threshold if two else None,
-            "mean": metrics.mean_scores(numbers),
+            "mean": metrics.mean_scores([image.scores for image in self.images]),
             "majority_class": self.info.class_names[self.majority],
-            "majority": metrics.mean_scores(self.baseline),
-            "challenge": self.challenge.summary() if two and self.baseline else None,
+            "majority": metrics.mean_scores([image.baseline for image in self.images if image.baseline]),
+            "challenge": self.challenge.summary() if self.challenge.scores else None,
         }
 
-    def table(self) -> list[dict[str, Any]]:
+    @property
+    def rows(self) -> list[dict[str, str | float]]:
+        """Number, sample and scores of each image."""
+        named = ((image_name(image.index), self.files[image.index].input.name, image.scores) for image in self.images)
+        return [{"image": number, "sample": sample} | scores for number, sample, scores in named]
+
+    def table(self) -> list[dict[str, str | float]]:
         """Rows of the images, of their mean, and of always saying the majority class."""
         summary = self.summary()
         last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}

@@ -121,7 +121,7 @@ def export(config: Config) -> int:
     """
     output, kind = Path(config.output), config.format
     _check_flags(config)
-    path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
+    path = checkpoint.find(config.folder("checkpoint"), config.epoch)
     _check_goal(output, path)
     predictor = load(path)
     if predictor.info.normalize == "legacy":  # by the type of an image, which a graph can't see: as that of 8 bits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -155,7 +155,7 @@ class Bands:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def compute(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def compute(self, numbers: Iterable[int]) -> Generator[tuple[int, np.ndarray], None, None]:
         """Bands of some numbers, in rising order.
 
         Yields

@@ -20,7 +20,7 @@ from images.frames import forget_files, sha256
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
-from training.weight_map import border_distance, default_loss
+from training.weight_map import border_distance, loss_of
 from utils import FlagError, UserError, say
 
 NO_LABEL, OTHER_NAME = "none", "choose another --name_data"
@@ -181,7 +181,8 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
         files[split].append(folder / split / f"{number:05d}.npy")
         label = None if pair.label is None else classes.indices(pair.label).astype(np.uint8)
         write_sample(files[split][-1], pair.read(), label)
-        if split == "train" and default_loss(len(classes.values)) == "wbce":  # once here, and not before each training
+        if split == "train" and loss_of("auto", len(classes.values)) == "wbce":
+            # once here, and not before each training
             np.save(SampleFile(files[split][-1]).distance, border_distance(label))
     return files
 

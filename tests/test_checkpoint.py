@@ -3,12 +3,13 @@ import pickle
 import resource
 import tracemalloc
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 import checkpoint
+from checkpoint import Checkpoint
 from dataset import DataInfo
 from model import UNet
 from utils import UserError
@@ -17,6 +18,7 @@ NET = UNet(1, 1, 2)
 INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])
 STATE = {"net": NET.state_dict(), "optim": {}, "arch": NET.arguments, "data": asdict(INFO), "config": {}}
 STATE |= {"epoch": 1, "whole": True, "losses": [0.5]}
+SAVED = Checkpoint(NET.state_dict(), {}, NET.arguments, INFO, {}, epoch=1, whole=True, losses=[0.5])
 FIRST = "encoders.0.0.conv.weight"
 
 
@@ -27,9 +29,9 @@ class Evil:
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     path = checkpoint.path_of(tmp_path / "new" / "folder", 7)
-    checkpoint.save(path, STATE)
-    loaded = checkpoint.load(path)
-    assert all(loaded["net"][name].equal(weights) for name, weights in STATE["net"].items())
+    SAVED.save(path)
+    loaded = Checkpoint.load(path)
+    assert all(loaded.net[name].equal(weights) for name, weights in STATE["net"].items())
     assert [file.name for file in path.parent.iterdir()] == ["model_epoch0007.pth"]
 
 
@@ -37,9 +39,9 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
 def test_a_checkpoint_with_all_fields_comes_back_and_gives_the_averaged_network(tmp_path, num_level):
     net, average = UNet(1, 1, 2, num_level=num_level), UNet(1, 1, 2, num_level=num_level)
     states = {"net": net.state_dict(), "optim": {}, "average": {"net": average.state_dict(), "num_step": 3}}
-    saved = checkpoint.Checkpoint(**states, arch=net.arguments, info=INFO, config={"seed": 1}, epoch=2, whole=True)
+    saved = Checkpoint(**states, arch=net.arguments, info=INFO, config={"seed": 1}, epoch=2, whole=True)
     saved.save(tmp_path / "a.pth")
-    loaded = checkpoint.Checkpoint.load(tmp_path / "a.pth")
+    loaded = Checkpoint.load(tmp_path / "a.pth")
     assert (loaded.info, loaded.config, loaded.epoch, loaded.whole) == (INFO, {"seed": 1}, 2, True)
     assert loaded.network(tmp_path / "a.pth").state_dict()[FIRST].equal(average.state_dict()[FIRST])
     arch = torch.load(tmp_path / "a.pth", weights_only=True)["arch"]
@@ -47,13 +49,13 @@ def test_a_checkpoint_with_all_fields_comes_back_and_gives_the_averaged_network(
 
 
 def test_a_checkpoint_with_a_flipped_bit_in_its_weights_is_refused(tmp_path):
-    checkpoint.save(tmp_path / "a.pth", STATE)
+    SAVED.save(tmp_path / "a.pth")
     damaged = bytearray((tmp_path / "a.pth").read_bytes())
     damaged[damaged.index(STATE["net"][FIRST].numpy().tobytes())] ^= 1
     (tmp_path / "a.pth").write_bytes(damaged)
     assert not torch.load(tmp_path / "a.pth", weights_only=True)["net"][FIRST].equal(STATE["net"][FIRST])
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.load(tmp_path / "a.pth")
+        Checkpoint.load(tmp_path / "a.pth")
 
 
 def test_the_newest_is_found_by_number_with_any_count_of_digits(tmp_path):
@@ -79,10 +81,10 @@ def test_no_checkpoint_says_what_to_do(tmp_path):
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.9, 0.99])
 def test_a_truncated_checkpoint_is_refused(tmp_path, fraction):
     path = tmp_path / "model_epoch0001.pth"
-    checkpoint.save(path, STATE)
+    SAVED.save(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
     with pytest.raises(UserError, match="model_epoch0001"):
-        checkpoint.load(path)
+        Checkpoint.load(path)
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))])
@@ -90,7 +92,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch, save
     monkeypatch.chdir(tmp_path)
     save(STATE | {"net": Evil()}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="could run code"):
-        checkpoint.load(tmp_path / "a.pth")
+        Checkpoint.load(tmp_path / "a.pth")
     assert not (tmp_path / "code_ran").exists()
 
 
@@ -98,27 +100,27 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch, save
 def test_a_foreign_checkpoint_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(UserError, match="another program"):
-        checkpoint.load(tmp_path / "a.pth")
+        Checkpoint.load(tmp_path / "a.pth")
 
 
 def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-    checkpoint.save(tmp_path / "a.pth", STATE)
+    SAVED.save(tmp_path / "a.pth")
     monkeypatch.undo()
     with pytest.raises(UserError, match="newer version"):
-        checkpoint.load(tmp_path / "a.pth")
+        Checkpoint.load(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("size", [10, 1000, 20_000])
 def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_part(tmp_path, size):
     path = tmp_path / "model_epoch0001.pth"
-    checkpoint.save(path, STATE)
+    SAVED.save(path)
     old = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # as a disk that fills up
     try:
         with pytest.raises(UserError, match="cannot write"):
-            checkpoint.save(path, STATE)
+            SAVED.save(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == old
@@ -126,10 +128,10 @@ def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_part(tmp_path, size
 
 
 def test_a_checkpoint_is_written_without_a_second_copy_in_memory(tmp_path):
-    state = STATE | {"optim": {"state": {0: torch.zeros(10_000_000)}}}  # 40 MB
-    checkpoint.save(tmp_path / "a.pth", STATE)
+    large = replace(SAVED, optim={"state": {0: torch.zeros(10_000_000)}})  # 40 MB
+    SAVED.save(tmp_path / "a.pth")
     tracemalloc.start()
-    checkpoint.save(tmp_path / "a.pth", state)
+    large.save(tmp_path / "a.pth")
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 5_000_000 < 40_000_000 < (tmp_path / "a.pth").stat().st_size
@@ -145,15 +147,15 @@ WRONG += [{"net": STATE["net"] | {FIRST: torch.zeros(1).expand(10**6, 10**6)}}, 
 
 @pytest.mark.parametrize("values", WRONG, ids=lambda values: next(iter(values)))
 def test_a_checkpoint_with_a_wrong_entry_is_refused_by_its_name(tmp_path, values):
-    checkpoint.save(tmp_path / "a.pth", STATE)
+    SAVED.save(tmp_path / "a.pth")
     torch.save(STATE | values, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"a\.pth"):
-        checkpoint.load(tmp_path / "a.pth")
+        Checkpoint.load(tmp_path / "a.pth")
 
 
 def test_an_unknown_entry_of_the_datas_description_does_no_harm(tmp_path):
-    checkpoint.save(tmp_path / "a.pth", STATE | {"data": asdict(INFO) | {"later": 1}})
-    assert DataInfo(**checkpoint.load(tmp_path / "a.pth")["data"]) == INFO
+    torch.save(STATE | {"data": asdict(INFO) | {"later": 1}}, tmp_path / "a.pth")
+    assert Checkpoint.load(tmp_path / "a.pth").info == INFO
 
 
 def test_a_checkpoint_that_is_packed_is_refused_before_it_is_unpacked(tmp_path):
@@ -161,7 +163,7 @@ def test_a_checkpoint_that_is_packed_is_refused_before_it_is_unpacked(tmp_path):
         archive.writestr("archive/data.pkl", bytes(50_000_000))
     tracemalloc.start()
     with pytest.raises(UserError, match=r"a\.pth"):
-        checkpoint.load(tmp_path / "a.pth")
+        Checkpoint.load(tmp_path / "a.pth")
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 
@@ -171,4 +173,4 @@ def test_a_pipe_is_no_checkpoint_and_is_not_waited_for(tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.find(tmp_path)
     with pytest.raises(UserError, match="no regular file"):
-        checkpoint.load(tmp_path / "model_epoch0099.pth")
+        Checkpoint.load(tmp_path / "model_epoch0099.pth")

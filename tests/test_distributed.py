@@ -16,6 +16,7 @@ from conftest import ROOT, SMALL
 
 import checkpoint
 import main
+from checkpoint import Checkpoint
 from config import Config
 from distributed import World, joined, num_gpu
 from train import Trainer
@@ -68,7 +69,7 @@ def finish(processes):
 
 
 def weights(work, scope, epoch):
-    return checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth")["net"]
+    return Checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth").net
 
 
 def wait_for(path, process):
@@ -159,7 +160,7 @@ def test_processes_whose_launcher_was_killed_save_and_stop(database, work, free_
         launcher.kill()
         _, err = launcher.communicate(timeout=30)  # ends when nobody has the pipes open any more
     assert err.count("stopped in epoch") == 1
-    assert not checkpoint.load(checkpoint.find(work / "checkpoints" / "unet" / "em"))["whole"]
+    assert not Checkpoint.load(checkpoint.find(work / "checkpoints" / "unet" / "em")).whole
 
 
 def test_a_list_of_gpus_of_which_some_are_missing_is_refused(fails, monkeypatch):
@@ -196,5 +197,5 @@ def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(databa
         os.kill(max(map(int, listed.split())), signum)
     out, err = process.communicate(timeout=60)
     assert "resuming from" in out and err.count("stopped in epoch") == 1
-    newest = checkpoint.load(checkpoint.find(folder, 0))
-    assert not newest["whole"] and 10 <= newest["epoch"] < 1000
+    newest = Checkpoint.load(checkpoint.find(folder, 0))
+    assert not newest.whole and 10 <= newest.epoch < 1000

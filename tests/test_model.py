@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SHARED, needs_golden
 
-import checkpoint
+from checkpoint import Checkpoint
 from legacy import convert_legacy
 from model import (
     INITS,
@@ -26,16 +26,16 @@ def test_parameters_are_as_many_as_the_originals(norm, num):
 @pytest.mark.parametrize("norm", ["bnorm", "inorm"])
 def test_the_originals_checkpoint_gives_its_logits_and_resumes_to_its_losses(norm):
     folder = SHARED / "golden" / "upstream"
-    saved = convert_legacy(checkpoint.load(folder / f"{norm}_model_epoch0003.pth"))
+    saved = Checkpoint.load(folder / f"{norm}_model_epoch0003.pth")
     expected = np.load(folder / f"{norm}_expected.npz")
     image, label = torch.tensor(expected["input"]), torch.tensor(expected["label"])
-    assert saved["arch"] == {"nch_in": 1, "nch_out": 1, "nch_ker": 2, "norm": norm, "pool": "avg", "num_level": 4}
-    net = UNet(**saved["arch"])
-    net.load_state_dict(saved["net"])
+    assert saved.arch == {"nch_in": 1, "nch_out": 1, "nch_ker": 2, "norm": norm, "pool": "avg", "num_level": 4}
+    net = UNet(**saved.arch)
+    net.load_state_dict(saved.net)
     with torch.no_grad():
         np.testing.assert_allclose(net.eval()(image).numpy(), expected["logits_eval"], atol=1e-5)
     optimizer = torch.optim.Adam(net.train().parameters(), 1e-3, betas=(0.5, 0.999))
-    optimizer.load_state_dict(saved["optim"])
+    optimizer.load_state_dict(saved.optim)
     for loss_expected in expected["losses_resumed"]:
         loss = F.binary_cross_entropy_with_logits(net(image), label)
         optimizer.zero_grad()

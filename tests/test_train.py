@@ -19,20 +19,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import main
-from config import Config
+from checkpoint import Checkpoint
 from dataset import SampleFile, list_samples, load_info, write_sample
 from evaluation import metrics
 from evaluation.scorers import Challenge
 from model import UNet
 from prediction import predictor
 from prediction.predictor import load, predict_array
-from train import Trainer, run_epoch
+from train import run_epoch
 from training.log import TrainingLog
 from training.weight_map import cache_border_distances
 
 
 def checkpoint_of(work, epoch, scope="unet"):
-    return checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth")
+    return Checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth")
 
 
 def curves(work, scope="unet"):
@@ -106,7 +106,7 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
     assert main.main([*flags, "--num_epoch", "3"]) == 0
     assert main.main([*flags, "--num_epoch", "5", "--train_continue", "on"]) == 0
     whole, resumed = checkpoint_of(work, 5, "whole"), checkpoint_of(work, 5)
-    assert same(whole["net"], resumed["net"]) and same(whole["optim"], resumed["optim"])
+    assert same(whole.net, resumed.net) and same(whole.optim, resumed.optim)
     assert curves(work, "whole") == curves(work)
     assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2, 3, 4, 5]
 
@@ -131,10 +131,10 @@ def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
     assert main.main(flags) == 128 + signum
     message = capfd.readouterr().err.splitlines()[-1]
     assert f"epoch {epoch} after step {step} of 3" in message and "--train_continue on" in message
-    assert not checkpoint_of(work, epoch)["whole"]
+    assert not checkpoint_of(work, epoch).whole
     assert main.main([*flags, "--train_continue", "on"]) == 0
     whole, resumed = checkpoint_of(work, 3, "whole"), checkpoint_of(work, 3)
-    assert same(whole["net"], resumed["net"]) and same(whole["optim"], resumed["optim"])
+    assert same(whole.net, resumed.net) and same(whole.optim, resumed.optim)
     assert curves(work, "whole") == curves(work)
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
 
@@ -152,7 +152,7 @@ def test_an_epoch_begins_again_where_its_batches_would_be_others(database, work,
     assert "epoch 1 begins again: " in capsys.readouterr().out
     saved = checkpoint_of(work, 1)
     num_step = {"--batch_size": {"6": 1, "1": 6}}.get((changed or [""])[0], {}).get((changed or [0, 0])[1], 3)
-    assert saved["whole"] and len(saved["losses"]) == num_step
+    assert saved.whole and len(saved.losses) == num_step
 
 
 def test_only_one_training_writes_into_a_scope(trained, work, fails):
@@ -198,7 +198,7 @@ def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, mon
 
     monkeypatch.setattr(predictor, "forward_inner", fail)
     assert "out of memory" in fails(main.main, [*SMALL, "--num_epoch", "1"])
-    assert not checkpoint_of(work, 1)["whole"] and len(checkpoint_of(work, 1)["losses"]) == 2
+    assert not checkpoint_of(work, 1).whole and len(checkpoint_of(work, 1).losses) == 2
 
 
 def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, work, monkeypatch, capsys):
@@ -222,7 +222,7 @@ def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(database, work
         message = process.stderr.read().splitlines()
     assert process.returncode == 141 and "saved" in message[-1]
     epoch = max(checkpoint.list_epochs(work / "checkpoints" / "unet" / "em"))
-    assert 1 < epoch < 1000 and not checkpoint_of(work, epoch)["whole"]
+    assert 1 < epoch < 1000 and not checkpoint_of(work, epoch).whole
 
 
 FULL = ["--optim", "adamw", "--schedule", "cosine", "--warmup", "0.2", "--clip", "1", "--average", "0.9"]
@@ -236,7 +236,7 @@ def test_a_run_with_every_part_of_the_recipe_resumes_bit_for_bit(database, work,
     assert main.main(flags) == 143
     assert main.main([*flags, "--train_continue", "on"]) == 0
     whole, resumed = checkpoint_of(work, 4, "whole"), checkpoint_of(work, 4)
-    assert all(same(whole[name], resumed[name]) for name in ("net", "optim", "average"))
+    assert all(same(getattr(whole, name), getattr(resumed, name)) for name in ("net", "optim", "average"))
     assert curves(work, "whole") == curves(work)
     rates = [rate for _, rate in curves(work)["learning_rate"]]
     assert rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.2 * rates[0]
@@ -249,8 +249,8 @@ def test_float16_scales_the_loss_and_resumes_with_its_scale(database, work, stop
     assert main.main(flags) == 143
     assert main.main([*flags, "--train_continue", "on"]) == 0
     whole, resumed = checkpoint_of(work, 2, "whole"), checkpoint_of(work, 2)
-    assert same(whole["net"], resumed["net"]) and whole["scaler"] == resumed["scaler"]
-    assert whole["scaler"]["_growth_tracker"] == 6  # steps without an overflow
+    assert same(whole.net, resumed.net) and whole.scaler == resumed.scaler
+    assert whole.scaler["_growth_tracker"] == 6  # steps without an overflow
 
 
 def test_a_run_by_the_clock_ends_in_time_with_the_schedule_and_goes_on(database, work):
@@ -262,7 +262,7 @@ def test_a_run_by_the_clock_ends_in_time_with_the_schedule_and_goes_on(database,
     epoch = checkpoint.epoch_of(path)
     rates = [rate for _, rate in curves(work)["learning_rate"]]
     assert len(rates) == epoch > 2 and rates[-1] < 0.1 * max(rates)
-    assert checkpoint.load(path)["seconds"] >= 2.4
+    assert Checkpoint.load(path).seconds >= 2.4
     assert main.main([*flags, "--max_minutes", "0.04", "--train_continue", "on"]) == 0
     assert checkpoint.find(path.parent) == path
     assert main.main([*flags, "--max_minutes", "0.06", "--train_continue", "on"]) == 0
@@ -274,8 +274,8 @@ def test_the_average_is_what_is_validated_and_tested(database, work):
     assert main.main([*flags, "--average", "0.9"]) == 0
     assert main.main([*flags, "--average", "0", "--scope", "plain"]) == 0
     averaged, plain = checkpoint_of(work, 3), checkpoint_of(work, 3, "plain")
-    assert same(averaged["net"], plain["net"])  # the average does not touch the training
-    assert not same(averaged["average"]["net"], averaged["net"])
+    assert same(averaged.net, plain.net)  # the average does not touch the training
+    assert not same(averaged.average["net"], averaged.net)
     assert curves(work)["loss/val"] != curves(work, "plain")["loss/val"]
     for scope in ("unet", "plain"):
         assert main.main(["--mode", "test", "--gpu_ids", "-1", "--scope", scope]) == 0
@@ -294,7 +294,7 @@ def test_streaming_from_disk_with_processes_trains_the_same_weights(database, wo
     flags = [*SMALL, "--num_epoch", "2", "--batch_size", "3"]
     for scope, more in (("memory", []), ("disk", ["--cache_gb", "0", "--num_workers", "2"])):
         assert main.main([*flags, "--scope", scope, *more]) == 0
-    assert same(checkpoint_of(work, 2, "memory")["net"], checkpoint_of(work, 2, "disk")["net"])
+    assert same(checkpoint_of(work, 2, "memory").net, checkpoint_of(work, 2, "disk").net)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
@@ -311,7 +311,7 @@ def test_a_signal_to_all_processes_of_a_streaming_run_stops_it_with_its_state_sa
     handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
     assert main.main([*SMALL, "--batch_size", "1", "--cache_gb", "0", "--num_workers", "1"]) == 128 + signum
     handle.remove()
-    assert len(started) == 1 and len(checkpoint_of(work, 1)["losses"]) == 1
+    assert len(started) == 1 and len(checkpoint_of(work, 1).losses) == 1
 
 
 def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
@@ -348,8 +348,8 @@ def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, 
     assert main.main([*SMALL, *more, "--lr", "0.5", "--schedule", "constant"]) == 0
     assert "--lr is 0.5, was 0.002" in capsys.readouterr().out
     saved = checkpoint_of(work, 2)
-    assert saved["optim"]["param_groups"][0]["lr"] == 0.5
-    assert saved["optim"]["state"][0]["step"] == 4  # two epochs of two batches
+    assert saved.optim["param_groups"][0]["lr"] == 0.5
+    assert saved.optim["state"][0]["step"] == 4  # two epochs of two batches
     assert main.main([*SMALL, "--num_epoch", "2", "--train_continue", "on"]) == 0
     assert "already" in capsys.readouterr().out
 
@@ -379,11 +379,9 @@ def test_a_loss_that_breaks_down_stops_before_saving_and_names_the_samples(datab
 
 
 def test_losses_are_averaged_over_images_not_batches(database, work):
-    trainer = Trainer(Config(nch_ker=2, ny_load=32, nx_load=32, batch_size=4), torch.device("cpu"))
-    state = trainer._begin()
-    train, _ = trainer._loaders(state.info)  # six images: batches of four and two
-    scores = trainer._train_epoch(state, state.net, train)
-    assert scores["loss/train"] == pytest.approx((4 * state.losses[0] + 2 * state.losses[1]) / 6)
+    assert main.main([*SMALL, "--num_epoch", "1", "--batch_size", "4"]) == 0  # six images: batches of four and two
+    first, second = checkpoint_of(work, 1).losses
+    assert curves(work)["loss/train"] == [(1, pytest.approx((4 * first + 2 * second) / 6))]
 
 
 def test_three_classes_of_two_channels_train(work, capsys):
@@ -399,7 +397,7 @@ def test_three_classes_of_two_channels_train(work, capsys):
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
     assert "dice_2" in capsys.readouterr().out
     saved = checkpoint_of(work, 60)
-    assert saved["arch"]["nch_in"] == 2 and saved["arch"]["nch_out"] == 3
+    assert saved.arch["nch_in"] == 2 and saved.arch["nch_out"] == 3
     scores = (work / "results" / "unet" / "em" / "metrics.csv").read_text().splitlines()
     header, mean = scores[0].split(","), scores[-1].split(",")
     assert float(mean[header.index("dice_2")]) > 0.9
@@ -455,7 +453,7 @@ def test_every_loss_learns(database, work, loss, nch_out):
 def test_the_papers_recipe_trains(database, work):
     paper = "--norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant --average 0"
     assert main.main([*SMALL, *paper.split(), "--batch_size", "1", "--loss", "wbce", "--num_epoch", "2"]) == 0
-    assert checkpoint_of(work, 2)["arch"]["pool"] == "max"
+    assert checkpoint_of(work, 2).arch["pool"] == "max"
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
 
 
@@ -493,9 +491,9 @@ def test_every_checkpoint_has_a_threshold_of_its_own_weights(database, work, sto
     stop_at_forward(signal.SIGINT, 2 * (3 + 1 + 8) + 2)  # in epoch 3; each save is scored by eight views
     assert main.main([*flags, "--num_epoch", "4"]) == 130
     epochs = sorted(checkpoint.list_epochs(work / "checkpoints" / "unet" / "em"))
-    assert epochs == [1, 2, 3] and not checkpoint_of(work, 3)["whole"]
+    assert epochs == [1, 2, 3] and not checkpoint_of(work, 3).whole
     for epoch in epochs:
-        assert checkpoint_of(work, epoch)["threshold"] == threshold_chosen_by_hand(work, epoch)
+        assert checkpoint_of(work, epoch).threshold == threshold_chosen_by_hand(work, epoch)
 
 
 def test_a_second_ctrl_c_leaves_the_first_save(database, work, stop_at_forward, capfd):
@@ -503,7 +501,7 @@ def test_a_second_ctrl_c_leaves_the_first_save(database, work, stop_at_forward, 
     stop_at_forward(signal.SIGINT, 8)  # while the threshold is chosen
     assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2"]) == 130
     assert "interrupted" in capfd.readouterr().err.splitlines()[-1]
-    assert not checkpoint_of(work, 2)["whole"]
+    assert not checkpoint_of(work, 2).whole
     assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2", "--train_continue", "on"]) == 0
 
 

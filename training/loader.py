@@ -125,6 +125,14 @@ class TrainingBatches:
         return batch
 
 
+def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.device | None:
+    """Where a database of this size is kept: with the network, if its GPU has ample room; None: on the disk."""
+    if num_byte > cache_gb * 1e9:
+        return None
+    ample = device.type == "cpu" or 8 * num_byte < torch.cuda.mem_get_info(device)[0]
+    return device if ample else torch.device("cpu")
+
+
 def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], *, verbose: bool) -> tuple[int, int]:
     """Crop that is no larger than the largest image [px]; says so, and warns of images that are smaller."""
     largest = -(-max(max(shape) for shape in shapes) // STRIDE) * STRIDE

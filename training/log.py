@@ -121,3 +121,6 @@ class NoLog:
 
     def images(self, *_: Any) -> None:
         """Do nothing."""
+
+
+Log = TrainingLog | NoLog

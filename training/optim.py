@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model import UNet
+
 OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda params, lr, beta1: torch.optim.Adam(params, lr, betas=(beta1, 0.999), fused=True),
     "adamw": lambda params, lr, beta1: torch.optim.AdamW(params, lr, betas=(beta1, 0.999), fused=True),
@@ -35,13 +37,13 @@ def learning_rate(progress: float, lr: float, schedule: str, warmup: float) -> f
     Parameters
     ----------
     progress : float
-        Share of the run that is over before the step, in [0, 1]; a longer run on resume follows its own curve.
+        Fraction of the run that is over before the step, in [0, 1]; a longer run on resume follows its own curve.
     lr : float
         The rate after the warm-up.
     schedule : {"constant", "cosine"}
         `cosine` falls to 0 at the end; Loshchilov and Hutter 2017, arXiv 1608.03983.
     warmup : float
-        Share of the run in which the rate rises linearly to `lr`.
+        Fraction of the run in which the rate rises linearly to `lr`.
 
     Examples
     --------
@@ -58,14 +60,14 @@ class MovingAverage:
 
     Parameters
     ----------
-    net : nn.Module
+    net : UNet
         Where the average starts; a copy is kept.
     decay : float
-        Share of the old average at each step; smaller in the first steps, so that the start is soon forgotten.
+        Weight of the old average at each step; smaller in the first steps, so that the start is soon forgotten.
         Source: Polyak and Juditsky 1992, doi 10.1137/0330046; start as in TensorFlow's ExponentialMovingAverage.
     """
 
-    def __init__(self, net: nn.Module, decay: float) -> None:
+    def __init__(self, net: UNet, decay: float) -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.decay, self.num_step = decay, 0
 
@@ -75,7 +77,7 @@ class MovingAverage:
         new = 1 - min(self.decay, (1 + self.num_step) / (10 + self.num_step))
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_(*(list(tensors) for tensors in zip(*moving, strict=True)), new)
+        torch._foreach_lerp_([average for average, _ in moving], [value for _, value in moving], new)
         for average, value in pairs:
             if not average.is_floating_point():
                 average.copy_(value)  # the count of batches
@@ -85,13 +87,13 @@ class MovingAverage:
         return {"net": self.net.state_dict(), "num_step": self.num_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Continue from what a checkpoint kept."""
         self.net.load_state_dict(state["net"])
         self.num_step = state["num_step"]
 
 
 def compatible_state(first: str, second: str) -> bool:
-    """Whether the state of one optimiser can go on in another; Adam and AdamW differ in the weight decay alone.
+    """Whether one optimiser can continue from the state of another; Adam and AdamW differ in the weight decay alone.
 
     Examples
     --------

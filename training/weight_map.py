@@ -17,8 +17,10 @@ REACH = FAR // 2  # [px] around the pixels nearest to an object, in which its se
 BAND = 2**20  # [px] of a label whose distances are computed at once
 
 
-def default_loss(num_class: int) -> str:
-    """Loss that `--loss auto` stands for; with two classes the pixels are weighted by the weight map."""
+def loss_of(choice: str, num_class: int) -> str:
+    """Loss that a choice stands for; `auto` weights the pixels of two classes by the weight map."""
+    if choice != "auto":
+        return choice
     return "wbce" if num_class == 2 else "bce"
 
 

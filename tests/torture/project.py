@@ -80,7 +80,7 @@ def read_samples(folder: Path) -> None:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, after the project's own reader has accepted it."""
-    checkpoint.load(path)
+    checkpoint.Checkpoint.load(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

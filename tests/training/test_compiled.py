@@ -5,38 +5,34 @@ import torch
 from conftest import SMALL
 from torch import nn
 
-import checkpoint
 import main
-from training.compiled import PAYS, Compiled, settle
-
-
-def chosen(choice, speeds, left):
-    """Whether each epoch of a training was compiled, given the speeds of one that is not and of one that is."""
-    plain, other = nn.Identity(), nn.Identity()
-    nets = Compiled(plain, choice, lambda net: other)
-    epochs = []
-    for _ in range(7):
-        epochs.append(nets.choose(left) is other)
-        nets.measured(speeds[epochs[-1]])
-    return "".join("c" if epoch else "-" for epoch in epochs)
+from checkpoint import Checkpoint
+from training import compiled
+from training.compiled import LONG_MINUTES, LONG_STEPS, compile_if_worth
 
 
 @pytest.mark.parametrize(
-    ("choice", "speeds", "left", "epochs"),
+    ("choice", "num_step", "max_minutes", "compiles"),
     [
-        ("off", (1, 2), 2 * PAYS, "-------"),
-        ("on", (2, 1), 0, "ccccccc"),
-        ("auto", (1, 2), 2 * PAYS, "--ccccc"),
-        ("auto", (2, 1), 2 * PAYS, "--cc---"),
-        ("auto", (1, 2), PAYS / 2, "-------"),
+        ("off", 10**6, 0, False),
+        ("on", 1, 0, True),
+        ("auto", LONG_STEPS, 0, True),
+        ("auto", LONG_STEPS - 1, 0, False),
+        ("auto", 1, LONG_MINUTES, True),
+        ("auto", 10**6, LONG_MINUTES - 1, False),
     ],
 )
-def test_auto_compiles_a_long_training_if_that_is_faster(choice, speeds, left, epochs):
-    assert chosen(choice, speeds, left) == epochs
+def test_auto_compiles_a_long_training_on_a_gpu(monkeypatch, choice, num_step, max_minutes, compiles):
+    monkeypatch.setattr(compiled, "can_compile", lambda device: device.type == "cuda")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    net = nn.Conv2d(1, 1, 3)
+    with torch._dynamo.config.patch(suppress_errors=False):  # puts back what `auto` sets
+        assert (compile_if_worth(net, choice, torch.device("cuda"), num_step, max_minutes) is not net) == compiles
 
 
-def test_nothing_is_gained_on_a_cpu():
-    assert [settle(choice, torch.device("cpu")) for choice in ("auto", "on", "off")] == ["off", "on", "off"]
+def test_auto_does_not_compile_on_a_cpu():
+    net = nn.Conv2d(1, 1, 3)
+    assert compile_if_worth(net, "auto", torch.device("cpu"), 10**6, 0) is net
 
 
 def test_what_can_not_be_compiled_runs_as_it_is(monkeypatch):
@@ -44,12 +40,11 @@ def test_what_can_not_be_compiled_runs_as_it_is(monkeypatch):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    monkeypatch.setattr(compiled, "can_compile", lambda _: True)
     net, image = nn.Conv2d(1, 1, 3), torch.ones(1, 1, 8, 8)
-    nets = Compiled(net, "auto")
-    nets.speeds = [1.0, 1.0]
-    with torch._dynamo.config.patch(suppress_errors=False):  # puts back what the trial sets
-        trial = nets.choose(2 * PAYS)
-        assert trial is not net and torch.equal(trial(image), net(image))
+    with torch._dynamo.config.patch(suppress_errors=False):
+        other = compile_if_worth(net, "auto", torch.device("cpu"), LONG_STEPS, 0)
+        assert other is not net and torch.equal(other(image), net(image))
 
 
 def test_a_compiled_training_saves_the_names_and_weights_of_one_that_is_not(database, work, monkeypatch):
@@ -57,6 +52,7 @@ def test_a_compiled_training_saves_the_names_and_weights_of_one_that_is_not(data
     for compile in ("on", "off"):
         flags = ["--compile", compile, "--amp", "off", "--num_epoch", "2", "--batch_size", "3"]
         assert main.main([*SMALL, *flags, "--scope", compile]) == 0
-    one, other = (checkpoint.load(work / f"checkpoints/{name}/em/model_epoch0002.pth")["net"] for name in ("on", "off"))
+    paths = (work / f"checkpoints/{name}/em/model_epoch0002.pth" for name in ("on", "off"))
+    one, other = (Checkpoint.load(path).net for path in paths)
     assert one.keys() == other.keys()
     assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)

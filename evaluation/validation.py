@@ -1,0 +1,87 @@
+"""The validation of a training: scores of the network on the validation set, and the threshold that they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from dataset import SampleFile
+from distributed import World
+from evaluation.scorers import Challenge, Segmented, SegmentScorer, ValidationScorer, segment
+from prediction.predictor import Predictor, find_background, fold_norm
+from training.progress import Progress
+from training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How the validation set is scored; the processes of the run share its samples.
+
+    Attributes
+    ----------
+    files : list of SampleFile
+        The samples, each with a label.
+    device, precision
+        What to compute on and in; segments are scored in float32, as the test does.
+    background : str
+        Class that no object is of, as `--background`.
+    tta, tile
+        How segments are inferred, as in the test.
+    world : World
+        The processes of the run.
+    progress : Progress
+        Tells whether to stop.
+    """
+
+    files: list[SampleFile]
+    device: torch.device
+    precision: torch.dtype | None
+    background: str
+    tta: bool
+    tile: int
+    world: World
+    progress: Progress
+
+    def score_pixels(self, state: TrainState, *, pictures: bool) -> ValidationScorer | None:
+        """Score each pixel of the whole images, without augmentation; None after a signal to stop."""
+        scorer = ValidationScorer(state.info, pictures=pictures)
+        for image in self._segment(self._predictor(state, self.precision), tta=False, heed=True):
+            scorer(image)
+        self.progress.sync(state.epoch)
+        if self.progress.is_stopping():
+            return None
+        scorer.finish(self.world.gather)
+        return scorer
+
+    def score_segments(self, state: TrainState, *, heed: bool = True) -> Challenge | None:
+        """Score the segments as the test infers them, and set the threshold of these weights.
+
+        None for more than two classes, and after a signal to stop, which is heeded or not.
+        """
+        if state.info.num_class > 2:
+            return None
+        predictor = self._predictor(state, None)
+        scorer = SegmentScorer(predictor.background)
+        for image in self._segment(predictor, tta=self.tta, heed=heed):
+            scorer(image)
+        self.progress.sync(state.epoch)
+        if heed and self.progress.is_stopping():
+            return None
+        challenge = scorer.finish(self.world.gather)
+        best = challenge.best_threshold
+        state.threshold = best if predictor.background == 0 else round(1 - best, 6)
+        return challenge
+
+    def _predictor(self, state: TrainState, precision: torch.dtype | None) -> Predictor:
+        background = find_background(state.info, self.background)
+        return Predictor(fold_norm(state.best_net), state.info, state.threshold, self.device, precision, background)
+
+    def _segment(self, predictor: Predictor, *, tta: bool, heed: bool) -> Iterator[Segmented]:
+        """What the network says of the samples of this process, until a signal if it is to be heeded."""
+
+        def stopped() -> bool:
+            return heed and bool(self.progress.stop)
+
+        return segment(predictor, self.files, self.world, tta=tta, tile=self.tile, stop=stopped)

@@ -1,0 +1,175 @@
+"""The state that a training carries from step to step: begun, resumed, and turned into a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from checkpoint import Checkpoint, explain_mismatch
+from config import Config
+from dataset import DataInfo
+from model import NUM_LEVEL, UNet, init_weights, on_device
+from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state
+from utils import UserError
+
+# may well change on a resume
+PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
+
+
+@dataclass
+class TrainState:
+    """Where a training stands.
+
+    Attributes
+    ----------
+    net, optimizer
+        With their weights and moments.
+    scaler : GradScaler
+        Of the loss; only float16 needs it, otherwise it does nothing.
+    info : DataInfo
+        Of the data that the network was first trained on.
+    epoch : int
+        The current epoch, from 1.
+    losses : list of float
+        Loss of each batch of that epoch so far.
+    plan : dict
+        What the batches of that epoch depend on, as `TrainingBatches.plan`.
+    saved_epoch : int
+        Epoch of the checkpoint it was loaded from; 0 for none.
+    average : MovingAverage or None
+        Of the weights, if there is one.
+    threshold : float
+        Probability of class 1 over which the validation scored best.
+    seconds : float
+        Time trained before this process.
+    """
+
+    net: UNet
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    info: DataInfo
+    epoch: int = 1
+    losses: list[float] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    saved_epoch: int = 0
+    average: MovingAverage | None = None
+    threshold: float = 0.5
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(cls, config: Config, info: DataInfo, device: torch.device, precision: torch.dtype | None) -> TrainState:
+        """First state, with weights drawn anew.
+
+        Raises
+        ------
+        UserError
+            The flags ask for channels or classes that the data don't have.
+        """
+        if config.nch_in not in (0, info.nch_in):
+            raise UserError(f"--nch_in {config.nch_in}: the images of the database have {info.nch_in} channels")
+        allowed = (1, 2) if info.num_class == 2 else (info.num_class,)
+        if config.nch_out not in (0, *allowed):
+            needed = " or ".join(map(str, allowed))
+            raise UserError(f"--nch_out {config.nch_out}: {info.num_class} classes need {needed}")
+        shape = (config.nch_ker, config.norm, config.pool, config.dropout, config.num_level)
+        net = UNet(info.nch_in, config.nch_out or allowed[0], *shape)
+        init_weights(net, config.init, config.seed)
+        return cls._around(net, config, info, device, precision)
+
+    @classmethod
+    def resume(
+        cls, saved: Checkpoint, path: Path, config: Config, device: torch.device, precision: torch.dtype | None
+    ) -> TrainState:
+        """State of a checkpoint; the flags hold for all but the architecture.
+
+        Raises
+        ------
+        UserError
+            The flags name another architecture, or parts of the checkpoint don't fit the network.
+        """
+        for name, value in ({"num_level": NUM_LEVEL} | saved.arch).items():
+            if getattr(config, name) not in (0, value):
+                raise UserError(f"--{name} {getattr(config, name)}: {path} was trained with --{name} {value}")
+        net = saved.network(path, averaged=False, dropout=config.dropout)
+        state = cls._around(net, config, saved.info, device, precision)
+        with explain_mismatch(path):
+            if state.average and saved.average:
+                state.average.load_state_dict(saved.average)
+            if compatible_state(saved.config["optim"], config.optim):
+                load_optimizer_state(state.optimizer, saved.optim)
+            if state.scaler.is_enabled() and saved.scaler:
+                state.scaler.load_state_dict(saved.scaler)
+        state.epoch, state.losses = (saved.epoch + 1, []) if saved.whole else (saved.epoch, saved.losses)
+        state.saved_epoch, state.plan = saved.epoch, saved.plan
+        state.threshold, state.seconds = saved.threshold, saved.seconds
+        return state
+
+    @classmethod
+    def _around(
+        cls, net: UNet, config: Config, info: DataInfo, device: torch.device, precision: torch.dtype | None
+    ) -> TrainState:
+        """State of a network that no step has been made with."""
+        net = on_device(net, device, precision)
+        optimizer = OPTIMS[config.optim](net.parameters(), config.lr, config.beta1)
+        scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
+        average = MovingAverage(net, config.average) if config.average else None
+        return cls(net, optimizer, scaler, info, average=average)
+
+    @property
+    def best_net(self) -> UNet:
+        """The network to validate and test with: the average, if there is one."""
+        return self.average.net if self.average else self.net
+
+    def plan_epoch(self, plan: dict[str, Any], num_step: int) -> str:
+        """Begin an interrupted epoch again whose batches would be others now; returns why, or nothing."""
+        before, self.plan = plan | self.plan, plan
+        changed = [f"{name} is {plan[name]}, was {before[name]}" for name in plan if before[name] != plan[name]]
+        if not self.losses or not (changed or len(self.losses) > num_step):
+            return ""
+        self.losses = []
+        return ", ".join(changed) or "fewer samples"
+
+    def next_epoch(self) -> None:
+        """Go on to the next epoch, of which no batch is done."""
+        self.epoch, self.losses = self.epoch + 1, []
+
+    def checkpoint(self, config: Config, *, whole: bool, seconds: float, run: str) -> Checkpoint:
+        """What is saved of it, of an epoch that is trained to its end or not."""
+        return Checkpoint(
+            net=self.net.state_dict(),
+            optim=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            arch=self.net.arguments,
+            info=self.info,
+            config=asdict(config),
+            epoch=self.epoch,
+            whole=whole,
+            losses=self.losses,
+            plan=self.plan,
+            threshold=self.threshold,
+            seconds=seconds,
+            run=run,
+            average=self.average.state_dict() if self.average else None,
+        )
+
+
+def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
+    """Notes on the flags that are others than those the checkpoint was trained with."""
+    notes = [
+        f"--{item.name} is {getattr(config, item.name)}, was {saved.config[item.name]}"
+        for item in fields(config)
+        if item.name in saved.config.keys() - PER_RUN and not item.name.startswith("dir_")
+        if getattr(config, item.name) != saved.config[item.name]
+    ]
+    if config.normalize != saved.info.normalize:
+        notes.append(f"--normalize stays {saved.info.normalize}, as in the checkpoint")
+    return notes
+
+
+def num_weight(net: nn.Module) -> int:
+    """Number of weights of a network."""
+    return sum(weights.numel() for weights in net.parameters())
