@@ -161,7 +161,7 @@ class Trainer:
             self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to resume")
             return 0
         val = list_samples(self.dir_data / "val") if (self.dir_data / "val").is_dir() else []
-        batches, validation = self._batches(state.info, val), self._validation(state.info, val)
+        batches, validation = self._batches(state, val), self._validation(state.info, val)
         self._lock(locks)
         if why := state.plan_epoch(batches.plan, len(batches)):
             self._say(f"note: epoch {state.epoch} begins again: {why}")
@@ -275,9 +275,9 @@ class Trainer:
             own = Checkpoint.load_for(path, self.dir_data).run == distributed.run_id()
         return self.world.broadcast(own)
 
-    def _batches(self, info: DataInfo, val: list[SampleFile]) -> TrainingBatches:
+    def _batches(self, state: TrainState, val: list[SampleFile]) -> TrainingBatches:
         """Batches of the training split, which are weighted where the loss wants it."""
-        config, files = self.config, list_samples(self.dir_data / "train")
+        config, info, files = self.config, state.info, list_samples(self.dir_data / "train")
         weighted = loss_of(self.config.loss, info.num_class) == "wbce"
         if weighted and self.world.is_main:
             cache_border_distances(files, info)
@@ -290,7 +290,8 @@ class Trainer:
         data = PatchDataset(files, info, labelled=True, memory=memory, distances=weighted, margin=augment.margin)
         balance = info.class_share if config.balance else None
         weigh = partial(pixel_weight, class_share=balance, w0=config.w0, sigma=config.sigma) if weighted else None
-        return TrainingBatches(data, augment, config.batch_size, config.seed, options, self.device, weigh)
+        batch_size, seed, stride = config.batch_size, config.seed, state.net.stride
+        return TrainingBatches(data, augment, batch_size, seed, options, self.device, stride, weigh)
 
     def _validation(self, info: DataInfo, files: list[SampleFile]) -> Validation | None:
         """How the validation set is scored, if there is one."""

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset import Batch, PatchDataset, PatchSampler, SampleFile
-from model import STRIDE
 from training.augment import Augmentation
 from utils import say
 
@@ -71,6 +70,8 @@ class TrainingBatches:
         How this process reads samples.
     device : torch.device
         Where the batches go.
+    stride : int
+        Of the network [px]; a crop of smaller images has sides that are multiples of it.
     weigh : callable, optional
         Weight of each pixel, of a batch's label and distance.
     """
@@ -83,9 +84,10 @@ class TrainingBatches:
         seed: int,
         options: LoaderOptions,
         device: torch.device,
+        stride: int,
         weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        crop = fit_crop(augment.crop, data.shapes, verbose=options.rank == 0)
+        crop = fit_crop(augment.crop, data.shapes, stride, verbose=options.rank == 0)
         self.augment, self.weigh = replace(augment, crop=crop), weigh
         self.files, self.seed, self.options, self.device = data.files, seed, options, device
         self._loader = patch_loader(data, crop, batch_size, seed, options)
@@ -133,9 +135,9 @@ def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.de
     return device if ample else torch.device("cpu")
 
 
-def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], *, verbose: bool) -> tuple[int, int]:
+def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, *, verbose: bool) -> tuple[int, int]:
     """Crop that is no larger than the largest image [px]; says so, and warns of images that are smaller."""
-    largest = -(-max(max(shape) for shape in shapes) // STRIDE) * STRIDE
+    largest = -(-max(max(shape) for shape in shapes) // stride) * stride
     if largest < max(crop):
         crop = (min(crop[0], largest), min(crop[1], largest))
         if verbose:
