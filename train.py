@@ -160,8 +160,9 @@ class Trainer:
         if self.progress.sync(state.epoch - 1) >= 1:
             self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to resume")
             return 0
+        train = list_samples(self.dir_data / "train")
         val = list_samples(self.dir_data / "val") if (self.dir_data / "val").is_dir() else []
-        batches, validation = self._batches(state, val), self._validation(state.info, val)
+        batches, validation = self._batches(state, train, val), self._validation(state.info, val)
         self._lock(locks)
         if why := state.plan_epoch(batches.plan, len(batches)):
             self._say(f"note: epoch {state.epoch} begins again: {why}")
@@ -275,9 +276,9 @@ class Trainer:
             own = Checkpoint.load_for(path, self.dir_data).run == distributed.run_id()
         return self.world.broadcast(own)
 
-    def _batches(self, state: TrainState, val: list[SampleFile]) -> TrainingBatches:
+    def _batches(self, state: TrainState, files: list[SampleFile], val: list[SampleFile]) -> TrainingBatches:
         """Batches of the training split, which are weighted where the loss wants it."""
-        config, info, files = self.config, state.info, list_samples(self.dir_data / "train")
+        config, info = self.config, state.info
         weighted = loss_of(self.config.loss, info.num_class) == "wbce"
         if weighted and self.world.is_main:
             cache_border_distances(files, info)
