@@ -450,6 +450,15 @@ def discard(path: Path) -> None:
                 raise
 
 
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` (a folder that is not writable, a full disk) into a `UserError` that names what is written."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Error for a folder that is not writable or a full disk."""
     return UserError(f"cannot write {path}: {error.strerror or error}: choose another folder, or make room")
