@@ -173,13 +173,12 @@ def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
 
 
 def read_geometry(frames: list[Frame]) -> Geometry:
-    """Axes and pixel size of frames, if they are all frames of one file; else an axis Z alone."""
+    """Axes and pixel size of all frames of one file; of other frames an axis Z alone."""
     path, geometry = frames[0].path, Geometry()
-    if any(frame.path != path for frame in frames):
-        pass
-    elif path.is_dir():
+    is_one_file = all(frame.path == path for frame in frames)
+    if is_one_file and path.is_dir():
         geometry = zarr_geometry(path)
-    elif _first_bytes(path).startswith(SIGNATURES):
+    elif is_one_file and _first_bytes(path).startswith(SIGNATURES):
         geometry = tiff_geometry(path)
     if math.prod(geometry.lengths) != len(frames):
         axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
