@@ -295,15 +295,15 @@ def rand_error(counts: np.ndarray) -> float:
     return 1.0 - max(_f_score(*row) for row in counts)
 
 
-def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5) -> dict[str, float]:
+def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     """Detection scores: F1 of the objects, and mean overlap of the matched ones.
+
+    Two objects match if their intersection over union is greater than 0.5, so that an object has at most one match.
 
     Parameters
     ----------
     truth, proposal : ndarray of int
         (H, W) object numbers; 0 is background. Of masks, give the 4-connected components.
-    overlap : float
-        Two objects match if their intersection over union is greater; from 0.5 on, an object has at most one match.
 
     Returns
     -------
@@ -321,7 +321,7 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5)
     area, proposed_area = np.bincount(true, count), np.bincount(proposed, count)
     joint = count[both]
     ious = joint / (area[true[both]] + proposed_area[proposed[both]] - joint)
-    matched = ious[ious > overlap]
+    matched = ious[ious > 0.5]
     objects = int(np.sum(area[1:] > 0) + np.sum(proposed_area[1:] > 0))
     return {
         "object_f1": 2 * len(matched) / objects if objects else 1.0,
