@@ -1,4 +1,4 @@
-"""Draw the figure of a test: rows of input, label and output, a column for each image.
+"""Draw the figure of a test: one column per image, with rows for input, label and output.
 
 python display_result.py --dir_result ./results --scope unet --name_data em --num 5
 """
@@ -53,12 +53,12 @@ def _check_goal(goal: Path, folder: Path) -> None:
 
 
 def find_images(folder: Path, num: int) -> dict[str, dict[str, Path]]:
-    """Files of the first images of a test, by number and kind; missing kinds are left out.
+    """Picture files of the first `num` images of a test, by image name and kind; missing files are left out.
 
     Raises
     ------
     UserError
-        There are none.
+        The folder has no result images.
     """
     outputs = sorted(folder.glob(picture_name("*", "output")), key=lambda path: natural_key(path.name))[:num]
     if not outputs:
@@ -66,8 +66,9 @@ def find_images(folder: Path, num: int) -> dict[str, dict[str, Path]]:
             f"no result images in {folder}: run main.py --mode test first, or check --scope and --name_data"
         )
     names = [path.name.removesuffix(picture_name("", "output")) for path in outputs]
-    files = {name: {kind: folder / picture_name(name, kind) for kind in KINDS} for name in names}
-    return {name: {kind: path for kind, path in kinds.items() if path.exists()} for name, kinds in files.items()}
+    return {
+        name: {kind: path for kind in KINDS if (path := folder / picture_name(name, kind)).exists()} for name in names
+    }
 
 
 def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> None:
@@ -76,18 +77,18 @@ def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> N
     Parameters
     ----------
     pictures : dict
-        Pictures of each kind, for each image by its number.
+        For each image name, its pictures by kind.
     title : str
         Heading.
     goal : Path
-        File to write; its suffix is the type.
+        File to write; its suffix selects the format.
     show : bool
-        Open a window as well.
+        Whether to open a window as well.
 
     Raises
     ------
     UserError
-        matplotlib doesn't write files of that type.
+        matplotlib does not write that format.
     """
     import matplotlib
 
@@ -110,7 +111,7 @@ def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> N
 
 
 def _fill(figure: Figure, pictures: dict[str, Pictures], title: str) -> None:
-    """Draw a row for each kind and a column for each image."""
+    """Draw one row per kind and one column per image."""
     axes = figure.subplots(len(KINDS), len(pictures), squeeze=False)
     for column, (name, kinds) in zip(axes.T, pictures.items(), strict=True):
         for axis, kind in zip(column, KINDS, strict=True):

@@ -28,6 +28,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2 (Linux): relative to the current folder; exchange the two
+ABANDONED = 86400  # [s] on Windows an unlocked partial file may be about to be renamed, unless it is this old
+TRIES, PAUSE = 5, 0.02  # attempts to lock, and [s] between them: a leaving reader holds the lock alone for a moment
+
+
 @dataclass
 class _Lock:
     """A lock held by this process: descriptor of its file, whether it is shared, and how often it was taken."""
@@ -38,27 +43,23 @@ class _Lock:
 
 
 _held: dict[Path, _Lock] = {}  # lock file -> lock
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: relative to the current folder; exchange the two
-LOCK = ".lock"
-ABANDONED = 86400  # [s] on Windows an unlocked partial file may be about to be renamed, unless it is this old
-TRIES, PAUSE = 5, 0.02  # attempts, and [s] between them: a leaving reader holds the lock alone for a moment
 
 
 @contextmanager
-def locked(folder: Path, advice: str, *, shared: bool = False, name: str = LOCK) -> Iterator[None]:
+def locked(folder: Path, advice: str, *, shared: bool = False, name: str = ".lock") -> Iterator[None]:
     """Lock a folder against other processes that write in it.
 
-    The lock is one of the kernel (flock), so that a killed process leaves none behind. Nothing is locked if the file
-    system has no locks, or if a reader may not write. A process may take a lock again that it holds.
+    This is a lock of the kernel (flock), which ends with the process. Nothing is locked if the file system has no
+    locks, or for a reader without write permission. A process may take a lock that it already holds.
 
     Parameters
     ----------
     folder : Path
-        Created if missing, except by readers, and then removed at the end if it is empty.
+        Created if missing (not for readers), and removed at the end if it is empty.
     advice : str
         What to do if another process holds the lock, besides waiting.
     shared : bool
-        For reading: other readers may hold the lock too.
+        Whether other readers may hold the lock too.
     name : str
         Name of the lock file in the folder.
 
@@ -68,7 +69,7 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = LOCK)
         Another process holds the lock (the message has its number, machine and command), or the folder is not
         writable.
     """
-    path = Path(os.path.realpath(folder)) / name  # one lock for all paths of a folder
+    path = Path(os.path.realpath(folder)) / name  # the same lock for all paths of a folder
     # folders that this call creates, innermost first
     missing = [] if shared else [part for part in (path.parent, *path.parent.parents) if not part.exists()]
     try:
@@ -86,7 +87,7 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = LOCK)
             yield
         finally:
             lock.count -= 1
-            if not lock.count and path in _held:  # a forked process has forgotten it
+            if not lock.count and path in _held:  # not in a forked process, see `_forget_locks`
                 _release(path, _held.pop(path).descriptor)
     finally:
         with suppress(OSError):  # not empty
@@ -96,26 +97,14 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = LOCK)
 
 @contextmanager
 def reading(folder: Path, names: list[str], advice: str) -> Iterator[None]:
-    """While entered, the entries of an `atomic_folder` are complete and not replaced.
+    """Keep other processes from replacing the entries of an `atomic_folder`, after completing an interrupted exchange.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder whose entries are read.
-    names : list of str
-        As for `atomic_folder`.
-    advice : str
-        What to do if another process writes there, besides waiting.
-
-    Raises
-    ------
-    UserError
-        Another process writes there.
+    Parameters and errors as for `atomic_folder`.
     """
     while True:
         finish_exchange(folder, names)
         with locked(folder, advice, shared=True):
-            if not _is_cut_off(folder):  # by a writer killed between the two lines above
+            if not _is_cut_off(folder):  # else a writer was killed between the two lines above
                 yield
                 return
 
@@ -133,20 +122,25 @@ def _acquire(path: Path, advice: str, shared: bool) -> int | None:
             raise cannot_write(path.parent, error) from error
         try:
             _claim(path, descriptor, advice, shared)
-            # the holder before us may have removed the file: then the lock is on a file without a name; try again
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                _sign(descriptor, shared)
-                return descriptor
-        except FileNotFoundError:
-            pass
+            has_name = _has_name(descriptor, path)
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)
+        if has_name:
+            _sign(descriptor, shared)
+            return descriptor
+        os.close(descriptor)  # the holder before us has removed the file, so that nobody else sees our lock: try again
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at its path, where another process may have removed it."""
+    with suppress(FileNotFoundError):
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    return False
 
 
 def _claim(path: Path, descriptor: int, advice: str, shared: bool) -> None:
-    """Lock a file, or raise an error that names the holder."""
+    """Lock a file, or name its holder in an error."""
     for _ in range(TRIES):
         if _try_lock(descriptor, shared) is not False:
             return
@@ -168,7 +162,7 @@ def _upgrade(path: Path, lock: _Lock, advice: str) -> None:
 
 
 def _sign(descriptor: int, shared: bool) -> None:
-    """Write the holder into a lock file, over what a killed process has left."""
+    """Write this process into its lock file, replacing what a killed one has left."""
     command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     text = "" if shared else f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300]
     with suppress(OSError):  # a full disk: the lock works without it
@@ -204,7 +198,7 @@ def _release(path: Path, descriptor: int) -> None:
 
 
 def _forget_locks() -> None:
-    """Close the locks in a forked process: they belong to the parent and must end with it."""
+    """Close the locks in a forked process: they must end with the parent."""
     for lock in _held.values():
         os.close(lock.descriptor)
     _held.clear()
@@ -218,9 +212,8 @@ if hasattr(os, "register_at_fork"):
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open a file that appears under its name only when it is complete.
 
-    The bytes go to `.NAME.XXXX.partial` in the same folder (NAME: at most 50 letters), are flushed to the disk, and
-    renamed at the end; after an error the partial file is removed and the old file stays. Partial files of killed
-    processes are removed.
+    The bytes go to `.NAME.XXXX.partial` in the same folder, are flushed to the disk, and renamed at the end; after an
+    error the old file is unchanged. Partial files of killed processes are removed.
 
     Parameters
     ----------
@@ -235,29 +228,26 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         The folder is not writable, or the disk is full.
     """
     path = Path(path)
-    partial = None
-    try:
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         partial, file = _open_partial(path, mode)
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if fcntl:
-                partial.replace(path)  # still locked, or another process would take it for a dead one's
-        if not fcntl:  # Windows can't rename an open file
-            partial.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):  # the error of the write is the one to report
-            if partial:
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if fcntl:
+                    partial.replace(path)  # while locked, or `_sweep` of another process may remove it
+            if not fcntl:  # Windows can't rename an open file
+                partial.replace(path)
+        finally:
+            with suppress(OSError):  # the error of the write is the one to report
                 discard(partial)
 
 
 def _prefix(path: Path) -> str:
-    """Beginning of the names of a file's partial files; short enough if the name has 255 letters."""
+    """First letters of the names of a file's partial files, which must be short enough for a name of 255 letters."""
     return f".{path.name[:50]}."
 
 
@@ -267,15 +257,13 @@ def _open_partial(path: Path, mode: str) -> tuple[Path, IO]:
     while True:
         partial = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.partial")
         file = partial.open(mode.replace("w", "x"), **text)
-        swept = _try_lock(file.fileno(), shared=False) is False
-        with suppress(FileNotFoundError):
-            if not swept and os.fstat(file.fileno()).st_ino == partial.stat().st_ino:
-                return partial, file
-        file.close()  # between creation and lock, another process took it for a dead one's; try again
+        if _try_lock(file.fileno(), shared=False) is not False and _has_name(file.fileno(), partial):
+            return partial, file
+        file.close()  # another process swept it between its creation and the lock: try again
 
 
 def _sweep(path: Path) -> None:
-    """Remove the partial files of killed processes, which nobody locks."""
+    """Remove the partial files of killed processes: those that nobody locks."""
     for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*.partial"):
         with suppress(OSError):
             status = partial.lstat()
@@ -290,28 +278,19 @@ def _sweep(path: Path) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Path of an output that is being written, visible to the user."""
+    """Path of an output while it is written, visible to the user."""
     return path.with_name(f"{path.name}.partial")
 
 
 def check_writable(folder: Path) -> None:
-    """Create a folder and test that it is writable, before hours of work rely on it.
-
-    Raises
-    ------
-    UserError
-        The folder is not writable, or the disk is full.
-    """
-    try:
+    """Create a folder, and raise a `UserError` if it is not writable, before hours of work rely on it."""
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # has no name, so that a killed process leaves none
-            pass
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+        tempfile.TemporaryFile(dir=folder).close()  # has no name, so that a killed process leaves none
 
 
-OLD = ".old"  # folder of old entries that earlier versions of this program set aside
-NEW, PROVIDED = ".new", ".provided"  # folder of complete entries that are not yet in place, and the list of their names
+OLD = ".old"  # folder in which earlier versions of this program kept the old entries during an exchange
+NEW, PROVIDED = ".new", ".provided"  # folder of new entries that are not yet in place, and the list of their names
 
 
 @contextmanager
@@ -319,17 +298,17 @@ def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> I
     """Fill a temporary folder whose entries replace those of `parent` together, at the end.
 
     One rename makes the new entries valid; if the process is killed before all are in place, `finish_exchange`
-    completes the exchange. `parent` is locked against other writers meanwhile.
+    completes the exchange. Meanwhile `parent` is locked against other processes.
 
     Parameters
     ----------
     parent : path-like
         Folder whose entries are replaced; created if missing. Its other entries stay.
     names : list of str
-        Entries (files or folders) that the caller writes into the yielded folder. Old entries of these names are
-        removed, even if no new one was written.
+        Files and folders that the caller writes into the yielded folder. Old ones of these names are removed, even if
+        no new one was written.
     advice : str
-        What to do if another process writes there, besides waiting.
+        What to do if another process uses `parent`, besides waiting.
 
     Yields
     ------
@@ -339,7 +318,7 @@ def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> I
     Raises
     ------
     UserError
-        The folder is not writable, the disk is full, or another process writes there.
+        The folder is not writable, the disk is full, or another process uses it.
     """
     parent = Path(parent)
     partial = parent / ".partial"
@@ -363,38 +342,25 @@ def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> I
 
 
 def finish_exchange(parent: Path, names: list[str]) -> None:
-    """Complete an exchange that a killed process began; call this before reading entries of an `atomic_folder`.
+    """Complete an exchange that a killed process began, before the entries of an `atomic_folder` are read.
 
-    Parameters
-    ----------
-    parent : Path
-        Folder whose entries are replaced.
-    names : list of str
-        As for `atomic_folder`.
-
-    Raises
-    ------
-    UserError
-        Another process is exchanging entries now, or the folder is not writable.
+    Parameters and errors as for `atomic_folder`.
     """
     if not _is_cut_off(parent):
         return
     new, old = parent / NEW, parent / OLD
-    with locked(parent, "run this again then"):
-        try:
-            if _is_own_folder(old):  # of an earlier version: put the old entries back
-                for entry in old.iterdir():
-                    discard(parent / entry.name)
-                    entry.rename(parent / entry.name)
-                discard(old)
-            if _is_own_folder(new):
-                _exchange(parent, new, names)
-        except OSError as error:
-            raise cannot_write(parent, error) from error
+    with locked(parent, "run this again then"), explain_write_errors(parent):
+        if _is_own_folder(old):  # of an earlier version: put the old entries back
+            for entry in old.iterdir():
+                discard(parent / entry.name)
+                entry.rename(parent / entry.name)
+            discard(old)
+        if _is_own_folder(new):
+            _exchange(parent, new, names)
 
 
 def _exchange(parent: Path, new: Path, names: list[str]) -> None:
-    """Replace entries by those of a folder; may be interrupted anywhere and called again."""
+    """Replace entries by those of a folder; can be repeated after an interruption at any point."""
     names, provided = _noted(new / PROVIDED, names)
     for name in names:
         if (new / name).exists():
@@ -407,7 +373,7 @@ def _exchange(parent: Path, new: Path, names: list[str]) -> None:
 
 def _noted(note: Path, names: list[str]) -> tuple[list[str], list[str]]:
     """Entries that an exchange replaces, which may differ from the caller's, and those that it provides."""
-    if not note.is_file():  # only the removal of the folder was left to do
+    if not note.is_file():  # only the removal of the folder is left to do
         return names, names
     try:
         noted = json.loads(note.read_text("utf-8"))
@@ -420,12 +386,12 @@ def _noted(note: Path, names: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_cut_off(parent: Path) -> bool:
-    """Whether an exchange of entries is in progress or was interrupted."""
+    """Whether an exchange is in progress or was interrupted."""
     return _is_own_folder(parent / NEW) or _is_own_folder(parent / OLD)
 
 
 def _is_own_folder(path: Path) -> bool:
-    """Whether a path is a folder and not a link to one, which may lead anywhere."""
+    """Whether a path is a folder, not a link, which may lead anywhere."""
     return path.is_dir() and not path.is_symlink()
 
 
@@ -450,26 +416,22 @@ def discard(path: Path) -> None:
                 raise
 
 
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` (a folder that is not writable, a full disk) into a `UserError` that names what is written."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Error for a folder that is not writable or a full disk."""
     return UserError(f"cannot write {path}: {error.strerror or error}: choose another folder, or make room")
 
 
 def move_aside(folder: Path, files: list[Path]) -> Path | None:
-    """Move files of an earlier run into a new subfolder `earlier-N`.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder that gets the subfolder.
-    files : list of Path
-        Files in that folder.
-
-    Returns
-    -------
-    Path or None
-        The subfolder; None if there was no file to move.
-    """
+    """Move files of an earlier run into a new subfolder `earlier-N`, and return that; None if there are no files."""
     if not files:
         return None
     number = 1

@@ -15,7 +15,7 @@ LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be
 
 
 def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray, num_class: int) -> Tensor:
-    """Count the pixels of each pair of classes in each image.
+    """Count the pixels of each pair of classes; the scores of pixels below are functions of these counts.
 
     Parameters
     ----------
@@ -32,8 +32,7 @@ def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray
     Raises
     ------
     ValueError
-        The shapes differ, or a value is not a class index; values are checked on the CPU only, because on a GPU the
-        check would wait for the device.
+        The shapes differ, or a value is not a class index (not checked on a GPU, where the check would wait).
 
     Examples
     --------
@@ -52,21 +51,10 @@ def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray
 
 
 def dice(confusion: np.ndarray) -> np.ndarray:
-    """Dice coefficient of each class, 2 |A and B| / (|A| + |B|).
+    """Dice coefficient of each class, 2 |A and B| / (|A| + |B|), 1 for an absent class; (..., K, K) to (..., K).
 
-    Parameters
-    ----------
-    confusion : ndarray of int
-        (..., K, K), see `confusion_matrix`.
+    Source: Dice 1945, doi 10.2307/1932409.
 
-    Returns
-    -------
-    ndarray of float64
-        (..., K) in [0, 1]; 1 for a class that is in neither label nor prediction.
-        Source: Dice 1945, doi 10.2307/1932409.
-
-    Examples
-    --------
     >>> dice(np.array([[1, 1], [0, 2]]))
     array([0.66666667, 0.8       ])
     """
@@ -75,7 +63,7 @@ def dice(confusion: np.ndarray) -> np.ndarray:
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class (the Jaccard index), |A and B| / |A or B|; arguments as for `dice`.
+    """Intersection over union of each class (Jaccard index), |A and B| / |A or B|; as for `dice`.
 
     >>> iou(np.array([[1, 1], [0, 2]]))
     array([0.5       , 0.66666667])
@@ -85,7 +73,7 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 
 
 def pixel_error(confusion: np.ndarray) -> np.ndarray:
-    """Fraction (...) of the pixels whose class is wrong, 0 where there is no pixel; argument as for `dice`.
+    """Fraction of the pixels whose class is wrong, 0 if there is no pixel; (..., K, K) to (...).
 
     >>> float(pixel_error(np.array([[1, 1], [0, 2]])))
     0.25
@@ -94,40 +82,47 @@ def pixel_error(confusion: np.ndarray) -> np.ndarray:
     return 1.0 - _ratio(both.sum(-1), label.sum(-1))
 
 
-class Contingency(NamedTuple):
-    """Overlap of the segments of a ground truth and a proposal, in pixels of the foreground of the truth.
+def _areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of each class in the intersection, the label and the prediction, (..., K) each."""
+    return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
 
-    Attributes
-    ----------
-    joint : ndarray of float64
-        Pixels of each pair of a true and a proposed segment that overlap, p_ij.
-    truth : ndarray of float64
-        Pixels of each true segment.
-    proposal : ndarray of float64
-        Pixels of each proposed segment, inside the foreground of the truth.
-    num_unassigned : int
-        Foreground pixels in no proposed segment, i.e. on its borders; each counts as a segment of its own.
-    num_pixel : int
-        All pixels of the image.
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, and 1 where both are empty."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)
+
+
+def confusion_scores(confusion: np.ndarray, names: list[str]) -> dict[str, float]:
+    """Scores of one confusion matrix (K, K): `pixel_error`, and `dice_NAME` and `iou_NAME` of each class."""
+    scores = {"pixel_error": float(pixel_error(confusion))}
+    for score, values in (("dice", dice(confusion)), ("iou", iou(confusion))):
+        scores |= {f"{score}_{name}": float(value) for name, value in zip(names, values, strict=True)}
+    return scores
+
+
+def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each score over the images that have it.
+
+    >>> mean_scores([{"dice": 1.0, "loss": 2.0}, {"dice": 0.5}])
+    {'dice': 0.75, 'loss': 2.0}
     """
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
-    joint: np.ndarray
-    truth: np.ndarray
-    proposal: np.ndarray
-    num_unassigned: int
-    num_pixel: int
+
+class Contingency(NamedTuple):
+    """Pixels shared by true and proposed segments, within the foreground of the truth; see `contingency`."""
+
+    joint: np.ndarray  # pixels of each pair of segments that overlap, p_ij
+    truth: np.ndarray  # pixels of each true segment
+    proposal: np.ndarray  # pixels of each proposed segment
+    num_unassigned: int  # pixels in no proposed segment (on its borders); each counts as a segment of its own
+    num_pixel: int  # of the whole image, background included
 
 
 def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
-    """Contingency table of two segmentations over the foreground of the first.
+    """Contingency table of two (H, W) images of segment numbers, where the truth is not border (0).
 
-    Parameters
-    ----------
-    truth, proposal : ndarray of int
-        (H, W) segment numbers; 0 is border.
-
-    Examples
-    --------
     >>> table = contingency(np.array([[1, 1, 1, 2, 0]]), np.array([[1, 1, 0, 1, 1]]))
     >>> table.joint.tolist(), table.truth.tolist(), table.proposal.tolist(), table.num_unassigned
     ([2.0, 1.0], [3.0, 1.0], [3.0], 1)
@@ -147,12 +142,10 @@ def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
 
 
 def _pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Overlapping pairs of numbers (P,) of two (H, W) images, sorted, and the pixel count (P,) float64 of each.
-
-    Counted in bands of about a million pixels, so that memory does not grow with the image.
-    """
+    """Overlapping pairs of numbers of two (H, W) images, sorted, and their pixel counts; (P,) each."""
     stride = int(other.max(initial=0)) + 1
-    tall = max(2**20 // max(one.shape[-1], 1), 1)  # rows of a band
+    # bands of about a million pixels, so that the memory needed does not grow with the image
+    tall = max(2**20 // max(one.shape[-1], 1), 1)
     found: np.ndarray = np.zeros(0, np.int64)
     counts: np.ndarray = np.zeros(0, np.float64)
     for top in range(0, len(one), tall):
@@ -164,22 +157,11 @@ def _pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 
 def v_rand(table: Contingency) -> float:
-    """Foreground-restricted Rand score V_Rand, the F-score of pairs of pixels.
+    """Foreground-restricted Rand score, the F-score of pairs of pixels, in [0, 1]; thin the borders first.
 
-    Parameters
-    ----------
-    table : Contingency
-        Of a ground truth and a proposal whose borders are one pixel wide, see `thin_borders`.
+    Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, equation 3, and the code of the challenge, which
+    adds (border pixels / all pixels) to both sums.
 
-    Returns
-    -------
-    float
-        In [0, 1], 1 is best; 1 where the truth has no foreground.
-        Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, equation 3, and the code of the challenge,
-        which adds (border pixels / all pixels) to both sums.
-
-    Examples
-    --------
     >>> v_rand(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 1]])))  # P = 8 / 8, R = 8 / 16
     0.6666666666666666
     """
@@ -189,9 +171,7 @@ def v_rand(table: Contingency) -> float:
 
 
 def v_info(table: Contingency) -> float:
-    """Foreground-restricted information score V_Info, the F-score of mutual information; equation 6 there.
-
-    Parameter and range as for `v_rand`; 1 where truth and proposal are one segment each.
+    """Foreground-restricted information score, the F-score of mutual information, in [0, 1]; equation 6 of that source.
 
     >>> round(v_info(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 2, 3]]))), 6)  # 2 log 2 / (2.5 log 2)
     0.8
@@ -221,18 +201,9 @@ def _f_score(joint: float, truth: float, proposal: float) -> float:
 
 
 def thin_borders(mask: np.ndarray) -> np.ndarray:
-    """Connected components of a mask, grown until the borders between them are one pixel wide.
+    """Number the components of a mask (H, W) and grow them until the borders (0) between them are one pixel wide.
 
-    Parameters
-    ----------
-    mask : ndarray of bool
-        (H, W), True inside the cells.
-
-    Returns
-    -------
-    ndarray of int32
-        (H, W) segment numbers from 1; 0 on the borders. Components and growth are 4-connected, as in the code of
-        the challenge; only the order of flooding within a plateau differs from it.
+    Components and growth are 4-connected as in the code of the challenge, which floods a plateau in another order.
     """
     from skimage.segmentation import watershed
 
@@ -266,19 +237,9 @@ def _grow(segments: np.ndarray) -> np.ndarray:
 
 
 def mask_scores(label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None) -> dict[str, float]:
-    """Scores of the segments of one mask: V_Rand and V_Info after thinning the borders, and object scores.
+    """`v_rand` and `v_info` of one mask (H, W) after thinning, its `object_scores` and its `warping_scores`.
 
-    Parameters
-    ----------
-    label, mask : ndarray of int or bool
-        (H, W), 1 inside the cells or objects, whose 4-connected components are the segments.
-    objects : ndarray of int, optional
-        (H, W) numbers of the objects found; default: the components of the mask.
-
-    Returns
-    -------
-    dict of str to float
-        `v_rand`, `v_info`, `object_f1` and `matched_iou`, each in [0, 1], and those of `warping_scores`.
+    Segments are 4-connected components of 1; the objects too, unless numbers (H, W) of the objects found are given.
     """
     truth = ndimage.label(label)[0]
     table = contingency(truth, thin_borders(mask > 0))
@@ -307,7 +268,9 @@ def challenge_scores(
     Returns
     -------
     dict of str to ndarray
-        `v_rand` and `v_info` after thinning, and `pixel_error`, (T,) each in [0, 1]; `rand_counts` (T, 3).
+        `v_rand` and `v_info` after thinning, and `pixel_error`, (T,) each in [0, 1]; `rand_counts` (T, 3), the pairs of
+        pixels in one segment in both truth and proposal, in the truth, and in the proposal.
+        Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
     """
     truth = ndimage.label(label)[0]
     scores: dict[str, list] = {"v_rand": [], "v_info": [], "pixel_error": [], "rand_counts": []}
@@ -325,31 +288,22 @@ def challenge_scores(
 
 
 def rand_error(counts: np.ndarray) -> float:
-    """Foreground-restricted Rand error, the first score of the challenge: 1 - maximal F-score, without thinning.
+    """Foreground-restricted Rand error without thinning, the first score of the challenge: 1 - maximal F-score.
 
-    Parameters
-    ----------
-    counts : ndarray of float
-        (T, 3) sums of `rand_counts` over the images: at each threshold the pairs of pixels that are in one segment
-        in both truth and proposal, in the truth, and in the proposal.
-
-    Returns
-    -------
-    float
-        In [0, 1], 0 is best. Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
+    The argument is `rand_counts` (T, 3) of `challenge_scores`, summed over the images.
     """
     return 1.0 - max(_f_score(*row) for row in counts)
 
 
-def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5) -> dict[str, float]:
+def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     """Detection scores: F1 of the objects, and mean overlap of the matched ones.
+
+    Two objects match if their intersection over union is greater than 0.5, so that an object has at most one match.
 
     Parameters
     ----------
     truth, proposal : ndarray of int
         (H, W) object numbers; 0 is background. Of masks, give the 4-connected components.
-    overlap : float
-        Two objects match if their intersection over union is greater; from 0.5 on, an object has at most one match.
 
     Returns
     -------
@@ -367,7 +321,7 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5)
     area, proposed_area = np.bincount(true, count), np.bincount(proposed, count)
     joint = count[both]
     ious = joint / (area[true[both]] + proposed_area[proposed[both]] - joint)
-    matched = ious[ious > overlap]
+    matched = ious[ious > 0.5]
     objects = int(np.sum(area[1:] > 0) + np.sum(proposed_area[1:] > 0))
     return {
         "object_f1": 2 * len(matched) / objects if objects else 1.0,
@@ -378,24 +332,11 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray, overlap: float = 0.5)
 def warping_scores(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Topological errors: the differences that remain when the label may be deformed, but not split or merged.
 
-    The label is warped towards the mask: where they differ, pixels whose flip keeps the topology (simple points of
-    4-connected cells) are flipped until there are none. The result is a local minimum; another order of flipping may
-    differ by a few pixels.
+    Simple points of the label (H, W), pixels whose flip keeps the topology of its 4-connected cells, are flipped where
+    it differs from the mask until there are none; another order of flipping may end a few pixels away. `warping_error`
+    is the fraction of pixels that still differ, `num_split` and `num_merger` how often these split or merge cells.
+    Source: Jain et al. 2010, doi 10.1109/CVPR.2010.5539950, section 3.
 
-    Parameters
-    ----------
-    label, mask : ndarray of int or bool
-        (H, W), 1 inside the cells.
-
-    Returns
-    -------
-    dict of str to float
-        `warping_error`, the fraction of the pixels that still differ; `num_split` and `num_merger`, how often
-        connected groups of them split a cell, and merge cells.
-        Source: Jain et al. 2010, doi 10.1109/CVPR.2010.5539950, section 3.
-
-    Examples
-    --------
     >>> warping_scores(np.array([[1, 1, 1, 0, 1]]), np.array([[1, 0, 1, 1, 1]]))
     {'warping_error': 0.4, 'num_split': 1, 'num_merger': 1}
     """
@@ -431,10 +372,8 @@ def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _simple_points() -> np.ndarray:
-    """Whether a pixel is simple, by the pattern (256) of its eight neighbours, row by row from the lowest bit.
-
-    It is if it touches one 4-connected piece of foreground and one 8-connected piece of background.
-    """
+    """Whether a pixel is simple, by the pattern (256) of its eight neighbours, row by row from the lowest bit."""
+    # simple: touches exactly one 4-connected piece of foreground and one 8-connected piece of background
     simple = np.zeros(256, bool)
     cross = ndimage.generate_binary_structure(2, 1)
     for code in range(256):
@@ -455,41 +394,3 @@ def _excess_neighbours(groups: np.ndarray, segments: np.ndarray) -> int:
             pairs |= set(zip(groups[touch].tolist(), beside[touch].tolist(), strict=True))
     counts = np.bincount([group for group, _ in pairs], minlength=1)
     return int(np.maximum(counts - 1, 0).sum())
-
-
-def confusion_scores(confusion: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Scores of one confusion matrix by name: `pixel_error`, and `dice_NAME` and `iou_NAME` of each class.
-
-    Parameters
-    ----------
-    confusion : ndarray of int
-        (K, K), see `confusion_matrix`.
-    names : list of str
-        Name of each class.
-    """
-    scores = {"pixel_error": float(pixel_error(confusion))}
-    for score, values in (("dice", dice(confusion)), ("iou", iou(confusion))):
-        scores |= {f"{score}_{name}": float(value) for name, value in zip(names, values, strict=True)}
-    return scores
-
-
-def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each score over the images that have it.
-
-    Examples
-    --------
-    >>> mean_scores([{"dice": 1.0, "loss": 2.0}, {"dice": 0.5}])
-    {'dice': 0.75, 'loss': 2.0}
-    """
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
-
-
-def _areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels of each class in the intersection, the label and the prediction, (..., K) each."""
-    return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole, and 1 where both are empty."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)

@@ -1,4 +1,4 @@
-"""What a test leaves beside its pictures: index.html and the tables of scores."""
+"""Result files of a test besides its pictures: index.html, metrics.json and metrics.csv."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 from evaluation.pictures import KINDS, picture_name
 
 Scores = dict[str, float]  # name of a score -> value
-MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # before and after those of Dice
-RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]  # of a test, replaced together
+MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # columns before and after Dice
+RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]  # entries of the result folder, replaced together
 
 
 def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write `metrics.json` and `metrics.csv`.
+    """Write `metrics.json` (the summary and all rows) and `metrics.csv` (the rows and their mean).
 
     Parameters
     ----------
     folder : Path
-        Where the files go.
+        The result folder.
     summary : dict
-        What the scores are of, their mean and the baseline; goes into the JSON.
+        Facts of the run, `mean` (the mean scores) and the baseline.
     rows : list of dict
-        One a image: `image`, `sample` and scores.
+        For each image `image`, `sample` and its scores.
     """
     text = json.dumps(summary | {"images": rows}, indent=1, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", "utf-8")
@@ -39,10 +39,8 @@ def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, An
 
 
 def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the scores that fit into 100 columns of a terminal; with more than three classes the mean of Dice.
+    """Rows with the scores that fit into 100 columns of a terminal; of more than three classes, the mean Dice.
 
-    Examples
-    --------
     >>> main_scores([{"image": "0000", "loss": 0.25, "dice_a": 0.5, "iou_a": 0.3}])
     [{'image': '0000', 'loss': 0.25, 'dice_a': 0.5}]
     """
@@ -56,10 +54,8 @@ def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """Text table of rows with the same keys.
+    """Text table of rows; a missing value is left blank.
 
-    Examples
-    --------
     >>> print(format_table([{"image": "0000", "loss": 0.25}, {"image": "mean", "loss": 0.25}]))
     image    loss
     0000   0.2500
@@ -77,18 +73,18 @@ def _cell(value: Any) -> str:
 
 
 def write_index(folder: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write `index.html`: a row of pictures and scores for each image, and how they came about.
+    """Write `index.html`: pictures and scores of each image, and the facts of the run.
 
     Parameters
     ----------
     folder : Path
-        Holds `images/`; the page refers to it by relative paths and works from the disk.
+        The result folder with `images/`, whose pictures the page shows.
     title : str
         Heading.
     rows : list of dict
-        As for `write_metrics`, the last ones without pictures (mean, baseline).
+        As for `write_metrics`, followed by rows without pictures (mean, baseline).
     facts : dict
-        Names and values of the run's configuration and the command.
+        Names and values of the command and the configuration.
     """
     names = [name for name in rows[0] if name != "image"]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("image", *KINDS, *names))

@@ -1,4 +1,4 @@
-"""Pictures of images, labels and outputs, and the names of their files."""
+"""Result pictures of inputs, labels and outputs, and their file names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ KINDS = ("input", "label", "output")
 
 
 def image_name(number: int) -> str:
-    """Name of an image of a test, from 0000."""
+    """Name of an image by its number in the test."""
     return f"{number:04d}"
 
 
 def picture_name(image: str, kind: str) -> str:
-    """File of a picture of an image.
+    """File name of a picture.
 
-    Examples
-    --------
     >>> picture_name(image_name(7), "output")
     '0007-output.png'
     """
@@ -28,12 +26,10 @@ def picture_name(image: str, kind: str) -> str:
 
 
 def palette(num_class: int) -> np.ndarray:
-    """Fixed colours of the classes, (num_class, 3) uint8; class 0 is black, the next seven are told apart by all.
+    """Colours of the classes, (num_class, 3) uint8: black, seven that colour-blind readers can tell apart, then others.
 
-    Source of the first eight: Wong 2011, doi 10.1038/nmeth.1618; further hues go by the golden ratio.
+    Source of the first eight: Wong 2011, doi 10.1038/nmeth.1618; the hues of the others advance by the golden ratio.
 
-    Examples
-    --------
     >>> palette(2).tolist()
     [[0, 0, 0], [230, 159, 0]]
     """
@@ -48,8 +44,6 @@ def palette(num_class: int) -> np.ndarray:
 def label_picture(label: np.ndarray, num_class: int) -> np.ndarray:
     """Picture of class indices (H, W): 0 and 255 for two classes, colours (H, W, 3) for more.
 
-    Examples
-    --------
     >>> label_picture(np.array([[0, 1]]), 2).tolist()
     [[0, 255]]
     """
@@ -57,19 +51,14 @@ def label_picture(label: np.ndarray, num_class: int) -> np.ndarray:
 
 
 def probability_picture(probability: np.ndarray) -> np.ndarray:
-    """Picture of the probability of class 1, (H, W): 0 is 0 and 1 is 255."""
+    """Picture (H, W) of the probability of class 1: 0 becomes 0 and 1 becomes 255."""
     return np.round(probability * 255).astype(np.uint8)
 
 
 def input_picture(pixels: np.ndarray, value_range: list[float]) -> np.ndarray:
-    """Picture of grey values: (H, W, C) to (H, W), or to (H, W, 3) for three channels.
+    """Picture of an input (H, W, C): its three channels (H, W, 3), else the first one (H, W).
 
-    Parameters
-    ----------
-    pixels : ndarray
-        Grey values; of two or more than three channels the first is shown.
-    value_range : list of float
-        Grey values that become 0 and 255; the same for all images, so that no contrast is stretched.
+    `value_range` are the values that become 0 and 255, the same for all images, so that no contrast is stretched.
     """
     low, high = value_range
     picture = np.clip((pixels - low) / ((high - low) or 1) * 255, 0, 255).round().astype(np.uint8)

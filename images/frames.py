@@ -24,8 +24,8 @@ from images.zarr import is_zarr, read_zarr, zarr_geometry
 from utils import UserError, natural_key
 
 TIFF = (".tif", ".tiff", ".lsm", ".stk", ".btf", ".tf2", ".tf8", ".qptiff", ".flex", ".svs", ".scn", ".ndpi")
-SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp", ".gif")
 ARRAYS = (".npy", ".zarr")  # taken from a folder only if it contains no other images
+SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp", ".gif", *ARRAYS)
 NUMPY = b"\x93NUMPY"  # first bytes
 
 Source = str | Path | Sequence[str | Path]
@@ -66,15 +66,14 @@ class Frame:
         return read_frames(self.path)[self.index]
 
 
-def list_frames(source: Source, suffixes: tuple[str, ...] = (*SUFFIXES, *ARRAYS)) -> list[Frame]:
+def list_frames(source: Source) -> list[Frame]:
     """Frames of a stack, or of all images in a folder in natural order.
 
     Parameters
     ----------
     source : str, Path, or several
         A file, a folder of files, a pattern of files such as `images/*.tif` or `data/**/img.tif`, or several of these.
-    suffixes : tuple of str
-        Suffixes of the files taken from a folder or pattern; `.npy` and `.zarr` only if there are no others.
+        Folders and patterns yield files with known suffixes, `.npy` and `.zarr` only if there are no others.
 
     Raises
     ------
@@ -82,7 +81,7 @@ def list_frames(source: Source, suffixes: tuple[str, ...] = (*SUFFIXES, *ARRAYS)
         There is no such file or folder, it contains no image, or an image can't be read.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
-    files = [file for given in sources for file in _files(str(given), suffixes)]
+    files = [file for given in sources for file in _files(str(given))]
     if len(sources) > 1:  # a shell expands a pattern to files in plain order
         files = _in_order(dict.fromkeys(files))
     frames: list[Frame] = []
@@ -97,12 +96,12 @@ def list_frames(source: Source, suffixes: tuple[str, ...] = (*SUFFIXES, *ARRAYS)
     return frames
 
 
-def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
+def _files(source: str) -> list[Path]:
     """Files that one source names, in natural order."""
     path = Path(source)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not path.exists():
         raise UserError(f"{source}: URLs are not read: download it, and name the file")
-    if path.is_dir() and not (is_zarr(path) and ".zarr" in suffixes):
+    if path.is_dir() and not is_zarr(path):
         found = list(path.iterdir())
     elif path.exists():
         _check_kind(path)
@@ -112,10 +111,10 @@ def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
         if matching is None:
             raise UserError(f"{source}: no such file or folder: check the path")
         found = matching
-    kinds = [file for file in found if file.suffix.lower() in suffixes and file.name[0] != "."]
+    kinds = [file for file in found if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
     files = [file for file in kinds if file.suffix.lower() not in ARRAYS] or kinds
     if not files:
-        raise UserError(f"{source}: no image in this folder: {', '.join(suffixes)} are read")
+        raise UserError(f"{source}: no image in this folder: {', '.join(SUFFIXES)} are read")
     for file in files:
         _check_kind(file)
     return _in_order(files)
@@ -173,13 +172,12 @@ def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
 
 
 def read_geometry(frames: list[Frame]) -> Geometry:
-    """Axes and pixel size of frames, if they are all frames of one file; else an axis Z alone."""
+    """Axes and pixel size of all frames of one file; of other frames an axis Z alone."""
     path, geometry = frames[0].path, Geometry()
-    if any(frame.path != path for frame in frames):
-        pass
-    elif path.is_dir():
+    is_one_file = all(frame.path == path for frame in frames)
+    if is_one_file and path.is_dir():
         geometry = zarr_geometry(path)
-    elif _first_bytes(path).startswith(SIGNATURES):
+    elif is_one_file and _first_bytes(path).startswith(SIGNATURES):
         geometry = tiff_geometry(path)
     if math.prod(geometry.lengths) != len(frames):
         axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())

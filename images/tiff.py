@@ -21,15 +21,8 @@ from images.rows import Converted, Frames, Readable, Rows, check_count, naming, 
 from utils import UserError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF
-AUXILIARY = (
-    "label",
-    "macro",
-    "thumbnail",
-    "overview",
-    "map",
-    "label image",
-    "macro image",
-)  # series names of whole-slide images
+# names of the series of a whole-slide image that are not the image
+AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")
 NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile series that are not positions of a stage
 WHITE_IS_ZERO, CMYK = 0, 5  # PhotometricInterpretation
 REDUCED_OR_MASK = 1 | 4  # NewSubfileType
@@ -337,9 +330,8 @@ def tiff_geometry(path: Path) -> Geometry:
             sizes = dict(zip(series.axes, series.shape, strict=True))
             axes = "".join(axis for axis in sizes if axis in "TZ")
             pixel, unit, interval = _ome_sizes(tif) if tif.ome_metadata else _imagej_sizes(tif)
-            names = (tif.imagej_metadata or {}).get("Labels", [])[
-                :: sizes.get("C", 1)
-            ]  # ImageJ has a name for each channel of a frame
+            num_channel = sizes.get("C", 1)  # ImageJ has a name for each channel of a frame
+            names = (tif.imagej_metadata or {}).get("Labels", [])[::num_channel]
             labels = tuple(map(str, names)) if len(names) == math.prod(sizes[axis] for axis in axes) else ()
             return Geometry(axes, tuple(sizes[axis] for axis in axes), pixel, unit, interval, labels)
     except Exception:  # damaged tags raise all kinds of exceptions

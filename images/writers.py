@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from files import atomic_write, cannot_write, partial_of
+from files import atomic_write, explain_write_errors, partial_of
 from images.layout import Layout
 from utils import UserError
 
@@ -34,13 +35,22 @@ class Writer:
     def discard(self) -> None:
         """Remove the partial output after an error."""
 
+    @contextmanager
+    def discard_on_error(self) -> Iterator[None]:
+        """Remove the partial output if anything fails meanwhile."""
+        try:
+            yield
+        except BaseException:
+            self.discard()
+            raise
+
 
 class FlatWriter(Writer):
     """Writes a file whose pixels are contiguous: an uncompressed TIFF or a `.npy`.
 
     Rows are written, not memory-mapped: on a full disk a write raises an error where a mapped page kills the process
-    (SIGBUS), mapped pages count as memory of the process, and over NFS two machines that map one page overwrite each
-    other's rows.
+    (SIGBUS), mapped pages count as memory of the process, over NFS two machines that map one page overwrite each
+    other's rows. Nor is mapping faster: it took 1.7 to 1.9 times as long on tmpfs, 1.3 to 1.5 for uint8 on a disk.
 
     Parameters
     ----------
@@ -56,7 +66,7 @@ class FlatWriter(Writer):
         self.path, self.partial, self.layout = path, partial_of(path), layout
         self.file: Any = None
         if create:
-            try:
+            with self.discard_on_error(), explain_write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.partial.unlink(missing_ok=True)  # from a killed process, or a link, which is not followed
                 with self.partial.open("x+b") as file:
@@ -64,16 +74,10 @@ class FlatWriter(Writer):
                         _start_tiff(file, layout, ome=path.stem.lower().endswith(".ome"))
                     else:
                         _start_npy(file, layout)
-            except OSError as error:
-                self.discard()
-                raise cannot_write(path, error) from error
-            except BaseException:
-                self.discard()
-                raise
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
         """Write rows (C, h, W) of a frame, from row `top` on."""
-        try:
+        with explain_write_errors(self.path):
             if self.file is None:
                 self.offset, self.dtype = _find_pixels(self.partial)
                 self.file = open(self.partial, "r+b", buffering=0, opener=_no_link)  # noqa: SIM115
@@ -85,16 +89,12 @@ class FlatWriter(Writer):
                 view = memoryview(rows).cast("B")
                 while view:  # an unbuffered write may take only a part
                     view = view[self.file.write(view) :]
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
     def finish(self) -> None:
         """Rename the finished file."""
-        try:
+        with explain_write_errors(self.path):
             self.close()
             self.partial.replace(self.path)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
         """Flush to disk what this process has written."""
@@ -243,11 +243,9 @@ class RowFile:
         self.near, self.shape = near, (0, 0)
 
     def __enter__(self) -> RowFile:
-        try:
+        with explain_write_errors(self.near):
             self.near.parent.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self.near.parent)
-        except OSError as error:
-            raise cannot_write(self.near, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -256,11 +254,9 @@ class RowFile:
 
     def append(self, rows: np.ndarray) -> None:
         """Add rows (h, W) at the bottom."""
-        try:
+        with explain_write_errors(self.near):
             self._file.write(np.ascontiguousarray(rows, np.float32).data)
             self._file.flush()
-        except OSError as error:
-            raise cannot_write(self.near, error) from error
         self.shape = (self.shape[0] + len(rows), rows.shape[1])
 
     def __len__(self) -> int:

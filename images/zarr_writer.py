@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from files import cannot_write, partial_of, swap_folders
+from files import explain_write_errors, partial_of, swap_folders
 from images.layout import Layout
 from images.outputs import old_of
 from images.writers import Writer
@@ -47,16 +47,10 @@ class ZarrWriter(Writer):
         self.chunk = chunk
         self._array: Any = None
         if create:
-            try:
+            with self.discard_on_error(), explain_write_errors(path):
                 self._mend()
                 self.partial.mkdir(parents=True)
                 self._create("0", layout.full_shape, tall)
-            except OSError as error:
-                self.discard()
-                raise cannot_write(path, error) from error
-            except BaseException:
-                self.discard()
-                raise
 
     def _mend(self) -> None:
         """Restore the older image if there is no other, and remove everything else that a writer left."""
@@ -82,28 +76,23 @@ class ZarrWriter(Writer):
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
         """Write rows (C, h, W) of a frame, the first of which is `top`."""
-        try:
+        with explain_write_errors(self.path):
             if self._array is None:
                 self._array = self._zarr.open_array(self.partial / "0", mode="r+")
             place, rows = self.layout.place(frame, slice(None)), slice(top, top + band.shape[1])
             self._array[(*place, rows)] = band if len(band) > 1 else band[0]
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
     def finish(self) -> None:
         """Add the pyramid and the metadata, and rename the folder."""
-        try:
+        with explain_write_errors(self.path):
             scales = self._pyramid()
             group = self._zarr.open_group(self.partial, mode="a")
             group.attrs["ome"] = {"version": "0.5", "multiscales": [self._description(scales)]}
-            if self.path.exists() and swap_folders(self.partial, self.path):
-                return self.discard()  # the older image, which is the partial one now
-            if self.path.exists():
-                self.path.rename(old_of(self.path))
-            self.partial.rename(self.path)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        self.discard()
+            if not (self.path.exists() and swap_folders(self.partial, self.path)):
+                if self.path.exists():
+                    self.path.rename(old_of(self.path))
+                self.partial.rename(self.path)
+        self.discard()  # the older image: at the partial path after a swap
 
     def discard(self) -> None:
         """Remove the partial folder, and the older image if a newer one is in place."""

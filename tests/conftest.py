@@ -88,6 +88,26 @@ def start(script: str, *argv: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True, **kwargs)
 
 
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def kill_before(patch: pytest.MonkeyPatch, names: tuple[str, ...], number: int) -> None:
+    """Raise `Killed` before a call of these functions of `os`, once there were so many others."""
+    others = iter(range(number))
+
+    def killing(function):
+        def run(*arguments, **options):
+            if next(others, None) is None:
+                raise Killed
+            return function(*arguments, **options)
+
+        return run
+
+    for name in names:
+        patch.setattr(os, name, killing(getattr(os, name)))
+
+
 def write_stacks(folder: Path, num: int = 5, shape=(32, 32), dtype=np.uint8, values=(0, 255), channels=0) -> Path:
     """Random `train-volume.tif` and `train-labels.tif` in a folder."""
     rng = np.random.default_rng(0)

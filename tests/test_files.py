@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Killed, kill_before
 
 from files import (
     atomic_folder,
@@ -70,27 +70,12 @@ def test_an_exchange_that_an_older_version_cut_off_is_undone_by_the_next(tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize("point", range(40))
 def test_an_exchange_cut_off_anywhere_leaves_the_old_or_what_the_next_reader_completes(tmp_path, monkeypatch, point):
     """A kill before each single rename and removal: `b` goes away, `c` is new, `a` is replaced."""
     write(tmp_path, {"a": "old", "b": "old"})
-    left = iter(range(point))
-
-    def killing(function):
-        def run(*arguments, **options):
-            if next(left, None) is None:
-                raise Killed
-            return function(*arguments, **options)
-
-        return run
-
     with monkeypatch.context() as patch:
-        for name in ("rename", "unlink", "rmdir", "mkdir"):
-            patch.setattr(os, name, killing(getattr(os, name)))
+        kill_before(patch, ("rename", "unlink", "rmdir", "mkdir"), point)
         with suppress(Killed), atomic_folder(tmp_path, list("abc"), ADVICE) as partial:
             write(partial, {"a": "new", "c": "new"})
     finish_exchange(tmp_path, list("abc"))

@@ -1,10 +1,9 @@
 """Images that the tests of this folder write."""
 
-import os
-
 import numpy as np
 import pytest
 import tifffile
+from conftest import kill_before
 
 from images.layout import Layout
 from images.outputs import check_replaceable
@@ -31,27 +30,13 @@ def bands(pixels, tall):
     return [(frame, top, pixels[frame, :, top : top + tall]) for frame, top in reversed(places)]
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def write(path, value, kill_at=None):
     """Write an image of 20 px with one value; before a change of the folder's entries the process may be killed."""
     layout = Layout((1, 1, 20, 16), np.dtype("uint8"))
-    left = iter(range(10**9 if kill_at is None else kill_at))
-
-    def killing(function):
-        def run(*arguments, **options):
-            if next(left, None) is None:
-                raise Killed
-            return function(*arguments, **options)
-
-        return run
-
     check_replaceable(path)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"):
-            patch.setattr(os, name, killing(getattr(os, name)))
+        if kill_at is not None:
+            kill_before(patch, ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"), kill_at)
         zarr = path.suffix == ".zarr"
         writer = ZarrWriter(path, layout, True, 16, chunk=16) if zarr else FlatWriter(path, layout, True)
         for band in bands(np.full(layout.shape, value, np.uint8), 16):

@@ -40,7 +40,7 @@ def test_the_time_between_frames_and_their_names_are_read(tmp_path):
     assert read_geometry(list_frames(tmp_path / "b.ome.tif")).interval == 0.25
     axes = [{"name": "t", "unit": "minute"}, {"name": "c"}, {"name": "y"}, {"name": "x"}]
     write_zarr(tmp_path / "c.zarr", pixels, [{"axes": axes, "datasets": [{"path": "0"} | scale(0.5, 1, 2, 2)]}])
-    geometry = read_geometry(list_frames(tmp_path / "c.zarr", (".zarr",)))
+    geometry = read_geometry(list_frames(tmp_path / "c.zarr"))
     assert (geometry.interval, geometry.pixel, geometry.labels) == (30, {"Y": 2, "X": 2}, ())
 
 

@@ -6,7 +6,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import tifffile
-from samples import Killed, bands, value_of, write
+from conftest import Killed
+from samples import bands, value_of, write
 
 from images import writers
 from images.geometry import Geometry
@@ -39,16 +40,17 @@ def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channel
             assert tif.series[0].axes == ("TZCYX" if channels > 1 else "TZYX")
 
 
-def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path, monkeypatch):
-    layout = Layout((1, 1, 8, 8), np.dtype("uint8"))
-    writer = FlatWriter(tmp_path / "out.npy", layout, create=True)
-    writer.write(0, 0, np.zeros((1, 4, 8), np.uint8))
-    writer.file.close()
-    writer.file = open("/dev/full", "r+b", buffering=0)  # noqa: PTH123, SIM115
-    with pytest.raises(UserError, match=r"cannot write .*out.npy: No space left"):
-        writer.write(0, 4, np.zeros((1, 4, 8), np.uint8))
-    writer.file.close()
-    writer.file = None
+def test_a_disk_that_takes_only_a_part_of_a_band_is_told_and_nothing_is_left(tmp_path):
+    resource = pytest.importorskip("resource")
+    writer = FlatWriter(tmp_path / "out.npy", Layout((1, 1, 8, 8), np.dtype("uint8")), create=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 12, limits[1]))  # of a header of 128 bytes and 8 rows of 8 bytes
+    try:
+        writer.write(0, 0, np.zeros((1, 1, 8), np.uint8))
+        with pytest.raises(UserError, match=r"cannot write .*out.npy: File too large"):
+            writer.write(0, 1, np.zeros((1, 4, 8), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     writer.discard()
     assert not list(tmp_path.iterdir())
 

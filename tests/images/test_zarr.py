@@ -24,7 +24,7 @@ SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]
 def test_ome_zarr_of_any_version_is_read(tmp_path, axes, transforms, version, shape):
     image = {"datasets": [{"path": "0", "coordinateTransformations": transforms}]} | ({"axes": axes} if axes else {})
     write_zarr(tmp_path / "a.zarr", stack(3).reshape(shape), [image], version)
-    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    frames = list_frames(tmp_path / "a.zarr")
     g = read_geometry(frames)
     assert [frame.read().shape for frame in frames] == [(32, 32, 1)] * 3
     if transforms is SCALE:
@@ -39,7 +39,7 @@ def test_the_only_image_in_a_zarr_group_is_taken_and_several_are_named(tmp_path)
     assert read_frames(tmp_path / "a.zarr")[0].shape == (32, 32, 1)
     write_zarr(tmp_path / "a.zarr" / "1", stack(1)[0], [image])
     with pytest.raises(UserError, match=r"not one OME-Zarr image: name one .*a\.zarr/0, .*a\.zarr/1"):
-        list_frames(tmp_path / "a.zarr", (".zarr",))
+        list_frames(tmp_path / "a.zarr")
 
 
 def test_a_damaged_chunk_of_a_zarr_is_named(tmp_path):
@@ -47,7 +47,7 @@ def test_a_damaged_chunk_of_a_zarr_is_named(tmp_path):
     zarr.create_array(tmp_path / "a.zarr", data=stack(2), chunks=(1, 32, 32))
     chunk = tmp_path / "a.zarr" / "c" / "1" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:20])
-    first, second = list_frames(tmp_path / "a.zarr", (".zarr",))
+    first, second = list_frames(tmp_path / "a.zarr")
     assert first.read().shape == (32, 32, 1)
     with pytest.raises(UserError, match="Z 1: damaged chunk"):
         second.read()
@@ -65,7 +65,7 @@ def test_a_zarr_that_is_no_image_is_refused(tmp_path, pixels, axes):
     else:
         zarr.create_array(tmp_path / "a.zarr", data=pixels)
     with pytest.raises(UserError, match="must be numbers along Y and X"):
-        list_frames(tmp_path / "a.zarr", (".zarr",))
+        list_frames(tmp_path / "a.zarr")
 
 
 def test_a_chunk_that_sections_share_is_decoded_once(tmp_path):
@@ -73,9 +73,9 @@ def test_a_chunk_that_sections_share_is_decoded_once(tmp_path):
     pixels = RNG.integers(0, 255, (10, 20, 30)).astype(np.uint16)
     array = zarr.create_array(tmp_path / "a.zarr", shape=pixels.shape, chunks=(4, 8, 16), dtype="uint16")
     array[:] = pixels
-    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    frames = list_frames(tmp_path / "a.zarr")
     assert np.array_equal(np.stack([frame.read()[..., 0] for frame in frames]), pixels)
-    frames = list_frames(tmp_path / "a.zarr", (".zarr",))
+    frames = list_frames(tmp_path / "a.zarr")
     assert np.array_equal(frames[0].open()[3:13][..., 0], pixels[0, 3:13])
     shutil.rmtree(tmp_path / "a.zarr" / "c" / "0")
     assert np.array_equal(frames[2].open()[5:16][..., 0], pixels[2, 5:16])
@@ -95,7 +95,7 @@ def test_a_zarr_that_claims_too_much_is_refused(tmp_path, old, new, reason):
     assert old in text
     (tmp_path / "a.zarr" / "zarr.json").write_text(text.replace(old, new))
     with pytest.raises(UserError, match=reason):
-        list_frames(tmp_path / "a.zarr", (".zarr",))
+        list_frames(tmp_path / "a.zarr")
 
 
 def test_a_chunk_that_claims_more_than_its_size_is_refused_before_it_is_decoded(tmp_path):
@@ -105,7 +105,7 @@ def test_a_chunk_that_claims_more_than_its_size_is_refused_before_it_is_decoded(
     assert array.chunks == (32, 32)
     bomb = codecs.Zstd(1).encode(bytes(10**8))
     next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file()).write_bytes(bomb)
-    frame = list_frames(tmp_path / "a.zarr", (".zarr",))[0]
+    frame = list_frames(tmp_path / "a.zarr")[0]
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match="damaged chunk"):

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from samples import Killed, bands, value_of, write
+from conftest import Killed
+from samples import bands, value_of, write
 
 from images.geometry import Geometry
 from images.layout import Layout
-from images.zarr_writer import ZarrWriter, _halved
+from images.zarr_writer import ZarrWriter
 
 
 def test_a_pyramid_halves_odd_sizes(tmp_path):
@@ -24,11 +25,16 @@ def test_a_pyramid_halves_odd_sizes(tmp_path):
     assert scales == [[1, 1, 1], [1, 2, 2], [1, 4, 4]]
 
 
-def test_the_mean_of_four_pixels_by_hand():
-    rows = np.array([[0, 2, 4], [2, 4, 6]], np.uint8)
-    assert _halved(rows, labels=False).tolist() == [[2, 5]]
-    assert _halved(rows.astype(np.float32), labels=False).tolist() == [[2.0, 5.0]]
-    assert _halved(rows, labels=True).tolist() == [[0, 4]]
+@pytest.mark.parametrize(
+    ("dtype", "labels", "half"), [("u1", False, [2, 5]), ("f4", False, [1.75, 5]), ("u1", True, [0, 4])]
+)
+def test_the_mean_of_four_pixels_by_hand(tmp_path, dtype, labels, half):
+    zarr = pytest.importorskip("zarr")
+    pixels = np.array([[[[0, 2, 4], [2, 3, 6]]]], dtype)
+    writer = ZarrWriter(tmp_path / "out.zarr", Layout(pixels.shape, pixels.dtype, labels=labels), True, 2, chunk=2)
+    writer.write(0, 0, pixels[0])
+    writer.finish()
+    assert zarr.open_array(tmp_path / "out.zarr" / "1", mode="r")[:].tolist() == [half]
 
 
 def test_the_older_image_comes_back_when_a_run_after_a_kill_fails_too(tmp_path):

@@ -67,7 +67,7 @@ def preload() -> None:
 
 def read_images(path: Path) -> None:
     """Read the first frames of an image file or folder."""
-    for frame in images.list_frames(path, (*images.SUFFIXES, *images.ARRAYS))[:4]:
+    for frame in images.list_frames(path)[:4]:
         frame.read()
 
 
