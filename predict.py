@@ -257,7 +257,7 @@ class _Job:
         return Layout(shape, np.dtype(dtype), read_geometry(self.frames), what != "probability", order)
 
     def bands(self, frame: int) -> Bands:
-        """Windows of a frame."""
+        """Bands of a frame."""
         return self.predictor.bands(self.images[frame], tta=self.config.tta, tile=self.config.tile)
 
     def _tops(self, what: str, frame: int) -> list[int]:
@@ -265,7 +265,7 @@ class _Job:
         height, width = self.images[frame].shape[:2]
         if what == "cells":
             return list(range(0, height, TALL))
-        return [span.start for span in self.predictor.windows(height, width, self.config.tile)[0]]
+        return [tile.core.start for tile in self.predictor.tiles(height, width, self.config.tile)[0]]
 
     def results(self) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         """Frame, first row and what is to be written of them, arrays (C, h, W), of all that this process does."""
@@ -315,7 +315,7 @@ class _Job:
                 number, band = computed
                 if kept is not None:
                     kept.append(_object_rows(band, predictor))
-                return bands.rows[number].start, _pixel_outputs(band, self.whats, predictor, self.config.dtype)
+                return bands.rows[number].core.start, _pixel_outputs(band, self.whats, predictor, self.config.dtype)
 
             yield from map(outputs, bands.compute(numbers))
             if kept is not None:

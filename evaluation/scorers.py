@@ -79,7 +79,7 @@ def open_sample(file: SampleFile, info: DataInfo) -> tuple[np.ndarray, np.ndarra
 def segment(
     predictor: Predictor, files: list[SampleFile], numbers: range, *, tta: bool, tile: int, stop: Callable[[], bool]
 ) -> Iterator[Segmented]:
-    """What a network says of some samples, one after the other and by windows where they are large.
+    """What a network says of some samples, one after the other and by tiles where they are large.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def segment(
                 for number, band in computed:
                     if stop():
                         return
-                    rows = slice(bands.rows[number].start, bands.rows[number].stop)
+                    rows = bands.rows[number].core
                     classes[rows] = band.argmax(0)
                     probability[rows] = band[1] if num_class == 2 else band.max(0)
                     if label is not None:

@@ -24,7 +24,7 @@ from config import Config
 from dataset import DataInfo
 from files import atomic_write, check_writable
 from model import class_probability
-from prediction.halo import forward_padded, margin
+from prediction.halo import forward_padded, halo
 from prediction.predictor import Predictor, load, predict_array
 from utils import FlagError, UserError, check_module, say
 
@@ -333,7 +333,7 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any
         tags=["unet", "segmentation", "2d", "pytorch"],
         timestamp=datetime.now(UTC),
         inputs=[_input(_save(folder, "input", image), predictor)],
-        outputs=[_output(_save(folder, "output", probability), names, margin(predictor.net.num_level))],
+        outputs=[_output(_save(folder, "output", probability), names, halo(predictor.net.num_level))],
         weights=spec.WeightsDescr(torchscript=torchscript),
     )
 
@@ -341,11 +341,11 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any
 def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
     """Image (1, C, H, W) of the package and the probability (1, K, H, W) that comes out.
 
-    Its sides are as long as the margin: mirrored by so much on every side it is nine copies, whose mean and deviation
+    Its sides are as long as the halo: mirrored by so much on every side it is nine copies, whose mean and deviation
     are those of one, so that it doesn't matter whether a program takes them before or after. Of several the one that
     the network answers with the widest range, since the specification refuses an output that is 0 all over.
     """
-    rng, side = np.random.default_rng(0), margin(predictor.net.num_level)
+    rng, side = np.random.default_rng(0), halo(predictor.net.num_level)
     best = None
     for cell in (1, 4, 12, 32):  # [px] of a checkerboard of random grey values
         cells = rng.integers(0, 256, (predictor.info.nch_in, side // cell, side // cell)).astype(np.float32)
@@ -376,7 +376,7 @@ def _input(files: dict[str, Any], predictor: Predictor) -> Any:
 
     info, stride = predictor.info, predictor.net.stride
     channels = spec.ChannelAxis(channel_names=[f"channel{number}" for number in range(info.nch_in)])
-    size = spec.ParameterizedSize(min=2 * margin(predictor.net.num_level) + stride, step=stride)
+    size = spec.ParameterizedSize(min=2 * halo(predictor.net.num_level) + stride, step=stride)
     if info.normalize == "image":
         normalise = spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=["y", "x"]))
     else:
@@ -391,12 +391,12 @@ def _input(files: dict[str, Any], predictor: Predictor) -> Any:
     )
 
 
-def _output(files: dict[str, Any], names: list[str], halo: int) -> Any:
+def _output(files: dict[str, Any], names: list[str], around: int) -> Any:
     """Description of the output."""
     from bioimageio.spec.model import v0_5 as spec
 
     sizes = {axis: spec.SizeReference(tensor_id="image", axis_id=axis) for axis in "yx"}
-    space = [spec.SpaceOutputAxisWithHalo(id=axis, size=size, halo=halo) for axis, size in sizes.items()]
+    space = [spec.SpaceOutputAxisWithHalo(id=axis, size=size, halo=around) for axis, size in sizes.items()]
     return spec.OutputTensorDescr(
         id="probability", axes=[spec.BatchAxis(), spec.ChannelAxis(channel_names=names), *space], **files
     )
@@ -428,7 +428,7 @@ def _readme(predictor: Predictor, source: Path) -> str:
         "and right).",
         f"Mean and standard deviation of {by} are a step before the network, to be done before an image is cut into "
         "tiles; bioimageio.core does so when it predicts by blocks.",
-        f"Output depends on the {margin(predictor.net.num_level)} px around it (`halo`), by which tiles must overlap. "
+        f"Output depends on the {halo(predictor.net.num_level)} px around it (`halo`), by which tiles must overlap. "
         "At the border of an image "
         "bioimageio.core mirrors it, where the command line pads each feature map with zeros: there the two differ. "
         "When it predicts a whole image at once, it takes mean and deviation of the mirrored image.",

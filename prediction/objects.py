@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 SEED, SEED_SHARE = 100, 0.25  # a core with fewer px, and less than this share of its region's largest, seeds no object
 SPECK = 8  # [px] a core that is smaller never does
-TALL, WIDE, HALO = 512, 2048, 128  # [px] of the windows of a large image, and how much around them is flooded, too
+TALL, WIDE, HALO = 512, 2048, 128  # [px] of the tiles of a large image, and how much around them is flooded, too
 
 Slices = Any  # (H, W), or what has a length and gives slices of rows
 
@@ -73,7 +73,7 @@ def separate_bands(
     """Objects as by `separate_objects`, one band of rows after the other.
 
     Regions and seeds are found over the whole image, so an object has one number wherever it reaches. The flood runs
-    in windows: it is that of the whole image but for pixels whose way to their seed is longer than the halo.
+    in tiles: it is that of the whole image but for pixels whose way to their seed is longer than the halo.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def separate_bands(
     threshold : float
         What is above it is foreground.
     tall, wide, halo : int
-        Height and width of the windows, and what is flooded around them [px].
+        Height and width of the tiles, and what is flooded around them [px].
     kinds : ndarray of int, optional
         (H, W), or what gives slices of rows: 0 is background, else the class of the pixel, of which `probability` is.
         Default: 1 where the probability is above the threshold.
@@ -127,18 +127,18 @@ def _masks(
 def _flood(
     height: np.ndarray, seeds: np.ndarray, objects: np.ndarray, kinds: np.ndarray, wide: int, halo: int
 ) -> np.ndarray:
-    """Watershed (h, W) of rows, window by window and class by class, so that none floods another."""
+    """Watershed (h, W) of rows, tile by tile and class by class, so that none floods another."""
     from skimage.segmentation import watershed
 
     flooded = np.zeros(seeds.shape, np.uint32)
     for left in range(0, seeds.shape[1], wide):
         start = max(left - halo, 0)
-        window, own = np.s_[:, start : left + wide + halo], np.s_[:, left - start : left - start + wide]
-        for kind in _kinds_in(kinds[window]):
-            mask = kinds[window] == kind
-            found = watershed(height[window], seeds[window] * mask, mask=mask)
-            found = np.where(found > 0, found, objects[window] * mask)
-            flooded[:, left : left + wide] += found[own].astype(np.uint32)
+        tile, core = np.s_[:, start : left + wide + halo], np.s_[:, left - start : left - start + wide]
+        for kind in _kinds_in(kinds[tile]):
+            mask = kinds[tile] == kind
+            found = watershed(height[tile], seeds[tile] * mask, mask=mask)
+            found = np.where(found > 0, found, objects[tile] * mask)
+            flooded[:, left : left + wide] += found[core].astype(np.uint32)
     return flooded
 
 

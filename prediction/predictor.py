@@ -18,14 +18,14 @@ from checkpoint import Checkpoint
 from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images.frames import Rows
 from model import CNR2d, UNet, class_probability, memory_format, pad_to_multiple
-from prediction.halo import WHOLE, Sides, forward_inner, margin, size_inside
-from prediction.tiling import Bands, Span, spans, window_shape
+from prediction.halo import WHOLE, Sides, forward_tile, halo, size_without_halo
+from prediction.tiling import Bands, Tile, tile_shape, tiles_along
 from utils import UserError, pick_device, pick_precision
 
-WINDOW = 2**20  # [px] of a window on a CPU, at most
-BYTES = 40  # [bytes] that a pixel of a window needs for each channel of the first level, at most
-BAND_BYTES = 8  # [bytes] that a pixel of a band of windows needs for each channel of the result, besides
-OVERLAP = 32  # [px] over which windows are blended that were normalised differently
+TILE_PIXELS = 2**20  # of a tile on a CPU, at most
+TILE_BYTES = 40  # that a pixel of a tile needs for each channel of the first level, at most
+BAND_BYTES = 8  # that a pixel of a band of tiles needs besides, for each channel of the result
+OVERLAP = 32  # [px] over which tiles are blended that were normalised differently
 
 
 class TestTimeAugmentation(nn.Module):
@@ -45,16 +45,16 @@ class TestTimeAugmentation(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, inner: Sides = WHOLE) -> Tensor:
-        """(N, C, H, W) to logits, as `forward_inner` of the network."""
-        height, width = size_inside(self.net, x, inner)
+    def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """(N, C, H, W) to logits, as `forward_tile` of the network."""
+        height, width = size_without_halo(self.net, x, sides)
         x = pad_to_multiple(x, self.net.stride)  # before it is turned: each view has the same pixels and poolings
         total: Any = 0
         for flip in (False, True):
-            sides = inner.flipped() if flip else inner
+            of_view = sides.flipped() if flip else sides
             for quarters in range(4):
                 turned = torch.rot90(x.flip(-1) if flip else x, quarters, (-2, -1))
-                logits = forward_inner(self.net, turned, sides.turned(quarters))
+                logits = forward_tile(self.net, turned, of_view.turned(quarters))
                 back = torch.rot90(class_probability(logits), -quarters, (-2, -1))
                 total = total + (back.flip(-1) if flip else back)
         logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))[..., :height, :width]
@@ -128,36 +128,35 @@ class Predictor:
         mean, std = map(torch.from_numpy, statistics_of(image, self.info))
         network = self._network(tta, every_class)
 
-        def probability(window: np.ndarray, inner: Sides) -> Tensor:
-            pixels = normalise(as_tensor(np.array(window)), mean, std)  # a copy: torch takes none that is read-only
+        def probability(tile: np.ndarray, sides: Sides) -> Tensor:
+            pixels = normalise(as_tensor(np.array(tile)), mean, std)  # a copy: torch takes none that is read-only
             if not pixels.isfinite().all():
                 raise UserError("it holds NaN or infinity: repair the image")
-            result = network(pixels.movedim(-1, 0)[None].to(self.device), inner)[0]
+            result = network(pixels.movedim(-1, 0)[None].to(self.device), sides)[0]
             if result.isnan().any():
                 raise UserError("the network's output is no number: --amp off computes with more range")
             return result
 
-        return Bands(probability, lambda first, last: image[first:last], *self.windows(height, width, tile))
+        return Bands(probability, lambda rows: image[rows], *self.tiles(height, width, tile))
 
-    def windows(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
-        """Rows and columns of the windows of an image."""
+    def tiles(self, height: int, width: int, tile: int) -> tuple[list[Tile], list[Tile]]:
+        """Tiles along the height and along the width of an image."""
         stride = self.net.stride
         blend = max(OVERLAP, stride) if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
         most = self._most_pixels(height * width if blend else 0)
-        band = BAND_BYTES * self.num_channel / self._pixel_bytes
+        band_cost = BAND_BYTES * self.num_channel / self._pixel_bytes
         tile = max(-(-tile // stride) * stride, 2 * blend) if tile else 0
-        shape = (tile, 4 * tile) if tile else window_shape(height, width, most, band, stride)
-        around = margin(self.net.num_level)
-        rows, columns = (spans(n, t, around, blend) for n, t in zip((height, width), shape, strict=True))
-        return rows, columns
+        tall, wide = (tile, 4 * tile) if tile else tile_shape(height, width, most, band_cost, stride)
+        around = halo(self.net.num_level)
+        return tiles_along(height, tall, around, blend), tiles_along(width, wide, around, blend)
 
     def _network(self, tta: bool, every_class: bool) -> Any:
-        """Function from a window to the probability of its pixels."""
-        net = TestTimeAugmentation(self.net) if tta else partial(forward_inner, self.net)
+        """Function from a normalised tile to the probability of its pixels."""
+        net = TestTimeAugmentation(self.net) if tta else partial(forward_tile, self.net)
 
-        def run(window: Tensor, inner: Sides) -> Tensor:
+        def run(tile: Tensor, sides: Sides) -> Tensor:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-                logits = net(window, inner)
+                logits = net(tile, sides)
             probability = class_probability(logits.float())
             return probability[:, 1:] if self.num_channel == 1 and not every_class else probability
 
@@ -165,16 +164,16 @@ class Predictor:
 
     @property
     def _pixel_bytes(self) -> int:
-        """Memory that a pixel of a window needs."""
-        return BYTES * self.net.arguments["nch_ker"]
+        """Memory that a pixel of a tile needs."""
+        return TILE_BYTES * self.net.arguments["nch_ker"]
 
     def _most_pixels(self, wanted: int) -> int:
-        """Pixels that a window may have; `wanted` if memory allows so many."""
+        """Pixels that a tile may have; `wanted` if memory allows so many."""
         if self.device.type == "cuda":
             room = torch.cuda.mem_get_info(self.device)[0] // 2
             return room // self._pixel_bytes
         room = _memory() // 4
-        return min(max(WINDOW, wanted), room // self._pixel_bytes)
+        return min(max(TILE_PIXELS, wanted), room // self._pixel_bytes)
 
 
 def _memory() -> int:
@@ -260,7 +259,7 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
     tta : bool
         Average over the eight flips and quarter turns; eight times slower.
     tile : int
-        Height of a window [px], rounded up to a multiple of the network's stride; 0: as memory allows.
+        Height of a tile [px], rounded up to a multiple of the network's stride; 0: as memory allows.
 
     Returns
     -------

@@ -32,7 +32,7 @@ def newest(work):
 
 @pytest.fixture
 def stack(trained):
-    """A stack of three sections of 200 x 330 px, which takes several windows of 64 px."""
+    """A stack of three sections of 200 x 330 px, which takes several tiles of 64 px."""
     pixels = np.random.default_rng(0).integers(0, 255, (3, 200, 330)).astype(np.uint8)
     options = {"imagej": True, "resolution": (1 / 0.004, 1 / 0.005)}
     tifffile.imwrite("in.tif", pixels, **options, metadata={"axes": "ZYX", "unit": "micron", "spacing": 0.05})
@@ -54,7 +54,7 @@ def test_a_tiff_comes_out_as_the_array_does_with_its_pixel_size(stack, work, til
 
 
 @pytest.mark.parametrize("num_level", ["3", "5"])
-def test_windows_of_other_numbers_of_levels_give_what_the_whole_image_gives(stack, work, num_level, fails):
+def test_tiles_of_other_numbers_of_levels_give_what_the_whole_image_gives(stack, work, num_level, fails):
     assert main.main([*SMALL, "--num_epoch", "1", "--scope", "deep", "--num_level", num_level]) == 0
     assert segment("in.tif", "out.npy", "--dtype", "float32", "--tile", "80", "--scope", "deep") == 0
     predictor = load(work / "checkpoints" / "deep" / "em" / "model_epoch0001.pth")
@@ -65,7 +65,7 @@ def test_windows_of_other_numbers_of_levels_give_what_the_whole_image_gives(stac
     assert main.main([*again, "--num_level", num_level]) == 0
 
 
-def test_the_average_over_eight_views_is_the_same_in_windows(stack, work):
+def test_the_average_over_eight_views_is_the_same_in_tiles(stack, work):
     whole = predict_array(newest(work), stack[0])
     np.testing.assert_allclose(predict_array(newest(work), stack[0], tile=64), whole, atol=1e-5)
     assert not np.allclose(predict_array(newest(work), stack[0], tta=False), whole, atol=1e-5)
