@@ -11,6 +11,8 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from prediction.tiling import Band
+
 SEED, SEED_SHARE = 100, 0.25  # a core with fewer px, and less than this share of its region's largest, seeds no object
 SPECK = 8  # [px] a core that is smaller never does
 TALL, WIDE, HALO = 512, 2048, 128  # [px] of the tiles of a large image, and how much around them is flooded, too
@@ -48,7 +50,7 @@ def separate_objects(probability: np.ndarray, threshold: float = 0.5, background
     kinds = None
     if probability.ndim == 3:
         probability, kinds = probability.max(0), foreground_kinds(probability.argmax(0), background)
-    return np.concatenate([band for _, band in separate_bands(probability, threshold, kinds=kinds)])
+    return np.concatenate([band.values for band in separate_bands(probability, threshold, kinds=kinds)])
 
 
 def foreground_kinds(classes: np.ndarray, background: int) -> np.ndarray:
@@ -69,8 +71,8 @@ def separate_bands(
     wide: int = WIDE,
     halo: int = HALO,
     kinds: Slices | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Objects as by `separate_objects`, one band of rows after the other.
+) -> Iterator[Band]:
+    """Objects (h, W) uint32 as by `separate_objects`, one band of rows after the other.
 
     Regions and seeds are found over the whole image, so an object has one number wherever it reaches. The flood runs
     in tiles: it is that of the whole image but for pixels whose way to their seed is longer than the halo.
@@ -86,11 +88,6 @@ def separate_bands(
     kinds : ndarray of int, optional
         (H, W), or what gives slices of rows: 0 is background, else the class of the pixel, of which `probability` is.
         Default: 1 where the probability is above the threshold.
-
-    Yields
-    ------
-    int, ndarray of uint32
-        First row of a band, and its objects (h, W).
     """
     tops = range(0, len(probability), tall)
     masks = partial(_masks, probability, kinds, threshold, tall)
@@ -111,7 +108,8 @@ def separate_bands(
         end = len(rows[0])
         if number + 1 < len(tops):
             rows = tuple(np.concatenate(parts) for parts in zip(rows, prepared(number + 1), strict=True))
-        yield top, _flood(*(part[: end + halo] for part in rows), wide, halo)[above:end]
+        objects = _flood(*(part[: end + halo] for part in rows), wide, halo)
+        yield Band(slice(top, top + end - above), objects[above:end])
         rows, above = tuple(part[max(end - halo, 0) :] for part in rows), min(halo, end)
 
 

@@ -19,7 +19,7 @@ from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images.frames import Rows
 from model import CNR2d, UNet, class_probability, memory_format, pad_to_multiple
 from prediction.halo import WHOLE, Sides, forward_tile, halo, size_without_halo
-from prediction.tiling import Bands, Tile, tile_shape, tiles_along
+from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
 from utils import UserError, pick_device, pick_precision
 
 TILE_PIXELS = 2**20  # of a tile on a CPU, at most
@@ -114,7 +114,7 @@ class Predictor:
         """Channels of a probability: 1 for two classes, else one a class."""
         return 1 if self.info.num_class == 2 else self.info.num_class
 
-    def bands(self, image: Rows, *, tta: bool = True, tile: int = 0, every_class: bool = False) -> Bands:
+    def bands(self, image: Rows, grid: TileGrid, *, tta: bool, every_class: bool = False) -> Bands:
         """Probability of an image (H, W, C), computed by bands; of both of two classes, too, if wanted of every class.
 
         Raises
@@ -122,7 +122,7 @@ class Predictor:
         UserError
             The image has other channels than the network.
         """
-        height, width, nch = image.shape
+        nch = image.shape[2]
         if nch != self.info.nch_in:
             raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: give it such images")
         mean, std = map(torch.from_numpy, statistics_of(image, self.info))
@@ -137,10 +137,11 @@ class Predictor:
                 raise UserError("the network's output is no number: --amp off computes with more range")
             return result
 
-        return Bands(probability, lambda rows: image[rows], *self.tiles(height, width, tile))
+        return Bands(probability, lambda rows: image[rows], grid)
 
-    def tiles(self, height: int, width: int, tile: int) -> tuple[list[Tile], list[Tile]]:
-        """Tiles along the height and along the width of an image."""
+    def tile_grid(self, shape: tuple[int, ...], tile: int) -> TileGrid:
+        """Tiles of an image (H, W, ...), of a height [px], or for 0 as large as memory allows now."""
+        height, width = shape[:2]
         stride = self.net.stride
         blend = max(OVERLAP, stride) if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
         most = self._most_pixels(height * width if blend else 0)
@@ -148,7 +149,7 @@ class Predictor:
         tile = max(-(-tile // stride) * stride, 2 * blend) if tile else 0
         tall, wide = (tile, 4 * tile) if tile else tile_shape(height, width, most, band_cost, stride)
         around = halo(self.net.num_level)
-        return tiles_along(height, tall, around, blend), tiles_along(width, wide, around, blend)
+        return TileGrid(tiles_along(height, tall, around, blend), tiles_along(width, wide, around, blend))
 
     def _network(self, tta: bool, every_class: bool) -> Any:
         """Function from a normalised tile to the probability of its pixels."""
@@ -278,8 +279,8 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
         raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
     result = []
     for frame in image.reshape(-1, *image.shape[-3:]):
-        bands = predictor.bands(frame, tta=tta, tile=tile)
-        result.append(np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1))
+        bands = predictor.bands(frame, predictor.tile_grid(frame.shape, tile), tta=tta)
+        result.append(np.concatenate([band.values for band in bands.compute()], axis=1))
     probability = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
     return probability[..., 0, :, :] if predictor.num_channel == 1 else probability
 

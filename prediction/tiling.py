@@ -51,6 +51,30 @@ class Tile:
         return slice(self.output.start - start, self.output.stop - start)
 
 
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles of an image along its height and along its width."""
+
+    rows: list[Tile]
+    columns: list[Tile]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of an image over its full width.
+
+    Attributes
+    ----------
+    rows : slice
+        Where they are in the image.
+    values : ndarray
+        What was computed of them, (..., h, W).
+    """
+
+    rows: slice
+    values: np.ndarray
+
+
 def tiles_along(length: int, size: int, halo: int, overlap: int = 0) -> list[Tile]:
     """Tiles along one axis.
 
@@ -151,33 +175,24 @@ class Bands:
         See `Network`; called without gradients.
     read : callable
         See `Read`; called in a thread.
-    rows, columns : list of Tile
-        The tiles along both axes.
+    grid : TileGrid
+        The tiles.
     """
 
-    def __init__(self, network: Network, read: Read, rows: list[Tile], columns: list[Tile]) -> None:
-        self.network, self.read, self.rows, self.columns = network, read, rows, columns
-        self.blends = any(tile.output != tile.core for tile in (*rows, *columns))
+    def __init__(self, network: Network, read: Read, grid: TileGrid) -> None:
+        self.network, self.read, self.rows, self.columns = network, read, grid.rows, grid.columns
+        self.blends = any(tile.output != tile.core for tile in (*grid.rows, *grid.columns))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def compute(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Bands of some numbers, in rising order.
-
-        Yields
-        ------
-        int, ndarray
-            The number of the band, and its (K, h, W) float32: the rows `rows[number].core` of the image.
-        """
-        todo = deque(sorted(numbers))
+    def compute(self, numbers: Iterable[int] | None = None) -> Iterator[Band]:
+        """Bands (K, h, W) float32 of some numbers, or all, from top to bottom."""
+        todo = deque(range(len(self.rows)) if numbers is None else sorted(numbers))
         reach = (-1, 0, 1) if self.blends else (0,)
-        needed = sorted({number + step for number in todo for step in reach} & {*range(len(self))})
+        needed = sorted({number + step for number in todo for step in reach} & {*range(len(self.rows))})
         done: dict[int, Tensor] = {}
         for number, pixels in prefetch((n, self.read(self.rows[n].input)) for n in needed):
             done[number] = self._band(self.rows[number], pixels)
-            while todo and {todo[0] + step for step in reach} & {*range(len(self))} <= done.keys():
-                yield todo[0], self._blended(todo.popleft(), done).cpu().numpy()
+            while todo and {todo[0] + step for step in reach} & {*range(len(self.rows))} <= done.keys():
+                yield Band(self.rows[todo[0]].core, self._blended(todo.popleft(), done).cpu().numpy())
                 done = {n: band for n, band in done.items() if todo and n >= todo[0] + reach[0]}
 
     @torch.inference_mode()

@@ -17,6 +17,7 @@ import main
 import run_make_database
 from images.frames import list_frames, read_geometry
 from predict import load, predict_array
+from prediction.predictor import Predictor
 from utils import UserError
 
 PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off"]
@@ -69,6 +70,17 @@ def test_the_average_over_eight_views_is_the_same_in_tiles(stack, work):
     whole = predict_array(newest(work), stack[0])
     np.testing.assert_allclose(predict_array(newest(work), stack[0], tile=64), whole, atol=1e-5)
     assert not np.allclose(predict_array(newest(work), stack[0], tta=False), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("goal", ["out.npy", "out/"])
+def test_an_image_is_complete_where_memory_for_its_tiles_shrinks_meanwhile(stack, work, monkeypatch, goal):
+    sizes = iter([2**15, *[2**12] * 99])  # as on a GPU that the first tiles fill
+    monkeypatch.setattr(Predictor, "_most_pixels", lambda *_: next(sizes))
+    assert segment("in.tif", goal) == 0
+    result = (
+        np.load(goal) if goal == "out.npy" else np.stack([Image.open(f"out/in-{page:04d}.png") for page in range(3)])
+    )
+    assert np.abs(result - 255.0 * predict_array(newest(work), stack, tta=False)).max() < 0.51
 
 
 def test_all_things_at_once_agree(stack, work):

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import NORMS, STRIDE, UNet
 from prediction.halo import WHOLE, Sides, forward_tile, halo, receptive_radius
 from prediction.predictor import TestTimeAugmentation
-from prediction.tiling import Bands, prefetch, tile_shape, tiles_along, write_in_background
+from prediction.tiling import Bands, TileGrid, prefetch, tile_shape, tiles_along, write_in_background
 
 HALO = halo(4)
 LEVELS = pytest.mark.parametrize("num_level", [1, 3, 4, 5])
@@ -23,15 +23,15 @@ def network(norm="bnorm", nch_out=1, num_level=4):
 
 def tiled(net, image, tile, overlap=0, tta=False):
     around = halo(net.num_level)
-    rows, columns = (tiles_along(n, t, around, overlap) for n, t in zip(image.shape[-2:], tile, strict=True))
+    grid = TileGrid(*(tiles_along(n, t, around, overlap) for n, t in zip(image.shape[-2:], tile, strict=True)))
     pixels = image[0].movedim(0, -1).numpy()
 
     def logits(part, sides):
         x = torch.from_numpy(part).movedim(-1, 0)[None]
         return TestTimeAugmentation(net)(x, sides)[0] if tta else forward_tile(net, x, sides)[0]
 
-    bands = Bands(logits, pixels.__getitem__, rows, columns)
-    return np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1), bands
+    bands = Bands(logits, lambda rows: pixels[rows], grid)
+    return np.concatenate([band.values for band in bands.compute()], axis=1), bands
 
 
 @LEVELS
@@ -94,8 +94,9 @@ def test_tiles_cover_the_image_once_and_read_the_halo(length, overlap):
 def test_some_bands_are_the_bands_of_the_whole():
     net, image = network("gnorm"), torch.randn(1, 1, 500, 90)
     whole, bands = tiled(net, image, (128, 128), overlap=32)
-    for number, band in bands.compute([1, 3]):
-        assert np.array_equal(band, whole[:, bands.rows[number].core])
+    some = list(bands.compute([1, 2]))
+    assert [band.rows for band in some] == [row.core for row in bands.rows[1:3]]
+    assert all(np.array_equal(band.values, whole[:, band.rows]) for band in some)
 
 
 def test_tiles_of_512_px_cost_at_most_a_quarter_more():
