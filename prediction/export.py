@@ -10,9 +10,8 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
@@ -28,6 +27,9 @@ from prediction.halo import forward_padded, halo
 from prediction.predictor import Predictor, load, predict_array
 from utils import FlagError, UserError, check_module, say
 
+if TYPE_CHECKING:
+    from bioimageio.spec.model import v0_5 as spec
+
 OPSET = 18  # of ONNX
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the checkpoint
 ENDINGS = {"onnx": (".onnx",), "torchscript": (".pt", ".torchscript"), "bioimageio": (".zip",)}
@@ -40,6 +42,9 @@ class Normalisation(nn.Module):
 
     Any grey values that float32 holds are exact enough, also 16-bit images far from 0.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, info: DataInfo) -> None:
         super().__init__()
@@ -196,7 +201,7 @@ def _difference(predictor: Predictor, run: Callable[[np.ndarray], np.ndarray]) -
 def _trials(info: DataInfo) -> Iterator[np.ndarray]:
     """Images (1, C, H, W) that the normalisation and the padding of an export must get right."""
     rng = np.random.default_rng(0)
-    mean, std = (np.float32(values)[:, None, None] for values in (info.mean, info.std))
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (info.mean, info.std))
     for height, width in TRIALS:
         noise = rng.integers(0, 255, (1, info.nch_in, height, width)).astype(np.float32)
         if info.normalize == "image":
@@ -240,6 +245,7 @@ def to_onnx(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
         dynamic_shapes=shapes,
         verbose=False,
     )
+    assert program is not None  # with dynamo
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return content, _difference(predictor, lambda image: session.run(None, {"image": image})[0])
@@ -310,7 +316,7 @@ def _reason(error: ValueError) -> str:
     return "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()[:3])
 
 
-def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any:
+def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> spec.ModelDescr:
     """Description of the package, and the files it names."""
     from bioimageio.spec.model import v0_5 as spec
 
@@ -326,12 +332,14 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any
         name=f"U-Net for {' and '.join(names)}"[:127],
         description="U-Net that segments microscope images, trained with pytorch-UNET's command line",
         authors=[spec.Author(name=name) for name in provenance.authors],
-        cite=[spec.CiteEntry(text="Ronneberger et al., U-Net, MICCAI 2015", doi="10.1007/978-3-319-24574-4_28")],
-        license=provenance.license or None,
+        cite=[
+            spec.CiteEntry(text="Ronneberger et al., U-Net, MICCAI 2015", doi=spec.Doi("10.1007/978-3-319-24574-4_28"))
+        ],
+        license=spec.LicenseId(provenance.license) if provenance.license else None,
         documentation=spec.FileDescr(source=folder / "README.md"),
         covers=[spec.FileDescr(source=folder / "cover.png")],
         tags=["unet", "segmentation", "2d", "pytorch"],
-        timestamp=datetime.now(UTC),
+        timestamp=spec.Datetime.now(),
         inputs=[_input(_save(folder, "input", image), predictor)],
         outputs=[_output(_save(folder, "output", probability), names, halo(predictor.net.num_level))],
         weights=spec.WeightsDescr(torchscript=torchscript),
@@ -346,16 +354,16 @@ def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
     the network answers with the widest range, since the specification refuses an output that is 0 all over.
     """
     rng, side = np.random.default_rng(0), halo(predictor.net.num_level)
-    best = None
-    for cell in (1, 4, 12, 32):  # [px] of a checkerboard of random grey values
+
+    def answered(cell: int) -> tuple[np.ndarray, np.ndarray]:
+        """A checkerboard of random grey values, of cells of some px, and its probability."""
         cells = rng.integers(0, 256, (predictor.info.nch_in, side // cell, side // cell)).astype(np.float32)
         image = cells.repeat(cell, 1).repeat(cell, 2)
         mirrored = np.pad(image, ((0, 0), (side, side), (side, side)), "symmetric")
         probability = predict_array(predictor, _as_array(mirrored), tta=False).reshape(-1, *mirrored.shape[1:])
-        probability = probability[:, side:-side, side:-side]
-        if best is None or np.ptp(probability) > np.ptp(best[1]):
-            best = image, probability
-    return best[0][None], best[1][None]
+        return image[None], probability[None, :, side:-side, side:-side]
+
+    return max(map(answered, (1, 4, 12, 32)), key=lambda pair: np.ptp(pair[1]))
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
@@ -370,35 +378,39 @@ def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _input(files: dict[str, Any], predictor: Predictor) -> Any:
+def _input(files: dict[str, Any], predictor: Predictor) -> spec.InputTensorDescr:
     """Description of the input: raw grey values, and how they are normalised."""
     from bioimageio.spec.model import v0_5 as spec
 
-    info, stride = predictor.info, predictor.net.stride
+    info, stride, axes = predictor.info, predictor.net.stride, [spec.AxisId("y"), spec.AxisId("x")]
     channels = spec.ChannelAxis(channel_names=[f"channel{number}" for number in range(info.nch_in)])
     size = spec.ParameterizedSize(min=2 * halo(predictor.net.num_level) + stride, step=stride)
+    normalise: spec.ZeroMeanUnitVarianceDescr | spec.FixedZeroMeanUnitVarianceDescr
     if info.normalize == "image":
-        normalise = spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=["y", "x"]))
+        normalise = spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=axes))
     else:
-        kwargs = spec.FixedZeroMeanUnitVarianceAlongAxisKwargs(mean=info.mean, std=info.std, axis="channel")
+        kwargs = spec.FixedZeroMeanUnitVarianceAlongAxisKwargs(
+            mean=info.mean, std=info.std, axis=spec.AxisId("channel")
+        )
         normalise = spec.FixedZeroMeanUnitVarianceDescr(kwargs=kwargs)
     dtype = spec.EnsureDtypeDescr(kwargs=spec.EnsureDtypeKwargs(dtype="float32"))
     return spec.InputTensorDescr(
-        id="image",
-        axes=[spec.BatchAxis(), channels, *(spec.SpaceInputAxis(id=axis, size=size) for axis in "yx")],
+        id=spec.TensorId("image"),
+        axes=[spec.BatchAxis(), channels, *(spec.SpaceInputAxis(id=axis, size=size) for axis in axes)],
         preprocessing=[dtype, normalise, dtype],
         **files,
     )
 
 
-def _output(files: dict[str, Any], names: list[str], around: int) -> Any:
+def _output(files: dict[str, Any], names: list[str], around: int) -> spec.OutputTensorDescr:
     """Description of the output."""
     from bioimageio.spec.model import v0_5 as spec
 
-    sizes = {axis: spec.SizeReference(tensor_id="image", axis_id=axis) for axis in "yx"}
+    axes = [spec.AxisId("y"), spec.AxisId("x")]
+    sizes = {axis: spec.SizeReference(tensor_id=spec.TensorId("image"), axis_id=axis) for axis in axes}
     space = [spec.SpaceOutputAxisWithHalo(id=axis, size=size, halo=around) for axis, size in sizes.items()]
     return spec.OutputTensorDescr(
-        id="probability", axes=[spec.BatchAxis(), spec.ChannelAxis(channel_names=names), *space], **files
+        id=spec.TensorId("probability"), axes=[spec.BatchAxis(), spec.ChannelAxis(channel_names=names), *space], **files
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -17,7 +17,15 @@ SEED, SEED_SHARE = 100, 0.25  # a core with fewer px, and less than this share o
 SPECK = 8  # [px] a core that is smaller never does
 TALL, WIDE, HALO = 512, 2048, 128  # [px] of the tiles of a large image, and how much around them is flooded, too
 
-Slices = Any  # (H, W), or what has a length and gives slices of rows
+
+class Slices(Protocol):
+    """An array (H, W), or what reads one by its rows."""
+
+    def __len__(self) -> int:
+        """Height."""
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows (h, W)."""
 
 
 def separate_objects(probability: np.ndarray, threshold: float = 0.5, background: int = 0) -> np.ndarray:
@@ -94,23 +102,46 @@ def separate_bands(
     cores, regions = _Regions(), _Regions()
     seed_of, object_of = _count_objects(cores, regions, map(masks, tops))
 
-    def prepared(number: int) -> tuple[np.ndarray, ...]:
-        """Height, seeds, what a pixel without a seed near it belongs to, and its class, (h, W) each, of a band."""
+    def prepared(number: int) -> _Planes:
+        """What the flood of a band needs."""
         pair = masks(tops[number])
         core, region = (part.numbered(kind, number) for part, kind in zip((cores, regions), pair, strict=True))
         objects = object_of[region]
         seeds = np.where(objects > seed_of.max(), objects, seed_of[core])  # an object without a core is its own seed
         height = np.round((1 - probability[tops[number] : tops[number] + tall]) * 255).astype(np.uint8)
-        return height, seeds, objects, pair[1]
+        return _Planes(height, seeds, objects, pair[1])
 
-    rows, above = prepared(0), 0  # a band, and from the second on the halo above it
+    planes, above = prepared(0), 0  # of a band, and from the second on of the halo above it
     for number, top in enumerate(tops):
-        end = len(rows[0])
+        end = len(planes.height)
         if number + 1 < len(tops):
-            rows = tuple(np.concatenate(parts) for parts in zip(rows, prepared(number + 1), strict=True))
-        objects = _flood(*(part[: end + halo] for part in rows), wide, halo)
+            planes = _Planes(*map(np.concatenate, zip(planes, prepared(number + 1), strict=True)))
+        objects = _flood(planes.cut(slice(end + halo)), wide, halo)
         yield Band(slice(top, top + end - above), objects[above:end])
-        rows, above = tuple(part[max(end - halo, 0) :] for part in rows), min(halo, end)
+        planes, above = planes.cut(slice(max(end - halo, 0), None)), min(halo, end)
+
+
+class _Planes(NamedTuple):
+    """What a flood needs of some rows, (h, W) each.
+
+    Attributes
+    ----------
+    height : ndarray
+        The lower, the earlier a pixel is flooded: 0 where the probability is 1, 255 where it is 0.
+    seeds, objects : ndarray
+        Object from which the flood starts, and object of a pixel that no flood reaches; 0 for none.
+    kinds : ndarray
+        Class, 0 for the background; a flood stays in its class.
+    """
+
+    height: np.ndarray
+    seeds: np.ndarray
+    objects: np.ndarray
+    kinds: np.ndarray
+
+    def cut(self, rows: slice) -> _Planes:
+        """Some of the rows."""
+        return _Planes(*(plane[rows] for plane in self))
 
 
 def _masks(
@@ -122,12 +153,11 @@ def _masks(
     return kind * (band > (1 + threshold) / 2), kind
 
 
-def _flood(
-    height: np.ndarray, seeds: np.ndarray, objects: np.ndarray, kinds: np.ndarray, wide: int, halo: int
-) -> np.ndarray:
-    """Watershed (h, W) of rows, tile by tile and class by class, so that none floods another."""
+def _flood(planes: _Planes, wide: int, halo: int) -> np.ndarray:
+    """Watershed (h, W) of rows, tile by tile and class by class."""
     from skimage.segmentation import watershed
 
+    height, seeds, objects, kinds = planes
     flooded = np.zeros(seeds.shape, np.uint32)
     for left in range(0, seeds.shape[1], wide):
         start = max(left - halo, 0)
@@ -140,7 +170,7 @@ def _flood(
     return flooded
 
 
-def _kinds_in(kinds: np.ndarray) -> list[int]:
+def _kinds_in(kinds: np.ndarray) -> np.ndarray:
     """Classes that occur, without the background."""
     return np.flatnonzero(np.bincount(kinds.ravel(), minlength=1)[1:]) + 1
 

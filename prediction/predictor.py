@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class TestTimeAugmentation(nn.Module):
         """(N, C, H, W) to logits, as `forward_tile` of the network."""
         height, width = size_without_halo(self.net, x, sides)
         x = pad_to_multiple(x, self.net.stride)  # before it is turned: each view has the same pixels and poolings
-        total: Any = 0
+        total = torch.zeros(())
         for flip in (False, True):
             of_view = sides.flipped() if flip else sides
             for quarters in range(4):
@@ -125,7 +126,7 @@ class Predictor:
         nch = image.shape[2]
         if nch != self.info.nch_in:
             raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: give it such images")
-        mean, std = map(torch.from_numpy, statistics_of(image, self.info))
+        mean, std = map(torch.from_numpy, statistics_of(cast(np.ndarray, image), self.info))
         network = self._network(tta, every_class)
 
         def probability(tile: np.ndarray, sides: Sides) -> Tensor:
@@ -151,7 +152,7 @@ class Predictor:
         around = halo(self.net.num_level)
         return TileGrid(tiles_along(height, tall, around, blend), tiles_along(width, wide, around, blend))
 
-    def _network(self, tta: bool, every_class: bool) -> Any:
+    def _network(self, tta: bool, every_class: bool) -> Callable[[Tensor, Sides], Tensor]:
         """Function from a normalised tile to the probability of its pixels."""
         net = TestTimeAugmentation(self.net) if tta else partial(forward_tile, self.net)
 
@@ -166,7 +167,7 @@ class Predictor:
     @property
     def _pixel_bytes(self) -> int:
         """Memory that a pixel of a tile needs."""
-        return TILE_BYTES * self.net.arguments["nch_ker"]
+        return TILE_BYTES * self.net.fc.in_channels
 
     def _most_pixels(self, wanted: int) -> int:
         """Pixels that a tile may have; `wanted` if memory allows so many."""
@@ -223,8 +224,8 @@ def predictor_of(
     saved: Checkpoint, path: Path, device: torch.device, precision: torch.dtype | None, background: str
 ) -> Predictor:
     """Network of a checkpoint, ready to segment."""
-    net = fold_norm(saved.network(path)).to(device)
-    net = net.to(memory_format=memory_format(saved.arch["norm"], precision))
+    net, order = fold_norm(saved.network(path)).to(device), memory_format(saved.arch["norm"], precision)
+    net = net.to(memory_format=order)  # type: ignore[call-overload]  # which torch takes, and its types lack
     empty = find_background(saved.info, background or saved.config.get("background", ""))
     return Predictor(net, saved.info, saved.threshold, device, precision, empty)
 

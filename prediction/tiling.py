@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -145,12 +146,17 @@ def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, st
 
 def prefetch(items: Iterable[Item]) -> Iterator[Item]:
     """Items of an iterable; while one is used, a thread makes the next."""
-    iterator, end = iter(items), object()
+    iterator = iter(items)
+
+    def next_one() -> list[Item]:
+        """The next item in a list, which is empty at the end."""
+        return list(islice(iterator, 1))
+
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(next, iterator, end)
-        while (item := future.result()) is not end:
-            future = pool.submit(next, iterator, end)
-            yield item
+        future = pool.submit(next_one)
+        while item := future.result():
+            future = pool.submit(next_one)
+            yield item.pop()
 
 
 def write_in_background(items: Iterable[Item], use: Callable[[Item], None]) -> None:
@@ -218,9 +224,9 @@ class Bands:
 def _blend(parts: Iterable[Tensor], tiles: list[Tile], axis: int) -> Tensor:
     """Join the outputs of tiles along an axis, one at a time; where two overlap, one fades into the other linearly."""
     outputs = [tile.output for tile in tiles]
-    origin, total = outputs[0].start, None
+    origin, total = outputs[0].start, torch.empty(0)  # until the first part gives its type and its other sizes
     for number, (part, place) in enumerate(zip(parts, outputs, strict=True)):
-        if total is None:
+        if number == 0:
             shape = list(part.shape)
             shape[axis] = outputs[-1].stop - origin
             total = part.new_zeros(shape)
