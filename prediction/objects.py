@@ -116,8 +116,7 @@ def separate_bands(
         end = len(planes.height)
         if number + 1 < len(tops):
             planes = _Planes(*map(np.concatenate, zip(planes, prepared(number + 1), strict=True)))
-        objects = _flood(planes.cut(slice(end + halo)), wide, halo)
-        yield Band(slice(top, top + end - above), objects[above:end])
+        yield Band(slice(top, top + end - above), _flood(planes.cut(slice(end + halo)), wide, halo)[above:end])
         planes, above = planes.cut(slice(max(end - halo, 0), None)), min(halo, end)
 
 
