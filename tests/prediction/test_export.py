@@ -150,6 +150,11 @@ def test_a_licence_that_is_none_and_flags_without_a_place_are_refused(trained, w
     assert not list(work.glob("net*"))
 
 
+def test_an_export_says_nothing_of_a_gpu_that_it_does_not_use(trained, work, capsys):
+    assert main.main(["--mode", "export", "--format", "torchscript", "--output", "net.pt", "--gpu_ids", "99"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_an_export_that_computes_something_else_is_not_written(trained, work, fails, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "net.pt: differs from" in fails(main.main, SCRIPT)
