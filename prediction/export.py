@@ -122,12 +122,12 @@ def export(config: Config) -> int:
     Raises
     ------
     UserError
-        There is no checkpoint, a package is missing, the goal can't be written, or the export computes something else.
+        There is no checkpoint, a package is missing, the output can't be written, or it computes something else.
     """
     output, kind = Path(config.output), config.format
     _check_flags(config)
     path = checkpoint.find(Path(config.dir_checkpoint) / config.scope / config.name_data, config.epoch)
-    _check_goal(output, path)
+    _check_output(output, path)
     predictor = load(path)
     if predictor.info.normalize == "legacy":  # by the type of an image, which a graph can't see: as that of 8 bits
         predictor = replace(predictor, info=replace(predictor.info, normalize="data"))
@@ -180,8 +180,8 @@ def _authors(config: Config) -> list[str]:
     return [name.strip() for name in config.author.split(",") if name.strip()]
 
 
-def _check_goal(output: Path, path: Path) -> None:
-    """Refuse a goal that can't be written, before minutes of work, and one that is the checkpoint."""
+def _check_output(output: Path, path: Path) -> None:
+    """Refuse an output that can't be written, before minutes of work, and one that is the checkpoint."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
     if output.exists() and output.samefile(path):

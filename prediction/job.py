@@ -20,7 +20,7 @@ from images.frames import Frame, Rows, drop_cached_pages, read_geometry
 from images.layout import ORDER, Layout
 from images.writers import FlatWriter, PngWriter, RowFile, Writer
 from images.zarr_writer import ZarrWriter
-from prediction.objects import TALL, foreground_kinds, separate_bands
+from prediction.objects import TILE_HEIGHT, foreground_kinds, separate_bands
 from prediction.output_files import TABLE_COLUMNS, OutputFiles
 from prediction.predictor import Predictor
 from prediction.tiling import Band, TileGrid, write_in_background
@@ -149,7 +149,7 @@ class PredictionJob:
         layout = self._layout(output, ORDER.get(path.suffix.lower(), ""))
         if path.suffix.lower() != ".zarr":
             return FlatWriter(path, layout, is_main)
-        band_height = min(TALL, layout.shape[2]) if output == "cells" else self._grid(0).rows[0].core.stop
+        band_height = min(TILE_HEIGHT, layout.shape[2]) if output == "cells" else self._grid(0).rows[0].core.stop
         return ZarrWriter(path, layout, is_main, band_height)
 
     def _layout(self, output: str, order: str) -> Layout:
@@ -181,7 +181,7 @@ class PredictionJob:
         tasks = self._tasks()
         num = sum(map(len, tasks.values()))
         if "cells" in self.files.outputs:
-            num += sum(-(-self.images[frame].shape[0] // TALL) for frame in tasks)
+            num += sum(-(-self.images[frame].shape[0] // TILE_HEIGHT) for frame in tasks)
         with tqdm(total=num, desc="segment", unit="band", disable=None if self.world.is_main else True) as bar:
             for frame, numbers in tasks.items():
                 try:

@@ -13,9 +13,9 @@ from scipy.sparse.csgraph import connected_components
 
 from prediction.tiling import Band
 
-SEED, SEED_SHARE = 100, 0.25  # a core with fewer px, and less than this share of its region's largest, seeds no object
-SPECK = 8  # [px] a core that is smaller never does
-TALL, WIDE, HALO = 512, 2048, 128  # [px] of the tiles of a large image, and how much around them is flooded, too
+SEED, SEED_FRACTION = 100, 0.25  # a core of fewer px that is below this fraction of its region's largest is no seed
+SPECK = 8  # [px] a smaller core never is one
+TILE_HEIGHT, TILE_WIDTH, TILE_HALO = 512, 2048, 128  # [px] of the flood; it also runs in a halo around each tile
 
 
 class Slices(Protocol):
@@ -75,9 +75,9 @@ def foreground_kinds(classes: np.ndarray, background: int) -> np.ndarray:
 def separate_bands(
     probability: Slices,
     threshold: float,
-    tall: int = TALL,
-    wide: int = WIDE,
-    halo: int = HALO,
+    tall: int = TILE_HEIGHT,
+    wide: int = TILE_WIDTH,
+    halo: int = TILE_HALO,
     kinds: Slices | None = None,
 ) -> Iterator[Band]:
     """Objects (h, W) uint32 as by `separate_objects`, one band of rows after the other.
@@ -105,7 +105,7 @@ def separate_bands(
     def prepared(number: int) -> _Planes:
         """What the flood of a band needs."""
         pair = masks(tops[number])
-        core, region = (part.numbered(kind, number) for part, kind in zip((cores, regions), pair, strict=True))
+        core, region = (_label(kind, of.starts[number]) for of, kind in zip((cores, regions), pair, strict=True))
         objects = object_of[region]
         seeds = np.where(objects > seed_of.max(), objects, seed_of[core])  # an object without a core is its own seed
         height = np.round((1 - probability[tops[number] : tops[number] + tall]) * 255).astype(np.uint8)
@@ -191,7 +191,7 @@ class _Regions:
 
     def add(self, kinds: np.ndarray) -> np.ndarray:
         """Pieces (h, W) of the next band, 0 where the class is 0."""
-        pieces = self.numbered(kinds, -1)
+        pieces = _label(kinds, self.starts[-1])
         self._sizes.append(np.bincount(pieces[kinds > 0] - self.starts[-1]))
         self.starts.append(self.starts[-1] + len(self._sizes[-1]))
         if self._last_row is not None:
@@ -199,16 +199,6 @@ class _Regions:
             touching = (last_kinds == kinds[0]) & (kinds[0] > 0)
             self._touching.append(np.unique(np.stack([last, first])[:, touching], axis=1))
         self._last_row = pieces[-1].copy(), kinds[-1].copy()
-        return pieces
-
-    def numbered(self, kinds: np.ndarray, band: int) -> np.ndarray:
-        """Pieces of a band that was added, from the classes of its pixels."""
-        pieces, num = np.zeros(kinds.shape, np.int32), self.starts[band] - 1
-        for kind in _kinds_in(kinds):
-            mask = kinds == kind
-            found, count = ndimage.label(mask)
-            pieces[mask] = found[mask] + num
-            num += count
         return pieces
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
@@ -220,11 +210,22 @@ class _Regions:
         return first, np.bincount(first, sizes, minlength=len(sizes))
 
 
+def _label(kinds: np.ndarray, first: int) -> np.ndarray:
+    """4-connected pieces (h, W) of one class each, numbered from `first` on; 0 where the class is 0."""
+    pieces = np.zeros(kinds.shape, np.int32)
+    for kind in _kinds_in(kinds):
+        mask = kinds == kind
+        found, count = ndimage.label(mask)
+        pieces[mask] = found[mask] + (first - 1)
+        first += count
+    return pieces
+
+
 def _count_objects(
     cores: _Regions, regions: _Regions, masks: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Object of each piece of a core, 0 for small ones, and of each piece of a region: its first core's, or its own."""
-    homes = [np.zeros(1, np.int64)]  # the region that a core lies in
+    homes = [np.zeros(1, np.int64)]  # region that each core lies in
     for pair in masks:
         core, region = (kind.add(mask) for kind, mask in zip((cores, regions), pair, strict=True))
         homes.append(np.zeros(cores.starts[-1] - cores.starts[-2], np.int64))
@@ -234,7 +235,7 @@ def _count_objects(
     root, _ = regions.joined()
     largest = np.zeros(len(root), np.int64)
     np.maximum.at(largest, root[home], size)  # core of each region
-    least = np.clip(SEED_SHARE * largest[root[home]], SPECK, SEED)
+    least = np.clip(SEED_FRACTION * largest[root[home]], SPECK, SEED)
     seeds = np.flatnonzero((first == np.arange(len(first))) & (size >= least))
     seed_of = np.zeros(len(first), np.uint32)
     seed_of[seeds] = np.arange(len(seeds)) + 1

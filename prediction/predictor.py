@@ -112,11 +112,11 @@ class Predictor:
 
     @property
     def num_channel(self) -> int:
-        """Channels of a probability: 1 for two classes, else one a class."""
+        """Channels of a probability: 1 for two classes, else one per class."""
         return 1 if self.info.num_class == 2 else self.info.num_class
 
     def bands(self, image: Rows, grid: TileGrid, *, tta: bool, every_class: bool = False) -> Bands:
-        """Probability of an image (H, W, C), computed by bands; of both of two classes, too, if wanted of every class.
+        """Probability of an image (H, W, C), computed by bands; `every_class`: of both classes where there are two.
 
         Raises
         ------
@@ -141,16 +141,15 @@ class Predictor:
         return Bands(probability, lambda rows: image[rows], grid)
 
     def tile_grid(self, shape: tuple[int, ...], tile: int) -> TileGrid:
-        """Tiles of an image (H, W, ...), of a height [px], or for 0 as large as memory allows now."""
-        height, width = shape[:2]
-        stride = self.net.stride
-        blend = max(OVERLAP, stride) if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
-        most = self._most_pixels(height * width if blend else 0)
+        """Tiles of an image (H, W, ...); `tile` is their height [px], 0: as large as the free memory allows."""
+        (height, width), stride = shape[:2], self.net.stride
+        overlap = max(OVERLAP, stride) if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
+        most = self._max_pixels(height * width if overlap else 0)  # the fewer tiles, the fewer different statistics
         band_cost = BAND_BYTES * self.num_channel / self._pixel_bytes
-        tile = max(-(-tile // stride) * stride, 2 * blend) if tile else 0
+        tile = max(-(-tile // stride) * stride, 2 * overlap) if tile else 0
         tall, wide = (tile, 4 * tile) if tile else tile_shape(height, width, most, band_cost, stride)
         around = halo(self.net.num_level)
-        return TileGrid(tiles_along(height, tall, around, blend), tiles_along(width, wide, around, blend))
+        return TileGrid(tiles_along(height, tall, around, overlap), tiles_along(width, wide, around, overlap))
 
     def _network(self, tta: bool, every_class: bool) -> Callable[[Tensor, Sides], Tensor]:
         """Function from a normalised tile to the probability of its pixels."""
@@ -169,7 +168,7 @@ class Predictor:
         """Memory that a pixel of a tile needs."""
         return TILE_BYTES * self.net.fc.in_channels
 
-    def _most_pixels(self, wanted: int) -> int:
+    def _max_pixels(self, wanted: int) -> int:
         """Pixels that a tile may have; `wanted` if memory allows so many."""
         if self.device.type == "cuda":
             room = torch.cuda.mem_get_info(self.device)[0] // 2
@@ -226,8 +225,8 @@ def predictor_of(
     """Network of a checkpoint, ready to segment."""
     net, order = fold_norm(saved.network(path)).to(device), memory_format(saved.arch["norm"], precision)
     net = net.to(memory_format=order)  # type: ignore[call-overload]  # which torch takes, and its types lack
-    empty = find_background(saved.info, background or saved.config.get("background", ""))
-    return Predictor(net, saved.info, saved.threshold, device, precision, empty)
+    index = find_background(saved.info, background or saved.config.get("background", ""))
+    return Predictor(net, saved.info, saved.threshold, device, precision, index)
 
 
 def find_background(info: DataInfo, name: str) -> int:

@@ -75,7 +75,7 @@ def test_the_average_over_eight_views_is_the_same_in_tiles(stack, work):
 @pytest.mark.parametrize("goal", ["out.npy", "out/"])
 def test_an_image_is_complete_where_memory_for_its_tiles_shrinks_meanwhile(stack, work, monkeypatch, goal):
     sizes = iter([2**15, *[2**12] * 99])  # as on a GPU that the first tiles fill
-    monkeypatch.setattr(Predictor, "_most_pixels", lambda *_: next(sizes))
+    monkeypatch.setattr(Predictor, "_max_pixels", lambda *_: next(sizes))
     assert segment("in.tif", goal) == 0
     result = (
         np.load(goal) if goal == "out.npy" else np.stack([Image.open(f"out/in-{page:04d}.png") for page in range(3)])
