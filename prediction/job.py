@@ -197,16 +197,18 @@ class PredictionJob:
         """Some bands of a frame, then its objects, which need all of them."""
         bands = self.predictor.bands(self.images[frame], self._grid(frame), tta=self.tta)
         with ExitStack() as stack:
-            kept = stack.enter_context(RowFile(Path(self.files.target))) if "cells" in self.files.outputs else None
+            num_plane = min(self.predictor.num_channel, 2) if "cells" in self.files.outputs else 0
+            kept = [stack.enter_context(RowFile(Path(self.files.target))) for _ in range(num_plane)]
             # map: unlike a loop it holds no band while the next one is computed
             yield from map(partial(self._pixel_part, frame, kept), bands.compute(numbers))
-            if kept is not None:
-                yield from self._object_parts(frame, kept)
+            if kept:
+                yield from self._object_parts(frame, *kept)
 
-    def _pixel_part(self, frame: int, kept: RowFile | None, band: Band) -> Part:
+    def _pixel_part(self, frame: int, kept: list[RowFile], band: Band) -> Part:
         """What is written of a band pixel by pixel; what objects are made of is kept."""
-        if kept is not None:
-            kept.append(_object_rows(band.values, self.predictor))
+        if kept:
+            for file, plane in zip(kept, _object_planes(band.values, self.predictor), strict=True):
+                file.append(plane)
         outputs: dict[str, np.ndarray] = {}
         if "probability" in self.files.outputs:
             outputs["probability"] = _to_bytes(band.values) if self.dtype == "uint8" else band.values
@@ -214,12 +216,9 @@ class PredictionJob:
             outputs["mask"] = _mask(band.values, self.predictor)
         return Part(frame, band.rows.start, outputs)
 
-    def _object_parts(self, frame: int, kept: RowFile) -> Iterator[Part]:
+    def _object_parts(self, frame: int, probability: RowFile, kinds: RowFile | None = None) -> Iterator[Part]:
         """Objects of a frame band by band; the class and area of each are noted at the end."""
-        width = self.images[frame].shape[1]
-        kinds = Columns(kept, slice(width, None), np.uint8) if self.predictor.num_channel > 1 else None
         classes, areas = np.zeros(1, np.int64), np.zeros(1, np.int64)  # entry 0 is the background
-        probability = Columns(kept, slice(width), np.float32)
         for band in separate_bands(probability, self.predictor.object_threshold, kinds=kinds):
             yield Part(frame, band.rows.start, {"cells": band.values[None]})
             counts = np.bincount(band.values.ravel(), minlength=len(areas))
@@ -267,23 +266,8 @@ def _to_bytes(probability: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _object_rows(probability: np.ndarray, predictor: Predictor) -> np.ndarray:
-    """What objects are made of, rows (h, W) of a probability (K, h, W), or (h, 2 W) with the class beside."""
+def _object_planes(probability: np.ndarray, predictor: Predictor) -> list[np.ndarray]:
+    """What objects of a probability (K, h, W) are made of: that of the foreground, and of several classes the class."""
     if predictor.num_channel == 1:
-        return probability[0] if predictor.background == 0 else 1 - probability[0]
-    kinds = foreground_kinds(probability.argmax(0), predictor.background)
-    return np.concatenate([probability.max(0), kinds.astype(np.float32)], axis=1)
-
-
-class Columns:
-    """Some columns of rows that are kept on the disk."""
-
-    def __init__(self, rows: RowFile, columns: slice, dtype: type[np.generic]) -> None:
-        self.rows, self.columns, self.dtype = rows, columns, dtype
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, w) of a slice."""
-        return self.rows[rows][:, self.columns].astype(self.dtype, copy=False)
+        return [probability[0] if predictor.background == 0 else 1 - probability[0]]
+    return [probability.max(0), foreground_kinds(probability.argmax(0), predictor.background)]

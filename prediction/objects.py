@@ -93,7 +93,7 @@ def separate_bands(
         What is above it is foreground.
     tall, wide, halo : int
         Height and width of the tiles, and what is flooded around them [px].
-    kinds : ndarray of int, optional
+    kinds : ndarray, optional
         (H, W), or what gives slices of rows: 0 is background, else the class of the pixel, of which `probability` is.
         Default: 1 where the probability is above the threshold.
     """
@@ -148,7 +148,7 @@ def _masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class of each pixel of a core, and of a region, (h, W) each, of the band that begins at a row; 0 outside."""
     band = probability[top : top + tall]
-    kind = (band > threshold).astype(np.uint8) if kinds is None else kinds[top : top + tall]
+    kind = (band > threshold).astype(np.uint8) if kinds is None else np.asarray(kinds[top : top + tall], np.uint8)
     return kind * (band > (1 + threshold) / 2), kind
 
 
