@@ -94,8 +94,8 @@ def test_tiles_cover_the_image_once_and_read_the_halo(length, overlap):
 def test_some_bands_are_the_bands_of_the_whole():
     net, image = network("gnorm"), torch.randn(1, 1, 500, 90)
     whole, bands = tiled(net, image, (128, 128), overlap=32)
-    some = list(bands.compute([1, 2]))
-    assert [band.rows for band in some] == [row.core for row in bands.rows[1:3]]
+    some = list(bands.compute([1, 3]))
+    assert [band.rows for band in some] == [bands.rows[number].core for number in (1, 3)]
     assert all(np.array_equal(band.values, whole[:, band.rows]) for band in some)
 
 
