@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if (num_gpu := distributed.num_gpu(config.gpu_ids)) > 1 and not distributed.is_worker():
         return distributed.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
-    device = pick_device(config.gpu_ids)
+    device = pick_device("-1" if config.mode == "export" else config.gpu_ids)  # exports run on the CPU
     with memory_advice(MEMORY_ADVICE[config.mode]), distributed.joined(device, config.dist_timeout) as world:
         if config.mode == "predict":
             return predict_files(config, device, world)

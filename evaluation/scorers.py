@@ -20,6 +20,7 @@ from evaluation.page import Scores
 from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
 from prediction.objects import foreground_kinds, separate_bands
 from prediction.predictor import Predictor
+from prediction.tiling import Band
 from utils import UserError
 
 Gather = Callable[[list], list]  # lists of all processes, joined
@@ -100,7 +101,7 @@ def segment(
     tile: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Segmented]:
-    """What a network says of this process's part of some samples, one after the other.
+    """What a network says of this process's part of some samples, one after the other, by tiles where they are large.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def segment(
     world : World
         The processes that share them.
     tta, tile
-        See `Predictor.bands`.
+        See `predict_array`.
     stop : callable
         Asked after each band whether to end, with the image unfinished.
 
@@ -126,16 +127,16 @@ def segment(
         probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
         loss, matrix = 0.0, np.zeros((num_class, num_class), np.int64)
         try:
-            bands = predictor.bands(image, tta=tta, tile=tile, every_class=True)
-            with closing(bands.compute(range(len(bands)))) as computed:
-                for number, band in computed:
+            bands = predictor.bands(image, predictor.tile_grid(image.shape, tile), tta=tta, every_class=True)
+            with closing(bands.compute()) as computed:
+                for band in computed:
                     if stop():
                         return
-                    rows = slice(bands.rows[number].start, bands.rows[number].stop)
-                    classes[rows] = band.argmax(0)
-                    probability[rows] = band[1] if num_class == 2 else band.max(0)
+                    rows, values = band.rows, band.values
+                    classes[rows] = values.argmax(0)
+                    probability[rows] = values[1] if num_class == 2 else values.max(0)
                     if label is not None:
-                        loss += _cross_entropy(band, label[rows]) / size
+                        loss += _cross_entropy(values, label[rows]) / size
                         matrix += metrics.confusion_matrix(label[rows][None], classes[rows][None], num_class)[0].numpy()
         except UserError as error:
             raise UserError(f"{files[index].input}: {error}") from error
@@ -455,6 +456,6 @@ class TestScorer:
         return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]
 
 
-def _joined(bands: Iterator[tuple[int, np.ndarray]]) -> np.ndarray:
+def _joined(bands: Iterator[Band]) -> np.ndarray:
     """Image (H, W) of its bands."""
-    return np.concatenate([band for _, band in bands])
+    return np.concatenate([band.values for band in bands])

@@ -1,1 +1,1 @@
-"""A trained network on an image of any size: tiles, objects, exports."""
+"""A trained network on images of any size: tiles, objects, the files of a run, exports."""

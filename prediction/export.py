@@ -10,9 +10,8 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
@@ -24,9 +23,12 @@ from config import Config
 from dataset import DataInfo
 from files import atomic_write, check_writable
 from model import class_probability
-from prediction.halo import forward_padded, margin
+from prediction.halo import forward_padded, halo
 from prediction.predictor import Predictor, load, predict_array
 from utils import FlagError, UserError, check_module, say
+
+if TYPE_CHECKING:
+    from bioimageio.spec.model import v0_5 as spec
 
 OPSET = 18  # of ONNX
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the checkpoint
@@ -40,6 +42,9 @@ class Normalisation(nn.Module):
 
     Any grey values that float32 holds are exact enough, also 16-bit images far from 0.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, info: DataInfo) -> None:
         super().__init__()
@@ -117,12 +122,12 @@ def export(config: Config) -> int:
     Raises
     ------
     UserError
-        There is no checkpoint, a package is missing, the goal can't be written, or the export computes something else.
+        There is no checkpoint, a package is missing, the output can't be written, or it computes something else.
     """
     output, kind = Path(config.output), config.format
     _check_flags(config)
     path = checkpoint.find(config.folder("checkpoint"), config.epoch)
-    _check_goal(output, path)
+    _check_output(output, path)
     predictor = load(path)
     if predictor.info.normalize == "legacy":  # by the type of an image, which a graph can't see: as that of 8 bits
         predictor = replace(predictor, info=replace(predictor.info, normalize="data"))
@@ -175,8 +180,8 @@ def _authors(config: Config) -> list[str]:
     return [name.strip() for name in config.author.split(",") if name.strip()]
 
 
-def _check_goal(output: Path, path: Path) -> None:
-    """Refuse a goal that can't be written, before minutes of work, and one that is the checkpoint."""
+def _check_output(output: Path, path: Path) -> None:
+    """Refuse an output that can't be written, before minutes of work, and one that is the checkpoint."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
     if output.exists() and output.samefile(path):
@@ -196,7 +201,7 @@ def _difference(predictor: Predictor, run: Callable[[np.ndarray], np.ndarray]) -
 def _trials(info: DataInfo) -> Iterator[np.ndarray]:
     """Images (1, C, H, W) that the normalisation and the padding of an export must get right."""
     rng = np.random.default_rng(0)
-    mean, std = (np.float32(values)[:, None, None] for values in (info.mean, info.std))
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (info.mean, info.std))
     for height, width in TRIALS:
         noise = rng.integers(0, 255, (1, info.nch_in, height, width)).astype(np.float32)
         if info.normalize == "image":
@@ -240,6 +245,7 @@ def to_onnx(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
         dynamic_shapes=shapes,
         verbose=False,
     )
+    assert program is not None  # with dynamo
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return content, _difference(predictor, lambda image: session.run(None, {"image": image})[0])
@@ -310,7 +316,7 @@ def _reason(error: ValueError) -> str:
     return "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()[:3])
 
 
-def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any:
+def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> spec.ModelDescr:
     """Description of the package, and the files it names."""
     from bioimageio.spec.model import v0_5 as spec
 
@@ -326,14 +332,16 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any
         name=f"U-Net for {' and '.join(names)}"[:127],
         description="U-Net that segments microscope images, trained with pytorch-UNET's command line",
         authors=[spec.Author(name=name) for name in provenance.authors],
-        cite=[spec.CiteEntry(text="Ronneberger et al., U-Net, MICCAI 2015", doi="10.1007/978-3-319-24574-4_28")],
-        license=provenance.license or None,
+        cite=[
+            spec.CiteEntry(text="Ronneberger et al., U-Net, MICCAI 2015", doi=spec.Doi("10.1007/978-3-319-24574-4_28"))
+        ],
+        license=spec.LicenseId(provenance.license) if provenance.license else None,
         documentation=spec.FileDescr(source=folder / "README.md"),
         covers=[spec.FileDescr(source=folder / "cover.png")],
         tags=["unet", "segmentation", "2d", "pytorch"],
-        timestamp=datetime.now(UTC),
+        timestamp=spec.Datetime.now(),
         inputs=[_input(_save(folder, "input", image), predictor)],
-        outputs=[_output(_save(folder, "output", probability), names, margin(predictor.net.num_level))],
+        outputs=[_output(_save(folder, "output", probability), names, halo(predictor.net.num_level))],
         weights=spec.WeightsDescr(torchscript=torchscript),
     )
 
@@ -341,21 +349,21 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> Any
 def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
     """Image (1, C, H, W) of the package and the probability (1, K, H, W) that comes out.
 
-    Its sides are as long as the margin: mirrored by so much on every side it is nine copies, whose mean and deviation
+    Its sides are as long as the halo: mirrored by so much on every side it is nine copies, whose mean and deviation
     are those of one, so that it doesn't matter whether a program takes them before or after. Of several the one that
     the network answers with the widest range, since the specification refuses an output that is 0 all over.
     """
-    rng, side = np.random.default_rng(0), margin(predictor.net.num_level)
-    best = None
-    for cell in (1, 4, 12, 32):  # [px] of a checkerboard of random grey values
+    rng, side = np.random.default_rng(0), halo(predictor.net.num_level)
+
+    def answered(cell: int) -> tuple[np.ndarray, np.ndarray]:
+        """A checkerboard of random grey values, of cells of some px, and its probability."""
         cells = rng.integers(0, 256, (predictor.info.nch_in, side // cell, side // cell)).astype(np.float32)
         image = cells.repeat(cell, 1).repeat(cell, 2)
         mirrored = np.pad(image, ((0, 0), (side, side), (side, side)), "symmetric")
         probability = predict_array(predictor, _as_array(mirrored), tta=False).reshape(-1, *mirrored.shape[1:])
-        probability = probability[:, side:-side, side:-side]
-        if best is None or np.ptp(probability) > np.ptp(best[1]):
-            best = image, probability
-    return best[0][None], best[1][None]
+        return image[None], probability[None, :, side:-side, side:-side]
+
+    return max(map(answered, (1, 4, 12, 32)), key=lambda pair: np.ptp(pair[1]))
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
@@ -370,35 +378,39 @@ def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _input(files: dict[str, Any], predictor: Predictor) -> Any:
+def _input(files: dict[str, Any], predictor: Predictor) -> spec.InputTensorDescr:
     """Description of the input: raw grey values, and how they are normalised."""
     from bioimageio.spec.model import v0_5 as spec
 
-    info, stride = predictor.info, predictor.net.stride
+    info, stride, axes = predictor.info, predictor.net.stride, [spec.AxisId("y"), spec.AxisId("x")]
     channels = spec.ChannelAxis(channel_names=[f"channel{number}" for number in range(info.nch_in)])
-    size = spec.ParameterizedSize(min=2 * margin(predictor.net.num_level) + stride, step=stride)
+    size = spec.ParameterizedSize(min=2 * halo(predictor.net.num_level) + stride, step=stride)
+    normalise: spec.ZeroMeanUnitVarianceDescr | spec.FixedZeroMeanUnitVarianceDescr
     if info.normalize == "image":
-        normalise = spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=["y", "x"]))
+        normalise = spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=axes))
     else:
-        kwargs = spec.FixedZeroMeanUnitVarianceAlongAxisKwargs(mean=info.mean, std=info.std, axis="channel")
+        kwargs = spec.FixedZeroMeanUnitVarianceAlongAxisKwargs(
+            mean=info.mean, std=info.std, axis=spec.AxisId("channel")
+        )
         normalise = spec.FixedZeroMeanUnitVarianceDescr(kwargs=kwargs)
     dtype = spec.EnsureDtypeDescr(kwargs=spec.EnsureDtypeKwargs(dtype="float32"))
     return spec.InputTensorDescr(
-        id="image",
-        axes=[spec.BatchAxis(), channels, *(spec.SpaceInputAxis(id=axis, size=size) for axis in "yx")],
+        id=spec.TensorId("image"),
+        axes=[spec.BatchAxis(), channels, *(spec.SpaceInputAxis(id=axis, size=size) for axis in axes)],
         preprocessing=[dtype, normalise, dtype],
         **files,
     )
 
 
-def _output(files: dict[str, Any], names: list[str], halo: int) -> Any:
+def _output(files: dict[str, Any], names: list[str], around: int) -> spec.OutputTensorDescr:
     """Description of the output."""
     from bioimageio.spec.model import v0_5 as spec
 
-    sizes = {axis: spec.SizeReference(tensor_id="image", axis_id=axis) for axis in "yx"}
-    space = [spec.SpaceOutputAxisWithHalo(id=axis, size=size, halo=halo) for axis, size in sizes.items()]
+    axes = [spec.AxisId("y"), spec.AxisId("x")]
+    sizes = {axis: spec.SizeReference(tensor_id=spec.TensorId("image"), axis_id=axis) for axis in axes}
+    space = [spec.SpaceOutputAxisWithHalo(id=axis, size=size, halo=around) for axis, size in sizes.items()]
     return spec.OutputTensorDescr(
-        id="probability", axes=[spec.BatchAxis(), spec.ChannelAxis(channel_names=names), *space], **files
+        id=spec.TensorId("probability"), axes=[spec.BatchAxis(), spec.ChannelAxis(channel_names=names), *space], **files
     )
 
 
@@ -428,7 +440,7 @@ def _readme(predictor: Predictor, source: Path) -> str:
         "and right).",
         f"Mean and standard deviation of {by} are a step before the network, to be done before an image is cut into "
         "tiles; bioimageio.core does so when it predicts by blocks.",
-        f"Output depends on the {margin(predictor.net.num_level)} px around it (`halo`), by which tiles must overlap. "
+        f"Output depends on the {halo(predictor.net.num_level)} px around it (`halo`), by which tiles must overlap. "
         "At the border of an image "
         "bioimageio.core mirrors it, where the command line pads each feature map with zeros: there the two differ. "
         "When it predicts a whole image at once, it takes mean and deviation of the mirrored image.",

@@ -1,4 +1,4 @@
-"""A part of a large image gives the logits that the whole image would give: what it sees and computes."""
+"""A tile of a large image gives the logits that the whole image would give: the halo it reads and what it computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model import UNet, pad_to_multiple
 
 
 class Sides(NamedTuple):
-    """Sides of a part of an image on which the image continues; there the part has a margin of real pixels."""
+    """Sides of a tile that have a halo; on the others the image ends."""
 
     top: bool = False
     left: bool = False
@@ -27,18 +27,18 @@ class Sides(NamedTuple):
         return Sides(self.top, self.right, self.bottom, self.left)
 
 
-WHOLE = Sides()
+WHOLE = Sides()  # an image that is its own only tile
 
 
-def context(num_level: int) -> list[int]:
-    """Pixels that the decoder of each level must compute around a part; the last entry is the bottom's.
+def decoder_halos(num_level: int) -> list[int]:
+    """Halo of the output of each decoder [px of its level]; the last entry is that of the bottom.
 
-    Two 3x3 convolutions reach 2 px beyond what they compute, and a 2x2 transposed convolution reads half of it
-    (rounded up) one level down.
+    Two 3x3 convolutions read 2 px beyond their output, and a 2x2 transposed convolution reads half of it (rounded up)
+    one level down.
 
     Examples
     --------
-    >>> context(4)
+    >>> decoder_halos(4)
     [0, 1, 2, 2, 2]
     """
     pixels = [0]
@@ -47,63 +47,65 @@ def context(num_level: int) -> list[int]:
     return pixels
 
 
+def receptive_radius(num_level: int) -> int:
+    """Pixels on each side of a tile, which lies on multiples of the stride, that its logits depend on.
+
+    Examples
+    --------
+    >>> [receptive_radius(num_level) for num_level in (3, 4, 5)]
+    [46, 94, 190]
+    """
+    pixels = decoder_halos(num_level)
+    radius = pixels[-1] + 2
+    for level in reversed(range(num_level)):  # pooling reads twice as many pixels one level up
+        radius = max(2 * radius, pixels[level] + 2) + 2
+    return radius
+
+
 def halo(num_level: int) -> int:
-    """Pixels around a part, which lies on multiples of the stride, that its logits depend on.
+    """Pixels that a tile reads beyond its output: the receptive radius rounded up to a multiple of the stride.
 
     Examples
     --------
     >>> [halo(num_level) for num_level in (3, 4, 5)]
-    [46, 94, 190]
-    """
-    pixels = context(num_level)
-    reach = pixels[-1] + 2
-    for level in reversed(range(num_level)):  # pooling reads twice as many pixels one level up
-        reach = max(2 * reach, pixels[level] + 2) + 2
-    return reach
-
-
-def margin(num_level: int) -> int:
-    """The halo rounded up to a multiple of the stride [px].
-
-    Examples
-    --------
-    >>> [margin(num_level) for num_level in (3, 4, 5)]
     [48, 96, 192]
     """
     stride = 2**num_level
-    return -(-halo(num_level) // stride) * stride
+    return -(-receptive_radius(num_level) // stride) * stride
 
 
-def forward_inner(net: UNet, x: Tensor, inner: Sides) -> Tensor:
-    """(N, C, H, W) to the logits of the part without the margins of its inner sides, of any height and width."""
-    height, width = size_inside(net, x, inner)
-    return forward_padded(net, pad_to_multiple(x, net.stride), inner)[..., :height, :width]
+def forward_tile(net: UNet, x: Tensor, sides: Sides) -> Tensor:
+    """Logits of a tile (N, C, H, W) of any height and width, without the halo that it has on some sides."""
+    height, width = size_without_halo(net, x, sides)
+    return forward_padded(net, pad_to_multiple(x, net.stride), sides)[..., :height, :width]
 
 
-def size_inside(net: UNet, x: Tensor, inner: Sides) -> torch.Size:
-    """Height and width of an image without the margins of its inner sides."""
-    return torch.Size(x.shape[axis] - margin(net.num_level) * (inner[axis + 2] + inner[axis + 4]) for axis in (-2, -1))
+def size_without_halo(net: UNet, x: Tensor, sides: Sides) -> torch.Size:
+    """Height and width of a tile without the halo that it has on some sides [px]."""
+    around = halo(net.num_level)
+    height, width = x.shape[-2:]
+    return torch.Size((height - around * (sides.top + sides.bottom), width - around * (sides.left + sides.right)))
 
 
-def forward_padded(net: UNet, x: Tensor, inner: Sides = WHOLE) -> Tensor:
-    """`forward_inner` of an image whose sides are multiples of the stride."""
+def forward_padded(net: UNet, x: Tensor, sides: Sides = WHOLE) -> Tensor:
+    """As `forward_tile`, of a tile whose height and width are multiples of the stride."""
     skips = []
     for encoder in net.encoders:
         skips.append(encoder(x))
         x = net.pool(skips[-1])
     x = net.bottom(x)
-    needed, around = context(net.num_level), margin(net.num_level)
-    present = around // net.stride  # [px] of this level around the part
+    needed, around = decoder_halos(net.num_level), halo(net.num_level)
+    present = around // net.stride  # halo of x [px of its level]
     for level, decoder in zip(reversed(range(net.num_level)), net.decoders, strict=True):
-        x = _crop(x, inner, present - needed[level + 1])
+        x = _crop(x, sides, present - needed[level + 1])
         present = 2 * needed[level + 1]
-        x = decoder(x, _crop(skips.pop(), inner, around // 2**level - present))
-    return net.fc(_crop(x, inner, present))
+        x = decoder(x, _crop(skips.pop(), sides, around // 2**level - present))
+    return net.fc(_crop(x, sides, present))
 
 
-def _crop(x: Tensor, inner: Sides, num: int) -> Tensor:
-    """Feature map without the outermost rows and columns of its inner sides."""
-    if not any(inner):
+def _crop(x: Tensor, sides: Sides, num: int) -> Tensor:
+    """Feature map without so many rows and columns on the sides that have a halo."""
+    if not any(sides):
         return x
-    top, left, bottom, right = (num * side for side in inner)
+    top, left, bottom, right = (num * side for side in sides)
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]

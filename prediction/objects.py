@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-SEED, SEED_SHARE = 100, 0.25  # a core with fewer px, and less than this share of its region's largest, seeds no object
-SPECK = 8  # [px] a core that is smaller never does
-TALL, WIDE, HALO = 512, 2048, 128  # [px] of the windows of a large image, and how much around them is flooded, too
+from prediction.tiling import Band
 
-Slices = Any  # (H, W), or what has a length and gives slices of rows
+SEED, SEED_FRACTION = 100, 0.25  # a core of fewer px that is below this fraction of its region's largest is no seed
+SPECK = 8  # [px] a smaller core never is one
+TILE_HEIGHT, TILE_WIDTH, TILE_HALO = 512, 2048, 128  # [px] of the flood; it also runs in a halo around each tile
+
+
+class Slices(Protocol):
+    """An array (H, W), or what reads one by its rows."""
+
+    def __len__(self) -> int:
+        """Height."""
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows (h, W)."""
 
 
 def separate_objects(probability: np.ndarray, threshold: float = 0.5, background: int = 0) -> np.ndarray:
@@ -48,7 +58,7 @@ def separate_objects(probability: np.ndarray, threshold: float = 0.5, background
     kinds = None
     if probability.ndim == 3:
         probability, kinds = probability.max(0), foreground_kinds(probability.argmax(0), background)
-    return np.concatenate([band for _, band in separate_bands(probability, threshold, kinds=kinds)])
+    return np.concatenate([band.values for band in separate_bands(probability, threshold, kinds=kinds)])
 
 
 def foreground_kinds(classes: np.ndarray, background: int) -> np.ndarray:
@@ -65,15 +75,15 @@ def foreground_kinds(classes: np.ndarray, background: int) -> np.ndarray:
 def separate_bands(
     probability: Slices,
     threshold: float,
-    tall: int = TALL,
-    wide: int = WIDE,
-    halo: int = HALO,
+    tall: int = TILE_HEIGHT,
+    wide: int = TILE_WIDTH,
+    halo: int = TILE_HALO,
     kinds: Slices | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Objects as by `separate_objects`, one band of rows after the other.
+) -> Iterator[Band]:
+    """Objects (h, W) uint32 as by `separate_objects`, one band of rows after the other.
 
     Regions and seeds are found over the whole image, so an object has one number wherever it reaches. The flood runs
-    in windows: it is that of the whole image but for pixels whose way to their seed is longer than the halo.
+    in tiles: it is that of the whole image but for pixels whose way to their seed is longer than the halo.
 
     Parameters
     ----------
@@ -82,37 +92,55 @@ def separate_bands(
     threshold : float
         What is above it is foreground.
     tall, wide, halo : int
-        Height and width of the windows, and what is flooded around them [px].
-    kinds : ndarray of int, optional
+        Height and width of the tiles, and what is flooded around them [px].
+    kinds : ndarray, optional
         (H, W), or what gives slices of rows: 0 is background, else the class of the pixel, of which `probability` is.
         Default: 1 where the probability is above the threshold.
-
-    Yields
-    ------
-    int, ndarray of uint32
-        First row of a band, and its objects (h, W).
     """
     tops = range(0, len(probability), tall)
     masks = partial(_masks, probability, kinds, threshold, tall)
     cores, regions = _Regions(), _Regions()
     seed_of, object_of = _count_objects(cores, regions, map(masks, tops))
 
-    def prepared(number: int) -> tuple[np.ndarray, ...]:
-        """Height, seeds, what a pixel without a seed near it belongs to, and its class, (h, W) each, of a band."""
+    def prepared(number: int) -> _Planes:
+        """What the flood of a band needs."""
         pair = masks(tops[number])
-        core, region = (part.numbered(kind, number) for part, kind in zip((cores, regions), pair, strict=True))
+        core, region = (_label(kind, of.starts[number]) for of, kind in zip((cores, regions), pair, strict=True))
         objects = object_of[region]
         seeds = np.where(objects > seed_of.max(), objects, seed_of[core])  # an object without a core is its own seed
         height = np.round((1 - probability[tops[number] : tops[number] + tall]) * 255).astype(np.uint8)
-        return height, seeds, objects, pair[1]
+        return _Planes(height, seeds, objects, pair[1])
 
-    rows, above = prepared(0), 0  # a band, and from the second on the halo above it
+    planes, above = prepared(0), 0  # of a band, and from the second on of the halo above it
     for number, top in enumerate(tops):
-        end = len(rows[0])
+        end = len(planes.height)
         if number + 1 < len(tops):
-            rows = tuple(np.concatenate(parts) for parts in zip(rows, prepared(number + 1), strict=True))
-        yield top, _flood(*(part[: end + halo] for part in rows), wide, halo)[above:end]
-        rows, above = tuple(part[max(end - halo, 0) :] for part in rows), min(halo, end)
+            planes = _Planes(*map(np.concatenate, zip(planes, prepared(number + 1), strict=True)))
+        yield Band(slice(top, top + end - above), _flood(planes.cut(slice(end + halo)), wide, halo)[above:end])
+        planes, above = planes.cut(slice(max(end - halo, 0), None)), min(halo, end)
+
+
+class _Planes(NamedTuple):
+    """What a flood needs of some rows, (h, W) each.
+
+    Attributes
+    ----------
+    height : ndarray
+        The lower, the earlier a pixel is flooded: 0 where the probability is 1, 255 where it is 0.
+    seeds, objects : ndarray
+        Object from which the flood starts, and object of a pixel that no flood reaches; 0 for none.
+    kinds : ndarray
+        Class, 0 for the background; a flood stays in its class.
+    """
+
+    height: np.ndarray
+    seeds: np.ndarray
+    objects: np.ndarray
+    kinds: np.ndarray
+
+    def cut(self, rows: slice) -> _Planes:
+        """Some of the rows."""
+        return _Planes(*(plane[rows] for plane in self))
 
 
 def _masks(
@@ -120,29 +148,28 @@ def _masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class of each pixel of a core, and of a region, (h, W) each, of the band that begins at a row; 0 outside."""
     band = probability[top : top + tall]
-    kind = (band > threshold).astype(np.uint8) if kinds is None else kinds[top : top + tall]
+    kind = (band > threshold).astype(np.uint8) if kinds is None else np.asarray(kinds[top : top + tall], np.uint8)
     return kind * (band > (1 + threshold) / 2), kind
 
 
-def _flood(
-    height: np.ndarray, seeds: np.ndarray, objects: np.ndarray, kinds: np.ndarray, wide: int, halo: int
-) -> np.ndarray:
-    """Watershed (h, W) of rows, window by window and class by class, so that none floods another."""
+def _flood(planes: _Planes, wide: int, halo: int) -> np.ndarray:
+    """Watershed (h, W) of rows, tile by tile and class by class."""
     from skimage.segmentation import watershed
 
+    height, seeds, objects, kinds = planes
     flooded = np.zeros(seeds.shape, np.uint32)
     for left in range(0, seeds.shape[1], wide):
         start = max(left - halo, 0)
-        window, own = np.s_[:, start : left + wide + halo], np.s_[:, left - start : left - start + wide]
-        for kind in _kinds_in(kinds[window]):
-            mask = kinds[window] == kind
-            found = watershed(height[window], seeds[window] * mask, mask=mask)
-            found = np.where(found > 0, found, objects[window] * mask)
-            flooded[:, left : left + wide] += found[own].astype(np.uint32)
+        tile, core = np.s_[:, start : left + wide + halo], np.s_[:, left - start : left - start + wide]
+        for kind in _kinds_in(kinds[tile]):
+            mask = kinds[tile] == kind
+            found = watershed(height[tile], seeds[tile] * mask, mask=mask)
+            found = np.where(found > 0, found, objects[tile] * mask)
+            flooded[:, left : left + wide] += found[core].astype(np.uint32)
     return flooded
 
 
-def _kinds_in(kinds: np.ndarray) -> list[int]:
+def _kinds_in(kinds: np.ndarray) -> np.ndarray:
     """Classes that occur, without the background."""
     return np.flatnonzero(np.bincount(kinds.ravel(), minlength=1)[1:]) + 1
 
@@ -164,7 +191,7 @@ class _Regions:
 
     def add(self, kinds: np.ndarray) -> np.ndarray:
         """Pieces (h, W) of the next band, 0 where the class is 0."""
-        pieces = self.numbered(kinds, -1)
+        pieces = _label(kinds, self.starts[-1])
         self._sizes.append(np.bincount(pieces[kinds > 0] - self.starts[-1]))
         self.starts.append(self.starts[-1] + len(self._sizes[-1]))
         if self._last_row is not None:
@@ -172,16 +199,6 @@ class _Regions:
             touching = (last_kinds == kinds[0]) & (kinds[0] > 0)
             self._touching.append(np.unique(np.stack([last, first])[:, touching], axis=1))
         self._last_row = pieces[-1].copy(), kinds[-1].copy()
-        return pieces
-
-    def numbered(self, kinds: np.ndarray, band: int) -> np.ndarray:
-        """Pieces of a band that was added, from the classes of its pixels."""
-        pieces, num = np.zeros(kinds.shape, np.int32), self.starts[band] - 1
-        for kind in _kinds_in(kinds):
-            mask = kinds == kind
-            found, count = ndimage.label(mask)
-            pieces[mask] = found[mask] + num
-            num += count
         return pieces
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
@@ -193,11 +210,22 @@ class _Regions:
         return first, np.bincount(first, sizes, minlength=len(sizes))
 
 
+def _label(kinds: np.ndarray, first: int) -> np.ndarray:
+    """4-connected pieces (h, W) of one class each, numbered from `first` on; 0 where the class is 0."""
+    pieces = np.zeros(kinds.shape, np.int32)
+    for kind in _kinds_in(kinds):
+        mask = kinds == kind
+        found, count = ndimage.label(mask)
+        pieces[mask] = found[mask] + (first - 1)
+        first += count
+    return pieces
+
+
 def _count_objects(
     cores: _Regions, regions: _Regions, masks: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Object of each piece of a core, 0 for small ones, and of each piece of a region: its first core's, or its own."""
-    homes = [np.zeros(1, np.int64)]  # the region that a core lies in
+    homes = [np.zeros(1, np.int64)]  # region that each core lies in
     for pair in masks:
         core, region = (kind.add(mask) for kind, mask in zip((cores, regions), pair, strict=True))
         homes.append(np.zeros(cores.starts[-1] - cores.starts[-2], np.int64))
@@ -207,7 +235,7 @@ def _count_objects(
     root, _ = regions.joined()
     largest = np.zeros(len(root), np.int64)
     np.maximum.at(largest, root[home], size)  # core of each region
-    least = np.clip(SEED_SHARE * largest[root[home]], SPECK, SEED)
+    least = np.clip(SEED_FRACTION * largest[root[home]], SPECK, SEED)
     seeds = np.flatnonzero((first == np.arange(len(first))) & (size >= least))
     seed_of = np.zeros(len(first), np.uint32)
     seed_of[seeds] = np.arange(len(seeds)) + 1

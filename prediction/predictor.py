@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,15 +18,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from checkpoint import Checkpoint
 from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images.frames import Rows
-from model import CNR2d, UNet, class_probability, memory_format, pad_to_multiple
-from prediction.halo import WHOLE, Sides, forward_inner, margin, size_inside
-from prediction.tiling import Bands, Span, spans, window_shape
+from model import CNR2d, UNet, class_probability, on_device, pad_to_multiple
+from prediction.halo import WHOLE, Sides, forward_tile, halo, size_without_halo
+from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
 from utils import UserError, pick_device, pick_precision
 
-WINDOW = 2**20  # [px] of a window on a CPU, at most
-BYTES = 40  # [bytes] that a pixel of a window needs for each channel of the first level, at most
-BAND_BYTES = 8  # [bytes] that a pixel of a band of windows needs for each channel of the result, besides
-OVERLAP = 32  # [px] over which windows are blended that were normalised differently
+TILE_PIXELS = 2**20  # of a tile on a CPU, at most
+TILE_BYTES = 40  # that a pixel of a tile needs for each channel of the first level, at most
+BAND_BYTES = 8  # that a pixel of a band of tiles needs besides, for each channel of the result
+OVERLAP = 32  # [px] over which tiles are blended that were normalised differently
 
 
 class TestTimeAugmentation(nn.Module):
@@ -45,16 +46,16 @@ class TestTimeAugmentation(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, inner: Sides = WHOLE) -> Tensor:
-        """(N, C, H, W) to logits, as `forward_inner` of the network."""
-        height, width = size_inside(self.net, x, inner)
+    def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
+        """(N, C, H, W) to logits, as `forward_tile` of the network."""
+        height, width = size_without_halo(self.net, x, sides)
         x = pad_to_multiple(x, self.net.stride)  # before it is turned: each view has the same pixels and poolings
-        total: Any = 0
+        total = torch.zeros(())
         for flip in (False, True):
-            sides = inner.flipped() if flip else inner
+            of_view = sides.flipped() if flip else sides
             for quarters in range(4):
                 turned = torch.rot90(x.flip(-1) if flip else x, quarters, (-2, -1))
-                logits = forward_inner(self.net, turned, sides.turned(quarters))
+                logits = forward_tile(self.net, turned, of_view.turned(quarters))
                 back = torch.rot90(class_probability(logits), -quarters, (-2, -1))
                 total = total + (back.flip(-1) if flip else back)
         logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))[..., :height, :width]
@@ -111,53 +112,52 @@ class Predictor:
 
     @property
     def num_channel(self) -> int:
-        """Channels of a probability: 1 for two classes, else one a class."""
+        """Channels of a probability: 1 for two classes, else one per class."""
         return 1 if self.info.num_class == 2 else self.info.num_class
 
-    def bands(self, image: Rows, *, tta: bool = True, tile: int = 0, every_class: bool = False) -> Bands:
-        """Probability of an image (H, W, C), computed by bands; of both of two classes, too, if wanted of every class.
+    def bands(self, image: Rows, grid: TileGrid, *, tta: bool, every_class: bool = False) -> Bands:
+        """Probability of an image (H, W, C), computed by bands; `every_class`: of both classes where there are two.
 
         Raises
         ------
         UserError
             The image has other channels than the network.
         """
-        height, width, nch = image.shape
+        nch = image.shape[2]
         if nch != self.info.nch_in:
             raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: give it such images")
-        mean, std = map(torch.from_numpy, statistics_of(image, self.info))
+        mean, std = map(torch.from_numpy, statistics_of(cast(np.ndarray, image), self.info))
         network = self._network(tta, every_class)
 
-        def probability(window: np.ndarray, inner: Sides) -> Tensor:
-            pixels = normalise(as_tensor(np.array(window)), mean, std)  # a copy: torch takes none that is read-only
+        def probability(tile: np.ndarray, sides: Sides) -> Tensor:
+            pixels = normalise(as_tensor(np.array(tile)), mean, std)  # a copy: torch takes none that is read-only
             if not pixels.isfinite().all():
                 raise UserError("it holds NaN or infinity: repair the image")
-            result = network(pixels.movedim(-1, 0)[None].to(self.device), inner)[0]
+            result = network(pixels.movedim(-1, 0)[None].to(self.device), sides)[0]
             if result.isnan().any():
                 raise UserError("the network's output is no number: --amp off computes with more range")
             return result
 
-        return Bands(probability, lambda first, last: image[first:last], *self.windows(height, width, tile))
+        return Bands(probability, lambda rows: image[rows], grid)
 
-    def windows(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
-        """Rows and columns of the windows of an image."""
-        stride = self.net.stride
-        blend = max(OVERLAP, stride) if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
-        most = self._most_pixels(height * width if blend else 0)
-        band = BAND_BYTES * self.num_channel / self._pixel_bytes
-        tile = max(-(-tile // stride) * stride, 2 * blend) if tile else 0
-        shape = (tile, 4 * tile) if tile else window_shape(height, width, most, band, stride)
-        around = margin(self.net.num_level)
-        rows, columns = (spans(n, t, around, blend) for n, t in zip((height, width), shape, strict=True))
-        return rows, columns
+    def tile_grid(self, shape: tuple[int, ...], tile: int) -> TileGrid:
+        """Tiles of an image (H, W, ...); `tile` is their height [px], 0: as large as the free memory allows."""
+        (height, width), stride = shape[:2], self.net.stride
+        overlap = max(OVERLAP, stride) if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
+        most = self._max_pixels(height * width if overlap else 0)  # the fewer tiles, the fewer different statistics
+        band_cost = BAND_BYTES * self.num_channel / self._pixel_bytes
+        tile = max(-(-tile // stride) * stride, 2 * overlap) if tile else 0
+        tall, wide = (tile, 4 * tile) if tile else tile_shape(height, width, most, band_cost, stride)
+        around = halo(self.net.num_level)
+        return TileGrid(tiles_along(height, tall, around, overlap), tiles_along(width, wide, around, overlap))
 
-    def _network(self, tta: bool, every_class: bool) -> Any:
-        """Function from a window to the probability of its pixels."""
-        net = TestTimeAugmentation(self.net) if tta else partial(forward_inner, self.net)
+    def _network(self, tta: bool, every_class: bool) -> Callable[[Tensor, Sides], Tensor]:
+        """Function from a normalised tile to the probability of its pixels."""
+        net = TestTimeAugmentation(self.net) if tta else partial(forward_tile, self.net)
 
-        def run(window: Tensor, inner: Sides) -> Tensor:
+        def run(tile: Tensor, sides: Sides) -> Tensor:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-                logits = net(window, inner)
+                logits = net(tile, sides)
             probability = class_probability(logits.float())
             return probability[:, 1:] if self.num_channel == 1 and not every_class else probability
 
@@ -165,16 +165,16 @@ class Predictor:
 
     @property
     def _pixel_bytes(self) -> int:
-        """Memory that a pixel of a window needs."""
-        return BYTES * self.net.arguments["nch_ker"]
+        """Memory that a pixel of a tile needs."""
+        return TILE_BYTES * self.net.fc.in_channels
 
-    def _most_pixels(self, wanted: int) -> int:
-        """Pixels that a window may have; `wanted` if memory allows so many."""
+    def _max_pixels(self, wanted: int) -> int:
+        """Pixels that a tile may have; `wanted` if memory allows so many."""
         if self.device.type == "cuda":
             room = torch.cuda.mem_get_info(self.device)[0] // 2
             return room // self._pixel_bytes
         room = _memory() // 4
-        return min(max(WINDOW, wanted), room // self._pixel_bytes)
+        return min(max(TILE_PIXELS, wanted), room // self._pixel_bytes)
 
 
 def _memory() -> int:
@@ -223,10 +223,9 @@ def predictor_of(
     saved: Checkpoint, path: Path, device: torch.device, precision: torch.dtype | None, background: str
 ) -> Predictor:
     """Network of a checkpoint, ready to segment."""
-    net = fold_norm(saved.network(path)).to(device)
-    net = net.to(memory_format=memory_format(saved.arch["norm"], precision))
-    empty = find_background(saved.info, background or saved.config.get("background", ""))
-    return Predictor(net, saved.info, saved.threshold, device, precision, empty)
+    net = on_device(fold_norm(saved.network(path)), device, precision)
+    index = find_background(saved.info, background or saved.config.get("background", ""))
+    return Predictor(net, saved.info, saved.threshold, device, precision, index)
 
 
 def find_background(info: DataInfo, name: str) -> int:
@@ -260,7 +259,7 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
     tta : bool
         Average over the eight flips and quarter turns; eight times slower.
     tile : int
-        Height of a window [px], rounded up to a multiple of the network's stride; 0: as memory allows.
+        Height of a tile [px], rounded up to a multiple of the network's stride; 0: as memory allows.
 
     Returns
     -------
@@ -279,8 +278,8 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
         raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
     result = []
     for frame in image.reshape(-1, *image.shape[-3:]):
-        bands = predictor.bands(frame, tta=tta, tile=tile)
-        result.append(np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1))
+        bands = predictor.bands(frame, predictor.tile_grid(frame.shape, tile), tta=tta)
+        result.append(np.concatenate([band.values for band in bands.compute()], axis=1))
     probability = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
     return probability[..., 0, :, :] if predictor.num_channel == 1 else probability
 

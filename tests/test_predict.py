@@ -17,6 +17,7 @@ import main
 import run_make_database
 from images.frames import list_frames, read_geometry
 from predict import load, predict_array
+from prediction.predictor import Predictor
 from utils import UserError
 
 PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off"]
@@ -32,7 +33,7 @@ def newest(work):
 
 @pytest.fixture
 def stack(trained):
-    """A stack of three sections of 200 x 330 px, which takes several windows of 64 px."""
+    """A stack of three sections of 200 x 330 px, which takes several tiles of 64 px."""
     pixels = np.random.default_rng(0).integers(0, 255, (3, 200, 330)).astype(np.uint8)
     options = {"imagej": True, "resolution": (1 / 0.004, 1 / 0.005)}
     tifffile.imwrite("in.tif", pixels, **options, metadata={"axes": "ZYX", "unit": "micron", "spacing": 0.05})
@@ -54,7 +55,7 @@ def test_a_tiff_comes_out_as_the_array_does_with_its_pixel_size(stack, work, til
 
 
 @pytest.mark.parametrize("num_level", ["3", "5"])
-def test_windows_of_other_numbers_of_levels_give_what_the_whole_image_gives(stack, work, num_level, fails):
+def test_tiles_of_other_numbers_of_levels_give_what_the_whole_image_gives(stack, work, num_level, fails):
     assert main.main([*SMALL, "--num_epoch", "1", "--scope", "deep", "--num_level", num_level]) == 0
     assert segment("in.tif", "out.npy", "--dtype", "float32", "--tile", "80", "--scope", "deep") == 0
     predictor = load(work / "checkpoints" / "deep" / "em" / "model_epoch0001.pth")
@@ -65,10 +66,21 @@ def test_windows_of_other_numbers_of_levels_give_what_the_whole_image_gives(stac
     assert main.main([*again, "--num_level", num_level]) == 0
 
 
-def test_the_average_over_eight_views_is_the_same_in_windows(stack, work):
+def test_the_average_over_eight_views_is_the_same_in_tiles(stack, work):
     whole = predict_array(newest(work), stack[0])
     np.testing.assert_allclose(predict_array(newest(work), stack[0], tile=64), whole, atol=1e-5)
     assert not np.allclose(predict_array(newest(work), stack[0], tta=False), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("goal", ["out.npy", "out/"])
+def test_an_image_is_complete_where_memory_for_its_tiles_shrinks_meanwhile(stack, work, monkeypatch, goal):
+    sizes = iter([2**15, *[2**12] * 99])  # as on a GPU that the first tiles fill
+    monkeypatch.setattr(Predictor, "_max_pixels", lambda *_: next(sizes))
+    assert segment("in.tif", goal) == 0
+    result = (
+        np.load(goal) if goal == "out.npy" else np.stack([Image.open(f"out/in-{page:04d}.png") for page in range(3)])
+    )
+    assert np.abs(result - 255.0 * predict_array(newest(work), stack, tta=False)).max() < 0.51
 
 
 def test_all_things_at_once_agree(stack, work):

@@ -196,7 +196,7 @@ def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, mon
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(predictor, "forward_inner", fail)
+    monkeypatch.setattr(predictor, "forward_tile", fail)
     assert "out of memory" in fails(main.main, [*SMALL, "--num_epoch", "1"])
     assert not checkpoint_of(work, 1).whole and len(checkpoint_of(work, 1).losses) == 2
 

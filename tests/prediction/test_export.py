@@ -67,9 +67,11 @@ def describe(path):
 
 
 @needs("onnx", "onnxscript", "onnxruntime")
-def test_onnx_gives_the_checkpoints_probability_of_any_image(trained, work):
+@pytest.mark.parametrize("num_level", ["3", "5"])  # an export takes seconds; TorchScript is tested with 4, too
+def test_onnx_gives_the_checkpoints_probability_of_any_image(database, work, num_level):
     import onnxruntime
 
+    assert main.main([*SMALL, "--num_epoch", "1", "--num_level", num_level]) == 0
     assert main.main([*EXPORT, "--output", "net.onnx"]) == 0
     session = onnxruntime.InferenceSession("net.onnx")
     compare(newest(work), lambda image: session.run(None, {"image": image})[0])
@@ -97,24 +99,29 @@ def test_torchscript_of_several_channels_and_classes_gives_the_probability_of_ea
 
 
 @needs("bioimageio")
-def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(trained, work, capsys):
+@pytest.mark.parametrize(("num_level", "halo"), [("3", 48), ("4", 96), ("5", 192)])
+def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(database, work, capsys, num_level, halo):
     from bioimageio.core import predict
 
+    assert main.main([*SMALL, "--num_epoch", "1", "--num_level", num_level]) == 0
     assert main.main(PACKAGE) == 0  # runs test_model
-    model, _ = describe("net.zip")
+    model, sizes = describe("net.zip")
+    assert [axis["halo"] for axis in model["outputs"][0]["axes"][2:]] == [halo, halo]
+    assert sizes == [(1, 1, halo, halo)] * 2
     assert not model.get("authors") and not model.get("license")  # nobody named any
     assert "--author" in capsys.readouterr().out
-    image = np.random.default_rng(1).integers(0, 255, (256, 240)).astype(np.uint8)
-    image[:, 120:] //= 4  # each block has other grey values
+    side = 2 * halo + 4 * 2 ** int(num_level)
+    image = np.random.default_rng(1).integers(0, 255, (side, side)).astype(np.uint8)
+    image[:, side // 2 :] //= 4  # each block has other grey values
     expected = predict_array(newest(work), image, tta=False)
 
     def run(**options):
         result = predict(model="net.zip", inputs={"image": image[None, None]}, **options)
         return result.as_arrays()["probability"][0, 0]
 
-    inner = np.s_[96:-96, 96:-96]  # at the border of the image bioimageio.core mirrors it
-    np.testing.assert_allclose(run(blocksize_parameter=1)[inner], expected[inner], atol=1e-4)
-    mirrored = predict_array(newest(work), np.pad(image, 96, "symmetric"), tta=False)
+    inner = np.s_[halo:-halo, halo:-halo]  # at the border of the image bioimageio.core mirrors it
+    np.testing.assert_allclose(run(blocksize_parameter=3)[inner], expected[inner], atol=1e-4)
+    mirrored = predict_array(newest(work), np.pad(image, halo, "symmetric"), tta=False)
     np.testing.assert_allclose(run(), mirrored[inner], atol=1e-4)
 
 
@@ -122,14 +129,12 @@ def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(trai
 def test_a_package_holds_what_the_flags_and_the_checkpoint_say(database, work):
     assert main.main([*SMALL, "--num_epoch", "1", "--normalize", "data"]) == 0
     assert main.main([*PACKAGE, "--author", "A. Bee, C. Dee", "--license", "CC-BY-4.0"]) == 0
-    model, sizes = describe("net.zip")
+    model, _ = describe("net.zip")
     assert [author["name"] for author in model["authors"]] == ["A. Bee", "C. Dee"]
     assert model["license"] == "CC-BY-4.0"
     assert model["outputs"][0]["axes"][1]["channel_names"] == ["cell"]
-    assert [axis["halo"] for axis in model["outputs"][0]["axes"][2:]] == [96, 96]
     step = next(step for step in model["inputs"][0]["preprocessing"] if step["id"] == "fixed_zero_mean_unit_variance")
     assert step["kwargs"]["mean"] == newest(work).info.mean
-    assert sizes == [(1, 1, 96, 96)] * 2
     assert model["cite"][0]["doi"] and model["covers"] and "torchscript" in model["weights"]
 
 
@@ -148,6 +153,11 @@ def test_a_licence_that_is_none_and_flags_without_a_place_are_refused(trained, w
     assert "--author A" in fails(main.main, [*SCRIPT, "--author", "A"], status=2)
     assert "--author A/B" in fails(main.main, [*PACKAGE, "--author", "A/B"], status=2)
     assert not list(work.glob("net*"))
+
+
+def test_an_export_says_nothing_of_a_gpu_that_it_does_not_use(trained, work, capsys):
+    assert main.main(["--mode", "export", "--format", "torchscript", "--output", "net.pt", "--gpu_ids", "99"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_an_export_that_computes_something_else_is_not_written(trained, work, fails, monkeypatch):

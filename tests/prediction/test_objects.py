@@ -32,13 +32,13 @@ def smooth(shape, scale):
     return (0.5 + field / field.std() / 4).clip(0, 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("windows", [(128, 128, 128), (100, 1000, 64), (37, 64, 90), (700, 64, 64)])
-def test_bands_have_the_objects_of_the_whole_image(windows):
+@pytest.mark.parametrize("tiles", [(128, 128, 128), (100, 1000, 64), (37, 64, 90), (700, 64, 64)])
+def test_bands_have_the_objects_of_the_whole_image(tiles):
     probability = smooth((300, 420), 8)
     whole = separate_objects(probability, 0.4)
-    bands = list(separate_bands(probability, 0.4, *windows))
-    assert [top for top, _ in bands] == list(range(0, 300, windows[0]))
-    objects = np.concatenate([band for _, band in bands])
+    bands = list(separate_bands(probability, 0.4, *tiles))
+    assert [row for band in bands for row in range(300)[band.rows]] == list(range(300))
+    objects = np.concatenate([band.values for band in bands])
     assert objects.max() == whole.max() > 10 and np.array_equal(objects > 0, whole > 0)
     assert (objects != whole).mean() < 1e-3  # where two floods meet on one height, the order decides
 
@@ -48,8 +48,8 @@ def test_an_object_longer_than_its_halo_has_one_number_everywhere():
     probability[5:85, 5:10], probability[5:10, 5:55], probability[5:85, 50:55] = 0.6, 0.6, 0.6  # a bow without a core,
     probability[2:22, 25:40] = 0.9  # but for one at its middle
     probability[60:80, 20:35] = 0.6  # an object without one
-    for windows in ((512, 512, 64), (16, 16, 4), (7, 60, 3)):
-        objects = np.concatenate([band for _, band in separate_bands(probability, 0.5, *windows)])
+    for tiles in ((512, 512, 64), (16, 16, 4), (7, 60, 3)):
+        objects = np.concatenate([band.values for band in separate_bands(probability, 0.5, *tiles)])
         assert np.array_equal(np.unique(objects), [0, 1, 2]) and np.array_equal(objects > 0, probability > 0.5)
         assert (objects[60:80, 20:35] == 2).all() and (objects == 2).sum() == 300
 
@@ -76,12 +76,12 @@ def test_touching_objects_of_two_classes_are_two_and_the_background_is_none():
     assert (separate_objects(probability, background=0) == 0).sum() == 400
 
 
-@pytest.mark.parametrize("windows", [(32, 64, 32), (20, 500, 16)])
-def test_bands_of_several_classes_have_the_objects_of_the_whole_image(windows):
+@pytest.mark.parametrize("tiles", [(32, 64, 32), (20, 500, 16)])
+def test_bands_of_several_classes_have_the_objects_of_the_whole_image(tiles):
     kinds = np.digitize(smooth((90, 120), 5), [0.4, 0.6]).astype(np.uint8)
     probability = np.full(kinds.shape, 0.9, np.float32)
-    whole = np.concatenate([band for _, band in separate_bands(probability, 0.5, kinds=kinds)])
-    objects = np.concatenate([band for _, band in separate_bands(probability, 0.5, *windows, kinds=kinds)])
+    whole = np.concatenate([band.values for band in separate_bands(probability, 0.5, kinds=kinds)])
+    objects = np.concatenate([band.values for band in separate_bands(probability, 0.5, *tiles, kinds=kinds)])
     assert whole.max() == objects.max() == sum(ndimage.label(kinds == kind)[1] for kind in (1, 2))
     pairs = np.unique(np.stack([whole.ravel(), objects.ravel()]), axis=1)
     assert len(pairs.T) == whole.max() + 1  # one number of the one is one of the other

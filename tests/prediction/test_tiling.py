@@ -4,11 +4,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import NORMS, STRIDE, UNet
-from prediction.halo import WHOLE, Sides, forward_inner, halo, margin
+from prediction.halo import WHOLE, Sides, forward_tile, halo, receptive_radius
 from prediction.predictor import TestTimeAugmentation
-from prediction.tiling import Bands, prefetch, spans, window_shape, write_in_background
+from prediction.tiling import Bands, TileGrid, prefetch, tile_shape, tiles_along, write_in_background
 
-MARGIN = margin(4)
+HALO = halo(4)
 LEVELS = pytest.mark.parametrize("num_level", [1, 3, 4, 5])
 
 
@@ -22,19 +22,20 @@ def network(norm="bnorm", nch_out=1, num_level=4):
 
 
 def tiled(net, image, tile, overlap=0, tta=False):
-    rows, columns = (spans(n, t, margin(net.num_level), overlap) for n, t in zip(image.shape[-2:], tile, strict=True))
+    around = halo(net.num_level)
+    grid = TileGrid(*(tiles_along(n, t, around, overlap) for n, t in zip(image.shape[-2:], tile, strict=True)))
     pixels = image[0].movedim(0, -1).numpy()
 
-    def window(part, inner):
+    def logits(part, sides):
         x = torch.from_numpy(part).movedim(-1, 0)[None]
-        return TestTimeAugmentation(net)(x, inner)[0] if tta else forward_inner(net, x, inner)[0]
+        return TestTimeAugmentation(net)(x, sides)[0] if tta else forward_tile(net, x, sides)[0]
 
-    bands = Bands(window, lambda first, last: pixels[first:last], rows, columns)
-    return np.concatenate([band for _, band in bands.compute(range(len(bands)))], axis=1), bands
+    bands = Bands(logits, lambda rows: pixels[rows], grid)
+    return np.concatenate([band.values for band in bands.compute()], axis=1), bands
 
 
 @LEVELS
-def test_the_halo_is_what_the_gradient_reaches(num_level):
+def test_the_receptive_radius_is_what_the_gradient_reaches(num_level):
     net = network(num_level=num_level)
     with torch.no_grad():
         for weight in net.parameters():
@@ -43,15 +44,15 @@ def test_the_halo_is_what_the_gradient_reaches(num_level):
     part = slice(7 * net.stride, 8 * net.stride)
     net(image)[..., part, part].sum().backward()
     seen = image.grad[0, 0].abs().sum(1).nonzero()
-    assert part.start - seen.min() == seen.max() + 1 - part.stop == halo(num_level) <= margin(num_level)
-    assert margin(num_level) % net.stride == 0
+    assert part.start - seen.min() == seen.max() + 1 - part.stop == receptive_radius(num_level) <= halo(num_level)
+    assert halo(num_level) % net.stride == 0
 
 
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize(
     "size", [(5, 7), (64, 64), (65, 300), (161, 479), (300, 130), (322, 197)], ids=lambda size: "x".join(map(str, size))
 )
-def test_windows_give_what_the_whole_image_gives(size, tta):
+def test_tiles_give_what_the_whole_image_gives(size, tta):
     net, image = network(), torch.randn(1, 1, *size)
     with torch.no_grad():
         whole = (TestTimeAugmentation(net) if tta else net)(image)[0].numpy()
@@ -60,14 +61,14 @@ def test_windows_give_what_the_whole_image_gives(size, tta):
 
 
 @LEVELS
-def test_windows_of_any_number_of_levels_give_what_the_whole_image_gives(num_level):
+def test_tiles_of_any_number_of_levels_give_what_the_whole_image_gives(num_level):
     net, image = network(num_level=num_level), torch.randn(1, 1, 450, 610)
     with torch.no_grad():
         whole = net(image)[0].numpy()
     np.testing.assert_allclose(tiled(net, image, (64, 128))[0], whole, atol=1e-5)
 
 
-def test_windows_of_a_network_with_its_own_statistics_are_blended_without_a_step():
+def test_tiles_of_a_network_with_its_own_statistics_are_blended_without_a_step():
     net, image = network("inorm"), torch.randn(1, 1, 400, 400)
     with torch.no_grad():
         whole = net(image)[0, 0].numpy()
@@ -78,36 +79,36 @@ def test_windows_of_a_network_with_its_own_statistics_are_blended_without_a_step
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 191, 193, 500])
 @pytest.mark.parametrize("overlap", [0, 32])
-def test_windows_cover_the_image_once_and_see_the_margin(length, overlap):
-    places = spans(length, 80, MARGIN, overlap)
-    assert [0, *(place.stop for place in places)] == [*(place.start for place in places), length]
-    for place in places:
-        assert place.low % STRIDE == place.first % STRIDE == 0
-        assert place.low == (place.first - MARGIN if place.inner[0] else 0)
-        assert place.high == (place.last + MARGIN if place.inner[1] else length)
-        assert place.inner[0] or place.first < MARGIN
-        assert 0 <= place.first <= place.start < place.stop <= place.last <= length
+def test_tiles_cover_the_image_once_and_read_the_halo(length, overlap):
+    tiles = tiles_along(length, 80, HALO, overlap)
+    assert [0, *(tile.core.stop for tile in tiles)] == [*(tile.core.start for tile in tiles), length]
+    for tile in tiles:
+        core, output = tile.core, tile.output
+        assert tile.input.start % STRIDE == output.start % STRIDE == 0
+        assert tile.input.start == (output.start - HALO if tile.has_halo[0] else 0)
+        assert tile.input.stop == (output.stop + HALO if tile.has_halo[1] else length)
+        assert tile.has_halo[0] or output.start < HALO
+        assert 0 <= output.start <= core.start < core.stop <= output.stop <= length
 
 
 def test_some_bands_are_the_bands_of_the_whole():
     net, image = network("gnorm"), torch.randn(1, 1, 500, 90)
     whole, bands = tiled(net, image, (128, 128), overlap=32)
-    for number, band in bands.compute([1, 3]):
-        assert np.array_equal(band, whole[:, bands.rows[number].start : bands.rows[number].stop])
+    some = list(bands.compute([1, 3]))
+    assert [band.rows for band in some] == [bands.rows[number].core for number in (1, 3)]
+    assert all(np.array_equal(band.values, whole[:, band.rows]) for band in some)
 
 
-def test_windows_of_512_px_cost_at_most_a_quarter_more():
-    def flops(*shape, inner=WHOLE):
+def test_tiles_of_512_px_cost_at_most_a_quarter_more():
+    def flops(*shape, sides=WHOLE):
         with FlopCounterMode(display=False) as counter, torch.device("meta"):
-            forward_inner(UNet(1, 1, 16), torch.zeros(1, 1, *shape), inner)
-        return counter.get_total_flops() / np.prod([n - 2 * MARGIN * any(inner) for n in shape])
+            forward_tile(UNet(1, 1, 16), torch.zeros(1, 1, *shape), sides)
+        return counter.get_total_flops() / np.prod([n - 2 * HALO * any(sides) for n in shape])
 
     costs = []
     for num_pixel in (2**20, 2**22):
-        tall, wide = window_shape(20000, 20000, num_pixel)
-        costs.append(
-            flops(tall + 2 * MARGIN, wide + 2 * MARGIN, inner=Sides(True, True, True, True)) / flops(1024, 1024)
-        )
+        tall, wide = tile_shape(20000, 20000, num_pixel)
+        costs.append(flops(tall + 2 * HALO, wide + 2 * HALO, sides=Sides(True, True, True, True)) / flops(1024, 1024))
     assert tall == 1024 and costs[0] < 1.25 and costs[1] < 1.15
 
 

@@ -1,0 +1,273 @@
+"""One run of `--mode predict`: what each process computes of the images, and how it is written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset import DataInfo
+from distributed import World
+from files import atomic_write
+from images.frames import Frame, Rows, drop_cached_pages, read_geometry
+from images.layout import ORDER, Layout
+from images.writers import FlatWriter, PngWriter, RowFile, Writer
+from images.zarr_writer import ZarrWriter
+from prediction.objects import TILE_HEIGHT, foreground_kinds, separate_bands
+from prediction.output_files import TABLE_COLUMNS, OutputFiles
+from prediction.predictor import Predictor
+from prediction.tiling import Band, TileGrid, write_in_background
+from utils import UserError, say
+
+
+class FrameRows:
+    """A section, with its neighbours as further channels; opened when rows are asked for, and not held."""
+
+    def __init__(self, frames: list[Frame]) -> None:
+        self.frames = frames
+        height, width, nch = frames[0].open().shape
+        self.shape, self.dtype = (height, width, nch * len(frames)), frames[0].open().dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows (h, W, C) of the image."""
+        images = [frame.open() for frame in self.frames]
+        block = np.concatenate([image[rows] for image in images], axis=-1)  # a copy
+        for image in images:
+            drop_cached_pages(image)
+        return block
+
+
+def open_frame(frames: list[Frame], info: DataInfo) -> Rows:
+    """Image of a frame, which is in the middle of its context; the channels are checked."""
+    image = FrameRows(frames)
+    if image.shape[2] != info.nch_in:
+        nch, asked = (number // len(frames) for number in (image.shape[2], info.nch_in))
+        raise UserError(
+            f"{frames[info.context]}: {nch} channel(s), the network was trained on {asked}: choose other images, or "
+            "another checkpoint by --scope and --name_data"
+        )
+    return image
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a frame, from row `top` on: an array (C, h, W) of each output."""
+
+    frame: int
+    top: int
+    outputs: dict[str, np.ndarray]
+
+    def write(self, writers: dict[str, Writer]) -> None:
+        """Write each output by its writer."""
+        for output, rows in self.outputs.items():
+            writers[output].write(self.frame, self.top, rows)
+
+
+@dataclass(frozen=True)
+class FrameObjects:
+    """Class index and area [px] of each object of a frame, (N,) each."""
+
+    frame: int
+    classes: np.ndarray
+    areas: np.ndarray
+
+
+@dataclass
+class PredictionJob:
+    """One prediction run, and this process's part of it.
+
+    Attributes
+    ----------
+    predictor : Predictor
+        The network.
+    images : list of Rows
+        What is segmented, with the context of each; in the order of `files.frames`.
+    files : OutputFiles
+        What is written.
+    grids : dict
+        Tiles of the images of each height and width, the same in every process; see `tile_grids`.
+    world : World
+        The processes.
+    tta : bool
+        Average over the eight flips and quarter turns.
+    dtype : {"uint8", "float32"}
+        Type of the probability.
+    objects : list of FrameObjects
+        Filled by `run`, if objects are wanted.
+    """
+
+    predictor: Predictor
+    images: list[Rows]
+    files: OutputFiles
+    grids: dict[tuple[int, int], TileGrid]
+    world: World
+    tta: bool
+    dtype: str
+    objects: list[FrameObjects] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Compute and write everything, each process its part."""
+        with self._open_writers() as writers:
+            write_in_background(self._parts(), lambda part: part.write(writers))
+        self.objects = sorted(self.world.gather(self.objects), key=lambda objects: objects.frame)
+
+    @contextmanager
+    def _open_writers(self) -> Iterator[dict[str, Writer]]:
+        """Writer of each output; at the end files get their names, after an error nothing is left under those."""
+        writers: dict[str, Writer] = {}
+        try:
+            if not self.world.is_main:
+                self.world.barrier()  # the first process creates the files, the others open them
+            for output in self.files.outputs:
+                writers[output] = self._writer(output)
+            if self.world.is_main:
+                self.world.barrier()
+            yield writers
+            for writer in writers.values():
+                writer.close()
+            self.world.barrier()  # wait for the last bands of the others
+            if self.world.is_main:
+                for writer in writers.values():
+                    writer.finish()
+        except BaseException:
+            for writer in writers.values():
+                writer.discard() if self.world.is_main else writer.close()
+            raise
+
+    def _writer(self, output: str) -> Writer:
+        """Writer of one output."""
+        path, is_main = self.files.paths[output], self.world.is_main
+        if self.files.to_png:
+            return PngWriter(self.files.png_names[output], [image.shape[0] for image in self.images])
+        layout = self._layout(output, ORDER.get(path.suffix.lower(), ""))
+        if path.suffix.lower() != ".zarr":
+            return FlatWriter(path, layout, is_main)
+        band_height = min(TILE_HEIGHT, layout.shape[2]) if output == "cells" else self._grid(0).rows[0].core.stop
+        return ZarrWriter(path, layout, is_main, band_height)
+
+    def _layout(self, output: str, order: str) -> Layout:
+        """What the file of one output holds; all images must have one size."""
+        sizes = {image.shape[:2]: str(frame) for image, frame in zip(self.images, self.files.frames, strict=True)}
+        if len(sizes) > 1:
+            (one, first), (other, second), *_ = sizes.items()
+            raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, name a folder")
+        dtype = {"probability": self.dtype, "mask": "uint8", "cells": "uint32"}[output]
+        shape = (len(self.images), self.files.channels(output), *self.images[0].shape[:2])
+        return Layout(shape, np.dtype(dtype), read_geometry(self.files.frames), output != "probability", order)
+
+    def _grid(self, frame: int) -> TileGrid:
+        """Tiles of a frame."""
+        return self.grids[self.images[frame].shape[:2]]
+
+    def _tasks(self) -> dict[int, list[int]]:
+        """Bands of each frame that this process computes: all of a frame where PNGs or objects are wanted."""
+        counts = [len(self._grid(frame).rows) for frame in range(len(self.images))]
+        bands = [(frame, number) for frame, count in enumerate(counts) for number in range(count)]
+        by_frame = "cells" in self.files.outputs or self.files.to_png
+        num = len(counts) if by_frame else len(bands)
+        first, last = (rank * num // self.world.size for rank in (self.world.rank, self.world.rank + 1))
+        mine = [band for index, band in enumerate(bands) if first <= (band[0] if by_frame else index) < last]
+        return {frame: [number for _, number in group] for frame, group in groupby(mine, key=lambda band: band[0])}
+
+    def _parts(self) -> Iterator[Part]:
+        """All that this process computes, with a progress bar in the first one."""
+        tasks = self._tasks()
+        num = sum(map(len, tasks.values()))
+        if "cells" in self.files.outputs:
+            num += sum(-(-self.images[frame].shape[0] // TILE_HEIGHT) for frame in tasks)
+        with tqdm(total=num, desc="segment", unit="band", disable=None if self.world.is_main else True) as bar:
+            for frame, numbers in tasks.items():
+                try:
+                    for part in self._frame_parts(frame, numbers):
+                        yield part
+                        bar.update()
+                except UserError as error:
+                    text, name = str(error), self.files.frames[frame]
+                    named = any(word in text for word in (str(name.path), self.files.target))
+                    raise UserError(text if named else f"{name}: {text}") from error
+
+    def _frame_parts(self, frame: int, numbers: list[int]) -> Iterator[Part]:
+        """Some bands of a frame, then its objects, which need all of them."""
+        bands = self.predictor.bands(self.images[frame], self._grid(frame), tta=self.tta)
+        with ExitStack() as stack:
+            num_plane = min(self.predictor.num_channel, 2) if "cells" in self.files.outputs else 0
+            kept = [stack.enter_context(RowFile(Path(self.files.target))) for _ in range(num_plane)]
+            # map: unlike a loop it holds no band while the next one is computed
+            yield from map(partial(self._pixel_part, frame, kept), bands.compute(numbers))
+            if kept:
+                yield from self._object_parts(frame, *kept)
+
+    def _pixel_part(self, frame: int, kept: list[RowFile], band: Band) -> Part:
+        """What is written of a band pixel by pixel; what objects are made of is kept."""
+        if kept:
+            for file, plane in zip(kept, _object_planes(band.values, self.predictor), strict=True):
+                file.append(plane)
+        outputs: dict[str, np.ndarray] = {}
+        if "probability" in self.files.outputs:
+            outputs["probability"] = _to_bytes(band.values) if self.dtype == "uint8" else band.values
+        if "mask" in self.files.outputs:
+            outputs["mask"] = _mask(band.values, self.predictor)
+        return Part(frame, band.rows.start, outputs)
+
+    def _object_parts(self, frame: int, probability: RowFile, kinds: RowFile | None = None) -> Iterator[Part]:
+        """Objects of a frame band by band; the class and area of each are noted at the end."""
+        classes, areas = np.zeros(1, np.int64), np.zeros(1, np.int64)  # entry 0 is the background
+        for band in separate_bands(probability, self.predictor.object_threshold, kinds=kinds):
+            yield Part(frame, band.rows.start, {"cells": band.values[None]})
+            counts = np.bincount(band.values.ravel(), minlength=len(areas))
+            areas = np.pad(areas, (0, len(counts) - len(areas))) + counts
+            classes = np.pad(classes, (0, len(counts) - len(classes)))
+            foreground = 1 - self.predictor.background
+            classes[band.values] = foreground if kinds is None else kinds[band.rows].astype(np.int64) - 1
+        self.objects.append(FrameObjects(frame, classes[1:], areas[1:]))
+
+    def report_objects(self) -> None:
+        """Say how many objects each class has, and with several classes write which object is of which."""
+        info, background = self.predictor.info, self.predictor.background
+        classes = np.concatenate([found.classes for found in self.objects])
+        counts = np.bincount(classes, minlength=info.num_class)
+        text = ", ".join(f"{counts[k]} of {name}" for k, name in enumerate(info.class_names) if k != background)
+        say(f"objects: {text}; background is {info.class_names[background]}")
+        if self.files.table is None:
+            return
+        with atomic_write(self.files.table, "w") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(TABLE_COLUMNS)
+            for found in self.objects:
+                for number, (index, area) in enumerate(zip(found.classes, found.areas, strict=True), 1):
+                    table.writerow([self.files.frames[found.frame], number, info.class_names[index], area])
+
+
+def tile_grids(predictor: Predictor, images: list[Rows], tile: int, world: World) -> dict[tuple[int, int], TileGrid]:
+    """Tiles of the images of each height and width; the first process chooses, since the memory of others differs."""
+    sizes = dict.fromkeys(image.shape[:2] for image in images)
+    return world.broadcast({size: predictor.tile_grid(size, tile) for size in sizes})
+
+
+def _mask(probability: np.ndarray, predictor: Predictor) -> np.ndarray:
+    """Mask (1, h, W) of a probability (K, h, W): 0 and 255 of two classes, else the class index."""
+    if predictor.num_channel > 1:
+        return probability.argmax(0)[None].astype(np.uint8)
+    return (probability > predictor.threshold) * np.uint8(255)
+
+
+def _to_bytes(probability: np.ndarray) -> np.ndarray:
+    """Probability (K, h, W) in 8 bits; by rows, so that there is no second band in float32."""
+    scaled = np.empty(probability.shape, np.uint8)
+    for row in range(probability.shape[1]):
+        scaled[:, row] = np.round(probability[:, row] * np.float32(255))
+    return scaled
+
+
+def _object_planes(probability: np.ndarray, predictor: Predictor) -> list[np.ndarray]:
+    """What objects of a probability (K, h, W) are made of: that of the foreground, and of several classes the class."""
+    if predictor.num_channel == 1:
+        return [probability[0] if predictor.background == 0 else 1 - probability[0]]
+    return [probability.max(0), foreground_kinds(probability.argmax(0), predictor.background)]
