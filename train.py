@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import checkpoint
 import distributed
 from config import Config, as_typed
-from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, find_description, list_samples, load_info
+from dataset import ENTRIES, DataInfo, SampleFile, find_description, list_samples, load_info
 from distributed import World
 from evaluation import page
 from evaluation.page import Scores
@@ -35,6 +35,7 @@ from training.loader import LoaderOptions, TrainingBatches
 from training.log import NoLog, TrainingLog, command_line, write_arguments
 from training.losses import LOSSES, Loss, cross_entropy
 from training.optim import OPTIMS, MovingAverage, compatible_state, learning_rate, load_optimizer_state
+from training.patches import Batch, PatchDataset
 from training.weight_map import cache_border_distances, default_loss, pixel_weight
 from utils import FlagError, StopRequest, UserError, pick_precision, say
 

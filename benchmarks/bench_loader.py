@@ -27,10 +27,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from dataset import PatchDataset, describe, list_samples, load_info, write_sample
+from dataset import describe, list_samples, load_info, write_sample
 from sources.phantom import em_stack
 from training.augment import Augmentation
 from training.loader import LoaderOptions, patch_loader
+from training.patches import PatchDataset
 
 CROP, BATCH = 256, 4
 

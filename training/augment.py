@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset import Batch
+from training.patches import Batch
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset import Batch, PatchDataset, PatchSampler, SampleFile
+from dataset import SampleFile
 from model import STRIDE
 from training.augment import Augmentation
+from training.patches import Batch, PatchDataset, PatchSampler
 from utils import say
 
 
