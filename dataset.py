@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from files import finish_exchange
+from images.rows import Rows
+from images.statistics import Moments, image_statistics, is_wide
 from utils import UserError, natural_key
 
 SPLITS = ("train", "val", "test")
@@ -21,7 +23,6 @@ ENTRIES = [*SPLITS, "dataset.json"]  # of the folder of a database, which are re
 NORMALIZE = ("data", "image", "legacy")
 DISTANCE = ".distance.npy"  # ends the name of the file with `weight_map.border_distance` of a sample
 NUM_SHOWN = 4096  # pixels of each training image that the range of the pictures is found by
-ONE_PIECE = 2**22  # [px] a larger image is measured in parts
 MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
 
 
@@ -411,50 +412,7 @@ def _value_range(values: np.ndarray) -> list[float]:
     return [low, high] if low < high else [float(values.min()), float(values.max())]
 
 
-class Moments:
-    """Mean and standard deviation of the channels of pixels that come in parts.
-
-    The sums of squares are about the mean of each part, so that a large offset of the values costs no precision:
-    T. F. Chan, G. H. Golub and R. J. LeVeque, The American Statistician 37 (1983), equation 2.1.
-    """
-
-    def __init__(self) -> None:
-        self.count: int = 0
-        self.mean = self.square = np.float64(0)  # (C,), the latter the sum of squared differences from the mean
-
-    def add(self, image: np.ndarray) -> None:
-        """Add pixels (H, W, C)."""
-        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # `statistics` refuses what comes of it
-            shift = pixels[0].copy() if is_wide(image.dtype) else np.float64(0)
-            pixels -= shift
-            mean = pixels.mean(0)
-            square = ((pixels - mean) ** 2).sum(0)
-            difference, count = mean + shift - self.mean, self.count + len(pixels)
-            self.square = self.square + square + difference**2 * (self.count * len(pixels) / count)
-            self.mean = self.mean + difference * (len(pixels) / count) if self.count else mean + shift
-            self.count = count
-
-    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (C,) of what was added; the deviation of a constant channel is 1.
-
-        Raises
-        ------
-        UserError
-            A pixel was NaN or infinite, or its square is beyond the range of float64.
-        """
-        std = np.sqrt(self.square / self.count)
-        if not np.isfinite([self.mean, std]).all():
-            raise UserError("it holds NaN, infinity or numbers beyond 1e150: repair the image")
-        return self.mean, np.where(std > 0, std, 1.0)
-
-
-def is_wide(dtype: np.dtype) -> bool:
-    """Whether float32 can't hold all values of a type: integers from 32 bits on, and float64."""
-    return not np.can_cast(dtype, np.float32)
-
-
-def statistics_of(image: np.ndarray, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
+def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (C,) that an image (H, W, C) is normalised by.
 
     Of type float32, or float64 where the pixels need it.
@@ -469,38 +427,7 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((pixels.to(mean.dtype) - mean) / std).to(torch.float32)
 
 
-def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of an image, over all of its pixels.
-
-    Parameters
-    ----------
-    image : ndarray
-        (H, W, C), or what reads such an image by its rows.
-
-    Returns
-    -------
-    mean, std : ndarray of float64
-        (C,) each; the deviation of a constant image is 1.
-
-    Raises
-    ------
-    UserError
-        A pixel is NaN, infinite, or beyond 1e150.
-    """
-    height, width = image.shape[:2]
-    moments = Moments()
-    if height * width < ONE_PIECE:
-        moments.add(image[:height])
-        return moments.statistics()
-    few = max(2**18 // width, 1)  # rows that stay in the processor's cache as float64
-    for top in range(0, height, 512):  # rows of one reading: the segments of a file are decoded once
-        rows = image[top : min(top + 512, height)]
-        for first in range(0, len(rows), few):
-            moments.add(rows[first : first + few])
-    return moments.statistics()
-
-
-def legacy_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def legacy_statistics(image: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation (C,) that make of an image (H, W, C) what pytorch-UNET made of it.
 
     It divided images of 8 bits by 255 and took others as they are, then scaled [0, 1] to [-1, 1].
