@@ -184,9 +184,10 @@ class SampleFile(NamedTuple):
             label = array["label"] if "label" in array.dtype.names else None
         else:
             image = array if array.ndim == 3 else array[..., None]
-            label = None if self.label is None else _squeeze(_map_npy(self.label))
-            if label is not None and class_values is not None:
-                label = to_indices(label, class_values, self.label)
+            label = None
+            if self.label is not None:
+                label = _squeeze(_map_npy(self.label))
+                label = label if class_values is None else to_indices(label, class_values, self.label)
         _check_shapes(self.input, image, label)
         return image, label
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +100,20 @@ def _drawn(flags: DatabaseFlags, folder: Path) -> list[str]:
 
 def _draw(flags: DatabaseFlags, folder: Path, names: list[str]) -> None:
     """Write synthetic images and their labels."""
-    for name, stack in zip(
-        names, phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed), strict=True
-    ):
-        _write_stack(folder / name, stack)
+    images, labels = phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed)
+    for name, drawn in zip(names, (images, labels), strict=True):
+        _write_images(folder / name, drawn)
 
 
-def _write_stack(path: Path, stack: Sequence[np.ndarray]) -> None:
+def _write_images(path: Path, images: phantom.Images) -> None:
     """Write images of one size as a TIFF stack, others as a folder of TIFF files."""
-    options = {"photometric": "minisblack"}  # else 3 or 4 sections would be taken for RGB
-    if path.suffix:
-        tifffile.imwrite(path, stack, **options)
+    write = partial(tifffile.imwrite, photometric="minisblack")  # else 3 or 4 sections would be taken for RGB
+    if isinstance(images, np.ndarray):
+        write(path, images)
         return
     path.mkdir()
-    for number, image in enumerate(stack):
-        tifffile.imwrite(path / f"{number:04d}.tif", image, **options)
+    for number, image in enumerate(images):
+        write(path / f"{number:04d}.tif", image)
 
 
 def _is_isbi(folder: Path) -> bool:
@@ -181,7 +180,9 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
         files[split].append(folder / split / f"{number:05d}.npy")
         label = None if pair.label is None else classes.indices(pair.label).astype(np.uint8)
         write_sample(files[split][-1], pair.read(), label)
-        if split == "train" and default_loss(len(classes.values)) == "wbce":  # once here, and not before each training
+        if (
+            split == "train" and label is not None and default_loss(len(classes.values)) == "wbce"
+        ):  # not in each training
             np.save(SampleFile(files[split][-1]).distance, border_distance(label))
     return files
 

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from http.client import HTTPResponse
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def fetch(url: str, path: Path) -> None:
         raise UserError(f"can't download {url}: {error}: check the network, then run the command again") from error
 
 
-def _open(url: str, start: int):
+def _open(url: str, start: int) -> HTTPResponse:
     """Answer to a request for a file from byte `start` on, or for all of it where the server won't go on there."""
     if start:
         try:
@@ -128,6 +129,6 @@ def pixel_hash(path: Path) -> str:
     """SHA-256 of the pixels of a stack, (N, H, W) in C order."""
     digest = hashlib.sha256()
     for frame in list_frames(path):
-        digest.update(np.ascontiguousarray(frame.read()))
+        digest.update(np.ascontiguousarray(frame.read()).data)
     forget_files()  # Windows renames no file that is mapped
     return digest.hexdigest()

@@ -120,16 +120,24 @@ def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool
     UserError
         There is one class alone, or more than can be meant; or the labels are colours and can't be compared.
     """
-    if objects or threshold is not None:
-        return _two_classes(labels, threshold, objects)
+    if objects and threshold is not None:
+        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
+    if objects:
+        return _classes_of_objects(labels)
+    return _classes_of_values(labels) if threshold is None else _classes_by_threshold(labels, threshold)
+
+
+def _classes_of_values(labels: Sequence[Label]) -> Classes:
+    """Classes that are the values or colours of the labels."""
     read = _reader(labels)
     colours = [_is_colour_label(label, read(label)) for label in labels]  # looks at all: each may be refused
     colour = any(colours)
-    counts, seen = Counter(), []
+    counts: Counter[float] = Counter()
+    seen: list[set[float]] = []
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
-        keys, numbers = np.unique(label_keys(read(label), colour), return_counts=True)
-        counts.update(dict(zip(keys.tolist(), numbers.tolist(), strict=True)))
-        seen.append(set(keys.tolist()))
+        found, numbers = np.unique(label_keys(read(label), colour), return_counts=True)
+        counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+        seen.append(set(found.tolist()))
         if len(counts) > MAX_CLASS or any(key != key for key in counts):
             _refuse_labels(label, counts, colour)
     keys = sorted(counts)
@@ -144,25 +152,37 @@ def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool
     )
 
 
-def _two_classes(labels: Sequence[Label], threshold: float | None, objects: bool) -> Classes:
-    """Classes of labels whose values are not the classes."""
-    if objects and threshold is not None:
-        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
-    flag = "--objects on" if objects else f"--threshold {threshold:g}"
+def _classes_of_objects(labels: Sequence[Label]) -> Classes:
+    """Background and object, of labels that number the objects."""
+    low, high = _value_range(labels, "--objects on")
+    if not high > 0:
+        raise UserError(f"--objects on: {_one_class(low, high)}: a value above 0 is needed")
+    names = ["background", "object"]
+    return Classes(names, names, lambda label: part_objects(label.read()[..., 0]))
+
+
+def _classes_by_threshold(labels: Sequence[Label], threshold: float) -> Classes:
+    """Classes of the label values up to a threshold, and above it."""
+    low, high = _value_range(labels, f"--threshold {threshold:g}")
+    if not low <= threshold < high:
+        raise UserError(f"--threshold {threshold:g}: {_one_class(low, high)}: choose a threshold between them")
+    names = [f"<= {threshold:g}", f"> {threshold:g}"]
+    return Classes(names, names, lambda label: label.read()[..., 0] > threshold)
+
+
+def _value_range(labels: Sequence[Label], flag: str) -> tuple[float, float]:
+    """Lowest and highest value of grey labels, which the flag needs."""
     low, high = np.inf, -np.inf
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
         pixels = label.read()
         if _is_colour_label(label, pixels):
             raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")
         low, high = min(low, pixels.min()), max(high, pixels.max())
-    if not (high > 0 if objects else low <= threshold < high):
-        wanted = "a value above 0 is needed" if objects else "choose a threshold between them"
-        raise UserError(f"{flag}: the label values go from {low:g} to {high:g}, which is one class: {wanted}")
-    if objects:
-        names = ["background", "object"]
-        return Classes(names, names, lambda label: part_objects(label.read()[..., 0]))
-    names = [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(names, names, lambda label: label.read()[..., 0] > threshold)
+    return low, high
+
+
+def _one_class(low: float, high: float) -> str:
+    return f"the label values go from {low:g} to {high:g}, which is one class"
 
 
 def choose_background(classes: Classes, background: str, foreground: str) -> Classes:
@@ -211,7 +231,7 @@ def _numbers(text: str) -> list[float]:
         return []
 
 
-def _refuse_labels(label: Label, counts: Counter, colour: bool) -> NoReturn:
+def _refuse_labels(label: Label, counts: Counter[float], colour: bool) -> NoReturn:
     total = sum(counts.values())
     frequent = ", ".join(f"{_rgb(key) if colour else key} ({n / total:.1%})" for key, n in counts.most_common(8))
     raise UserError(
@@ -221,14 +241,14 @@ def _refuse_labels(label: Label, counts: Counter, colour: bool) -> NoReturn:
     )
 
 
-def _check_one_bit(labels: Sequence[Label], seen: list[set]) -> None:
+def _check_one_bit(labels: Sequence[Label], seen: list[set[float]]) -> None:
     """Refuse masks of which some are 0 and 1, others 0 and 255: as values of one set they were three classes."""
     if set().union(*seen) == {0, 1, 255} and not any({1, 255} <= values for values in seen):
         one, other = (next(label for label, values in zip(labels, seen, strict=True) if v in values) for v in (1, 255))
         raise UserError(f"{one} has the values 0 and 1, {other} 0 and 255: save all masks in one of both ways")
 
 
-def _hint_at_objects(labels: Sequence[Label], keys: list, read: Callable[[Label], np.ndarray]) -> None:
+def _hint_at_objects(labels: Sequence[Label], keys: list[float], read: Callable[[Label], np.ndarray]) -> None:
     """Warn where the values seem to number objects: gapless from 0, and each of one piece in every image."""
     if len(keys) < 4 or keys != list(range(len(keys))):
         return
@@ -243,7 +263,7 @@ def _reader(labels: Sequence[Label]) -> Callable[[Label], np.ndarray]:
     """How label images are read: where all have one palette with colours, the classes are its indices."""
     palette: dict[int, tuple] = {}
     for label in labels:
-        found = read_palette(label)
+        found = _palette(label)
         if found is None:
             return _read_colours
         for index in np.unique(found[0]).tolist():
@@ -254,13 +274,24 @@ def _reader(labels: Sequence[Label]) -> Callable[[Label], np.ndarray]:
     if all(red == green == blue for red, green, blue in palette.values()):
         return _read_colours
     say("the labels have a palette: the classes are its indices")
-    return lambda label: read_palette(label)[0][..., None]
+    return _read_indices
+
+
+def _palette(label: Label) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices (H, W) and colours (N, 3) of a label stored with a palette; None for others."""
+    return read_palette(label) if isinstance(label, Frame) else None
 
 
 def _read_colours(label: Label) -> np.ndarray:
     """Label image (H, W, C) of grey values or colours."""
-    found = read_palette(label)
+    found = _palette(label)
     return label.read() if found is None else found[1][found[0]]
+
+
+def _read_indices(label: Label) -> np.ndarray:
+    """Label image (H, W, C) of grey values or indices of a palette."""
+    found = _palette(label)
+    return label.read() if found is None else found[0][..., None]
 
 
 def is_colour(image: np.ndarray) -> bool:
@@ -277,8 +308,8 @@ def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
     return colour
 
 
-def _rgb(key: int) -> list[int]:
-    return [key >> 16, key >> 8 & 255, key & 255]
+def _rgb(key: float) -> list[int]:
+    return list(int(key).to_bytes(3))
 
 
 def _name(value: Any) -> str:

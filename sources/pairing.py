@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -124,9 +125,9 @@ def _without_labels(images: list[Frame], labels: list[Frame], source: Source, ta
 
 def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
     """Pairs of images that have a folder each, with a mask for each object: `ID/images/*`, `ID/masks/*`; else none."""
-    of_folder: dict[Path, list[Frame]] = {}
+    of_folder: dict[Path, list[Frame]] = defaultdict(list)
     for label in labels:
-        of_folder.setdefault(label.path.parent.parent, []).append(label)
+        of_folder[label.path.parent.parent].append(label)
     folders = [image.path.parent.parent for image in images]
     if set(folders) != of_folder.keys() or len(set(folders)) < len(images) or len(labels) <= len(images):
         return []
@@ -139,8 +140,9 @@ def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, tar
 
     The last way is one folder for each image and its label.
     """
+    rules: list[tuple[Callable[[Path], str], Callable[[list[str]], list[str]]]]
     rules = [(_stem, list), (_stem, _differences), (_stem, _last_numbers), (_folder, list)]
-    ways = [[_keyed(frames, *rule) for frames in (images, labels)] for rule in rules]
+    ways = [(_keyed(images, *rule), _keyed(labels, *rule)) for rule in rules]
     of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
     paired = {of[key] for key in of_images.keys() & of_labels.keys() for of in (of_images, of_labels)}
     lonely = [str(frame) for frame in (*images, *labels) if frame not in paired]
@@ -208,14 +210,15 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
     UserError
         Images don't go together, or can't be trained on.
     """
-    first, kinds = pairs[0].input, {}
+    kinds: dict[int, list[Frame]] = defaultdict(list)  # of a number of channels
+    first = pairs[0].input
     dtype = first.open().dtype
     for pair in tqdm(pairs, desc="check", disable=None, leave=False):
         image = pair.input.read()
         check_values(pair.input, image, None, 0)
         if image.dtype.name != dtype.name:
             raise UserError(f"{pair.input} is {image.dtype.name}, {first} {dtype.name}: convert them to one type")
-        kinds.setdefault(image.shape[2], []).append(pair.input)
+        kinds[image.shape[2]].append(pair.input)
         for frame in pair.stack:
             if frame.open().shape[:2] != image.shape[:2]:
                 what = f"{frame} has shape {frame.open().shape[:2]}, {pair.input} {image.shape[:2]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.special import expit
 
 MEMBRANE, CELL = 0, 255  # label values of the ISBI 2012 stack
 BACKGROUND, NUCLEUS = 0, 255
+Images = np.ndarray | list[np.ndarray]  # of one size, or of different ones
 
 
 def em_stack(num: int, size: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +177,7 @@ def _photograph(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
     return np.clip(counts, 0, 65535).round().astype(np.uint16)
 
 
-PHANTOMS: dict[str, Callable[..., tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]] = {
+PHANTOMS: dict[str, Callable[[int, int, int], tuple[Images, Images]]] = {  # of number, size and seed
     "em": em_stack,
     "nuclei": nuclei_images,
     "rare": partial(nuclei_images, share=0.02),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -83,13 +84,15 @@ class Augmentation:
         image = batch["input"]
         classes = torch.stack([batch["label"] == k for k in range(1, self.num_class)], dim=1)  # 0 is what is left
         planes = [classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
-        grid = self._grid(image.shape[-2:], rngs, image.device)
-        options = {"padding_mode": "reflection", "align_corners": False}
-        image = F.grid_sample(image, grid, "bicubic", **options)
-        stack = F.grid_sample(torch.cat(planes, dim=1), grid, "bilinear", **options)
+        sample = partial(F.grid_sample, grid=self._grid(image, rngs), padding_mode="reflection", align_corners=False)
+        stack = sample(torch.cat(planes, dim=1), mode="bilinear")
         classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
-        moved = {"input": self._shaded(image, rngs), "label": _likeliest(classes)}
-        return batch | moved | ({"distance": distance[0][:, 0]} if distance else {})
+        result = batch.copy()
+        result["input"] = self._shaded(sample(image, mode="bicubic"), rngs)
+        result["label"] = _likeliest(classes)
+        if distance:
+            result["distance"] = distance[0][:, 0]
+        return result
 
     def _shaded(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Image (N, C, H, W) with other sharpness, noise and grey values."""
@@ -111,12 +114,13 @@ class Augmentation:
             image = ((image - low) / span) ** torch.exp(draw(self.gamma)) * span + low
         return image * (1 + draw(self.contrast)) + draw(self.brightness)
 
-    def _grid(self, shape: tuple[int, int], rngs: Sequence[np.random.Generator], device: torch.device) -> Tensor:
+    def _grid(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Where each pixel of the result is read: (N, H, W, 2) as (x, y) in [-1, 1], as `grid_sample` wants it."""
+        shape, device = image.shape[-2:], image.device
         scales = [self.elastic * (rng.random() < self.elastic_share) for rng in rngs]
         size = (2, self.elastic_grid, self.elastic_grid)
-        nodes = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
-        nodes = torch.from_numpy(nodes.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
+        drawn = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
+        nodes = torch.from_numpy(drawn.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
         turns = self._turns(rngs).to(device, non_blocking=True)
         rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)
         nodes = torch.einsum("nij,njab->niab", turns, nodes)  # turned while they are few
