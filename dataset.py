@@ -116,9 +116,9 @@ _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
         lambda of: (
             isinstance(of.class_values, list)
             and len(of.class_values) <= 256
-            and all(map(_is_class_value, of.class_values))
+            and all(_is_class_value(value) and of.class_values.count(value) == 1 for value in of.class_values)
         ),
-        "a list of numbers, colours or words",
+        "a list of different numbers, colours or words",
     ),
     "class_names": (
         lambda of: _are_names(of.class_names) and len(of.class_names) == of.num_class,

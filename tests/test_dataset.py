@@ -92,7 +92,7 @@ def described(work):
     ("entry", "values"),
     [
         ("nch_in", ["x", 0, True, 1.0, None, 10**30]),
-        ("class_values", [3, {}, [[1, 2], 0], [None, 1], [*range(300)]]),
+        ("class_values", [3, {}, [[1, 2], 0], [None, 1], [*range(300)], [0, 0], [1, 1.0], [[0, 0, 9], [0, 0, 9]]]),
         ("class_names", [5, ["a"], ["a", 5], ["a", "a"], ["a", "b\x1b[31m"], ["a", "b\nc"]]),
         ("class_share", [[0.3], [0.3, "x"], [0.3, 1.5], [float("nan"), 1]]),
         ("mean", ["x", [1, 2], [float("nan")], [float("inf")], [[1]], [10**400]]),
