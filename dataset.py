@@ -19,21 +19,21 @@ from images.statistics import Moments, image_statistics, is_wide
 from utils import UserError, natural_key
 
 SPLITS = ("train", "val", "test")
-ENTRIES = [*SPLITS, "dataset.json"]  # of the folder of a database, which are replaced together
+ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
 NORMALIZE = ("data", "image", "legacy")
-DISTANCE = ".distance.npy"  # ends the name of the file with `weight_map.border_distance` of a sample
-NUM_SHOWN = 4096  # pixels of each training image that the range of the pictures is found by
-MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
+DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
+NUM_SHOWN = 4096  # random pixels of each training image that the grey range of pictures is measured on
+MAX_CLASS = 32  # more label values come from lossy compression, interpolation or numbered objects
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a database says of itself and a checkpoint keeps.
+    """Description of a database, also stored in a checkpoint.
 
     Attributes
     ----------
     nch_in : int
-        Channels of the input.
+        Number of input channels.
     class_values : list
         Value of each class in the label images: a number, or an [r, g, b] colour.
     class_names : list of str
@@ -41,14 +41,14 @@ class DataInfo:
     class_share : list of float
         Fraction of the training pixels of each class.
     mean, std : list of float
-        Of each channel over the training split, in grey values.
+        Mean and standard deviation of each channel over the training split, in grey values.
     value_range : list of float
-        Grey values that are black and white in a picture.
+        Grey values shown as black and white in a picture.
     normalize : {"data", "image", "legacy"}
-        Whether images are normalised by `mean` and `std`, each by its own, or as pytorch-UNET did by their type; no
-        matter of the database, but of the training.
+        Normalise images by `mean` and `std`, each image by its own, or by data type as pytorch-UNET did. Chosen by the
+        training, not by the database.
     context : int
-        How many neighbours above and below a section its input has as channels, first the uppermost one's channels.
+        Number of neighbouring sections above, and as many below, in the input channels; the top section comes first.
     """
 
     nch_in: int
@@ -73,7 +73,7 @@ class DataInfo:
         Raises
         ------
         UserError
-            An entry is missing, or breaks its rule.
+            An entry is missing or breaks its rule.
         """
         advice = "take another checkpoint by --epoch" if origin.suffix == ".pth" else "make the database again"
         values = values if isinstance(values, dict) else {}
@@ -88,7 +88,7 @@ class DataInfo:
 
 
 def _is_number(value: Any, low: float = -3e38, high: float = 3e38) -> bool:
-    """Whether a value is a finite number in a range; the default one is that of float32."""
+    """Whether a value is a finite number in a range, by default that of float32."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -96,7 +96,7 @@ def _are_numbers(values: Any, num: int, low: float = -3e38, high: float = 3e38) 
     return isinstance(values, list) and len(values) == num and all(_is_number(value, low, high) for value in values)
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
+def _is_integer(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and _is_number(value, low, high)
 
 
@@ -109,38 +109,38 @@ def _are_names(names: Any) -> bool:
     return texts and len({*names}) == len(names)
 
 
-# of the entries, each of which may rely on those before it
+# test of each entry, which may rely on the entries before it, and its wording in messages
 _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
-    "nch_in": (lambda of: _is_whole(of.nch_in, 1, 2**16), "a whole number from 1 on"),
+    "nch_in": (lambda info: _is_integer(info.nch_in, 1, 2**16), "a whole number from 1 on"),
     "class_values": (
-        lambda of: (
-            isinstance(of.class_values, list)
-            and len(of.class_values) <= 256
-            and all(_is_class_value(value) and of.class_values.count(value) == 1 for value in of.class_values)
+        lambda info: (
+            isinstance(info.class_values, list)
+            and len(info.class_values) <= 256
+            and all(_is_class_value(value) and info.class_values.count(value) == 1 for value in info.class_values)
         ),
         "a list of different numbers, colours or words",
     ),
     "class_names": (
-        lambda of: _are_names(of.class_names) and len(of.class_names) == of.num_class,
+        lambda info: _are_names(info.class_names) and len(info.class_names) == info.num_class,
         "a different printable name for each class",
     ),
-    "class_share": (lambda of: _are_numbers(of.class_share, of.num_class, 0, 1), "a fraction for each class"),
-    "mean": (lambda of: _are_numbers(of.mean, of.nch_in), "a number for each channel"),
-    "std": (lambda of: _are_numbers(of.std, of.nch_in, 1e-37), "a positive number for each channel"),
+    "class_share": (lambda info: _are_numbers(info.class_share, info.num_class, 0, 1), "a fraction for each class"),
+    "mean": (lambda info: _are_numbers(info.mean, info.nch_in), "a number for each channel"),
+    "std": (lambda info: _are_numbers(info.std, info.nch_in, 1e-37), "a positive number for each channel"),
     "value_range": (
-        lambda of: _are_numbers(of.value_range, 2) and of.value_range[0] <= of.value_range[1],
+        lambda info: _are_numbers(info.value_range, 2) and info.value_range[0] <= info.value_range[1],
         "two numbers in order",
     ),
-    "normalize": (lambda of: of.normalize in NORMALIZE, f"one of {', '.join(NORMALIZE)}"),
+    "normalize": (lambda info: info.normalize in NORMALIZE, f"one of {', '.join(NORMALIZE)}"),
     "context": (
-        lambda of: _is_whole(of.context, 0, 2**15) and of.nch_in % (2 * of.context + 1) == 0,
-        "a whole number whose sections share the channels",
+        lambda info: _is_integer(info.context, 0, 2**15) and info.nch_in % (2 * info.context + 1) == 0,
+        "a whole number such that 2 * context + 1 divides the number of channels",
     ),
 }
 
 
 class SampleFile(NamedTuple):
-    """Where a sample lies: one structured `.npy`, or the original's pair `input_000.npy`, `label_000.npy`.
+    """Files of a sample: one structured `.npy`, or pytorch-UNET's pair `input_000.npy`, `label_000.npy`.
 
     Attributes
     ----------
@@ -155,26 +155,26 @@ class SampleFile(NamedTuple):
 
     @property
     def num_byte(self) -> int:
-        """Size on the disk."""
+        """Size on disk."""
         return sum(path.stat().st_size for path in self if path)
 
     @property
     def distance(self) -> Path:
-        """File beside the sample with the distance that the weight map is made of."""
+        """File next to the sample that caches the border distance for the weight map."""
         return self.input.with_suffix(DISTANCE)
 
     def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image (H, W, C) and class indices (H, W), mapped from the disk and not yet read.
+        """Image (H, W, C) and class indices (H, W), memory-mapped.
 
         Parameters
         ----------
         class_values : list of int, optional
-            Maps the label values of the pair layout to class indices; None leaves them as they are.
+            Label value of each class, to convert the label values of the pair layout; None: don't convert.
 
         Raises
         ------
         UserError
-            A file is no sample: pickled objects, truncated, or of the wrong shape.
+            A file is not a sample: it has pickled objects, is truncated, or has the wrong shape.
         """
         array = _map_npy(self.input)
         if array.dtype.names:
@@ -192,12 +192,12 @@ class SampleFile(NamedTuple):
         return image, label
 
     def open_distance(self) -> np.ndarray:
-        """Distance (H, W) [px] that the weight map is made of, mapped from the disk.
+        """Border distance (H, W) [px] for the weight map, memory-mapped.
 
         Raises
         ------
         UserError
-            The file is missing, or is not of this sample.
+            The file is missing, or belongs to another sample.
         """
         distance, shape = _map_npy(self.distance), self.open()[0].shape[:2]
         if distance.shape != shape or distance.dtype != np.float16:
@@ -207,15 +207,15 @@ class SampleFile(NamedTuple):
 
 
 def _map_npy(path: Path) -> np.ndarray:
-    """Array of a `.npy`, mapped; never unpickled."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    """Memory-mapped array of a `.npy`; never unpickled."""
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise UserError(f"{path}: no regular file: make the database again")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): make the database again") from error
     except Exception as error:  # pickled objects, another format, a truncated file or a damaged header
-        reason = str(error).partition("\n")[0]  # NumPy's further lines tell to trust the file
+        reason = str(error).partition("\n")[0]  # the other lines advise to trust the file
         raise UserError(f"{path}: refused as a sample ({reason}): make the database again") from error
 
 
@@ -241,7 +241,7 @@ def _check_shapes(path: Path, image: np.ndarray, label: np.ndarray | None) -> No
 
 
 def check_values(path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int) -> None:
-    """Refuse pixels that can't be trained on.
+    """Check that a sample can be trained on.
 
     Raises
     ------
@@ -277,12 +277,12 @@ def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> Non
 
 
 def list_samples(folder: Path) -> list[SampleFile]:
-    """Samples of one split in the order of their numbers; the original's pair layout is found too.
+    """Samples of one split, ordered by number; pytorch-UNET's pair layout is found too.
 
     Raises
     ------
     UserError
-        The folder is missing or holds no sample, or an input of a pair has no label.
+        The folder is missing or contains no sample, or only some inputs of the pair layout have a label.
     """
     finish_exchange(folder.parent, ENTRIES)
     files = folder.glob("*.npy") if folder.is_dir() else []
@@ -296,19 +296,19 @@ def list_samples(folder: Path) -> list[SampleFile]:
     pairs = [name for name in names if name.startswith("input")]
     if not pairs:
         return [SampleFile(folder / name) for name in names]
-    lonely = [name for name in pairs if not (folder / name.replace("input", "label", 1)).is_file()]
-    if lonely and len(lonely) < len(pairs):
-        raise UserError(f"{folder}: no label for {', '.join(lonely[:5])}: add it, or remove the input")
-    return [SampleFile(folder / n, None if lonely else folder / n.replace("input", "label", 1)) for n in pairs]
+    unpaired = [name for name in pairs if not (folder / name.replace("input", "label", 1)).is_file()]
+    if unpaired and len(unpaired) < len(pairs):
+        raise UserError(f"{folder}: no label for {', '.join(unpaired[:5])}: add it, or remove the input")
+    return [SampleFile(folder / n, None if unpaired else folder / n.replace("input", "label", 1)) for n in pairs]
 
 
 def find_description(folder: Path) -> Path | None:
-    """File with the description of a database; None in pytorch-UNET's layout, which has none.
+    """File with the description of a database; None for pytorch-UNET's layout, which has none.
 
     Raises
     ------
     UserError
-        An entry of the folder is not what it must be, or the description of structured samples is missing.
+        An entry is a file instead of a folder or the reverse, or the description of structured samples is missing.
     """
     finish_exchange(folder, ENTRIES)
     path = folder / "dataset.json"
@@ -326,7 +326,7 @@ def find_description(folder: Path) -> Path | None:
 
 
 def load_info(folder: Path) -> DataInfo:
-    """Read the description of a database; where `dataset.json` is missing, take it from the training samples.
+    """Read the description of a database; without `dataset.json`, measure it on the training samples.
 
     Raises
     ------
@@ -349,7 +349,7 @@ def load_info(folder: Path) -> DataInfo:
 
 
 def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[tuple[int, int]]:
-    """Height and width of each sample [px]; all are opened once, and their channels checked.
+    """Height and width of each sample [px]; each is opened once, and its channels are checked.
 
     Raises
     ------
@@ -368,14 +368,14 @@ def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) ->
 def _labelled(file: SampleFile) -> tuple[np.ndarray, np.ndarray]:
     image, label = file.open()
     if label is None:
-        raise UserError(f"{file.input}: no label, so it can't be trained on: add it, or make the database again")
+        raise UserError(f"{file.input}: no label, so it can't be used for training: add it, or make the database again")
     return image, label
 
 
 def describe(
     samples: Iterable[tuple[np.ndarray, np.ndarray | None]], class_values: list, class_names: list[str] | None = None
 ) -> DataInfo:
-    """Measure the description of a training split.
+    """Description of a training split, measured on its samples.
 
     Parameters
     ----------
@@ -387,18 +387,18 @@ def describe(
         As in `DataInfo`; default: the values.
     """
     moments, rng = Moments(), np.random.default_rng(0)
-    share, shown = np.zeros(len(class_values)), []
+    num_pixel, shown = np.zeros(len(class_values)), []
     for image, label in samples:
         moments.add(image)
         shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
         if label is not None:
-            share += np.bincount(np.ravel(label), minlength=len(class_values))
+            num_pixel += np.bincount(np.ravel(label), minlength=len(class_values))
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
         class_values=class_values,
         class_names=class_names or [str(value) for value in class_values],
-        class_share=(share / max(share.sum(), 1)).tolist(),
+        class_share=(num_pixel / max(num_pixel.sum(), 1)).tolist(),
         mean=mean.tolist(),
         std=std.tolist(),
         value_range=_value_range(np.concatenate(shown)),
@@ -406,7 +406,7 @@ def describe(
 
 
 def _value_range(values: np.ndarray) -> list[float]:
-    """Grey values that are black and white: 0 and 255 of 8 bits that are used; else all but the rarest are between."""
+    """Grey values shown as black and white: 0 and 255 for well-used 8 bits, else the 0.1 and 99.9 % percentiles."""
     low, high = np.percentile(values, (0.1, 99.9)).tolist()
     if values.dtype == np.uint8 and high >= 128:
         return [0.0, 255.0]
@@ -416,7 +416,7 @@ def _value_range(values: np.ndarray) -> list[float]:
 def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (C,) that an image (H, W, C) is normalised by.
 
-    Of type float32, or float64 where the pixels need it.
+    float32, or float64 if float32 can't represent the pixels.
     """
     mean, std = (info.mean, info.std) if info.normalize == "data" else STATISTICS[info.normalize](image)
     dtype = np.float64 if is_wide(image.dtype) else np.float32
@@ -424,14 +424,14 @@ def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels (H, W, C) of any type less the mean over the deviation, as float32; computed in the type of the mean."""
+    """Pixels (H, W, C) minus the mean, divided by the standard deviation; computed in the mean's type, then float32."""
     return ((pixels.to(mean.dtype) - mean) / std).to(torch.float32)
 
 
 def legacy_statistics(image: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (C,) that make of an image (H, W, C) what pytorch-UNET made of it.
+    """Mean and standard deviation (C,) that normalise an image (H, W, C) as pytorch-UNET did.
 
-    It divided images of 8 bits by 255 and took others as they are, then scaled [0, 1] to [-1, 1].
+    It divided 8-bit images by 255, left others unchanged, and then mapped [0, 1] to [-1, 1].
     """
     half = np.full(image.shape[2], 127.5 if image.dtype == np.uint8 else 0.5, np.float32)
     return half, half
@@ -441,6 +441,6 @@ STATISTICS = {"image": image_statistics, "legacy": legacy_statistics}
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Array in the byte order of the machine, as torch wants it."""
+    """Tensor of an array, in the native byte order as torch requires."""
     dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")  # np.longdouble
     return torch.from_numpy(np.ascontiguousarray(array, dtype))

@@ -1,4 +1,4 @@
-"""Patches of the samples, for a training: which ones a batch has, and how they are cut from memory or the disk."""
+"""Patches of the samples for training: which ones form a batch, and how they are cut from memory or disk."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ class Batch(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Window:
-    """Part of a sample; what lies outside the image is reflected.
+    """Part of a sample; beyond the image, pixels are reflected.
 
     Attributes
     ----------
     index : int
         Number of the sample.
     top, left, height, width : int
-        [px].
+        Position and size [px]; may exceed the image.
     """
 
     index: int
@@ -88,30 +88,30 @@ class Window:
     height: int
     width: int
 
-    def lies_in(self, height: int, width: int) -> bool:
-        """Whether nothing of it lies outside an image of this size."""
+    def is_inside(self, height: int, width: int) -> bool:
+        """Whether it lies completely inside an image of this size."""
         return min(self.top, self.left) >= 0 and self.top + self.height <= height and self.left + self.width <= width
 
 
 class PatchDataset(Dataset[Patch]):
-    """Windows of samples, normalised: what stands between the `.npy` files and the network.
+    """Normalised windows of samples, read from `.npy` files.
 
     Parameters
     ----------
     files : list of SampleFile
-        The samples; all are opened once, and their shapes and channels checked.
+        The samples; each is opened once to check its shape and channels.
     info : DataInfo
         Channels, classes, mean and standard deviation.
     labelled : bool
         Refuse samples without a label.
     memory : torch.device, optional
-        Keep the samples in the memory of this device, and check their pixels now; else each window is read from the
-        disk, and checked.
+        Cache the samples in the memory of this device, and check their pixels now. None: read each window from disk,
+        and check it then.
     distances : bool
-        Read the `SampleFile.distance` of each, too.
+        Also read the `SampleFile.distance` of each sample.
     margin : int
-        How far windows reach beyond the image [px]. Samples are kept with so much of their reflection, where that
-        does not take more memory than the image: then a window is cut and nothing is looked up.
+        How far windows reach beyond the image [px]. Samples are cached with this margin of reflected pixels, unless
+        that would double their memory, so that cutting a window is a plain slice.
 
     Raises
     ------
@@ -179,7 +179,7 @@ class PatchDataset(Dataset[Patch]):
         return CachedSample(planes, margin)
 
     def _read(self, window: Window) -> dict[str, np.ndarray]:
-        """Raw pixels, class indices if there are any, and the distance if it is wanted, of a window."""
+        """Raw pixels of a window, and its class indices and border distance if there are any."""
         file = self.files[window.index]
         image, label = file.open()
         image = np.array(_cut(image, window))
@@ -197,7 +197,7 @@ class PatchDataset(Dataset[Patch]):
 
 
 class CachedSample(NamedTuple):
-    """A sample in memory: its (H, W, ...) planes, with a margin of their reflection around them [px]."""
+    """A sample in memory: its (H, W, ...) planes, with a margin [px] of reflected pixels around them."""
 
     planes: dict[str, Tensor]
     margin: int
@@ -206,16 +206,16 @@ class CachedSample(NamedTuple):
         """Planes of a window."""
         height, width = self.planes["input"].shape[:2]
         moved = replace(window, top=window.top + self.margin, left=window.left + self.margin)
-        if moved.lies_in(height, width):
+        if moved.is_inside(height, width):
             return {name: _cut(plane, moved) for name, plane in self.planes.items()}
         own = np.s_[self.margin : height - self.margin, self.margin : width - self.margin]
         return {name: _cut(plane[own], window) for name, plane in self.planes.items()}
 
 
 def _cut(array: Array, window: Window) -> Array:
-    """Window of an (H, W, ...) array, a view if it lies inside; only the rows and columns that it covers are read."""
+    """Window of an (H, W, ...) array, a view if it is inside; only the rows and columns it covers are read."""
     bottom, right = window.top + window.height, window.left + window.width
-    if window.lies_in(*array.shape[:2]):
+    if window.is_inside(*array.shape[:2]):
         return array[window.top : bottom, window.left : right]  # far faster than by indices
     if isinstance(array, Tensor):
         return _cut_reflected(array, window)
@@ -227,16 +227,16 @@ def _cut(array: Array, window: Window) -> Array:
 
 
 def _cut_reflected(plane: Tensor, window: Window) -> Tensor:
-    """Window of an (H, W, ...) plane on any device, which is not waited for."""
+    """Window of an (H, W, ...) plane on any device, without synchronising with it."""
     tops = torch.arange(window.top, window.top + window.height, device=plane.device)
     lefts = torch.arange(window.left, window.left + window.width, device=plane.device)
     rows, columns = (_reflect(index, size) for index, size in zip((tops, lefts), plane.shape, strict=False))
-    bits = plane.view(SIGNED.get(plane.dtype, plane.dtype))  # CUDA indexes no unsigned numbers wider than 8 bits
+    bits = plane.view(SIGNED.get(plane.dtype, plane.dtype))  # CUDA can't index unsigned types wider than 8 bits
     return bits[rows[:, None], columns].view(plane.dtype)
 
 
 def _reflect(index: Array, size: int) -> Array:
-    """Indices folded into [0, size) at the first and the last pixel.
+    """Indices reflected into [0, size) at the first and last pixel.
 
     Examples
     --------
@@ -248,7 +248,7 @@ def _reflect(index: Array, size: int) -> Array:
 
 
 class PatchSampler(Sampler[list[Window]]):
-    """Batches of random windows, one window of each sample an epoch: a function of (seed, epoch) alone.
+    """Batches of random windows, one per sample and epoch; they depend on (seed, epoch) only.
 
     Parameters
     ----------
@@ -257,12 +257,12 @@ class PatchSampler(Sampler[list[Window]]):
     crop : (int, int)
         Height and width of a crop [px].
     margin : int
-        Pixels that are read around the crop, for the elastic displacement.
+        Pixels read around the crop for the elastic displacement.
     batch_size, seed : int
-        Windows a batch (the last may be shorter), and the seed.
+        Windows per batch (the last may have fewer), and the random seed.
     rank, num_process : int
-        This process gets every `num_process`-th window of a batch, from number `rank` on; where that is none, the
-        batch's first window, to be given no weight.
+        This process gets every `num_process`-th window of a batch, starting with window `rank`. A process without a
+        window gets the batch's first one, whose loss is then scaled by 0.
     """
 
     def __init__(
@@ -282,20 +282,20 @@ class PatchSampler(Sampler[list[Window]]):
         self.epoch, self.first_step = 1, 0
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Choose the epoch that is handed out next, and the step in it at which a resumed run goes on."""
+        """Choose the next epoch, and the step at which a resumed run continues."""
         self.epoch, self.first_step = epoch, first_step
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What the batches of an epoch depend on, besides the sizes of the images."""
+        """What the batches of an epoch depend on, besides the image sizes."""
         crop = [int(side) for side in self.crop]
         return {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
 
     def batches(self, epoch: int) -> list[list[Window]]:
-        """All batches of an epoch, those of all processes together."""
+        """All batches of an epoch, for all processes together."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.shapes))
-        room = np.maximum(self.shapes - self.crop, 0) + 1  # (N, 2) places for the upper left corner
+        room = np.maximum(self.shapes - self.crop, 0) + 1  # (N, 2) possible positions of the top left corner
         corners = (rng.random(room.shape) * room).astype(int) - self.margin
         height, width = (side + 2 * self.margin for side in self.crop)
         windows = [Window(int(i), int(corners[i, 0]), int(corners[i, 1]), height, width) for i in order]

@@ -151,8 +151,8 @@ def _zip(**patches):
         ({"size": (2**31).to_bytes(4, "little")}, "train-volume.tif unpacks to 2147 MB"),
         ({"size": (5).to_bytes(4, "little")}, "no valid zip"),
         ({"flags": b"\1"}, "train-volume.tif is encrypted"),
-        ({"method": b"\x63"}, "compressed in another way"),
-        ({"method": b"\x0c"}, "compressed in another way"),
+        ({"method": b"\x63"}, "not compressed by deflate"),
+        ({"method": b"\x0c"}, "not compressed by deflate"),
         ({"data": b"\xff" * 600}, "no valid zip"),
     ],
 )
