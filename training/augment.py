@@ -19,6 +19,8 @@ from training.patches import Batch
 class Augmentation:
     """Random flips, quarter turns, elastic displacement, blur, noise and intensity changes of a whole batch.
 
+    Each is off by default; `config.py` has the defaults of a training.
+
     All spatial changes are one sampling grid, so each pixel is interpolated once: the image by cubic convolution
     (bilinear interpolation blurs it), the label linearly. Source: Ronneberger et al. 2015, section 3.1.
 
@@ -48,13 +50,13 @@ class Augmentation:
 
     crop: tuple[int, int]
     num_class: int
-    flip: bool = True
-    turn: bool = True
-    elastic: float = 10.0
+    flip: bool = False
+    turn: bool = False
+    elastic: float = 0.0
     elastic_share: float = 1.0
     elastic_grid: int = 3
-    brightness: float = 0.2
-    contrast: float = 0.2
+    brightness: float = 0.0
+    contrast: float = 0.0
     gamma: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
