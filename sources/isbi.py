@@ -12,6 +12,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from images.frames import forget_files, list_frames
 from utils import UserError, say
@@ -29,7 +30,7 @@ TERMS = (
 )
 
 
-def download(folder: Path, url: str, pixels: dict[str, str] | None = None) -> None:
+def download(folder: Path, url: str) -> None:
     """Download the challenge's zip, and extract its stacks into a folder.
 
     Parameters
@@ -38,8 +39,6 @@ def download(folder: Path, url: str, pixels: dict[str, str] | None = None) -> No
         Folder of the TIFF files. An interrupted download remains there as `.download` and is resumed.
     url : str
         URL of the zip.
-    pixels : dict of str to str, optional
-        File names and SHA-256 of their pixels; default `PIXELS`.
 
     Raises
     ------
@@ -47,20 +46,18 @@ def download(folder: Path, url: str, pixels: dict[str, str] | None = None) -> No
         The URL can't be reached, or a file is missing or differs from the known one.
     """
     say(TERMS)
-    pixels = PIXELS if pixels is None else pixels
     archive, unpacked = folder / ".download", folder / ".unpacked"
     fetch(url, archive)
     try:
         unpacked.mkdir(exist_ok=True)
         with zipfile.ZipFile(archive) as zipped:
-            for name in pixels:
+            for name in PIXELS:
                 _extract(zipped, name, unpacked / name, url)
-        for name, expected in pixels.items():
+        for name, expected in PIXELS.items():
             if pixel_hash(unpacked / name) != expected:
-                raise UserError(
-                    f"{url}: {name} is not the known stack (the SHA-256 of its pixels differs): nothing was kept"
-                )
-        for name in pixels:
+                what = f"{name} is not the known stack (the SHA-256 of its pixels differs)"
+                raise UserError(f"{url}: {what}: nothing was kept")
+        for name in PIXELS:
             (unpacked / name).replace(folder / name)
     except DAMAGED as error:
         raise UserError(f"{url}: no valid zip ({error}): the download was removed, run the command again") from error
@@ -77,8 +74,6 @@ def fetch(url: str, path: Path) -> None:
     UserError
         The URL can't be reached, or the connection breaks; the incomplete file is kept.
     """
-    from tqdm import tqdm
-
     start = path.stat().st_size if path.exists() else 0
     try:
         with _open(url, start) as answer:
