@@ -24,8 +24,6 @@ from training.weight_map import border_distance, default_loss
 from utils import FlagError, UserError, say
 
 NO_LABEL, OTHER_NAME = "none", "choose another --name_data"
-VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
-FOLDERS = ("images", "labels")  # for synthetic images of different sizes
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
 
@@ -54,19 +52,19 @@ def make_database(flags: DatabaseFlags) -> None:
             _refuse_to_replace(flags, [folder / name for name in isbi.PIXELS])
             isbi.download(folder, flags.url)
         drawn = _names_to_draw(flags, folder)
-        with atomic_folder(folder, [*ENTRIES, *drawn], OTHER_NAME) as partial:
+        with atomic_folder(folder, [*ENTRIES, *drawn], OTHER_NAME) as goal:
             if drawn:
-                _draw(flags, partial, drawn)
-            lines = _write_database(partial, flags, partial if drawn else folder)
+                _draw(flags, goal)
+            lines = _write_database(goal, flags, goal if drawn else folder)
             forget_files()  # Windows can't rename a memory-mapped file
     say(f"{folder}: {lines}")
 
 
 def _write_database(goal: Path, flags: DatabaseFlags, default_folder: Path) -> str:
     """Write samples and description, and return the report; images not given by flags are in the default folder."""
-    default = FOLDERS if flags.synthetic and flags.phantom != "em" else (VOLUME, LABELS)
-    source = flags.input or _existing(default_folder / default[0])
-    target = None if flags.label == NO_LABEL else flags.label or _existing(default_folder / default[1])
+    images, labels = (default_folder / name for name in _default_names(flags))
+    source = flags.input or _existing(images)
+    target = None if flags.label == NO_LABEL else flags.label or _existing(labels)
     pairs = with_context(list_pairs(source, target), flags.context)
     sizes, hint = _split_sizes(len(pairs), flags), colour_hint([pair.input for pair in pairs])
     if sizes["train"] < 1 and flags.label != NO_LABEL:
@@ -82,6 +80,13 @@ def _write_database(goal: Path, flags: DatabaseFlags, default_folder: Path) -> s
     return _report(splits, info)
 
 
+def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
+    """Names of images and labels in the database's folder: stacks, or folders if the sizes differ."""
+    return (
+        ("images", "labels") if flags.synthetic and flags.phantom != "em" else ("train-volume.tif", "train-labels.tif")
+    )
+
+
 def _existing(path: Path) -> str:
     """Default path of images or labels, which must exist."""
     if not path.exists():
@@ -95,16 +100,16 @@ def _names_to_draw(flags: DatabaseFlags, folder: Path) -> list[str]:
         return []
     if flags.synthetic * flags.size**2 > MAX_DRAWN:
         raise FlagError(f"--synthetic {flags.synthetic} --size {flags.size}: over {MAX_DRAWN} pixels: lower one")
-    names = [VOLUME, LABELS] if flags.phantom == "em" else [*FOLDERS]
+    names = _default_names(flags)
     _refuse_to_replace(flags, [folder / name for name in names])
-    return names
+    return [*names]
 
 
-def _draw(flags: DatabaseFlags, folder: Path, names: list[str]) -> None:
+def _draw(flags: DatabaseFlags, folder: Path) -> None:
     """Write synthetic images and their labels."""
-    images, labels = phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed)
-    for name, drawn in zip(names, (images, labels), strict=True):
-        _write_images(folder / name, drawn)
+    images_and_labels = phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed)
+    for name, images in zip(_default_names(flags), images_and_labels, strict=True):
+        _write_images(folder / name, images)
 
 
 def _write_images(path: Path, images: phantom.Images) -> None:

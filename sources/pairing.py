@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dataset import check_values
 from images.frames import Frame, Source, files_of, list_frames, with_neighbours
-from sources.labels import Masks, is_colour
+from sources.labels import Label, Masks, is_colour
 from utils import UserError, say
 
 
@@ -36,7 +36,7 @@ class Pair:
     """
 
     input: Frame
-    label: Frame | Masks | None
+    label: Label | None
     stack: tuple[Frame, ...] = ()
     channels: int = 0
 
