@@ -178,13 +178,12 @@ def _differences(stems: list[str]) -> list[str]:
     >>> _differences(["21_manual1", "22_manual1"]), _differences(["cell007", "cell012"])
     (['21', '22'], ['7', '12'])
     """
-    first = _beginning(stems).rstrip(digits)
-    last = _beginning([stem[::-1] for stem in stems])[::-1].lstrip(digits)
-    return [stem.removeprefix(first).removesuffix(last).lstrip("0") for stem in stems]
+    prefix = _common_prefix(stems).rstrip(digits)
+    suffix = _common_prefix([stem[::-1] for stem in stems])[::-1].lstrip(digits)
+    return [stem.removeprefix(prefix).removesuffix(suffix).lstrip("0") for stem in stems]
 
 
-def _beginning(names: list[str]) -> str:
-    """What all names begin with."""
+def _common_prefix(names: list[str]) -> str:
     same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     return "".join(letters[0] for letters in same)
 
