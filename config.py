@@ -18,22 +18,22 @@ FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
 
 
 def at_least(least: int) -> Rule:
-    """Rule for a number that must not be smaller than another."""
+    """Rule for a number with a minimum."""
     return lambda value: value >= least, f"must be at least {least}"
 
 
 def between(least: float, most: float) -> Rule:
-    """Rule for a number from one to another."""
+    """Rule for a number in a closed interval."""
     return lambda value: least <= value <= most, f"must lie in [{least}, {most}]"
 
 
 def up_to(most: float) -> Rule:
-    """Rule for a number from 0 to another."""
+    """Rule for a number from 0 to a maximum."""
     return between(0, most)
 
 
 def positive_up_to(most: float) -> Rule:
-    """Rule for a number over 0 and up to another."""
+    """Rule for a number above 0, up to a maximum."""
     return lambda value: 0 < value <= most, f"must lie in (0, {most}]"
 
 
@@ -90,7 +90,7 @@ def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule
     choices : tuple
         Allowed values.
     rule : (callable, str)
-        Test that a value must pass, and its wording in messages.
+        Test that a value must pass, and how messages state it.
     **extra
         Further arguments of `argparse.add_argument`; `alias` is a second name.
     """
@@ -151,7 +151,7 @@ class Config(Flags):
     dir_log: str = flag("./log", "folder of arg.txt and the TensorBoard events", "run")
     dir_result: str = flag("./results", "folder of the test results", "run")
     gpu_ids: str = flag("0", "GPU numbers with commas, one process each; -1 = CPU", "run", rule=GPU_LIST)
-    seed: int = flag(0, "random seed", "run", rule=up_to(2**63 - 1))
+    seed: int = flag(0, "random seed", "run", rule=SEED)
     dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", rule=positive_up_to(1e7))
     train_continue: bool = flag(False, "resume from the newest checkpoint, or from --epoch", "run")
     epoch: int = flag(
@@ -192,9 +192,11 @@ class Config(Flags):
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=between(1, 2**20))
     nx_load: int = flag(256, "width of a training crop [px]", "data", rule=between(1, 2**20))
-    normalize: str = flag("image", "mean and standard deviation of each image, or of all", "data", choices=BY)
-    cache_gb: float = flag(2.0, "a database up to this size is kept in memory [GB]", "data", rule=up_to(1e6))
-    num_workers: int = flag(2, "number of processes that read a streamed database", "data", rule=up_to(1024))
+    normalize: str = flag(
+        "image", "normalise by mean and standard deviation of each image, or of the training set", "data", choices=BY
+    )
+    cache_gb: float = flag(2.0, "keep a database up to this size in memory [GB]", "data", rule=up_to(1e6))
+    num_workers: int = flag(2, "number of processes that read a database not kept in memory", "data", rule=up_to(1024))
 
     flip: bool = flag(True, "random flips", "augmentation")
     turn: bool = flag(True, "random quarter turns; half turns if the crop is not square", "augmentation")
@@ -250,7 +252,7 @@ class DatabaseFlags(Flags):
     overwrite: bool = flag(False, "replace an existing database (no value = on)", "database", nargs="?", const="on")
 
     input: str = flag("", "images: stacks, folders, patterns (default: train-volume.tif)", "source", nargs="+")
-    label: str = flag("", "their label images, or none (default: train-labels.tif)", "source", nargs="+")
+    label: str = flag("", "label images, or none (default: train-labels.tif)", "source", nargs="+")
     threshold: float | None = flag(None, "make two classes: label values above it are class 1", "source", **NUMBER)
     objects: bool = flag(False, "the labels number the objects: make two classes, background and object", "source")
     background: str = flag("", "label value, palette index or r,g,b of class 0 (default: the lowest)", "source")
@@ -262,15 +264,15 @@ class DatabaseFlags(Flags):
     phantom: str = flag("em", "what to draw; rare: nuclei on 2 % of the pixels", "source", choices=PHANTOM)
     size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=SIZE)
     download: bool = flag(
-        False, "fetch and use the ISBI 2012 EM stack (no value = on)", "source", nargs="?", const="on"
+        False, "download and use the ISBI 2012 EM stack (no value = on)", "source", nargs="?", const="on"
     )
-    url: str = flag(ISBI_URL, "address of that stack", "source")
+    url: str = flag(ISBI_URL, "URL of that stack", "source")
 
     context: int = flag(0, "neighbouring sections per side as extra channels (2.5D)", "source", rule=up_to(64))
 
     num_val: int = flag(-1, "number of validation samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
     num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
-    split: str = flag("contiguous", "blocks in the order of the stack, or random", "split", choices=SPLIT)
+    split: str = flag("contiguous", "contiguous blocks of the stack, or random sections", "split", choices=SPLIT)
     seed: int = flag(0, "seed of the random split and of the synthetic images", "split", rule=SEED)
 
 
@@ -282,7 +284,7 @@ class DisplayFlags(Flags):
     scope: str = flag("unet", "name of the experiment, a folder", "figure")
     name_data: str = flag("em", "name of the database, a folder", "figure")
     num: int = flag(5, "number of images to show, 1 to 40", "figure", rule=between(1, MAX_SHOWN))
-    save: str = flag("", "file to write, of a type of matplotlib's (default: figure.png)", "figure")
+    save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure")
     show: bool = flag(False, "also open a window (no value = on)", "figure", nargs="?", const="on")
 
 
@@ -353,7 +355,7 @@ class _Switch(argparse.Action):
 
 
 class _Several(argparse.Action):
-    """Stores a single value as it is, and several (a pattern expanded by the shell) as a tuple."""
+    """Stores one value as a string, and several (a pattern expanded by the shell) as a tuple."""
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
         setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))

@@ -1,42 +1,39 @@
-"""The database: its samples, its description, and patches read from it."""
+"""The database: its samples and its description."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
 from files import finish_exchange
+from images.rows import Rows
+from images.statistics import Moments, image_statistics, is_wide
 from utils import UserError, natural_key
 
-Array = TypeVar("Array", np.ndarray, Tensor)
 SPLITS = ("train", "val", "test")
-ENTRIES = [*SPLITS, "dataset.json"]  # of the folder of a database, which are replaced together
+ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
 NORMALIZE = ("data", "image", "legacy")
-DISTANCE = ".distance.npy"  # ends the name of the file with `weight_map.border_distance` of a sample
-NUM_SHOWN = 4096  # pixels of each training image that the range of the pictures is found by
-ONE_PIECE = 2**22  # [px] a larger image is measured in parts
-SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-MAX_CLASS = 32  # more distinct label values than this are a compressed or interpolated mask, or single objects
+DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
+NUM_SHOWN = 4096  # random pixels of each training image that the grey range of pictures is measured on
+MAX_CLASS = 32  # more label values come from lossy compression, interpolation or numbered objects
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a database says of itself and a checkpoint keeps.
+    """Description of a database, also stored in a checkpoint.
 
     Attributes
     ----------
     nch_in : int
-        Channels of the input.
+        Number of input channels.
     class_values : list
         Value of each class in the label images: a number, or an [r, g, b] colour.
     class_names : list of str
@@ -44,14 +41,14 @@ class DataInfo:
     class_share : list of float
         Fraction of the training pixels of each class.
     mean, std : list of float
-        Of each channel over the training split, in grey values.
+        Mean and standard deviation of each channel over the training split, in grey values.
     value_range : list of float
-        Grey values that are black and white in a picture.
+        Grey values shown as black and white in a picture.
     normalize : {"data", "image", "legacy"}
-        Whether images are normalised by `mean` and `std`, each by its own, or as pytorch-UNET did by their type; no
-        matter of the database, but of the training.
+        Normalise images by `mean` and `std`, each image by its own, or by data type as pytorch-UNET did. Chosen by the
+        training, not by the database.
     context : int
-        How many neighbours above and below a section its input has as channels, first the uppermost one's channels.
+        Number of neighbouring sections above, and as many below, in the input channels; the top section comes first.
     """
 
     nch_in: int
@@ -76,7 +73,7 @@ class DataInfo:
         Raises
         ------
         UserError
-            An entry is missing, or breaks its rule.
+            An entry is missing or breaks its rule.
         """
         advice = "take another checkpoint by --epoch" if origin.suffix == ".pth" else "make the database again"
         values = values if isinstance(values, dict) else {}
@@ -91,7 +88,7 @@ class DataInfo:
 
 
 def _is_number(value: Any, low: float = -3e38, high: float = 3e38) -> bool:
-    """Whether a value is a finite number in a range; the default one is that of float32."""
+    """Whether a value is a finite number in a range, by default that of float32."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -99,7 +96,7 @@ def _are_numbers(values: Any, num: int, low: float = -3e38, high: float = 3e38) 
     return isinstance(values, list) and len(values) == num and all(_is_number(value, low, high) for value in values)
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
+def _is_integer(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and _is_number(value, low, high)
 
 
@@ -112,72 +109,38 @@ def _are_names(names: Any) -> bool:
     return texts and len({*names}) == len(names)
 
 
-# of the entries, each of which may rely on those before it
+# test of each entry, which may rely on the entries before it, and its wording in messages
 _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
-    "nch_in": (lambda of: _is_whole(of.nch_in, 1, 2**16), "a whole number from 1 on"),
+    "nch_in": (lambda info: _is_integer(info.nch_in, 1, 2**16), "a whole number from 1 on"),
     "class_values": (
-        lambda of: (
-            isinstance(of.class_values, list)
-            and len(of.class_values) <= 256
-            and all(map(_is_class_value, of.class_values))
+        lambda info: (
+            isinstance(info.class_values, list)
+            and len(info.class_values) <= 256
+            and all(_is_class_value(value) and info.class_values.count(value) == 1 for value in info.class_values)
         ),
-        "a list of numbers, colours or words",
+        "a list of different numbers, colours or words",
     ),
     "class_names": (
-        lambda of: _are_names(of.class_names) and len(of.class_names) == of.num_class,
+        lambda info: _are_names(info.class_names) and len(info.class_names) == info.num_class,
         "a different printable name for each class",
     ),
-    "class_share": (lambda of: _are_numbers(of.class_share, of.num_class, 0, 1), "a fraction for each class"),
-    "mean": (lambda of: _are_numbers(of.mean, of.nch_in), "a number for each channel"),
-    "std": (lambda of: _are_numbers(of.std, of.nch_in, 1e-37), "a positive number for each channel"),
+    "class_share": (lambda info: _are_numbers(info.class_share, info.num_class, 0, 1), "a fraction for each class"),
+    "mean": (lambda info: _are_numbers(info.mean, info.nch_in), "a number for each channel"),
+    "std": (lambda info: _are_numbers(info.std, info.nch_in, 1e-37), "a positive number for each channel"),
     "value_range": (
-        lambda of: _are_numbers(of.value_range, 2) and of.value_range[0] <= of.value_range[1],
+        lambda info: _are_numbers(info.value_range, 2) and info.value_range[0] <= info.value_range[1],
         "two numbers in order",
     ),
-    "normalize": (lambda of: of.normalize in NORMALIZE, f"one of {', '.join(NORMALIZE)}"),
+    "normalize": (lambda info: info.normalize in NORMALIZE, f"one of {', '.join(NORMALIZE)}"),
     "context": (
-        lambda of: _is_whole(of.context, 0, 2**15) and of.nch_in % (2 * of.context + 1) == 0,
-        "a whole number whose sections share the channels",
+        lambda info: _is_integer(info.context, 0, 2**15) and info.nch_in % (2 * info.context + 1) == 0,
+        "a whole number such that 2 * context + 1 divides the number of channels",
     ),
 }
 
 
-class Batch(TypedDict, total=False):
-    """Samples for one step; a sample of a dataset has the same entries without the first axis.
-
-    Attributes
-    ----------
-    input : Tensor
-        (N, C, H, W) float32, normalised.
-    label : Tensor
-        (N, H, W) class indices: uint8 as read, int64 once augmented; absent without ground truth.
-    distance : Tensor
-        (N, H, W) float32 [px], which the weight map is made of.
-    weight : Tensor
-        (N, H, W) float32, factor of each pixel's loss.
-    index : Tensor
-        (N,) int64, numbers of the samples.
-    mean, std : Tensor
-        (N, C) that the input was normalised by.
-    loss_scale : float
-        Factor of the batch's loss, so that the mean over the processes is the mean over the images.
-    seed : int
-        Of the dropout.
-    """
-
-    input: Tensor
-    label: Tensor
-    distance: Tensor
-    weight: Tensor
-    index: Tensor
-    mean: Tensor
-    std: Tensor
-    loss_scale: float
-    seed: int
-
-
 class SampleFile(NamedTuple):
-    """Where a sample lies: one structured `.npy`, or the original's pair `input_000.npy`, `label_000.npy`.
+    """Files of a sample: one structured `.npy`, or pytorch-UNET's pair `input_000.npy`, `label_000.npy`.
 
     Attributes
     ----------
@@ -192,26 +155,26 @@ class SampleFile(NamedTuple):
 
     @property
     def num_byte(self) -> int:
-        """Size on the disk."""
+        """Size on disk."""
         return sum(path.stat().st_size for path in self if path)
 
     @property
     def distance(self) -> Path:
-        """File beside the sample with the distance that the weight map is made of."""
+        """File next to the sample that caches the border distance for the weight map."""
         return self.input.with_suffix(DISTANCE)
 
     def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image (H, W, C) and class indices (H, W), mapped from the disk and not yet read.
+        """Image (H, W, C) and class indices (H, W), memory-mapped.
 
         Parameters
         ----------
         class_values : list of int, optional
-            Maps the label values of the pair layout to class indices; None leaves them as they are.
+            Label value of each class, to convert the label values of the pair layout; None: don't convert.
 
         Raises
         ------
         UserError
-            A file is no sample: pickled objects, truncated, or of the wrong shape.
+            A file is not a sample: it has pickled objects, is truncated, or has the wrong shape.
         """
         array = _map_npy(self.input)
         if array.dtype.names:
@@ -221,19 +184,20 @@ class SampleFile(NamedTuple):
             label = array["label"] if "label" in array.dtype.names else None
         else:
             image = array if array.ndim == 3 else array[..., None]
-            label = None if self.label is None else _squeeze(_map_npy(self.label))
-            if label is not None and class_values is not None:
-                label = _to_indices(label, class_values, self.label)
+            label = None
+            if self.label is not None:
+                label = _squeeze(_map_npy(self.label))
+                label = label if class_values is None else to_indices(label, class_values, self.label)
         _check_shapes(self.input, image, label)
         return image, label
 
     def open_distance(self) -> np.ndarray:
-        """Distance (H, W) [px] that the weight map is made of, mapped from the disk.
+        """Border distance (H, W) [px] for the weight map, memory-mapped.
 
         Raises
         ------
         UserError
-            The file is missing, or is not of this sample.
+            The file is missing, or belongs to another sample.
         """
         distance, shape = _map_npy(self.distance), self.open()[0].shape[:2]
         if distance.shape != shape or distance.dtype != np.float16:
@@ -243,15 +207,15 @@ class SampleFile(NamedTuple):
 
 
 def _map_npy(path: Path) -> np.ndarray:
-    """Array of a `.npy`, mapped; never unpickled."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    """Memory-mapped array of a `.npy`; never unpickled."""
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise UserError(f"{path}: no regular file: make the database again")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): make the database again") from error
     except Exception as error:  # pickled objects, another format, a truncated file or a damaged header
-        reason = str(error).partition("\n")[0]  # NumPy's further lines tell to trust the file
+        reason = str(error).partition("\n")[0]  # the other lines advise to trust the file
         raise UserError(f"{path}: refused as a sample ({reason}): make the database again") from error
 
 
@@ -259,7 +223,7 @@ def _squeeze(label: np.ndarray) -> np.ndarray:
     return label[..., 0] if label.ndim == 3 and label.shape[-1] == 1 else label
 
 
-def _to_indices(label: np.ndarray, class_values: list, path: Path) -> np.ndarray:
+def to_indices(label: np.ndarray, class_values: list, path: Path) -> np.ndarray:
     """Class index of each label value."""
     values, order = np.asarray(class_values), np.argsort(class_values)
     places = np.searchsorted(values, label, sorter=order)
@@ -277,7 +241,7 @@ def _check_shapes(path: Path, image: np.ndarray, label: np.ndarray | None) -> No
 
 
 def check_values(path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int) -> None:
-    """Refuse pixels that can't be trained on.
+    """Check that a sample can be trained on.
 
     Raises
     ------
@@ -313,12 +277,12 @@ def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> Non
 
 
 def list_samples(folder: Path) -> list[SampleFile]:
-    """Samples of one split in the order of their numbers; the original's pair layout is found too.
+    """Samples of one split, ordered by number; pytorch-UNET's pair layout is found too.
 
     Raises
     ------
     UserError
-        The folder is missing or holds no sample, or an input of a pair has no label.
+        The folder is missing or contains no sample, or only some inputs of the pair layout have a label.
     """
     finish_exchange(folder.parent, ENTRIES)
     files = folder.glob("*.npy") if folder.is_dir() else []
@@ -332,19 +296,19 @@ def list_samples(folder: Path) -> list[SampleFile]:
     pairs = [name for name in names if name.startswith("input")]
     if not pairs:
         return [SampleFile(folder / name) for name in names]
-    lonely = [name for name in pairs if not (folder / name.replace("input", "label", 1)).is_file()]
-    if lonely and len(lonely) < len(pairs):
-        raise UserError(f"{folder}: no label for {', '.join(lonely[:5])}: add it, or remove the input")
-    return [SampleFile(folder / n, None if lonely else folder / n.replace("input", "label", 1)) for n in pairs]
+    unpaired = [name for name in pairs if not (folder / name.replace("input", "label", 1)).is_file()]
+    if unpaired and len(unpaired) < len(pairs):
+        raise UserError(f"{folder}: no label for {', '.join(unpaired[:5])}: add it, or remove the input")
+    return [SampleFile(folder / n, None if unpaired else folder / n.replace("input", "label", 1)) for n in pairs]
 
 
 def find_description(folder: Path) -> Path | None:
-    """File with the description of a database; None in pytorch-UNET's layout, which has none.
+    """File with the description of a database; None for pytorch-UNET's layout, which has none.
 
     Raises
     ------
     UserError
-        An entry of the folder is not what it must be, or the description of structured samples is missing.
+        An entry is a file instead of a folder or the reverse, or the description of structured samples is missing.
     """
     finish_exchange(folder, ENTRIES)
     path = folder / "dataset.json"
@@ -362,7 +326,7 @@ def find_description(folder: Path) -> Path | None:
 
 
 def load_info(folder: Path) -> DataInfo:
-    """Read the description of a database; where `dataset.json` is missing, take it from the training samples.
+    """Read the description of a database; without `dataset.json`, measure it on the training samples.
 
     Raises
     ------
@@ -384,17 +348,34 @@ def load_info(folder: Path) -> DataInfo:
     return describe((file.open(values) for file in files), values)
 
 
+def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[tuple[int, int]]:
+    """Height and width of each sample [px]; each is opened once, and its channels are checked.
+
+    Raises
+    ------
+    UserError
+        A sample is damaged, has other channels than the database, or no label where `labelled` samples are needed.
+    """
+    shapes = []
+    for file in files:
+        image = (_labelled(file) if labelled else file.open())[0]
+        if image.shape[2] != info.nch_in:
+            raise UserError(f"{file.input}: {image.shape[2]} channels, expected {info.nch_in}: make the database again")
+        shapes.append(image.shape[:2])
+    return shapes
+
+
 def _labelled(file: SampleFile) -> tuple[np.ndarray, np.ndarray]:
     image, label = file.open()
     if label is None:
-        raise UserError(f"{file.input}: no label, so it can't be trained on: add it, or make the database again")
+        raise UserError(f"{file.input}: no label, so it can't be used for training: add it, or make the database again")
     return image, label
 
 
 def describe(
     samples: Iterable[tuple[np.ndarray, np.ndarray | None]], class_values: list, class_names: list[str] | None = None
 ) -> DataInfo:
-    """Measure the description of a training split.
+    """Description of a training split, measured on its samples.
 
     Parameters
     ----------
@@ -406,18 +387,18 @@ def describe(
         As in `DataInfo`; default: the values.
     """
     moments, rng = Moments(), np.random.default_rng(0)
-    share, shown = np.zeros(len(class_values)), []
+    num_pixel, shown = np.zeros(len(class_values)), []
     for image, label in samples:
         moments.add(image)
         shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
         if label is not None:
-            share += np.bincount(np.ravel(label), minlength=len(class_values))
+            num_pixel += np.bincount(np.ravel(label), minlength=len(class_values))
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
         class_values=class_values,
         class_names=class_names or [str(value) for value in class_values],
-        class_share=(share / max(share.sum(), 1)).tolist(),
+        class_share=(num_pixel / max(num_pixel.sum(), 1)).tolist(),
         mean=mean.tolist(),
         std=std.tolist(),
         value_range=_value_range(np.concatenate(shown)),
@@ -425,60 +406,17 @@ def describe(
 
 
 def _value_range(values: np.ndarray) -> list[float]:
-    """Grey values that are black and white: 0 and 255 of 8 bits that are used; else all but the rarest are between."""
+    """Grey values shown as black and white: 0 and 255 for well-used 8 bits, else the 0.1 and 99.9 % percentiles."""
     low, high = np.percentile(values, (0.1, 99.9)).tolist()
     if values.dtype == np.uint8 and high >= 128:
         return [0.0, 255.0]
     return [low, high] if low < high else [float(values.min()), float(values.max())]
 
 
-class Moments:
-    """Mean and standard deviation of the channels of pixels that come in parts.
-
-    The sums of squares are about the mean of each part, so that a large offset of the values costs no precision:
-    T. F. Chan, G. H. Golub and R. J. LeVeque, The American Statistician 37 (1983), equation 2.1.
-    """
-
-    def __init__(self) -> None:
-        self.count: int = 0
-        self.mean = self.square = np.float64(0)  # (C,), the latter the sum of squared differences from the mean
-
-    def add(self, image: np.ndarray) -> None:
-        """Add pixels (H, W, C)."""
-        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # `statistics` refuses what comes of it
-            shift = pixels[0].copy() if is_wide(image.dtype) else np.float64(0)
-            pixels -= shift
-            mean = pixels.mean(0)
-            square = ((pixels - mean) ** 2).sum(0)
-            difference, count = mean + shift - self.mean, self.count + len(pixels)
-            self.square = self.square + square + difference**2 * (self.count * len(pixels) / count)
-            self.mean = self.mean + difference * (len(pixels) / count) if self.count else mean + shift
-            self.count = count
-
-    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (C,) of what was added; the deviation of a constant channel is 1.
-
-        Raises
-        ------
-        UserError
-            A pixel was NaN or infinite, or its square is beyond the range of float64.
-        """
-        std = np.sqrt(self.square / self.count)
-        if not np.isfinite([self.mean, std]).all():
-            raise UserError("it holds NaN, infinity or numbers beyond 1e150: repair the image")
-        return self.mean, np.where(std > 0, std, 1.0)
-
-
-def is_wide(dtype: np.dtype) -> bool:
-    """Whether float32 can't hold all values of a type: integers from 32 bits on, and float64."""
-    return not np.can_cast(dtype, np.float32)
-
-
-def statistics_of(image: np.ndarray, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
+def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (C,) that an image (H, W, C) is normalised by.
 
-    Of type float32, or float64 where the pixels need it.
+    float32, or float64 if float32 can't represent the pixels.
     """
     mean, std = (info.mean, info.std) if info.normalize == "data" else STATISTICS[info.normalize](image)
     dtype = np.float64 if is_wide(image.dtype) else np.float32
@@ -486,175 +424,14 @@ def statistics_of(image: np.ndarray, info: DataInfo) -> tuple[np.ndarray, np.nda
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels (H, W, C) of any type less the mean over the deviation, as float32; computed in the type of the mean."""
+    """Pixels (H, W, C) minus the mean, divided by the standard deviation; computed in the mean's type, then float32."""
     return ((pixels.to(mean.dtype) - mean) / std).to(torch.float32)
 
 
-class Window(NamedTuple):
-    """Part of a sample; what lies outside the image is reflected.
+def legacy_statistics(image: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) that normalise an image (H, W, C) as pytorch-UNET did.
 
-    Attributes
-    ----------
-    index : int
-        Number of the sample.
-    top, left, height, width : int
-        [px].
-    """
-
-    index: int
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def lies_in(self, height: int, width: int) -> bool:
-        """Whether nothing of it lies outside an image of this size."""
-        return min(self.top, self.left) >= 0 and self.top + self.height <= height and self.left + self.width <= width
-
-
-class PatchDataset(Dataset):
-    """Windows of samples, normalised: what stands between the `.npy` files and the network.
-
-    Parameters
-    ----------
-    files : list of SampleFile
-        The samples; all are opened once, and their shapes and channels checked.
-    info : DataInfo
-        Channels, classes, mean and standard deviation.
-    labelled : bool
-        Refuse samples without a label.
-    memory : torch.device, optional
-        Keep the samples in the memory of this device, and check their pixels now; else each window is read from the
-        disk, and checked.
-    distances : bool
-        Read the `SampleFile.distance` of each, too.
-    margin : int
-        How far windows reach beyond the image [px]. Samples are kept with so much of their reflection, where that
-        does not take more memory than the image: then a window is cut and nothing is looked up.
-
-    Raises
-    ------
-    UserError
-        A sample is damaged, has other channels or classes, or no label where it needs one.
-    """
-
-    def __init__(
-        self,
-        files: list[SampleFile],
-        info: DataInfo,
-        *,
-        labelled: bool,
-        memory: torch.device | None = None,
-        distances: bool = False,
-        margin: int = 0,
-    ) -> None:
-        self.files, self.info, self.distances = files, info, distances
-        self.memory, self.margin = memory, margin
-        self.shapes: list[tuple[int, int]] = []
-        self._kept: list[_Kept] = []
-        self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
-        for file in files:
-            image = (_labelled(file) if labelled else file.open())[0]
-            if image.shape[2] != info.nch_in:
-                raise UserError(
-                    f"{file.input}: {image.shape[2]} channels, expected {info.nch_in}: make the database again"
-                )
-            self.shapes.append(image.shape[:2])
-        if memory is not None:
-            self._kept = [self._keep(index) for index in range(len(files))]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, key: int | Window) -> Batch:
-        """One window, or the whole image for a number.
-
-        Returns
-        -------
-        dict
-            `input` (C, H, W) float32, normalised; `mean` and `std` (C,) that it was normalised by; `label` (H, W)
-            uint8, if there is one; `distance` (H, W) float32, if wanted; `index`.
-        """
-        window = key if isinstance(key, Window) else Window(key, 0, 0, *self.shapes[key])
-        if self._kept:
-            planes = self._kept[window.index].cut(window)
-        else:
-            planes = {name: as_tensor(array) for name, array in self._read(window).items()}
-        mean, std = self.statistics(window.index)
-        pixels = normalise(planes["input"], mean, std)  # (H, W, C)
-        sample = {"input": pixels.movedim(-1, 0).contiguous(), "index": window.index, "mean": mean, "std": std}
-        types = {"label": torch.uint8, "distance": torch.float32}
-        return sample | {name: planes[name].to(types[name]) for name in types if name in planes}
-
-    def statistics(self, index: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation that a sample is normalised by, (C,) each."""
-        if index not in self._statistics:
-            file = self.files[index]
-            try:
-                mean, std = statistics_of(file.open()[0], self.info)
-            except UserError as error:
-                raise UserError(f"{file.input}: {error}") from error
-            self._statistics[index] = torch.from_numpy(mean).to(self.memory), torch.from_numpy(std).to(self.memory)
-        return self._statistics[index]
-
-    def _keep(self, index: int) -> _Kept:
-        """A sample, on the device."""
-        height, width = self.shapes[index]
-        small = (height + 2 * self.margin) * (width + 2 * self.margin) > 2 * height * width
-        margin = 0 if small else self.margin
-        padded = Window(index, -margin, -margin, height + 2 * margin, width + 2 * margin)
-        arrays = self._read(Window(index, 0, 0, height, width))
-        self.statistics(index)  # now: the file may be replaced later
-        return _Kept({name: as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}, margin)
-
-    def _read(self, window: Window) -> dict[str, np.ndarray]:
-        """Raw pixels, class indices if there are any, and the distance if it is wanted, of a window."""
-        file = self.files[window.index]
-        image, label = (None if array is None else np.array(_cut(array, window)) for array in file.open())
-        if label is not None and file.label is not None:
-            label = _to_indices(label, self.info.class_values, file.label)
-        check_values(file.input, image, label, self.info.num_class)
-        arrays = {"input": image, "label": label}
-        if self.distances:
-            arrays["distance"] = np.array(_cut(file.open_distance(), window))
-        return {name: array for name, array in arrays.items() if array is not None}
-
-
-def image_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of an image, over all of its pixels.
-
-    Parameters
-    ----------
-    image : ndarray
-        (H, W, C), or what reads such an image by its rows.
-
-    Returns
-    -------
-    mean, std : ndarray of float64
-        (C,) each; the deviation of a constant image is 1.
-
-    Raises
-    ------
-    UserError
-        A pixel is NaN, infinite, or beyond 1e150.
-    """
-    height, width = image.shape[:2]
-    moments = Moments()
-    if height * width < ONE_PIECE:
-        moments.add(image[:height])
-        return moments.statistics()
-    few = max(2**18 // width, 1)  # rows that stay in the processor's cache as float64
-    for top in range(0, height, 512):  # rows of one reading: the segments of a file are decoded once
-        rows = image[top : min(top + 512, height)]
-        for first in range(0, len(rows), few):
-            moments.add(rows[first : first + few])
-    return moments.statistics()
-
-
-def legacy_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (C,) that make of an image (H, W, C) what pytorch-UNET made of it.
-
-    It divided images of 8 bits by 255 and took others as they are, then scaled [0, 1] to [-1, 1].
+    It divided 8-bit images by 255, left others unchanged, and then mapped [0, 1] to [-1, 1].
     """
     half = np.full(image.shape[2], 127.5 if image.dtype == np.uint8 else 0.5, np.float32)
     return half, half
@@ -663,120 +440,7 @@ def legacy_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 STATISTICS = {"image": image_statistics, "legacy": legacy_statistics}
 
 
-class _Kept(NamedTuple):
-    """A sample in memory: its (H, W, ...) planes, with a margin of their reflection around them [px]."""
-
-    planes: dict[str, Tensor]
-    margin: int
-
-    def cut(self, window: Window) -> dict[str, Tensor]:
-        """Planes of a window."""
-        height, width = self.planes["input"].shape[:2]
-        moved = window._replace(top=window.top + self.margin, left=window.left + self.margin)
-        if moved.lies_in(height, width):
-            return {name: _cut(plane, moved) for name, plane in self.planes.items()}
-        own = np.s_[self.margin : height - self.margin, self.margin : width - self.margin]
-        return {name: _cut(plane[own], window) for name, plane in self.planes.items()}
-
-
-def _cut(array: Array, window: Window) -> Array:
-    """Window of an (H, W, ...) array, a view if it lies inside; only the rows and columns that it covers are read."""
-    bottom, right = window.top + window.height, window.left + window.width
-    if window.lies_in(*array.shape[:2]):
-        return array[window.top : bottom, window.left : right]  # far faster than by indices
-    if isinstance(array, Tensor):
-        return _cut_reflected(array, window)
-    rows = _reflect(np.arange(window.top, bottom), array.shape[0])
-    columns = _reflect(np.arange(window.left, right), array.shape[1])
-    top, left = rows.min(), columns.min()
-    block = array[top : rows.max() + 1, left : columns.max() + 1]
-    return block[(rows - top)[:, None], columns - left]
-
-
-def _cut_reflected(plane: Tensor, window: Window) -> Tensor:
-    """Window of an (H, W, ...) plane on any device, which is not waited for."""
-    tops = torch.arange(window.top, window.top + window.height, device=plane.device)
-    lefts = torch.arange(window.left, window.left + window.width, device=plane.device)
-    rows, columns = (_reflect(index, size) for index, size in zip((tops, lefts), plane.shape, strict=False))
-    bits = plane.view(SIGNED.get(plane.dtype, plane.dtype))  # CUDA indexes no unsigned numbers wider than 8 bits
-    return bits[rows[:, None], columns].view(plane.dtype)
-
-
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Array in the byte order of the machine, as torch wants it."""
+    """Tensor of an array, in the native byte order as torch requires."""
     dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")  # np.longdouble
     return torch.from_numpy(np.ascontiguousarray(array, dtype))
-
-
-def _reflect(index: Array, size: int) -> Array:
-    """Indices folded into [0, size) at the first and the last pixel.
-
-    Examples
-    --------
-    >>> _reflect(np.arange(-2, 6), 3).tolist()
-    [2, 1, 0, 1, 2, 1, 0, 1]
-    """
-    period = max(2 * (size - 1), 1)
-    return size - 1 - abs(size - 1 - abs(index) % period)
-
-
-class PatchSampler(Sampler[list[Window]]):
-    """Batches of random windows, one window of each sample an epoch: a function of (seed, epoch) alone.
-
-    Parameters
-    ----------
-    shapes : list of (int, int)
-        Height and width of each sample [px].
-    crop : (int, int)
-        Height and width of a crop [px].
-    margin : int
-        Pixels that are read around the crop, for the elastic displacement.
-    batch_size, seed : int
-        Windows a batch (the last may be shorter), and the seed.
-    rank, num_process : int
-        This process gets every `num_process`-th window of a batch, from number `rank` on; where that is none, the
-        batch's first window, to be given no weight.
-    """
-
-    def __init__(
-        self,
-        shapes: list,
-        crop: tuple[int, int],
-        margin: int,
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int = 0,
-        num_process: int = 1,
-    ) -> None:
-        self.shapes, self.crop, self.margin = np.array(shapes), crop, margin
-        self.batch_size, self.seed = batch_size, seed
-        self.rank, self.num_process = rank, num_process
-        self.epoch, self.first_step = 1, 0
-
-    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Choose the epoch that is handed out next, and the step in it at which a resumed run goes on."""
-        self.epoch, self.first_step = epoch, first_step
-
-    @property
-    def plan(self) -> dict[str, Any]:
-        """What the batches of an epoch depend on, besides the sizes of the images."""
-        crop = [int(side) for side in self.crop]
-        return {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
-
-    def batches(self, epoch: int) -> list[list[Window]]:
-        """All batches of an epoch, those of all processes together."""
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.shapes))
-        room = np.maximum(self.shapes - self.crop, 0) + 1  # (N, 2) places for the upper left corner
-        corners = (rng.random(room.shape) * room).astype(int) - self.margin
-        height, width = (side + 2 * self.margin for side in self.crop)
-        windows = [Window(int(i), int(corners[i, 0]), int(corners[i, 1]), height, width) for i in order]
-        return [windows[i : i + self.batch_size] for i in range(0, len(windows), self.batch_size)]
-
-    def __iter__(self) -> Iterator[list[Window]]:
-        for batch in self.batches(self.epoch)[self.first_step :]:
-            yield batch[self.rank :: self.num_process] or batch[:1]
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.shapes) / self.batch_size)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NUM_LEVEL = 4  # of the paper and of pytorch-UNET; checkpoints that name none have so many
-STRIDE = 2**NUM_LEVEL  # [px] of such a network, see `UNet.stride`
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "bnorm": nn.BatchNorm2d,

@@ -19,10 +19,10 @@ import checkpoint
 import distributed
 from checkpoint import Checkpoint
 from config import Config
-from dataset import ENTRIES, Batch, DataInfo, PatchDataset, SampleFile, list_samples, load_info
+from dataset import ENTRIES, DataInfo, SampleFile, list_samples, load_info
 from distributed import World
 from evaluation.page import Scores
-from evaluation.scorers import check_samples
+from evaluation.scorers import checked_samples
 from evaluation.validation import Validation
 from files import check_writable, locked, move_aside
 from prediction.predictor import find_background
@@ -32,6 +32,7 @@ from training.loader import LoaderOptions, TrainingBatches, memory_for
 from training.log import Log, NoLog, TrainingLog, command_line, write_arguments
 from training.losses import LOSSES, Loss, cross_entropy
 from training.optim import learning_rate
+from training.patches import Batch, PatchDataset
 from training.progress import Progress
 from training.state import TrainState, changed_flags, num_weight
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
@@ -300,7 +301,7 @@ class Trainer:
         find_background(info, config.background)  # a class that is not there is reported before the training
         if not files:
             return None
-        check_samples(files, info, labelled=True)
+        checked_samples(files, info, labelled=True)
         options = (config.background, config.tta, config.tile)
         return Validation(files, self.device, self.precision, *options, self.world, self.progress)
 

@@ -27,10 +27,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from dataset import PatchDataset, describe, list_samples, load_info, write_sample
+from config import Config
+from dataset import describe, list_samples, load_info, write_sample
 from sources.phantom import em_stack
 from training.augment import Augmentation
 from training.loader import LoaderOptions, patch_loader
+from training.patches import PatchDataset
 
 CROP, BATCH = 256, 4
 
@@ -71,7 +73,7 @@ def make_database(folder: Path, num: int) -> Path:
 def rate(database: Path, options: LoaderOptions, num: int, repeats: int) -> float:
     """Samples a second, read and collated, with the margin of the augmentation."""
     info = load_info(database)
-    augment = Augmentation((CROP, CROP), info.num_class)
+    augment = Augmentation((CROP, CROP), info.num_class, elastic=Config().elastic)
     memory = torch.device("cpu") if options.in_memory else None
     files = list_samples(database / "train")[:num]
     data = PatchDataset(files, info, labelled=True, memory=memory, margin=augment.margin)

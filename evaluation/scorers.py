@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from dataset import DataInfo, PatchDataset, SampleFile, check_values
+from dataset import DataInfo, SampleFile, check_samples, check_values
 from distributed import World
 from evaluation import metrics
 from evaluation.page import Scores
@@ -78,7 +78,7 @@ def open_sample(file: SampleFile, info: DataInfo) -> tuple[np.ndarray, np.ndarra
     return image, None if label is None else np.ascontiguousarray(label, np.uint8)
 
 
-def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
+def checked_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
     """Samples that are segmented whole, after a look into each.
 
     Raises
@@ -86,7 +86,7 @@ def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) ->
     UserError
         A sample is damaged, has other channels, or lacks a label where one is needed.
     """
-    PatchDataset(files, info, labelled=labelled)
+    check_samples(files, info, labelled=labelled)
     for file in files:
         open_sample(file, info)
     return files

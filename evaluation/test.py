@@ -15,7 +15,7 @@ from config import Config, as_typed
 from dataset import ENTRIES, list_samples
 from distributed import World
 from evaluation import page
-from evaluation.scorers import TestScorer, check_samples, segment
+from evaluation.scorers import TestScorer, checked_samples, segment
 from files import atomic_folder
 from prediction.predictor import predictor_of
 from training.log import command_line
@@ -39,7 +39,7 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     with world.reading(database, ENTRIES, "choose another --name_data"):
         saved = Checkpoint.load_for(path, database)
         predictor = predictor_of(saved, path, device, None, config.background)
-        files = check_samples(list_samples(database / config.split), predictor.info, labelled=False)
+        files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(config.folder("result"), world) as folder:
             scorer = TestScorer(folder / "images", files, predictor)
             for image in segment(predictor, files, world, tta=config.tta, tile=config.tile):

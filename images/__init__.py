@@ -1,1 +1,1 @@
-"""Image files of microscopes: read as frames by rows, written by rows."""
+"""Image files of microscopes: read as frames by rows, measured, written by rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -211,7 +211,7 @@ class PredictionJob:
                 file.append(plane)
         outputs: dict[str, np.ndarray] = {}
         if "probability" in self.files.outputs:
-            outputs["probability"] = _to_bytes(band.values) if self.dtype == "uint8" else band.values
+            outputs["probability"] = PROBABILITY[self.dtype](band.values)
         if "mask" in self.files.outputs:
             outputs["mask"] = _mask(band.values, self.predictor)
         return Part(frame, band.rows.start, outputs)
@@ -271,3 +271,6 @@ def _object_planes(probability: np.ndarray, predictor: Predictor) -> list[np.nda
     if predictor.num_channel == 1:
         return [probability[0] if predictor.background == 0 else 1 - probability[0]]
     return [probability.max(0), foreground_kinds(probability.argmax(0), predictor.background)]
+
+
+PROBABILITY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"uint8": _to_bytes, "float32": lambda values: values}

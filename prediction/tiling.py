@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import STRIDE
 from prediction.halo import Sides
 
 Item = TypeVar("Item")
@@ -109,7 +108,7 @@ def tiles_along(length: int, size: int, halo: int, overlap: int = 0) -> list[Til
     return tiles
 
 
-def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, stride: int = STRIDE) -> tuple[int, int]:
+def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, stride: int = 16) -> tuple[int, int]:
     """Height and width of the tiles of an image.
 
     Tiles are four times as wide as high: with a halo of 96 px those of 512 x 2048 px cost 1.23 times the arithmetic of

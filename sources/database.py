@@ -1,11 +1,11 @@
-"""Makes a database: draws, fetches or finds the images, splits and checks them, and writes the samples."""
+"""Make a database: draw, download or find the images, check and split them, and write the samples."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,8 @@ from training.weight_map import border_distance, loss_of
 from utils import FlagError, UserError, say
 
 NO_LABEL, OTHER_NAME = "none", "choose another --name_data"
-VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
-FOLDERS = ("images", "labels")  # where synthetic images of different sizes go
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
-MAX_DRAWN = 2**30  # pixels of a synthetic stack
+MAX_DRAWN = 2**30  # [px] of a synthetic stack
 
 
 def make_database(flags: DatabaseFlags) -> None:
@@ -36,40 +34,42 @@ def make_database(flags: DatabaseFlags) -> None:
     Parameters
     ----------
     flags : DatabaseFlags
-        What of, and where.
+        The flags.
 
     Raises
     ------
     UserError
-        The images or labels can't be used, a database is there already, or another program uses it.
+        The images or labels can't be used, the database exists already, or another program uses it.
     """
     folder = Path(flags.dir_data) / flags.name_data
     with locked(folder, OTHER_NAME):
         finish_exchange(folder, ENTRIES)
         if not flags.overwrite and any((folder / name).exists() for name in ENTRIES):
-            raise UserError(f"{folder} holds a database: add --overwrite to replace it, or choose another --name_data")
+            raise UserError(
+                f"{folder} contains a database: add --overwrite to replace it, or choose another --name_data"
+            )
         if flags.download and not _is_isbi(folder):
             _refuse_to_replace(flags, [folder / name for name in isbi.PIXELS])
             isbi.download(folder, flags.url)
-        drawn = _drawn(flags, folder)
-        with atomic_folder(folder, [*ENTRIES, *drawn], OTHER_NAME) as partial:
+        drawn = _names_to_draw(flags, folder)
+        with atomic_folder(folder, [*ENTRIES, *drawn], OTHER_NAME) as goal:
             if drawn:
-                _draw(flags, partial, drawn)
-            lines = _fill(partial, flags, partial if drawn else folder)
-            forget_files()  # Windows renames no file that is mapped
+                _draw(flags, goal)
+            lines = _write_database(goal, flags, goal if drawn else folder)
+            forget_files()  # Windows can't rename a memory-mapped file
     say(f"{folder}: {lines}")
 
 
-def _fill(goal: Path, flags: DatabaseFlags, home: Path) -> str:
-    """Write samples and description into a folder, and return what to report; stacks without a name lie at home."""
-    default = FOLDERS if flags.synthetic and flags.phantom != "em" else (VOLUME, LABELS)
-    source = flags.input or _there(home / default[0])
-    target = None if flags.label == NO_LABEL else flags.label or _there(home / default[1])
+def _write_database(goal: Path, flags: DatabaseFlags, default_folder: Path) -> str:
+    """Write samples and description, and return the report; images not given by flags are in the default folder."""
+    images, labels = (default_folder / name for name in _default_names(flags))
+    source = flags.input or _existing(images)
+    target = None if flags.label == NO_LABEL else flags.label or _existing(labels)
     pairs = with_context(list_pairs(source, target), flags.context)
     sizes, hint = _split_sizes(len(pairs), flags), colour_hint([pair.input for pair in pairs])
     if sizes["train"] < 1 and flags.label != NO_LABEL:
-        what = f"{len(pairs)} image(s), {sizes['val']} for validation, {sizes['test']} for the test"
-        raise UserError(f"{what}: none is left to train on: lower --num_val or --num_test{hint}")
+        what = f"{len(pairs)} image(s), {sizes['val']} for validation, {sizes['test']} for testing"
+        raise UserError(f"{what}: none is left for training: lower --num_val or --num_test{hint}")
     pairs = check_pairs(pairs)
     splits, classes = _split(pairs, sizes, flags), _classes(pairs, flags)
     files = _write_samples(goal, splits, classes)
@@ -80,56 +80,62 @@ def _fill(goal: Path, flags: DatabaseFlags, home: Path) -> str:
     return _report(splits, info)
 
 
-def _there(path: Path) -> str:
-    """Where images or labels lie when no flag says it; they must be there."""
+def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
+    """Names of images and labels in the database's folder: stacks, or folders if the sizes differ."""
+    return (
+        ("images", "labels") if flags.synthetic and flags.phantom != "em" else ("train-volume.tif", "train-labels.tif")
+    )
+
+
+def _existing(path: Path) -> str:
+    """Default path of images or labels, which must exist."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder: put the stack there, or name it by --input and --label")
+        raise UserError(f"{path}: no such file or folder: put the stack there, or give --input and --label")
     return str(path)
 
 
-def _drawn(flags: DatabaseFlags, folder: Path) -> list[str]:
-    """Names of the files or folders that are to be drawn."""
+def _names_to_draw(flags: DatabaseFlags, folder: Path) -> list[str]:
+    """Names of the files or folders to draw."""
     if not flags.synthetic:
         return []
     if flags.synthetic * flags.size**2 > MAX_DRAWN:
         raise FlagError(f"--synthetic {flags.synthetic} --size {flags.size}: over {MAX_DRAWN} pixels: lower one")
-    names = [VOLUME, LABELS] if flags.phantom == "em" else [*FOLDERS]
+    names = _default_names(flags)
     _refuse_to_replace(flags, [folder / name for name in names])
-    return names
+    return [*names]
 
 
-def _draw(flags: DatabaseFlags, folder: Path, names: list[str]) -> None:
+def _draw(flags: DatabaseFlags, folder: Path) -> None:
     """Write synthetic images and their labels."""
-    for name, stack in zip(
-        names, phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed), strict=True
-    ):
-        _write_stack(folder / name, stack)
+    images_and_labels = phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed)
+    for name, images in zip(_default_names(flags), images_and_labels, strict=True):
+        _write_images(folder / name, images)
 
 
-def _write_stack(path: Path, stack: Sequence[np.ndarray]) -> None:
+def _write_images(path: Path, images: phantom.Images) -> None:
     """Write images of one size as a TIFF stack, others as a folder of TIFF files."""
-    options = {"photometric": "minisblack"}  # else 3 or 4 sections would be taken for RGB
-    if path.suffix:
-        tifffile.imwrite(path, stack, **options)
+    write = partial(tifffile.imwrite, photometric="minisblack")  # else 3 or 4 sections would be saved as RGB
+    if isinstance(images, np.ndarray):
+        write(path, images)
         return
     path.mkdir()
-    for number, image in enumerate(stack):
-        tifffile.imwrite(path / f"{number:04d}.tif", image, **options)
+    for number, image in enumerate(images):
+        write(path / f"{number:04d}.tif", image)
 
 
 def _is_isbi(folder: Path) -> bool:
-    """Whether the challenge's stacks lie there already."""
+    """Whether the folder contains the challenge's stacks already."""
     return all((folder / n).is_file() and isbi.pixel_hash(folder / n) == pixels for n, pixels in isbi.PIXELS.items())
 
 
 def _refuse_to_replace(flags: DatabaseFlags, paths: list[Path]) -> None:
-    there = [str(path) for path in paths if path.exists()]
-    if there and not flags.overwrite:
-        raise UserError(f"{' and '.join(there)} would be replaced: choose another --name_data, or add --overwrite")
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not flags.overwrite:
+        raise UserError(f"{' and '.join(existing)} would be replaced: choose another --name_data, or add --overwrite")
 
 
 def _split_sizes(num: int, flags: DatabaseFlags) -> dict[str, int]:
-    """Samples of each split; what has no label can only be tested."""
+    """Number of samples per split; images without labels can only be tested."""
     if flags.label == NO_LABEL:
         return {"train": 0, "val": 0, "test": num}
     tenth = max(1, round(num / 10))
@@ -138,7 +144,7 @@ def _split_sizes(num: int, flags: DatabaseFlags) -> dict[str, int]:
 
 
 def _split(pairs: list[Pair], sizes: dict[str, int], flags: DatabaseFlags) -> dict[str, list[Pair]]:
-    """Share the pairs out."""
+    """Assign the pairs to the splits."""
     order = np.arange(len(pairs))
     if flags.split == "random":
         order = np.random.default_rng(flags.seed).permutation(len(pairs))
@@ -160,11 +166,11 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
 
 
 def _given_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
-    """Names as the flag gives them, one a class in the order of the values."""
+    """Names given by the flag, one per class in the order of the values."""
     names = [name.strip() for name in flags.class_names.split(",")]
     if len(set(names)) != len(names) or len(names) != len(classes.values) or not all(map(_is_name, names)):
         what = f"the labels have {len(classes.values)} classes, {classes.values}"
-        raise UserError(f"--class_names {flags.class_names}: {what}: give each one name of letters and digits")
+        raise UserError(f"--class_names {flags.class_names}: {what}: give each a different name of letters and digits")
     return names
 
 
@@ -173,7 +179,7 @@ def _is_name(text: str) -> bool:
 
 
 def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes) -> dict[str, list[Path]]:
-    """Write all samples, and return their files."""
+    """Write all samples, and return their paths."""
     files: dict[str, list[Path]] = {split: [] for split in splits}
     jobs = [(split, number, pair) for split, pairs in splits.items() for number, pair in enumerate(pairs)]
     for split, number, pair in tqdm(jobs, desc="write", disable=None, leave=False):
@@ -181,14 +187,14 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
         files[split].append(folder / split / f"{number:05d}.npy")
         label = None if pair.label is None else classes.indices(pair.label).astype(np.uint8)
         write_sample(files[split][-1], pair.read(), label)
-        if split == "train" and loss_of("auto", len(classes.values)) == "wbce":
+        if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
             # once here, and not before each training
             np.save(SampleFile(files[split][-1]).distance, border_distance(label))
     return files
 
 
 def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: dict[str, list[Pair]]) -> dict[str, Any]:
-    """Where the samples come from."""
+    """Origin of the samples: split, source files with hashes, and source of each sample."""
     sources = dict.fromkeys(path for pair in pairs for path in pair.files)
     return {
         "split": {"kind": flags.split, "seed": flags.seed},
@@ -204,7 +210,7 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: dict[str, list[
 
 
 def _report(splits: dict[str, list[Pair]], info: DataInfo) -> str:
-    """What was made."""
+    """Lines that describe the database."""
     images = [pair.input.open() for members in splits.values() for pair in members]
     sizes = sorted({image.shape[:2] for image in images})
     shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")
@@ -215,7 +221,7 @@ def _report(splits: dict[str, list[Pair]], info: DataInfo) -> str:
         words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")
         lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of pixels"]
         if not info.class_share[index] and splits["train"]:
-            lines += [f"warning: no training sample has class {index}: make another --split, or annotate more"]
+            lines += [f"warning: no training sample has class {index}: choose another --split, or annotate more"]
     lines += [f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}"]
     return "\n".join(lines)
 

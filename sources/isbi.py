@@ -8,16 +8,18 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from http.client import HTTPResponse
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from images.frames import forget_files, list_frames
 from utils import UserError, say
 
-MAX_BYTES = 2**26  # of a stack in the zip: those of the challenge have 8 MB
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # the last: of a later version of zip
-PIXELS = {  # sha256 of the pixels, (30, 512, 512) uint8 in C order
+MAX_BYTES = 2**26  # of a stack in the zip; the challenge's have 8 MB
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # the last: a newer version of zip
+PIXELS = {  # SHA-256 of the pixels, (30, 512, 512) uint8 in C order
     "train-volume.tif": "200da3d452d726e6c9ca1ce04b869d4edb727320d23b516d01cce707dc8c4760",
     "train-labels.tif": "a7cb64000a1a7e542682927e19c91339f58f9f178e0bcce4e207371116f0ca36",
     "test-volume.tif": "1b58fa7ec1d0ff9d39a855622db3ff66a97863036339b0d04be51b2f5a99b0e9",
@@ -28,54 +30,50 @@ TERMS = (
 )
 
 
-def download(folder: Path, url: str, pixels: dict[str, str] | None = None) -> None:
-    """Fetch the challenge's zip, and lay the stacks in it beside each other.
+def download(folder: Path, url: str) -> None:
+    """Download the challenge's zip, and extract its stacks into a folder.
 
     Parameters
     ----------
     folder : Path
-        Where the TIFFs go. A download that broke off lies there as `.download` and is resumed.
+        Folder of the TIFF files. An interrupted download remains there as `.download` and is resumed.
     url : str
-        Address of the zip.
-    pixels : dict of str to str, optional
-        File names and the SHA-256 of their pixels; default `PIXELS`.
+        URL of the zip.
 
     Raises
     ------
     UserError
-        The address can't be reached, or a file is missing or is not the known one.
+        The URL can't be reached, or a file is missing or differs from the known one.
     """
     say(TERMS)
-    pixels = PIXELS if pixels is None else pixels
     archive, unpacked = folder / ".download", folder / ".unpacked"
     fetch(url, archive)
     try:
         unpacked.mkdir(exist_ok=True)
         with zipfile.ZipFile(archive) as zipped:
-            for name in pixels:
+            for name in PIXELS:
                 _extract(zipped, name, unpacked / name, url)
-        for name, expected in pixels.items():
+        for name, expected in PIXELS.items():
             if pixel_hash(unpacked / name) != expected:
-                raise UserError(f"{url}: {name} is not the known stack (its pixels' sha256 differs): nothing was kept")
-        for name in pixels:
+                what = f"{name} is not the known stack (the SHA-256 of its pixels differs)"
+                raise UserError(f"{url}: {what}: nothing was kept")
+        for name in PIXELS:
             (unpacked / name).replace(folder / name)
     except DAMAGED as error:
         raise UserError(f"{url}: no valid zip ({error}): the download was removed, run the command again") from error
-    finally:  # what is whole but wrong must not be resumed
+    finally:  # a complete but wrong file must not be resumed
         shutil.rmtree(unpacked, ignore_errors=True)
         archive.unlink()
 
 
 def fetch(url: str, path: Path) -> None:
-    """Download a file with a progress bar; what is there already is not fetched again.
+    """Download a file with a progress bar; resume an incomplete one.
 
     Raises
     ------
     UserError
-        The address can't be reached, or the connection breaks; the part stays for the next time.
+        The URL can't be reached, or the connection breaks; the incomplete file is kept.
     """
-    from tqdm import tqdm
-
     start = path.stat().st_size if path.exists() else 0
     try:
         with _open(url, start) as answer:
@@ -93,29 +91,29 @@ def fetch(url: str, path: Path) -> None:
                     bar.update(len(block))
         if size and path.stat().st_size < size:
             raise OSError(f"the connection broke at {path.stat().st_size} of {size} bytes")
-    except (OSError, ValueError) as error:  # ValueError: no address at all
+    except (OSError, ValueError) as error:  # ValueError: not a URL
         raise UserError(f"can't download {url}: {error}: check the network, then run the command again") from error
 
 
-def _open(url: str, start: int):
-    """Answer to a request for a file from byte `start` on, or for all of it where the server won't go on there."""
+def _open(url: str, start: int) -> HTTPResponse:
+    """Response with a file from byte `start` on, or with all of it if the server refuses that range."""
     if start:
         try:
             return urllib.request.urlopen(urllib.request.Request(url, headers={"Range": f"bytes={start}-"}), timeout=30)
         except urllib.error.HTTPError as error:
-            if error.code != 416:  # 416: the part is as long as the file, or longer
+            if error.code != 416:  # 416: the partial file is as long as the file, or longer
                 raise
     return urllib.request.urlopen(url, timeout=30)
 
 
 def _extract(zipped: zipfile.ZipFile, name: str, goal: Path, url: str) -> None:
-    """Unpack the file of a name from wherever it lies in the archive."""
+    """Unpack a file, wherever it is in the archive."""
     members = [member for member in zipped.namelist() if Path(member).name.lower() == name]
     if not members:
         raise UserError(f"{url}: no {name} in the zip, only {', '.join(zipped.namelist()[:9])}")
     info = zipped.getinfo(members[0])
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise zipfile.BadZipFile(f"{name} is encrypted, or compressed in another way than deflate")
+        raise zipfile.BadZipFile(f"{name} is encrypted, or not compressed by deflate")
     if info.file_size > MAX_BYTES:
         raise UserError(
             f"{url}: {name} unpacks to {info.file_size / 1e6:.0f} MB, the known stack has 8 MB: check --url"
@@ -128,6 +126,6 @@ def pixel_hash(path: Path) -> str:
     """SHA-256 of the pixels of a stack, (N, H, W) in C order."""
     digest = hashlib.sha256()
     for frame in list_frames(path):
-        digest.update(np.ascontiguousarray(frame.read()))
-    forget_files()  # Windows renames no file that is mapped
+        digest.update(np.ascontiguousarray(frame.read()).data)
+    forget_files()  # Windows can't rename a memory-mapped file
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Label images: which classes their values or colours are, and which class a pixel has."""
+"""Label images: their classes, and the class of each pixel."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from utils import UserError, say
 
 @dataclass(frozen=True)
 class Masks:
-    """Label image made of one mask an object.
+    """Label image that consists of one mask per object.
 
     Attributes
     ----------
     frames : tuple of Frame
-        The masks; what is not 0 is the object.
+        The masks, which are nonzero on their object.
     """
 
     frames: tuple[Frame, ...]
@@ -38,7 +38,7 @@ class Masks:
         return self.frames[0].path.parent
 
     def read(self) -> np.ndarray:
-        """Number of the object, from 1, at each pixel (H, W, 1); 0 where there is none."""
+        """Number of the object at each pixel (H, W, 1), from 1; 0 is background."""
         numbers = np.zeros((*self.frames[0].open().shape[:2], 1), np.uint32)
         for number, frame in enumerate(self.frames, 1):
             inside = frame.read().any(-1, keepdims=True)
@@ -58,11 +58,11 @@ class Classes(NamedTuple):
     Attributes
     ----------
     values : list
-        Of each class: a grey value or index of a palette, an [r, g, b] colour, or words where a flag makes the classes.
+        Each class's grey value, palette index or [r, g, b] colour; its name if a flag defines the classes.
     names : list of str
-        Of each class.
+        Name of each class.
     indices : callable
-        From a label image to class indices (H, W).
+        Function of a label image that returns its class indices (H, W).
     """
 
     values: list
@@ -70,7 +70,7 @@ class Classes(NamedTuple):
     indices: Callable[[Label], np.ndarray]
 
     def starting_with(self, index: int) -> Classes:
-        """The same classes, of which another is class 0."""
+        """The same classes with class `index` moved to the front."""
         order = [index, *(k for k in range(len(self.values)) if k != index)]
         rank = np.argsort(order)
         values, names = ([of[k] for k in order] for of in (self.values, self.names))
@@ -78,7 +78,7 @@ class Classes(NamedTuple):
 
 
 def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
-    """One number a pixel, (H, W) of a label image (H, W, C): its grey value, or its colour as 0xRRGGBB.
+    """One number (H, W) per pixel of a label image (H, W, C): its grey value, or its colour as 0xRRGGBB.
 
     Examples
     --------
@@ -90,12 +90,12 @@ def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
     return (np.broadcast_to(label, (*label.shape[:2], 3)).astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(-1)
 
 
-def part_objects(numbers: np.ndarray) -> np.ndarray:
-    """Classes (H, W) of a label image (H, W) that numbers its objects: 0, and where two touch, is background.
+def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
+    """Foreground (H, W) of a label image (H, W) that numbers its objects; pixels where two touch are background.
 
     Examples
     --------
-    >>> part_objects(np.array([[0, 7, 7, 7, 2, 2, 0, 2]])).astype(int)
+    >>> objects_to_foreground(np.array([[0, 7, 7, 7, 2, 2, 0, 2]])).astype(int)
     array([[0, 1, 1, 0, 0, 1, 0, 1]])
     """
     inside = numbers > 0
@@ -111,30 +111,38 @@ def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool
     labels : sequence of Frame or Masks
         The label images.
     threshold : float or None
-        Makes two classes of grey values, over it or not; None: the values are the classes.
+        Make two classes, grey values up to the threshold and above it; None: each value is a class.
     objects : bool
-        Make two classes of labels that number the objects.
+        The labels number the objects: make two classes, background and object.
 
     Raises
     ------
     UserError
-        There is one class alone, or more than can be meant; or the labels are colours and can't be compared.
+        There is only one class, or too many; or the labels are colours, which a flag can't use.
     """
-    if objects or threshold is not None:
-        return _two_classes(labels, threshold, objects)
+    if objects and threshold is not None:
+        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
+    if objects:
+        return _classes_of_objects(labels)
+    return _classes_of_values(labels) if threshold is None else _classes_by_threshold(labels, threshold)
+
+
+def _classes_of_values(labels: Sequence[Label]) -> Classes:
+    """One class for each value or colour of the labels."""
     read = _reader(labels)
-    colours = [_is_colour_label(label, read(label)) for label in labels]  # looks at all: each may be refused
+    colours = [_is_colour_label(label, read(label)) for label in labels]  # of all labels, since each may be refused
     colour = any(colours)
-    counts, seen = Counter(), []
+    counts: Counter[float] = Counter()
+    seen: list[set[float]] = []
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
-        keys, numbers = np.unique(label_keys(read(label), colour), return_counts=True)
-        counts.update(dict(zip(keys.tolist(), numbers.tolist(), strict=True)))
-        seen.append(set(keys.tolist()))
+        found, numbers = np.unique(label_keys(read(label), colour), return_counts=True)
+        counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+        seen.append(set(found.tolist()))
         if len(counts) > MAX_CLASS or any(key != key for key in counts):
             _refuse_labels(label, counts, colour)
     keys = sorted(counts)
     if len(keys) == 1:
-        raise UserError(f"{labels[0].path}: all labels have the one value {keys[0]}: annotate at least two classes")
+        raise UserError(f"{labels[0].path}: all labels have the same value {keys[0]}: annotate at least two classes")
     if not colour:
         _check_one_bit(labels, seen)
         _hint_at_objects(labels, keys, read)
@@ -144,41 +152,53 @@ def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool
     )
 
 
-def _two_classes(labels: Sequence[Label], threshold: float | None, objects: bool) -> Classes:
-    """Classes of labels whose values are not the classes."""
-    if objects and threshold is not None:
-        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
-    flag = "--objects on" if objects else f"--threshold {threshold:g}"
+def _classes_of_objects(labels: Sequence[Label]) -> Classes:
+    """Background and object, from labels that number the objects."""
+    low, high = _value_range(labels, "--objects on")
+    if not high > 0:
+        raise UserError(f"--objects on: {_one_class(low, high)}: a value above 0 is needed")
+    names = ["background", "object"]
+    return Classes(names, names, lambda label: objects_to_foreground(label.read()[..., 0]))
+
+
+def _classes_by_threshold(labels: Sequence[Label], threshold: float) -> Classes:
+    """Two classes: label values up to a threshold, and above it."""
+    low, high = _value_range(labels, f"--threshold {threshold:g}")
+    if not low <= threshold < high:
+        raise UserError(f"--threshold {threshold:g}: {_one_class(low, high)}: choose a threshold between them")
+    names = [f"<= {threshold:g}", f"> {threshold:g}"]
+    return Classes(names, names, lambda label: label.read()[..., 0] > threshold)
+
+
+def _value_range(labels: Sequence[Label], flag: str) -> tuple[float, float]:
+    """Lowest and highest value of the labels, which must be grey for this flag."""
     low, high = np.inf, -np.inf
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
         pixels = label.read()
         if _is_colour_label(label, pixels):
             raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")
         low, high = min(low, pixels.min()), max(high, pixels.max())
-    if not (high > 0 if objects else low <= threshold < high):
-        wanted = "a value above 0 is needed" if objects else "choose a threshold between them"
-        raise UserError(f"{flag}: the label values go from {low:g} to {high:g}, which is one class: {wanted}")
-    if objects:
-        names = ["background", "object"]
-        return Classes(names, names, lambda label: part_objects(label.read()[..., 0]))
-    names = [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(names, names, lambda label: label.read()[..., 0] > threshold)
+    return low, high
+
+
+def _one_class(low: float, high: float) -> str:
+    return f"the label values go from {low:g} to {high:g}, which is one class"
 
 
 def choose_background(classes: Classes, background: str, foreground: str) -> Classes:
-    """Classes of which the background is class 0, and for two classes the foreground class 1.
+    """Classes in the order that makes the background class 0, and with two classes the foreground class 1.
 
     Parameters
     ----------
     classes : Classes
-        As found.
+        As found in the labels.
     background, foreground : str
-        Value of a class in the labels, a colour as `r,g,b`; empty: as found.
+        Label value of a class, for a colour as `r,g,b`; empty: keep the order.
 
     Raises
     ------
     UserError
-        No class has that value, or there are more than two for a foreground.
+        No class has that value, or a foreground is given for more than two classes.
     """
     if foreground and len(classes.values) != 2:
         raise UserError(f"--foreground {foreground}: there are {len(classes.values)} classes, not 2: use --background")
@@ -194,82 +214,93 @@ def choose_background(classes: Classes, background: str, foreground: str) -> Cla
 
 
 def _index_of(classes: Classes, flag: str, text: str) -> int:
-    """Number of the class whose value a flag gives."""
+    """Index of the class whose value a flag gives."""
     for index, value in enumerate(classes.values):
         numbers = value if isinstance(value, list) else [value]
         if text.strip() == str(value) or _numbers(text) == numbers:
             return index
     shown = "; ".join(",".join(map(str, value)) if isinstance(value, list) else str(value) for value in classes.values)
-    raise UserError(f"{flag} {text}: no class has that value: the labels have {shown}")
+    raise UserError(f"{flag} {text}: no class has that value: choose from {shown}")
 
 
 def _numbers(text: str) -> list[float]:
-    """Numbers with commas; none where it is something else."""
+    """Comma-separated numbers; empty if the text is something else."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
         return []
 
 
-def _refuse_labels(label: Label, counts: Counter, colour: bool) -> NoReturn:
+def _refuse_labels(label: Label, counts: Counter[float], colour: bool) -> NoReturn:
     total = sum(counts.values())
     frequent = ", ".join(f"{_rgb(key) if colour else key} ({n / total:.1%})" for key, n in counts.most_common(8))
     raise UserError(
         f"{label}: {len(counts)} distinct label values, at most {MAX_CLASS} classes are allowed; the most frequent are"
-        f" {frequent}: save the labels without compression loss or interpolation, make two classes by --threshold T,"
-        " or, if they number the objects, by --objects on"
+        f" {frequent}: save the labels in a lossless format and without interpolation, make two classes by"
+        " --threshold T, or, if they number the objects, by --objects on"
     )
 
 
-def _check_one_bit(labels: Sequence[Label], seen: list[set]) -> None:
-    """Refuse masks of which some are 0 and 1, others 0 and 255: as values of one set they were three classes."""
+def _check_one_bit(labels: Sequence[Label], seen: list[set[float]]) -> None:
+    """Refuse a mix of masks with values 0 and 1 and masks with 0 and 255, which would become three classes."""
     if set().union(*seen) == {0, 1, 255} and not any({1, 255} <= values for values in seen):
         one, other = (next(label for label, values in zip(labels, seen, strict=True) if v in values) for v in (1, 255))
-        raise UserError(f"{one} has the values 0 and 1, {other} 0 and 255: save all masks in one of both ways")
+        raise UserError(f"{one} has the values 0 and 1, {other} 0 and 255: save all masks in the same way")
 
 
-def _hint_at_objects(labels: Sequence[Label], keys: list, read: Callable[[Label], np.ndarray]) -> None:
-    """Warn where the values seem to number objects: gapless from 0, and each of one piece in every image."""
+def _hint_at_objects(labels: Sequence[Label], keys: list[float], read: Callable[[Label], np.ndarray]) -> None:
+    """Warn if the values seem to number objects: no gaps from 0 on, and each is one component in every image."""
     if len(keys) < 4 or keys != list(range(len(keys))):
         return
     for label in labels[:20]:
         numbers = read(label)[..., 0]
         if any(ndimage.label(numbers == key, np.ones((3, 3)))[1] > 1 for key in keys[1:]):
             return
-    say(f"warning: {len(keys)} classes, each of one piece in an image: if the labels number objects, add --objects on")
+    say(f"warning: {len(keys)} classes, each one component per image: if the labels number objects, add --objects on")
 
 
 def _reader(labels: Sequence[Label]) -> Callable[[Label], np.ndarray]:
-    """How label images are read: where all have one palette with colours, the classes are its indices."""
+    """Reader of label images: palette indices if all have the same palette with colours, else values or colours."""
     palette: dict[int, tuple] = {}
     for label in labels:
-        found = read_palette(label)
+        found = _palette(label)
         if found is None:
             return _read_colours
         for index in np.unique(found[0]).tolist():
             colour = tuple(found[1][index].tolist())
             if palette.setdefault(index, colour) != colour:
-                say(f"warning: {label}: another palette than the files before: the classes are colours, not indices")
+                say(f"warning: {label}: the palette differs from earlier files: the classes are colours, not indices")
                 return _read_colours
     if all(red == green == blue for red, green, blue in palette.values()):
         return _read_colours
-    say("the labels have a palette: the classes are its indices")
-    return lambda label: read_palette(label)[0][..., None]
+    say("the labels have a palette: its indices are the classes")
+    return _read_indices
+
+
+def _palette(label: Label) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices (H, W) and colours (N, 3) of a label stored with a palette; None for others."""
+    return read_palette(label) if isinstance(label, Frame) else None
 
 
 def _read_colours(label: Label) -> np.ndarray:
     """Label image (H, W, C) of grey values or colours."""
-    found = read_palette(label)
+    found = _palette(label)
     return label.read() if found is None else found[1][found[0]]
 
 
+def _read_indices(label: Label) -> np.ndarray:
+    """Label image (H, W, C) of grey values or indices of a palette."""
+    found = _palette(label)
+    return label.read() if found is None else found[0][..., None]
+
+
 def is_colour(image: np.ndarray) -> bool:
-    """Whether an image (H, W, C) has three channels that differ."""
+    """Whether an image (H, W, C) has three different channels."""
     return bool(image.shape[2] == 3 and (image != image[..., :1]).any())
 
 
 def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
-    """Whether a label image has colours."""
+    """Whether a label image is in colour."""
     colour = is_colour(pixels)
     if pixels.shape[2] not in (1, 3) or (colour and pixels.dtype != np.uint8):
         what = f"{pixels.shape[2]} channels of {pixels.dtype.name}"
@@ -277,10 +308,10 @@ def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
     return colour
 
 
-def _rgb(key: int) -> list[int]:
-    return [key >> 16, key >> 8 & 255, key & 255]
+def _rgb(key: float) -> list[int]:
+    return list(int(key).to_bytes(3))
 
 
 def _name(value: Any) -> str:
-    """Name of a class that has none: its value, or its colour as in HTML."""
+    """Default name of a class: its value, or its colour as in HTML."""
     return "#" + bytes(value).hex() if isinstance(value, list) else str(value)

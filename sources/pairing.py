@@ -1,8 +1,9 @@
-"""Which image belongs to which label, and what makes them samples of one database."""
+"""Pair images with their labels, and check that they can form one database."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from dataset import check_values
 from images.frames import Frame, Source, files_of, list_frames, with_neighbours
-from sources.labels import Masks, is_colour
+from sources.labels import Label, Masks, is_colour
 from utils import UserError, say
 
 
@@ -29,18 +30,18 @@ class Pair:
     label : Frame, Masks or None
         Its labels.
     stack : tuple of Frame
-        The sections around it that become channels of the sample; empty: the image alone.
+        The sections that become channels of the sample; empty: the image only.
     channels : int
-        1 or 3 where images of one set are converted from colours or to them; 0: as they are.
+        1 or 3 to convert the image to grey or RGB; 0: keep its channels.
     """
 
     input: Frame
-    label: Frame | Masks | None
+    label: Label | None
     stack: tuple[Frame, ...] = ()
     channels: int = 0
 
     def read(self) -> np.ndarray:
-        """Pixels (H, W, C) of the sample: the image, or the sections around it one after another."""
+        """Pixels (H, W, C) of the sample: the image, or the sections of `stack` concatenated along the channels."""
         frames = [frame.read() for frame in self.stack or (self.input,)]
         return np.concatenate([_converted(frame, self.channels) for frame in frames], axis=-1)
 
@@ -52,21 +53,21 @@ class Pair:
 
 
 def _converted(image: np.ndarray, channels: int) -> np.ndarray:
-    """Image with so many channels: grey thrice, or the first of three that are equal."""
+    """Image with this number of channels: grey repeated three times, or the first of three equal ones; 0: all."""
     if channels > image.shape[2]:
         return np.repeat(image, channels, axis=2)
     return image[..., : channels or None]
 
 
 def list_pairs(source: Source, target: Source | None) -> list[Pair]:
-    """Images with their labels: pages in order, or the files of two folders by name.
+    """Images with their labels: pages of stacks in order, files of folders by name.
 
     Parameters
     ----------
     source : str, Path or sequence of them
-        Stack, folder or pattern of images.
+        Stack, folder or pattern of the images.
     target : str, Path, sequence of them or None
-        That of their labels; None: there are none.
+        Stack, folder or pattern of their labels; None: no labels.
 
     Raises
     ------
@@ -83,12 +84,12 @@ def list_pairs(source: Source, target: Source | None) -> list[Pair]:
     if len(images) != len(labels):
         what = f"{_shown(source)} has {len(images)} pages, {_shown(target)} has {len(labels)}"
         hint = f"{colour_hint(images)}{colour_hint(labels)}"
-        raise UserError(f"{what}: they must have one label a page{hint}")
+        raise UserError(f"{what}: each page needs one label{hint}")
     return [Pair(*both) for both in zip(images, labels, strict=True)]
 
 
 def _shown(source: Source) -> str:
-    """How images are called in a message: what the user gave, and of many paths the first."""
+    """Images as shown in a message: what the user gave, or the first of many paths."""
     return str(source) if isinstance(source, str | Path) else f"{len(source)} paths from {source[0]} on"
 
 
@@ -98,7 +99,7 @@ def _is_stack(source: Source) -> bool:
 
 
 def colour_hint(frames: list[Frame]) -> str:
-    """What may be wrong with a single image of several channels: they may be meant as sections."""
+    """Advice for a single image with several channels, which may be sections."""
     channels = frames[0].open().shape[2]
     if len(frames) > 1 or channels < 3:
         return ""
@@ -109,44 +110,45 @@ def colour_hint(frames: list[Frame]) -> str:
 
 
 def _without_labels(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Frame]:
-    """Images that are not matched as labels, too, as `*.tif` beside `*_mask.tif`."""
+    """Images without those that the labels' pattern matches too, such as `*_mask.tif` for `*.tif`."""
     files = {label.path for label in labels}
     rest = [image for image in images if image.path not in files]
     if not rest:
         raise UserError(
-            f"{_shown(target)}: the images of {_shown(source)} are all labels, too: name the images alone by --input"
+            f"{_shown(target)}: all images of {_shown(source)} are also labels: give only the images to --input"
         )
     if len(rest) < len(images):
-        what = f"{len(images) - len(rest)} image(s) of {_shown(source)} are labels by {_shown(target)}"
-        say(f"{what}: not taken as images")
+        what = f"{len(images) - len(rest)} image(s) of {_shown(source)} are matched by {_shown(target)}"
+        say(f"{what}: used as labels only")
     return rest
 
 
 def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
-    """Pairs of images that have a folder each, with a mask for each object: `ID/images/*`, `ID/masks/*`; else none."""
-    of_folder: dict[Path, list[Frame]] = {}
+    """Pairs of images with one folder each and one mask per object, `ID/images/*` and `ID/masks/*`; else none."""
+    of_folder: dict[Path, list[Frame]] = defaultdict(list)
     for label in labels:
-        of_folder.setdefault(label.path.parent.parent, []).append(label)
+        of_folder[label.path.parent.parent].append(label)
     folders = [image.path.parent.parent for image in images]
     if set(folders) != of_folder.keys() or len(set(folders)) < len(images) or len(labels) <= len(images):
         return []
-    say(f"{len(labels)} masks of {len(images)} images: one a object, to be parted where they touch, as by --objects on")
+    say(f"{len(labels)} masks of {len(images)} images: one per object, touching ones separated as by --objects on")
     return [Pair(image, Masks(tuple(of_folder[folder]))) for image, folder in zip(images, folders, strict=True)]
 
 
 def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
-    """Pair frames whose files have one name, the type apart; or names that differ by what all have; or one number.
+    """Pair frames whose files have the same name, or the same varying part of the name, or the same last number.
 
-    The last way is one folder for each image and its label.
+    Otherwise, files in folders of the same name are paired. The rule that pairs the most frames is used.
     """
+    rules: list[tuple[Callable[[Path], str], Callable[[list[str]], list[str]]]]
     rules = [(_stem, list), (_stem, _differences), (_stem, _last_numbers), (_folder, list)]
-    ways = [[_keyed(frames, *rule) for frames in (images, labels)] for rule in rules]
+    ways = [(_keyed(images, *rule), _keyed(labels, *rule)) for rule in rules]
     of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
     paired = {of[key] for key in of_images.keys() & of_labels.keys() for of in (of_images, of_labels)}
-    lonely = [str(frame) for frame in (*images, *labels) if frame not in paired]
-    if lonely:
-        more = f" and {len(lonely) - 10} more" if len(lonely) > 10 else ""
-        listed = ", ".join(lonely[:10]) + more
+    unpaired = [str(frame) for frame in (*images, *labels) if frame not in paired]
+    if unpaired:
+        more = f" and {len(unpaired) - 10} more" if len(unpaired) > 10 else ""
+        listed = ", ".join(unpaired[:10]) + more
         places = f"an image in {_shown(source)} and its label in {_shown(target)}"
         raise UserError(f"no partner for {listed}: give {places} the same name")
     return [Pair(frame, of_labels[key]) for key, frame in of_images.items()]
@@ -163,37 +165,36 @@ def _folder(path: Path) -> str:
 def _keyed(
     frames: list[Frame], name: Callable[[Path], str], parts: Callable[[list[str]], list[str]]
 ) -> dict[tuple[str, int], Frame]:
-    """Frames by a part of the name of their file or folder, and their number in the file."""
+    """Frames by a key, made of the name of their file or folder, and their index in the file."""
     names = parts([name(frame.path) for frame in frames])
     return {(name, frame.index): frame for name, frame in zip(names, frames, strict=True)}
 
 
 def _differences(stems: list[str]) -> list[str]:
-    """Names without the beginning and the end that all have, which cut no number, and without leading zeros.
+    """Names without their common prefix and suffix, which cut no number, and without leading zeros.
 
     Examples
     --------
     >>> _differences(["21_manual1", "22_manual1"]), _differences(["cell007", "cell012"])
     (['21', '22'], ['7', '12'])
     """
-    first = _beginning(stems).rstrip(digits)
-    last = _beginning([stem[::-1] for stem in stems])[::-1].lstrip(digits)
-    return [stem.removeprefix(first).removesuffix(last).lstrip("0") for stem in stems]
+    prefix = _common_prefix(stems).rstrip(digits)
+    suffix = _common_prefix([stem[::-1] for stem in stems])[::-1].lstrip(digits)
+    return [stem.removeprefix(prefix).removesuffix(suffix).lstrip("0") for stem in stems]
 
 
-def _beginning(names: list[str]) -> str:
-    """What all names begin with."""
+def _common_prefix(names: list[str]) -> str:
     same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     return "".join(letters[0] for letters in same)
 
 
 def _last_numbers(stems: list[str]) -> list[str]:
-    """Last number in each name, without leading zeros; the name if there is none."""
+    """Last number in each name without leading zeros; the name itself if it has none."""
     return [[stem, *re.findall(r"\d+", stem)][-1].lstrip("0") for stem in stems]
 
 
 def with_context(pairs: list[Pair], context: int) -> list[Pair]:
-    """Pairs whose images have their neighbours in the stack as further channels."""
+    """Pairs with the neighbouring sections of their images as additional channels."""
     if not context:
         return pairs
     around = with_neighbours([pair.input for pair in pairs], context)
@@ -201,25 +202,26 @@ def with_context(pairs: list[Pair], context: int) -> list[Pair]:
 
 
 def check_pairs(pairs: list[Pair]) -> list[Pair]:
-    """Pairs whose images have one count of channels: grey images beside colours become colours, or colours grey.
+    """Pairs whose images have the same number of channels; a mix of grey and RGB images is converted to one.
 
     Raises
     ------
     UserError
-        Images don't go together, or can't be trained on.
+        Images differ in type or channels, a label in size, or an image can't be used for training.
     """
-    first, kinds = pairs[0].input, {}
+    kinds: dict[int, list[Frame]] = defaultdict(list)  # by number of channels
+    first = pairs[0].input
     dtype = first.open().dtype
     for pair in tqdm(pairs, desc="check", disable=None, leave=False):
         image = pair.input.read()
         check_values(pair.input, image, None, 0)
         if image.dtype.name != dtype.name:
             raise UserError(f"{pair.input} is {image.dtype.name}, {first} {dtype.name}: convert them to one type")
-        kinds.setdefault(image.shape[2], []).append(pair.input)
+        kinds[image.shape[2]].append(pair.input)
         for frame in pair.stack:
             if frame.open().shape[:2] != image.shape[:2]:
                 what = f"{frame} has shape {frame.open().shape[:2]}, {pair.input} {image.shape[:2]}"
-                raise UserError(f"{what}: neighbours of --context must be of one size")
+                raise UserError(f"{what}: neighbouring sections of --context must be of one size")
         if pair.label and (size := pair.label.read().shape[:2]) != image.shape[:2]:
             what = f"{pair.label} has (height, width) {size}, {pair.input} {image.shape[:2]}"
             raise UserError(f"{what}: they must agree")
@@ -227,13 +229,13 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
 
 
 def _of_one_kind(pairs: list[Pair], kinds: dict[int, list[Frame]]) -> list[Pair]:
-    """Grey and RGB images as RGB, or where the RGB images are all copies of grey ones, as grey."""
+    """Pairs with all images as RGB, or as grey if no RGB image contains a colour."""
     if kinds.keys() != {1, 3}:
         shown = ", ".join(f"{frames[0]} has {channels} channel(s)" for channels, frames in kinds.items())
-        raise UserError(f"{shown}: convert them to one count")
+        raise UserError(f"{shown}: convert them to the same number")
     colours = sum(is_colour(frame.read()) for frame in kinds[3])
     if colours:
-        say(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB: the grey ones become RGB")
+        say(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB: grey images are converted to RGB")
     else:
-        say(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB without a colour: these become grey")
+        say(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB without colours: these are converted to grey")
     return [replace(pair, channels=3 if colours else 1) for pair in pairs]

@@ -1,8 +1,8 @@
-"""Synthetic images with their labels: a stack like electron microscopy of nervous tissue, and fluorescent nuclei."""
+"""Synthetic images with labels: a stack like electron microscopy of nervous tissue, and fluorescent nuclei."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -12,15 +12,15 @@ from scipy.special import expit
 
 MEMBRANE, CELL = 0, 255  # label values of the ISBI 2012 stack
 BACKGROUND, NUCLEUS = 0, 255
+Images = np.ndarray | list[np.ndarray]  # (N, H, W), or a list of (H, W) that differ in size
 
 
 def em_stack(num: int, size: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw serial sections of packed cells.
 
     Cells are the regions around points that drift from section to section, so that neighbouring sections
-    look alike; between them runs a membrane of varying darkness and width. Organelles, light vesicles,
-    texture, uneven light and noise are in the image only: their dark rims are what a network must not take
-    for membranes.
+    look alike, separated by membranes of varying darkness and width. Organelles, vesicles, texture, uneven
+    illumination and noise are in the image only: a network must not mistake their dark rims for membranes.
 
     Parameters
     ----------
@@ -43,15 +43,15 @@ def em_stack(num: int, size: int = 256, seed: int = 0) -> tuple[np.ndarray, np.n
     ((2, 64, 64), [0, 255])
     """
     rng = np.random.default_rng(seed)
-    spacing = 40.0  # [px] between the middles of cells
+    spacing = 40.0  # [px] between the centres of cells
     num_cell = int(((size + 4 * spacing) / spacing) ** 2)
     centers = rng.uniform(-2 * spacing, size + 2 * spacing, (num_cell, 2))
     organelles = rng.uniform(0, size, (max(1, size * size // 1300), 2))
-    warp = [_smooth(rng, size, 9) * 5 for _ in range(2)]  # bends the straight borders, the same way in all
+    warp = [_smooth(rng, size, 9) * 5 for _ in range(2)]  # bends the straight borders, in all sections alike
     images, labels = [], []
     for _ in range(num):
         label, depth = _cells(centers, warp, size)
-        images.append(_image(rng, label, depth, organelles))
+        images.append(_image_of_cells(rng, label, depth, organelles))
         labels.append(np.where(label, CELL, MEMBRANE).astype(np.uint8))
         centers += rng.normal(0, 1.5, centers.shape)
         organelles += rng.normal(0, 2.0, organelles.shape)
@@ -65,7 +65,7 @@ def _smooth(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
 
 
 def _cells(centers: np.ndarray, warp: list[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mask of the cells, and the distance of each pixel from the nearest border [px]."""
+    """Mask of the cells, and the distance [px] of each pixel from the nearest border."""
     y, x = np.mgrid[:size, :size].astype(np.float64)
     points = np.stack([y + warp[0], x + warp[1]], axis=-1)
     owner = cKDTree(centers).query(points)[1]
@@ -76,7 +76,9 @@ def _cells(centers: np.ndarray, warp: list[np.ndarray], size: int) -> tuple[np.n
     return depth > 2.2, depth
 
 
-def _image(rng: np.random.Generator, label: np.ndarray, depth: np.ndarray, organelles: np.ndarray) -> np.ndarray:
+def _image_of_cells(
+    rng: np.random.Generator, label: np.ndarray, depth: np.ndarray, organelles: np.ndarray
+) -> np.ndarray:
     """Grey values of one section, uint8."""
     size = len(label)
     darkness = np.clip(0.42 + 0.13 * _smooth(rng, size, 10), 0.12, 0.6)
@@ -91,9 +93,9 @@ def _image(rng: np.random.Generator, label: np.ndarray, depth: np.ndarray, organ
 
 
 def _add_organelle(rng: np.random.Generator, image: np.ndarray, middle: np.ndarray) -> None:
-    """Draw a mitochondrion (dark, rimmed, with cristae) or a vesicle (light, rimmed) into the image."""
+    """Draw a mitochondrion (dark, with a rim and cristae) or a vesicle (bright, with a rim) into the image."""
     top, left = np.maximum(middle.astype(int) - 20, 0)
-    image = image[top : top + 40, left : left + 40]  # a view: no organelle reaches farther
+    image = image[top : top + 40, left : left + 40]  # a view, larger than any organelle
     y, x = np.mgrid[top : top + image.shape[0], left : left + image.shape[1]] - middle[:, None, None]
     angle = rng.uniform(0, np.pi)
     along, across = y * np.sin(angle) + x * np.cos(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -108,23 +110,23 @@ def _add_organelle(rng: np.random.Generator, image: np.ndarray, middle: np.ndarr
 
 
 def nuclei_images(
-    num: int, size: int = 256, seed: int = 0, share: float = 0.15
+    num: int, size: int = 256, seed: int = 0, fraction: float = 0.15
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Draw bright nuclei on a dark, noisy background, in images of different sizes.
 
-    Nuclei differ in size, shape and brightness and may touch. Background and light are uneven, blurred haze from
-    other depths is no nucleus, and the noise is that of photons and of the camera.
+    Nuclei differ in size, shape and brightness and may touch. The illumination is uneven, blurred haze from other
+    depths is background, and photons and camera add noise.
 
     Parameters
     ----------
     num : int
         Number of images.
     size : int
-        Mean height and width [px]; each lies between 0.7 and 1.3 of it.
+        Mean height and width [px]; each image's are between 0.7 and 1.3 times that.
     seed : int
         The same seed gives the same images.
-    share : float
-        Fraction of the pixels that nuclei cover, about.
+    fraction : float
+        Approximate fraction of the pixels that nuclei cover.
 
     Returns
     -------
@@ -144,15 +146,15 @@ def nuclei_images(
     for _ in range(num):
         shape = tuple(rng.integers(int(0.7 * size), int(1.3 * size) + 1, 2))
         label, light = np.zeros(shape, bool), np.zeros(shape)
-        while label.mean() < share:
+        while label.mean() < fraction:
             _add_nucleus(rng, label, light)
-        images.append(_photograph(rng, light))
+        images.append(_image_of_light(rng, light))
         labels.append(np.where(label, NUCLEUS, BACKGROUND).astype(np.uint8))
     return images, labels
 
 
 def _add_nucleus(rng: np.random.Generator, label: np.ndarray, light: np.ndarray) -> None:
-    """Draw one nucleus, an ellipse with a wavy rim and a mottled inside, into the mask and the light."""
+    """Draw one nucleus, an ellipse with a wavy rim and mottled interior, into the mask and the light."""
     y, x = np.indices(label.shape) - rng.uniform(0, label.shape)[:, None, None]
     turn = rng.uniform(0, np.pi)
     along, across = y * np.sin(turn) + x * np.cos(turn), y * np.cos(turn) - x * np.sin(turn)
@@ -165,8 +167,8 @@ def _add_nucleus(rng: np.random.Generator, label: np.ndarray, light: np.ndarray)
     np.maximum(light, (radius < 1) * mottled * rng.uniform(0.35, 1.0), out=light)
 
 
-def _photograph(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
-    """Picture of the light through a microscope, uint16."""
+def _image_of_light(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
+    """Microscope image (uint16) of the light emitted by the nuclei."""
     height, width = light.shape
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j] - rng.uniform(0, 1, (2, 1, 1))
     haze = gaussian_filter(np.roll(light, rng.integers(20, 100, 2), (0, 1)), 12)
@@ -176,8 +178,8 @@ def _photograph(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
     return np.clip(counts, 0, 65535).round().astype(np.uint16)
 
 
-PHANTOMS: dict[str, Callable[..., tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]] = {
+PHANTOMS: dict[str, Callable[[int, int, int], tuple[Images, Images]]] = {  # of number, size and seed
     "em": em_stack,
     "nuclei": nuclei_images,
-    "rare": partial(nuclei_images, share=0.02),
+    "rare": partial(nuclei_images, fraction=0.02),
 }

@@ -5,12 +5,14 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
+import dataset
 import main
 import model
 from config import PHANTOM, Config, parse
-from prediction import export
+from prediction import export, job
 from sources import database, phantom
 from training import losses, optim
+from training.augment import Augmentation
 from utils import FlagError, UserError
 
 
@@ -28,6 +30,10 @@ def test_help_imports_no_torch():
 
 def test_the_choices_of_a_flag_are_those_that_are_implemented():
     choices = {item.name: set(item.metadata["choices"]) for item in fields(Config)}
+    assert choices["mode"] == main.MEMORY_ADVICE.keys()
+    assert choices["split"] == set(dataset.SPLITS)
+    assert choices["normalize"] == set(dataset.NORMALIZE) - {"legacy"}
+    assert choices["dtype"] == job.PROBABILITY.keys()
     assert choices["loss"] == losses.LOSSES.keys() | {"auto"}
     assert choices["norm"] == model.NORMS.keys()
     assert choices["pool"] == model.POOLS.keys()
@@ -36,6 +42,16 @@ def test_the_choices_of_a_flag_are_those_that_are_implemented():
     assert choices["schedule"] == optim.SCHEDULES.keys()
     assert choices["format"] == export.WRITERS.keys() == export.ENDINGS.keys() == export.PACKAGES.keys()
     assert database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys() == set(PHANTOM)
+
+
+def test_each_flag_of_the_augmentation_is_one_of_its_fields():
+    flags = {item.name for item in fields(Config) if item.metadata["group"] == "augmentation"}
+    assert flags == {item.name for item in fields(Augmentation)} - {"crop", "num_class"}
+
+
+def test_a_flag_that_is_left_out_leaves_the_augmentation_off():
+    on = [name for name, value in vars(Augmentation((32, 32), 2)).items() if value]
+    assert on == ["crop", "num_class", "elastic_share", "elastic_grid"]
 
 
 @pytest.mark.parametrize("argv", [["--no_such_flag"], ["--lr", "fast"], ["--mode", "dance"], ["--nch_k", "4"]])

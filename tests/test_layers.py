@@ -10,8 +10,9 @@ from conftest import ROOT
 ROWS = [  # of files at the door and of folders; what stands in a row imports what stands above it
     ["utils", "model"],
     ["files"],
-    ["config", "dataset", "distributed", "legacy"],
-    ["checkpoint", "images"],
+    ["config", "distributed", "images", "legacy"],
+    ["dataset"],
+    ["checkpoint"],
     ["training", "prediction"],
     ["sources", "evaluation"],
     ["train", "predict", "run_make_database", "display_result"],

@@ -300,11 +300,11 @@ def _nan(folder):
         (lambda f: (f / "train-volume.tif").unlink(), [], "no such file"),
         (lambda f: _labels(f, np.zeros((4, 32, 32), np.uint8)), [], "5 pages"),
         (lambda f: _labels(f, np.zeros((5, 32, 30), np.uint8)), [], "(32, 30)"),
-        (lambda f: _labels(f, np.zeros((5, 32, 32), np.uint8)), [], "one value"),
+        (lambda f: _labels(f, np.zeros((5, 32, 32), np.uint8)), [], "the same value"),
         (_truncate, [], "truncated"),
         (lambda f: (f / "train-labels.tif").write_bytes(b""), [], "train-labels.tif"),
         (_nan, [], "NaN"),
-        (lambda f: None, ["--num_test", "5"], "none is left to train"),
+        (lambda f: None, ["--num_test", "5"], "none is left for training"),
         (_one_colour_image, [], "train-volume.tif is one image of 3 channels: if these are sections"),
         (
             lambda f: _labels(f, np.zeros((3, 32, 32), np.uint8), "rgb"),

@@ -1,66 +1,69 @@
-"""Random changes of a batch that a network is to ignore."""
+"""Augmentation: random changes of a batch to which a network should be invariant."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset import Batch
+from training.patches import Batch
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crops' flips, quarter turns, elastic displacement, blur, noise and changes of grey, a batch at once.
+    """Random flips, quarter turns, elastic displacement, blur, noise and intensity changes of a whole batch.
 
-    All that moves pixels is one sampling grid, so each pixel is interpolated once, the image by cubic convolution
-    (bilinear blurs it), and the label goes through the same grid. Source: Ronneberger et al. 2015, section 3.1.
+    Each is off by default; `config.py` has the defaults of a training.
+
+    All spatial changes are one sampling grid, so each pixel is interpolated once: the image by cubic convolution
+    (bilinear interpolation blurs it), the label linearly. Source: Ronneberger et al. 2015, section 3.1.
 
     Attributes
     ----------
     crop : (int, int)
-        Height and width that come out [px].
+        Height and width of the result [px].
     num_class : int
         Number of classes.
     flip, turn : bool
-        Whether to flip both axes at random, and to turn by quarters (by halves where the crop is not square).
+        Random flips of both axes, and random quarter turns (half turns if the crop is not square).
     elastic : float
-        Standard deviation of the displacement at the nodes of the grid [px], cut off at three times it; 0: none.
+        Standard deviation of the displacement at the grid nodes [px], clipped at three times that; 0 = off.
     elastic_share : float
-        Share of the crops that are displaced. The others stay as sharp as the images of a test: interpolation blurs.
+        Fraction of the crops with elastic displacement. The others stay as sharp as test images: interpolation blurs.
     elastic_grid : int
-        Nodes a side; bicubic in between.
+        Number of nodes per side; bicubic interpolation in between.
     brightness, contrast : float
-        Largest shift, in standard deviations, and largest relative change of the gain.
+        Largest shift in standard deviations, and largest relative change of the contrast.
     gamma : float
-        Largest logarithm of the exponent of the grey values, scaled to [0, 1] in each image.
+        Largest logarithm of the gamma exponent, which applies to grey values scaled to [0, 1] per image.
     blur : float
-        Largest standard deviation of a Gaussian filter [px].
+        Largest standard deviation of a Gaussian blur [px].
     noise : float
-        Largest standard deviation of Gaussian noise, in those of the data.
+        Largest standard deviation of Gaussian noise, in standard deviations of the image.
     """
 
     crop: tuple[int, int]
     num_class: int
-    flip: bool = True
-    turn: bool = True
-    elastic: float = 10.0
+    flip: bool = False
+    turn: bool = False
+    elastic: float = 0.0
     elastic_share: float = 1.0
     elastic_grid: int = 3
-    brightness: float = 0.2
-    contrast: float = 0.2
+    brightness: float = 0.0
+    contrast: float = 0.0
     gamma: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
 
     @property
     def margin(self) -> int:
-        """Pixels around the crop that the displacement can reach."""
+        """Number of pixels around the crop that the displacement can reach."""
         return math.ceil(3 * self.elastic)
 
     def __call__(self, batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
@@ -72,8 +75,8 @@ class Augmentation:
             `input` (N, C, H + 2 margin, W + 2 margin) float32 on any device; `label`, and `distance` if there is one,
             (N, H + 2 margin, W + 2 margin).
         rngs : sequence of numpy.random.Generator
-            One a sample, so that it changes nothing in which batch a sample is. They draw on the CPU, so that all
-            devices see the same numbers; the noise alone is drawn on the device.
+            One per sample, so that the result does not depend on the other samples of the batch. They draw on the CPU,
+            so that all devices get the same numbers; only the noise is drawn on the device.
 
         Returns
         -------
@@ -81,18 +84,20 @@ class Augmentation:
             The same entries: `input` (N, C, H, W) float32, `label` (N, H, W) int64, `distance` (N, H, W) float32.
         """
         image = batch["input"]
-        classes = torch.stack([batch["label"] == k for k in range(1, self.num_class)], dim=1)  # 0 is what is left
+        classes = torch.stack([batch["label"] == k for k in range(1, self.num_class)], dim=1)  # class 0 is the rest
         planes = [classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
-        grid = self._grid(image.shape[-2:], rngs, image.device)
-        options = {"padding_mode": "reflection", "align_corners": False}
-        image = F.grid_sample(image, grid, "bicubic", **options)
-        stack = F.grid_sample(torch.cat(planes, dim=1), grid, "bilinear", **options)
+        sample = partial(F.grid_sample, grid=self._grid(image, rngs), padding_mode="reflection", align_corners=False)
+        stack = sample(torch.cat(planes, dim=1), mode="bilinear")
         classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
-        moved = {"input": self._shaded(image, rngs), "label": _likeliest(classes)}
-        return batch | moved | ({"distance": distance[0][:, 0]} if distance else {})
+        result = batch.copy()
+        result["input"] = self._change_intensity(sample(image, mode="bicubic"), rngs)
+        result["label"] = _most_probable_class(classes)
+        if distance:
+            result["distance"] = distance[0][:, 0]
+        return result
 
-    def _shaded(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
-        """Image (N, C, H, W) with other sharpness, noise and grey values."""
+    def _change_intensity(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        """Image (N, C, H, W) with random blur, noise, gamma, contrast and brightness."""
 
         def draw(limit: float) -> Tensor:
             values = torch.tensor([rng.uniform(-limit, limit) for rng in rngs]).view(-1, 1, 1, 1)
@@ -111,22 +116,23 @@ class Augmentation:
             image = ((image - low) / span) ** torch.exp(draw(self.gamma)) * span + low
         return image * (1 + draw(self.contrast)) + draw(self.brightness)
 
-    def _grid(self, shape: tuple[int, int], rngs: Sequence[np.random.Generator], device: torch.device) -> Tensor:
-        """Where each pixel of the result is read: (N, H, W, 2) as (x, y) in [-1, 1], as `grid_sample` wants it."""
+    def _grid(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        """Position (x, y) from which each pixel is sampled, (N, H, W, 2) in [-1, 1] as `grid_sample` expects."""
+        shape, device = image.shape[-2:], image.device
         scales = [self.elastic * (rng.random() < self.elastic_share) for rng in rngs]
         size = (2, self.elastic_grid, self.elastic_grid)
-        nodes = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
-        nodes = torch.from_numpy(nodes.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
+        drawn = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
+        nodes = torch.from_numpy(drawn.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
         turns = self._turns(rngs).to(device, non_blocking=True)
         rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)
-        nodes = torch.einsum("nij,njab->niab", turns, nodes)  # turned while they are few
-        offset = (rows @ nodes @ columns.T).clamp_(-self.margin, self.margin)  # (N, 2, H, W) from the middle
+        nodes = torch.einsum("nij,njab->niab", turns, nodes)  # cheaper than to turn the whole field
+        offset = (rows @ nodes @ columns.T).clamp_(-self.margin, self.margin)  # (N, 2, H, W) from the centre
         y, x = (torch.arange(side, device=device) - (side - 1) / 2 for side in self.crop)
         offset += turns[:, :, 0, None, None] * y[:, None] + turns[:, :, 1, None, None] * x
         return torch.stack([offset[:, 1] * (2 / shape[1]), offset[:, 0] * (2 / shape[0])], dim=-1)
 
     def _turns(self, rngs: Sequence[np.random.Generator]) -> Tensor:
-        """Flips and quarter turns as matrices (N, 2, 2) of 0, 1 and -1."""
+        """Random flips and quarter turns as matrices (N, 2, 2) with entries 0, 1 and -1."""
         drawn = np.stack([rng.integers(0, (2, 2, 4)) for rng in rngs])
         signs, quarters = 1.0 - 2.0 * drawn[:, :2] * self.flip, drawn[:, 2] * self.turn
         if self.crop[0] != self.crop[1]:
@@ -137,22 +143,22 @@ class Augmentation:
 
 
 def _bicubic(num_node: int, size: int) -> Tensor:
-    """Weights (size, num_node) of evenly spaced nodes, the first and the last at the edges, in each pixel between."""
+    """Bicubic weights (size, num_node) of evenly spaced nodes, the outer ones at the edges, for each pixel."""
     one_hot = torch.eye(num_node)[None, None]
     return F.interpolate(one_hot, size=(size, num_node), mode="bicubic", align_corners=True)[0, 0]
 
 
-def _likeliest(planes: Tensor) -> Tensor:
-    """Class (N, H, W) of the greatest share, given those of classes 1, 2, ... as (N, K - 1, H, W)."""
+def _most_probable_class(planes: Tensor) -> Tensor:
+    """Most probable class (N, H, W), given the probabilities (N, K - 1, H, W) of classes 1, 2, ..."""
     best, classes = 1 - planes.sum(1), torch.zeros_like(planes[:, 0], dtype=torch.int64)
-    for k, plane in enumerate(planes.unbind(1), 1):  # argmax over a short axis is far slower on a CPU
+    for k, plane in enumerate(planes.unbind(1), 1):  # argmax over a short axis is much slower on a CPU
         classes = torch.where(plane > best, k, classes)
         best = torch.maximum(plane, best)
     return classes
 
 
 def _blurred(image: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian filter of images (N, C, H, W), one deviation (N, 1, 1, 1) [px] each; reflected at the edges."""
+    """Gaussian filter of images (N, C, H, W), with a sigma (N, 1, 1, 1) [px] per image; reflected at the edges."""
     num, nch, height, width = image.shape
     radius = min(radius, height - 1, width - 1)
     x = torch.arange(-radius, radius + 1, device=image.device)

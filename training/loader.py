@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset import Batch, PatchDataset, PatchSampler, SampleFile
+from dataset import SampleFile
 from training.augment import Augmentation
+from training.patches import Batch, PatchDataset, PatchSampler
 from utils import say
 
 

@@ -245,7 +245,7 @@ def test_the_foreground_of_inverted_labels_is_class_1(database, work):
 
 def test_folders_that_hold_the_same_files_are_refused(work, fails):
     write(work / "all" / "1.tif", noise())
-    assert "name the images alone" in fails(make, ["--input", "all", "--label", "all"])
+    assert "give only the images to --input" in fails(make, ["--input", "all", "--label", "all"])
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_classes_of_a_palette_are_in_the_order_of_its_indices(work, capsys, endi
     assert make_database(MADE) == 0
     assert info(work)["class_values"] == [0, 1, 2, 3]  # by colour, 2 came before 1
     assert np.array_equal(label(work), masks[0])
-    assert "the labels have a palette: the classes are its indices" in capsys.readouterr().out
+    assert "the labels have a palette: its indices are the classes" in capsys.readouterr().out
 
 
 def test_palettes_that_differ_are_colours(work, capsys):
@@ -65,7 +65,7 @@ def test_palettes_that_differ_are_colours(work, capsys):
     assert info(work)["class_values"] == [[0, 0, 0], [9, 9, 90], [9, 200, 9], [250, 9, 9]]
     assert np.array_equal(label(work, "train"), np.array([0, 2, 1, 3])[masks[0]])
     assert np.array_equal(label(work, "val"), masks[1])
-    assert "masks/1.png: another palette than the files before" in capsys.readouterr().out
+    assert "masks/1.png: the palette differs from earlier files" in capsys.readouterr().out
 
 
 def test_labels_that_seem_to_number_objects_are_told_of_the_flag_and_class_maps_are_not(work, capsys):
@@ -73,7 +73,7 @@ def test_labels_that_seem_to_number_objects_are_told_of_the_flag_and_class_maps_
     objects[2:8, 2:8], objects[2:8, 12:20], objects[20:30, 4:9] = 1, 2, 3
     write([objects, objects.T, objects % 3])
     assert make_database(MADE) == 0
-    assert "4 classes, each of one piece in an image: if the labels number objects, add --objects on" in (
+    assert "4 classes, each one component per image: if the labels number objects, add --objects on" in (
         capsys.readouterr().out
     )
     for number, mask in enumerate(stripes(4)):
@@ -85,7 +85,7 @@ def test_labels_that_seem_to_number_objects_are_told_of_the_flag_and_class_maps_
 def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_refused(work, fails):
     write([mask * value for mask, value in zip(stripes(2), (1, 255, 1), strict=True)])
     line = fails(make_database, MADE)
-    assert "masks/0.png has the values 0 and 1, masks/1.png 0 and 255: save all masks in one of both ways" in line
+    assert "masks/0.png has the values 0 and 1, masks/1.png 0 and 255: save all masks in the same way" in line
     assert not (work / "datasets").exists()
 
 
@@ -123,13 +123,13 @@ def test_the_background_of_colours_is_named_by_red_green_and_blue(work, fails):
     assert np.array_equal(label(work) == 0, masks[0] == 1)
     for wrong in ("1,2,3", "9", "green"):
         line = fails(make_database, [*MADE, "--background", wrong, "--overwrite"])
-        assert f"--background {wrong}: no class has that value: the labels have 0,0,0; 9,9,90; 9,200,9" in line
+        assert f"--background {wrong}: no class has that value: choose from 0,0,0; 9,9,90; 9,200,9" in line
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--foreground", "3"], "--foreground 3: no class has that value: the labels have 0; 255"),
+        (["--foreground", "3"], "--foreground 3: no class has that value: choose from 0; 255"),
         (["--foreground", "0", "--background", "0"], "that is the background: leave one out"),
         (["--background", "x"], "--background x: no class has that value"),
     ],

@@ -53,7 +53,7 @@ def test_grey_images_beside_colours_become_colours(work, capsys, order):
         expected = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
         assert np.array_equal(sample(split)["input"], expected)
     grey = order.count(0)
-    assert f"{grey} image(s) are grey, {3 - grey} RGB: the grey ones become RGB" in capsys.readouterr().out
+    assert f"{grey} image(s) are grey, {3 - grey} RGB: grey images are converted to RGB" in capsys.readouterr().out
     assert info()["nch_in"] == 3
 
 
@@ -63,7 +63,7 @@ def test_colours_that_are_copies_of_grey_become_grey_beside_grey(work, capsys, o
     write([np.repeat(i[..., None], 3, 2) if channels else i for i, channels in zip(images, order, strict=True)])
     assert main(MADE) == 0
     assert np.array_equal(sample("train")["input"][..., 0], images[0]) and info()["nch_in"] == 1
-    assert f"{order.count(3)} RGB without a colour: these become grey" in capsys.readouterr().out
+    assert f"{order.count(3)} RGB without colours: these are converted to grey" in capsys.readouterr().out
 
 
 def test_byte_orders_go_together_and_types_do_not(work, fails):
@@ -83,11 +83,11 @@ def test_images_and_masks_may_lie_in_one_folder(work, fails, capfd, source):
         save(f"raw/cell{number}.tif", noise(number))
         save(f"raw/cell{number}_mask.tif", mask(number))
     assert main(["--input", source, "--label", "raw/*_mask.tif"]) == 0
-    assert f"3 image(s) of {source} are labels by raw/*_mask.tif: not taken as images" in capfd.readouterr().out
+    assert f"3 image(s) of {source} are matched by raw/*_mask.tif: used as labels only" in capfd.readouterr().out
     for number, split in enumerate(("train", "val", "test")):
         assert np.array_equal(sample(split)["input"][..., 0], noise(number))
         assert np.array_equal(sample(split)["label"] * 255, mask(number))
-    assert "are all labels, too: name the images alone by --input" in (
+    assert "are also labels: give only the images to --input" in (
         fails(main, ["--input", source, "--label", "raw/*.tif", "--overwrite"])
     )
 

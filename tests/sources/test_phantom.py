@@ -24,13 +24,13 @@ def test_neighbouring_sections_look_more_alike_than_distant_ones():
     assert np.mean(labels[0] != labels[1]) < 0.7 * np.mean(labels[0] != labels[7])
 
 
-def test_nuclei_have_the_share_that_is_asked_for_and_differ_in_size():
-    for share, limit in ((0.15, 0.2), (0.02, 0.05)):
-        images, labels = nuclei_images(6, size=128, seed=1, share=share)
-        assert all(share <= (label == NUCLEUS).mean() < limit for label in labels)
+def test_nuclei_cover_the_given_fraction_and_differ_in_size():
+    for fraction, limit in ((0.15, 0.2), (0.02, 0.05)):
+        images, labels = nuclei_images(6, size=128, seed=1, fraction=fraction)
+        assert all(fraction <= (label == NUCLEUS).mean() < limit for label in labels)
         assert len({image.shape for image in images}) == 6 and images[0].dtype == np.uint16
         inside = np.mean([image[label > 0].mean() for image, label in zip(images, labels, strict=True)])
         outside = np.mean([image[label == 0].mean() for image, label in zip(images, labels, strict=True)])
         assert inside > 1.5 * outside
-    again = nuclei_images(6, size=128, seed=1, share=0.02)
+    again = nuclei_images(6, size=128, seed=1, fraction=0.02)
     assert all((a == b).all() for a, b in zip(again[0], images, strict=True))

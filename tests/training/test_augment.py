@@ -6,8 +6,8 @@ from training.augment import Augmentation
 
 
 def augmented(image, label, seed=0, **kwargs):
-    flags = {"flip": False, "turn": False, "elastic": 0.0, "brightness": 0.0, "contrast": 0.0} | kwargs
-    augment = Augmentation((image.shape[2] - 2 * int(np.ceil(3 * flags["elastic"])),) * 2, 2, **flags)
+    margin = int(np.ceil(3 * kwargs.get("elastic", 0)))
+    augment = Augmentation((image.shape[2] - 2 * margin,) * 2, 2, **kwargs)
     return of(augment({"input": image, "label": label}, generators(len(image), seed)))
 
 
@@ -48,7 +48,7 @@ def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel
     y, x = torch.meshgrid(*(2 * (torch.arange(float(size + 2 * margin)),)), indexing="ij")
     label = ((y // 8 + x // 8) % 2).long()
     image = torch.stack([y, x])[None]
-    augment = Augmentation((size, size), 2, elastic=10.0, brightness=0.0, contrast=0.0)
+    augment = Augmentation((size, size), 2, flip=True, turn=True, elastic=10.0)
     batch = {"input": image, "label": label[None], "distance": (x / 2)[None]}
     batch = augment(batch, generators(1, seed))
     out, out_label = of(batch)
@@ -64,16 +64,15 @@ def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel
     assert where.min() >= 0 and where.max() < len(y)
 
 
-@pytest.mark.parametrize("share", [1, 0.5])
-def test_elastic_displacement_has_its_deviation_its_bound_and_its_share(share):
+@pytest.mark.parametrize("fraction", [1, 0.5])
+def test_elastic_displacement_has_its_standard_deviation_its_bound_and_its_fraction(fraction):
     y = torch.arange(93.0)  # 30 px around the crop
     places = torch.stack(torch.meshgrid(y, y, indexing="ij")).expand(400, -1, -1, -1)
-    options = {"flip": False, "turn": False, "elastic": 10.0, "elastic_share": share, "brightness": 0, "contrast": 0}
-    augment = Augmentation((33, 33), 2, **options)
+    augment = Augmentation((33, 33), 2, elastic=10.0, elastic_share=fraction)
     out = augment({"input": places, "label": torch.zeros(400, 93, 93)}, generators(400))["input"]
     field = out - places[:, :, 30:63, 30:63]
     moved = field.abs().amax((1, 2, 3)) > 1e-3
-    assert moved.float().mean() == (1 if share == 1 else pytest.approx(share, abs=0.1))
+    assert moved.float().mean() == (1 if fraction == 1 else pytest.approx(fraction, abs=0.1))
     field = field[moved]
     assert field[..., ::16, ::16].std().item() == pytest.approx(10, rel=0.05)  # at the nodes of the 3x3 grid
     assert field.abs().max() <= augment.margin + 1e-3 and augment.margin == 30
@@ -124,7 +123,8 @@ def test_augmentation_is_a_function_of_its_generator():
 
 def test_a_sample_is_augmented_alike_in_any_batch():
     image, label = torch.randn(3, 1, 44, 44), torch.randint(0, 2, (3, 44, 44))
-    augment = Augmentation((32, 32), 2, elastic=2.0, gamma=0.2, blur=1.0, noise=0.2)
+    grey = {"brightness": 0.2, "contrast": 0.2, "gamma": 0.2, "blur": 1.0, "noise": 0.2}
+    augment = Augmentation((32, 32), 2, flip=True, turn=True, elastic=2.0, **grey)
     whole = augment({"input": image, "label": label}, generators(3))
     alone = augment({"input": image[2:], "label": label[2:]}, generators(3)[2:])
     torch.testing.assert_close(whole["input"][2:], alone["input"])
@@ -132,7 +132,7 @@ def test_a_sample_is_augmented_alike_in_any_batch():
 
 
 def test_a_crop_that_is_not_square_is_turned_by_halves():
-    augment = Augmentation((8, 16), 2, flip=False, elastic=0.0, brightness=0.0, contrast=0.0)
+    augment = Augmentation((8, 16), 2, turn=True)
     image = torch.rand(20, 1, 8, 16)
     out, _ = of(augment({"input": image, "label": torch.zeros(20, 8, 16)}, generators(20)))
     same = torch.isclose(out, image, atol=1e-4).flatten(1).all(1)

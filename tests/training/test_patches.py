@@ -1,0 +1,182 @@
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dataset import DataInfo, SampleFile, describe, list_samples, load_info, write_sample
+from training.patches import PatchDataset, PatchSampler, Window
+from utils import UserError
+
+CPU = torch.device("cpu")
+INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])
+
+
+def write_coordinates(path, height=40, width=50):
+    """A sample whose pixels say where they are."""
+    y, x = np.mgrid[:height, :width]
+    write_sample(path, np.stack([y, x], -1).astype(np.uint16), ((y // 4 + x // 4) % 2).astype(np.uint8))
+
+
+def coordinates(tmp_path, **kwargs) -> PatchDataset:
+    write_coordinates(tmp_path / "0.npy")
+    info = DataInfo(2, [0, 255], ["a", "b"], [0.5, 0.5], [0.0, 0.0], [1.0, 1.0], [0.0, 255.0])
+    return PatchDataset(list_samples(tmp_path), info, labelled=True, **{"memory": CPU} | kwargs)
+
+
+def test_the_originals_pair_layout_is_read(tmp_path):
+    (tmp_path / "train").mkdir()
+    label = np.array([[0, 255], [255, 255]], np.uint8)
+    for number in (2, 10):
+        np.save(tmp_path / "train" / f"input_{number:03d}.npy", np.full((2, 2), number, np.uint8))
+        np.save(tmp_path / "train" / f"label_{number:03d}.npy", label)
+    info = load_info(tmp_path)
+    assert (info.class_values, info.mean, info.class_share) == ([0, 255], [6.0], [0.25, 0.75])
+    for memory in (CPU, None):
+        data = PatchDataset(list_samples(tmp_path / "train"), info, labelled=True, memory=memory)
+        assert data[0]["label"].tolist() == [[0, 1], [1, 1]]
+        assert data[1]["input"].tolist() == [[[1.0, 1.0], [1.0, 1.0]]]  # (10 - 6) / 4
+
+
+def test_a_window_beyond_the_image_is_reflected(tmp_path):
+    data = coordinates(tmp_path)
+    sample = data[Window(0, -2, 48, 4, 4)]
+    assert sample["input"][0, :, 0].tolist() == [2, 1, 0, 1]
+    assert sample["input"][1, 0].tolist() == [48, 49, 48, 47]
+    assert sample["label"].shape == (4, 4)
+
+
+@pytest.mark.parametrize("margin", [0, 3, 8, 20])  # 20 would take more than twice the memory
+@pytest.mark.parametrize("window", [Window(0, 4, 5, 30, 40), Window(0, -3, 30, 30, 23), Window(0, -9, 30, 30, 30), 0])
+def test_memory_and_disk_give_the_same_windows(tmp_path, margin, window):
+    kept, streamed = coordinates(tmp_path, margin=margin)[window], coordinates(tmp_path, memory=None)[window]
+    assert kept.keys() == streamed.keys() and kept["input"].shape == streamed["input"].shape
+    assert all(torch.equal(torch.as_tensor(kept[name]), torch.as_tensor(streamed[name])) for name in kept)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
+def test_a_kept_window_is_the_one_that_is_read_wherever_it_lies(tmp_path, dtype):
+    image = np.random.default_rng(0).integers(0, 200, (20, 30, 1)).astype(dtype)
+    write_sample(tmp_path / "0.npy", image, None)
+    files, info = [SampleFile(tmp_path / "0.npy")], DataInfo(1, [0, 1], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0, 1])
+    kept = PatchDataset(files, info, labelled=False, memory=torch.device("cpu"), margin=4)
+    read = PatchDataset(files, info, labelled=False)
+    for window in (Window(0, -4, -4, 20, 20), Window(0, -4, -4, 64, 90), Window(0, 3, 20, 12, 30)):
+        expected = np.pad(image[..., 0], 99, "reflect")[window.top + 99 :, window.left + 99 :]
+        for data in (kept, read):
+            assert np.array_equal(data[window]["input"][0], expected[: window.height, : window.width])
+
+
+def test_random_crop_reaches_the_first_and_the_last_row_and_column():
+    sampler = PatchSampler([(12, 10)], (8, 8), margin=3, batch_size=1, seed=0)
+    corners = {(w.top + 3, w.left + 3) for epoch in range(200) for batch in sampler.batches(epoch) for w in batch}
+    assert corners == {(y, x) for y in range(5) for x in range(3)}
+
+
+def test_an_epoch_sees_every_sample_once_and_is_a_function_of_seed_and_epoch():
+    sampler = PatchSampler([(40, 40)] * 7, (32, 32), 0, batch_size=3, seed=5)
+    batches = sampler.batches(4)
+    assert [len(batch) for batch in batches] == [3, 3, 1] and len(sampler) == 3
+    assert sorted(w.index for batch in batches for w in batch) == list(range(7))
+    assert sampler.batches(4) == batches != sampler.batches(5)
+    assert PatchSampler([(40, 40)] * 7, (32, 32), 0, 3, seed=6).batches(4) != batches
+    sampler.set_epoch(4, first_step=2)
+    assert list(sampler) == batches[2:]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # more than there are cores
+def test_the_number_of_processes_changes_nothing(database):
+    info = load_info(database)
+    data = PatchDataset(list_samples(database / "train"), info, labelled=True, memory=None)
+    sampler = PatchSampler(data.shapes, (32, 32), 4, 4, seed=0)
+    runs = [[batch["input"] for batch in DataLoader(data, batch_sampler=sampler, num_workers=num)] for num in (0, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this code must not run",))
+
+
+def _object_array(path):
+    np.save(path, np.array([Evil()], dtype=object), allow_pickle=True)
+
+
+def _pickle(path):
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+def _archive(path):
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+
+
+def _truncated(path):
+    write_sample(path, np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8), np.uint8))
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (_object_array, "Python objects"),
+        (_pickle, "refused"),
+        (_truncated, "refused"),
+        (lambda path: path.write_bytes(b""), "refused"),
+        (_archive, "refused"),
+        (lambda path: np.save(path, np.zeros((2, 2, 1, 1))), "shape"),
+        (lambda path: np.save(path, np.zeros((0, 2))), "shape"),
+        (lambda path: np.save(path, np.zeros((2, 2), [("image", np.uint8)])), "field 'input'"),
+        (lambda path: write_sample(path, np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)), "3 channels"),
+        (lambda path: write_sample(path, np.zeros((2, 2, 1), np.uint8), np.full((2, 2), 2, np.uint8)), "class index 2"),
+        (lambda path: write_sample(path, np.full((2, 2, 1), np.nan, np.float32), np.zeros((2, 2), np.uint8)), "NaN"),
+        (lambda path: write_sample(path, np.zeros((2, 2, 1), np.uint8), None), "no label"),
+    ],
+)
+@pytest.mark.parametrize("memory", [CPU, None])
+def test_a_bad_sample_is_refused_by_name(tmp_path, capfd, write, words, memory):
+    write(tmp_path / "00000.npy")
+    with pytest.raises(UserError, match=words) as error:
+        PatchDataset([SampleFile(tmp_path / "00000.npy")], INFO, labelled=True, memory=memory)[0]
+    assert "00000.npy" in str(error.value)
+    assert "must not run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("memory", [CPU, None])
+def test_images_are_normalised_by_their_own_statistics_or_by_those_of_the_data(tmp_path, memory):
+    image = np.random.default_rng(0).normal(100, 20, (24, 30, 1)).astype(np.float32)
+    for number, scaled in enumerate((image, 2 * image + 30, np.full_like(image, 7))):
+        write_sample(tmp_path / f"{number}.npy", scaled, np.zeros((24, 30), np.uint8))
+    files = list_samples(tmp_path)
+    own = PatchDataset(files, replace(INFO, normalize="image"), labelled=True, memory=memory)
+    torch.testing.assert_close(own[0]["input"], own[1]["input"], atol=1e-4, rtol=0)
+    assert own[0]["input"].mean().abs() < 1e-5 and own[2]["input"].eq(0).all()
+    window = own[Window(1, 3, 4, 8, 8)]  # by the whole image's
+    torch.testing.assert_close(
+        window["input"] * window["std"] + window["mean"], torch.tensor(2 * image[3:11, 4:12, 0] + 30)[None]
+    )
+    by_data = PatchDataset(files, replace(INFO, mean=[30.0], std=[2.0]), labelled=True, memory=memory)
+    torch.testing.assert_close(by_data[1]["input"][0], torch.tensor(image[..., 0]))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "uint32"])
+def test_a_large_offset_costs_no_precision(tmp_path, dtype):
+    small = np.random.default_rng(0).integers(0, 200, (24, 30, 1)).astype(dtype)
+    for number, image in enumerate((small, small + np.array(2**30, dtype))):
+        write_sample(tmp_path / f"{number}.npy", image, np.zeros((24, 30), np.uint8))
+    files = list_samples(tmp_path)
+    for info in (replace(INFO, normalize="image"), describe((file.open() for file in files[1:]), [0, 255])):
+        given = PatchDataset(files, info, labelled=True)[1]["input"]
+        np.testing.assert_allclose(given[0], ((small - small.mean()) / small.std())[..., 0], atol=1e-6)
+    assert describe([(np.full((9, 9, 1), 1e9 + 0.1), None)], [0, 1]).std == [1.0]
+
+
+@pytest.mark.parametrize(("image", "expected"), [(np.uint8(51), -0.6), (np.float32(0.8), 0.6), (np.uint16(3), 5.0)])
+def test_an_image_is_scaled_as_the_original_scaled_its_type(tmp_path, image, expected):
+    # it divided images of 8 bits by 255, and subtracted 0.5 and divided by 0.5 all
+    write_sample(tmp_path / "0.npy", np.full((4, 4, 1), image), None)
+    info = DataInfo(1, [0, 1], ["a", "b"], [0.5, 0.5], [127.5], [127.5], [0, 255], "legacy")
+    data = PatchDataset([SampleFile(tmp_path / "0.npy")], info, labelled=False)
+    assert data[0]["input"].unique().tolist() == pytest.approx([expected])

@@ -1,0 +1,309 @@
+"""Patches of the samples for training: which ones form a batch, and how they are cut from memory or disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypedDict, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from dataset import DataInfo, SampleFile, as_tensor, check_samples, check_values, normalise, statistics_of, to_indices
+from utils import UserError
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+class Patch(TypedDict, total=False):
+    """Window of a sample.
+
+    Attributes
+    ----------
+    input : Tensor
+        (C, H, W) float32, normalised.
+    label : Tensor
+        (H, W) uint8 class indices; absent without ground truth.
+    distance : Tensor
+        (H, W) float32 border distance [px], if wanted.
+    index : int
+        Number of the sample.
+    mean, std : Tensor
+        (C,) mean and standard deviation that the input was normalised by.
+    """
+
+    input: Tensor
+    label: Tensor
+    distance: Tensor
+    index: int
+    mean: Tensor
+    std: Tensor
+
+
+class Batch(TypedDict, total=False):
+    """Patches for one step: the entries of `Patch` with a first axis of N patches, and those of the batch.
+
+    Attributes
+    ----------
+    input, label, distance, index, mean, std : Tensor
+        (N, ...) as in `Patch`; once augmented, the label is int64.
+    weight : Tensor
+        (N, H, W) float32 weight of each pixel in the loss.
+    loss_scale : float
+        Factor of the batch's loss, so that the mean over the processes is the mean over the images.
+    seed : int
+        Random seed of the dropout.
+    """
+
+    input: Tensor
+    label: Tensor
+    distance: Tensor
+    index: Tensor
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+    loss_scale: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of a sample; beyond the image, pixels are reflected.
+
+    Attributes
+    ----------
+    index : int
+        Number of the sample.
+    top, left, height, width : int
+        Position and size [px]; may exceed the image.
+    """
+
+    index: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def is_inside(self, height: int, width: int) -> bool:
+        """Whether it lies completely inside an image of this size."""
+        return min(self.top, self.left) >= 0 and self.top + self.height <= height and self.left + self.width <= width
+
+
+class PatchDataset(Dataset[Patch]):
+    """Normalised windows of samples, read from `.npy` files.
+
+    Parameters
+    ----------
+    files : list of SampleFile
+        The samples; each is opened once to check its shape and channels.
+    info : DataInfo
+        Channels, classes, mean and standard deviation.
+    labelled : bool
+        Refuse samples without a label.
+    memory : torch.device, optional
+        Cache the samples in the memory of this device, and check their pixels now. None: read each window from disk,
+        and check it then.
+    distances : bool
+        Also read the `SampleFile.distance` of each sample.
+    margin : int
+        How far windows reach beyond the image [px]. Samples are cached with this margin of reflected pixels, unless
+        that would double their memory, so that cutting a window is a plain slice.
+
+    Raises
+    ------
+    UserError
+        A sample is damaged, has other channels or classes, or no label where it needs one.
+    """
+
+    def __init__(
+        self,
+        files: list[SampleFile],
+        info: DataInfo,
+        *,
+        labelled: bool,
+        memory: torch.device | None = None,
+        distances: bool = False,
+        margin: int = 0,
+    ) -> None:
+        self.files, self.info, self.distances = files, info, distances
+        self.memory, self.margin = memory, margin
+        self.shapes = check_samples(files, info, labelled=labelled)
+        self._cached: list[CachedSample] = []
+        self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
+        if memory is not None:
+            self._cached = [self._cache(index) for index in range(len(files))]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: int | Window) -> Patch:
+        """One window, or the whole image for a number."""
+        window = key if isinstance(key, Window) else Window(key, 0, 0, *self.shapes[key])
+        if self._cached:
+            planes = self._cached[window.index].cut(window)
+        else:
+            planes = {name: as_tensor(array) for name, array in self._read(window).items()}
+        mean, std = self.statistics(window.index)
+        pixels = normalise(planes["input"], mean, std).movedim(-1, 0).contiguous()  # (H, W, C) -> (C, H, W)
+        patch: Patch = {"input": pixels, "index": window.index, "mean": mean, "std": std}
+        if "label" in planes:
+            patch["label"] = planes["label"].to(torch.uint8)
+        if "distance" in planes:
+            patch["distance"] = planes["distance"].to(torch.float32)
+        return patch
+
+    def statistics(self, index: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation that a sample is normalised by, (C,) each."""
+        if index not in self._statistics:
+            file = self.files[index]
+            try:
+                mean, std = statistics_of(file.open()[0], self.info)
+            except UserError as error:
+                raise UserError(f"{file.input}: {error}") from error
+            self._statistics[index] = torch.from_numpy(mean).to(self.memory), torch.from_numpy(std).to(self.memory)
+        return self._statistics[index]
+
+    def _cache(self, index: int) -> CachedSample:
+        """A sample on the device, with a margin unless that would double its memory."""
+        height, width = self.shapes[index]
+        small = (height + 2 * self.margin) * (width + 2 * self.margin) > 2 * height * width
+        margin = 0 if small else self.margin
+        padded = Window(index, -margin, -margin, height + 2 * margin, width + 2 * margin)
+        arrays = self._read(Window(index, 0, 0, height, width))
+        self.statistics(index)  # now: the file may be replaced later
+        planes = {name: as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}
+        return CachedSample(planes, margin)
+
+    def _read(self, window: Window) -> dict[str, np.ndarray]:
+        """Raw pixels of a window, and its class indices and border distance if there are any."""
+        file = self.files[window.index]
+        image, label = file.open()
+        image = np.array(_cut(image, window))
+        if label is not None:
+            label = np.array(_cut(label, window))
+            if file.label is not None:
+                label = to_indices(label, self.info.class_values, file.label)
+        check_values(file.input, image, label, self.info.num_class)
+        arrays = {"input": image}
+        if label is not None:
+            arrays["label"] = label
+        if self.distances:
+            arrays["distance"] = np.array(_cut(file.open_distance(), window))
+        return arrays
+
+
+class CachedSample(NamedTuple):
+    """A sample in memory: its (H, W, ...) planes, with a margin [px] of reflected pixels around them."""
+
+    planes: dict[str, Tensor]
+    margin: int
+
+    def cut(self, window: Window) -> dict[str, Tensor]:
+        """Planes of a window."""
+        height, width = self.planes["input"].shape[:2]
+        moved = replace(window, top=window.top + self.margin, left=window.left + self.margin)
+        if moved.is_inside(height, width):
+            return {name: _cut(plane, moved) for name, plane in self.planes.items()}
+        own = np.s_[self.margin : height - self.margin, self.margin : width - self.margin]
+        return {name: _cut(plane[own], window) for name, plane in self.planes.items()}
+
+
+def _cut(array: Array, window: Window) -> Array:
+    """Window of an (H, W, ...) array, a view if it is inside; only the rows and columns it covers are read."""
+    bottom, right = window.top + window.height, window.left + window.width
+    if window.is_inside(*array.shape[:2]):
+        return array[window.top : bottom, window.left : right]  # far faster than by indices
+    if isinstance(array, Tensor):
+        return _cut_reflected(array, window)
+    rows = _reflect(np.arange(window.top, bottom), array.shape[0])
+    columns = _reflect(np.arange(window.left, right), array.shape[1])
+    top, left = rows.min(), columns.min()
+    block = array[top : rows.max() + 1, left : columns.max() + 1]
+    return block[(rows - top)[:, None], columns - left]
+
+
+def _cut_reflected(plane: Tensor, window: Window) -> Tensor:
+    """Window of an (H, W, ...) plane on any device, without synchronising with it."""
+    tops = torch.arange(window.top, window.top + window.height, device=plane.device)
+    lefts = torch.arange(window.left, window.left + window.width, device=plane.device)
+    rows, columns = (_reflect(index, size) for index, size in zip((tops, lefts), plane.shape, strict=False))
+    bits = plane.view(SIGNED.get(plane.dtype, plane.dtype))  # CUDA can't index unsigned types wider than 8 bits
+    return bits[rows[:, None], columns].view(plane.dtype)
+
+
+def _reflect(index: Array, size: int) -> Array:
+    """Indices reflected into [0, size) at the first and last pixel.
+
+    Examples
+    --------
+    >>> _reflect(np.arange(-2, 6), 3).tolist()
+    [2, 1, 0, 1, 2, 1, 0, 1]
+    """
+    period = max(2 * (size - 1), 1)
+    return size - 1 - abs(size - 1 - abs(index) % period)
+
+
+class PatchSampler(Sampler[list[Window]]):
+    """Batches of random windows, one per sample and epoch; they depend on (seed, epoch) only.
+
+    Parameters
+    ----------
+    shapes : list of (int, int)
+        Height and width of each sample [px].
+    crop : (int, int)
+        Height and width of a crop [px].
+    margin : int
+        Pixels read around the crop for the elastic displacement.
+    batch_size, seed : int
+        Windows per batch (the last may have fewer), and the random seed.
+    rank, num_process : int
+        This process gets every `num_process`-th window of a batch, starting with window `rank`. A process without a
+        window gets the batch's first one, whose loss is then scaled by 0.
+    """
+
+    def __init__(
+        self,
+        shapes: list,
+        crop: tuple[int, int],
+        margin: int,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        num_process: int = 1,
+    ) -> None:
+        self.shapes, self.crop, self.margin = np.array(shapes), crop, margin
+        self.batch_size, self.seed = batch_size, seed
+        self.rank, self.num_process = rank, num_process
+        self.epoch, self.first_step = 1, 0
+
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the next epoch, and the step at which a resumed run continues."""
+        self.epoch, self.first_step = epoch, first_step
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, besides the image sizes."""
+        crop = [int(side) for side in self.crop]
+        return {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
+
+    def batches(self, epoch: int) -> list[list[Window]]:
+        """All batches of an epoch, for all processes together."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.shapes))
+        room = np.maximum(self.shapes - self.crop, 0) + 1  # (N, 2) possible positions of the top left corner
+        corners = (rng.random(room.shape) * room).astype(int) - self.margin
+        height, width = (side + 2 * self.margin for side in self.crop)
+        windows = [Window(int(i), int(corners[i, 0]), int(corners[i, 1]), height, width) for i in order]
+        return [windows[i : i + self.batch_size] for i in range(0, len(windows), self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[Window]]:
+        for batch in self.batches(self.epoch)[self.first_step :]:
+            yield batch[self.rank :: self.num_process] or batch[:1]
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.shapes) / self.batch_size)
