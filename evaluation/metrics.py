@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -207,33 +208,40 @@ def thin_borders(mask: np.ndarray) -> np.ndarray:
     """
     from skimage.segmentation import watershed
 
-    segments = ndimage.label(mask)[0]
     if mask.size > LARGE:
-        return _grow(segments)
+        return _grow(mask)
+    segments = ndimage.label(mask)[0]
     return watershed(~mask, segments, connectivity=1, watershed_line=True) if mask.any() else segments
 
 
-def _grow(segments: np.ndarray) -> np.ndarray:
-    """Grow segments (H, W) into the background like a watershed with lines, in 8 bytes per pixel instead of 80."""
-    height, width = segments.shape
-    width += 2
-    # (H, W) -> ((H + 2) * (W + 2),); -1 marks the rim and the lines, so that no neighbour needs a bounds check
-    grown = np.pad(segments.astype(np.int32, copy=False), 1, constant_values=-1).ravel()
+def _grow(mask: np.ndarray) -> np.ndarray:
+    """Components of a mask (H, W), grown like a watershed with lines in 8 bytes per pixel instead of 80."""
+    padded = np.pad(mask, 1)
+    numbers = ndimage.label(padded)[0]
+    edge = ndimage.binary_dilation(padded) & ~padded
+    for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+        numbers[rim], edge[rim] = -1, False  # -1 marks the rim and the lines, so that no neighbour needs a bounds check
+    width, grown = padded.shape[1], numbers.ravel()  # (H + 2, W + 2) -> ((H + 2) * (W + 2),)
     offsets = np.array([-width, -1, 1, width])  # to the four neighbours
-    front = np.flatnonzero(grown == 0)  # searched from the background, which is smaller than the foreground
-    front = front[np.any([grown[front + step] > 0 for step in offsets], axis=0)]
+    front = np.flatnonzero(edge)
     while len(front):
         # All pixels at one distance are flooded in two halves, like the fields of a chessboard: pixels of one half are
         # not neighbours of each other, so each sees the result of the other half and no two segments ever touch.
         parity = (front // width + front % width) % 2
-        for half in (front[parity == 0], front[parity == 1]):
+        for half in _pieces(front[parity == 0], front[parity == 1]):
             around = grown[half[:, None] + offsets]  # (P, 4)
             lowest = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
             grown[half] = np.where(lowest == around.max(1), lowest, -1)  # two different segments: a line
         flooded = front[grown[front] > 0]
         neighbours = [flooded + step for step in offsets]
         front = np.unique(np.concatenate([pixels[grown[pixels] == 0] for pixels in neighbours]))
-    return np.maximum(grown.reshape(height + 2, width)[1:-1, 1:-1], 0)
+    return np.maximum(numbers, 0, out=numbers)[1:-1, 1:-1]
+
+
+def _pieces(*arrays: np.ndarray) -> Iterator[np.ndarray]:
+    """Arrays in pieces of a million values, so that what is computed of one takes little memory."""
+    for array in arrays:
+        yield from (array[first : first + 2**20] for first in range(0, len(array), 2**20))
 
 
 def mask_scores(label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None) -> dict[str, float]:
@@ -243,8 +251,9 @@ def mask_scores(label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None 
     """
     truth = ndimage.label(label)[0]
     table = contingency(truth, thin_borders(mask > 0))
-    found = ndimage.label(mask)[0] if objects is None else objects
-    scores = {"v_rand": v_rand(table), "v_info": v_info(table)} | object_scores(truth, found)
+    scores = {"v_rand": v_rand(table), "v_info": v_info(table)}
+    scores |= object_scores(truth, ndimage.label(mask)[0] if objects is None else objects)
+    del truth  # 4 bytes per pixel that the next scores need themselves
     return scores | warping_scores(label, mask)
 
 
@@ -386,11 +395,16 @@ def _simple_points() -> np.ndarray:
 
 def _excess_neighbours(groups: np.ndarray, segments: np.ndarray) -> int:
     """Sum over the groups of pixels of the number of segments that each is 4-adjacent to, minus one."""
-    pairs = set()
-    for axis in (0, 1):
-        for shift in (-1, 1):
-            beside = np.roll(segments, shift, axis)  # the rim is empty, so nothing wraps around
-            touch = (groups > 0) & (beside > 0)
-            pairs |= set(zip(groups[touch].tolist(), beside[touch].tolist(), strict=True))
+    pairs: set[tuple[int, int]] = set()
+    for group, beside in _neighbours(groups, segments):
+        touch = (group > 0) & (beside > 0)
+        pairs |= set(zip(group[touch].tolist(), beside[touch].tolist(), strict=True))
     counts = np.bincount([group for group, _ in pairs], minlength=1)
     return int(np.maximum(counts - 1, 0).sum())
+
+
+def _neighbours(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Parts of two (H, W) images whose pixels are 4-adjacent, for each of the four directions."""
+    for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        yield one[first], other[second]
+        yield one[second], other[first]

@@ -18,9 +18,8 @@ from distributed import World
 from evaluation import metrics
 from evaluation.page import Scores
 from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
-from prediction.objects import foreground_kinds, separate_bands
+from prediction.objects import foreground_kinds, join_bands, separate_bands
 from prediction.predictor import Predictor
-from prediction.tiling import Band
 from utils import UserError
 
 Gather = Callable[[list], list]  # lists of all processes, joined
@@ -400,12 +399,12 @@ class TestScorer:
             if image is None:
                 return scores | metrics.mask_scores(inside, whole)
             probability = image.foreground(self.background)
-            found = _joined(separate_bands(probability, self.threshold))
+            found = join_bands(separate_bands(probability, self.threshold), label.shape)
             return scores | metrics.mask_scores(inside, probability > self.threshold, found)
         classes = np.full(label.shape, self.majority, np.uint8) if image is None else image.classes
         kinds = foreground_kinds(classes, self.background)
         probability = np.ones(label.shape, np.float32) if image is None else image.probability
-        found = _joined(separate_bands(probability, self.threshold, kinds=kinds))
+        found = join_bands(separate_bands(probability, self.threshold, kinds=kinds), label.shape)
         return scores | self._object_scores(label, found, classes)
 
     def _object_scores(self, label: np.ndarray, found: np.ndarray, classes: np.ndarray) -> Scores:
@@ -454,8 +453,3 @@ class TestScorer:
         summary = self.summary()
         last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
         return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]
-
-
-def _joined(bands: Iterator[Band]) -> np.ndarray:
-    """Image (H, W) of its bands."""
-    return np.concatenate([band.values for band in bands])

@@ -58,7 +58,15 @@ def separate_objects(probability: np.ndarray, threshold: float = 0.5, background
     kinds = None
     if probability.ndim == 3:
         probability, kinds = probability.max(0), foreground_kinds(probability.argmax(0), background)
-    return np.concatenate([band.values for band in separate_bands(probability, threshold, kinds=kinds)])
+    return join_bands(separate_bands(probability, threshold, kinds=kinds), probability.shape)
+
+
+def join_bands(bands: Iterable[Band], shape: tuple[int, ...]) -> np.ndarray:
+    """Image of objects (H, W) uint32 from its bands, without a second copy."""
+    image = np.empty(shape, np.uint32)
+    for band in bands:
+        image[band.rows] = band.values
+    return image
 
 
 def foreground_kinds(classes: np.ndarray, background: int) -> np.ndarray:
