@@ -23,6 +23,7 @@ ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
 NORMALIZE = ("data", "image", "legacy")
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
 NUM_SHOWN = 4096  # random pixels of each training image that the grey range of pictures is measured on
+IGNORE = 255  # class index of pixels that are not annotated
 MAX_CLASS = 32  # more label values come from lossy compression, interpolation or numbered objects
 
 
@@ -49,6 +50,8 @@ class DataInfo:
         training, not by the database.
     context : int
         Number of neighbouring sections above, and as many below, in the input channels; the top section comes first.
+    ignore : int, float, list of int or None
+        Label value of pixels that are not annotated, whose class index is `IGNORE`; None: all pixels are annotated.
     """
 
     nch_in: int
@@ -60,11 +63,17 @@ class DataInfo:
     value_range: list[float]
     normalize: str = "data"
     context: int = 0
+    ignore: float | list[int] | None = None
 
     @property
     def num_class(self) -> int:
         """Number of classes."""
         return len(self.class_values)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether labels may contain pixels that are not annotated."""
+        return self.ignore is not None
 
     @classmethod
     def from_dict(cls, values: dict, origin: Path) -> DataInfo:
@@ -136,6 +145,7 @@ _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
         lambda info: _is_integer(info.context, 0, 2**15) and info.nch_in % (2 * info.context + 1) == 0,
         "a whole number such that 2 * context + 1 divides the number of channels",
     ),
+    "ignore": (lambda info: info.ignore is None or _is_class_value(info.ignore), "a label value, or null"),
 }
 
 
@@ -240,8 +250,10 @@ def _check_shapes(path: Path, image: np.ndarray, label: np.ndarray | None) -> No
         raise UserError(f"{path}: label has shape {label.shape}, the input {image.shape[:2]}: they must agree")
 
 
-def check_values(path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int) -> None:
-    """Check that a sample can be trained on.
+def check_values(
+    path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int, *, partial: bool = False
+) -> None:
+    """Check that a sample can be trained on; pixels of a partial label may be `IGNORE`.
 
     Raises
     ------
@@ -252,8 +264,9 @@ def check_values(path: Path, image: np.ndarray, label: np.ndarray | None, num_cl
         raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
     if label is not None and (label.dtype.kind not in "bui" or label.min() < 0):
         raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not whole: make the database again")
-    if label is not None and label.max() >= num_class:
-        raise UserError(f"{path}: class index {label.max()} beyond the {num_class} classes: make the database again")
+    known = label[label != IGNORE] if partial and label is not None else label
+    if known is not None and known.max(initial=0) >= num_class:
+        raise UserError(f"{path}: class index {known.max()} beyond the {num_class} classes: make the database again")
 
 
 def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:

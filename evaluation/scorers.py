@@ -73,7 +73,7 @@ def open_sample(file: SampleFile, info: DataInfo) -> tuple[np.ndarray, np.ndarra
         The sample is damaged, or holds NaN, infinity or no class.
     """
     image, label = file.open(info.class_values)
-    check_values(file.input, image, label, info.num_class)
+    check_values(file.input, image, label, info.num_class, partial=info.is_partial)
     return image, None if label is None else np.ascontiguousarray(label, np.uint8)
 
 

@@ -187,7 +187,7 @@ class PatchDataset(Dataset[Patch]):
             label = np.array(_cut(label, window))
             if file.label is not None:
                 label = to_indices(label, self.info.class_values, file.label)
-        check_values(file.input, image, label, self.info.num_class)
+        check_values(file.input, image, label, self.info.num_class, partial=self.info.is_partial)
         arrays = {"input": image}
         if label is not None:
             arrays["label"] = label

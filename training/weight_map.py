@@ -37,7 +37,7 @@ def cache_border_distances(files: list[SampleFile], info: DataInfo) -> None:
             image, label = file.open(info.class_values)
             if label is None:
                 return  # said by the dataset
-            check_values(file.input, image, label, info.num_class)
+            check_values(file.input, image, label, info.num_class, partial=info.is_partial)
             try:
                 with atomic_write(file.distance) as goal:
                     np.save(goal, border_distance(label))
