@@ -9,7 +9,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,14 +212,14 @@ def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, wo
     assert (work / "checkpoints" / "unet" / "em" / "earlier-1" / "model_epoch0001.pth").is_file()
 
 
-def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(database, work):
-    command = [sys.executable, Path(main.__file__), *SMALL, "--num_epoch", "1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not process.stdout.readline().startswith("epoch"):
+def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(database, work, start):
+    os.mkfifo("pipe")
+    process = start(main.main, *SMALL, "--num_epoch", "1000", out=work / "pipe")
+    with (work / "pipe").open() as pipe:
+        while not pipe.readline().startswith("epoch"):
             assert process.poll() is None
-        process.stdout.close()
-        message = process.stderr.read().splitlines()
-    assert process.returncode == 141 and "saved" in message[-1]
+    _, err = process.communicate()
+    assert process.returncode == 141 and "saved" in err.splitlines()[-1]
     epoch = max(checkpoint.list_epochs(work / "checkpoints" / "unet" / "em"))
     assert 1 < epoch < 1000 and not checkpoint_of(work, epoch).whole
 
