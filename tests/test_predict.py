@@ -324,7 +324,7 @@ def test_three_classes_of_two_channels_go_through_every_format(work):
     tifffile.imwrite("images.tif", images, imagej=True, metadata={"axes": "ZCYX"})
     tifffile.imwrite("labels.tif", labels, photometric="minisblack")
     assert run_make_database.main(["--input", "images.tif", "--label", "labels.tif"]) == 0
-    assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "40", "--batch_size", "2", "--lr", "0.01"]) == 0
+    assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "20", "--batch_size", "1", "--lr", "0.01"]) == 0
     goals = ["out.tif", "out.npy"]
     goals += ["out.zarr"] if importlib.util.find_spec("zarr") else []
     for goal in goals:
