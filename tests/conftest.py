@@ -6,14 +6,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import socket
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from forks import Fork
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -81,11 +82,53 @@ def fails(capfd):
     return run
 
 
-def start(script: str, *argv: str, **kwargs) -> subprocess.Popen:
-    """Start one of our programs as a process of its own."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(ROOT / script), *argv]
-    return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True, **kwargs)
+@pytest.fixture
+def start(work):
+    """Starts a program in a process of its own, and kills what is left of it in the end."""
+    processes = []
+
+    def run(program, *argv, out=None, **environment):
+        processes.append(Fork(program, list(argv), work, environment, out))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def free_port():
+    """Number of a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture
+def together(start, free_port):
+    """Starts main.py in several processes that know of each other, as torchrun does."""
+    import main
+
+    def run(num_process, *argv):
+        world = {"WORLD_SIZE": str(num_process), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
+        return [start(main.main, *argv, RANK=str(rank), **world) for rank in range(num_process)]
+
+    return run
+
+
+def finish(processes: list[Fork]) -> str:
+    """Output of processes that must succeed."""
+    texts = [process.communicate(timeout=120) for process in processes]
+    assert all(process.returncode == 0 for process in processes), texts
+    return "".join(out for out, _ in texts)
+
+
+def wait_for(path: Path, process: Fork) -> None:
+    """Wait until a file is there, while the process runs."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
 
 
 class Killed(BaseException):

@@ -1,20 +1,21 @@
 """Several processes on the CPU, over gloo."""
 
 import os
-import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 import zipfile
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, SMALL
+import torch.distributed.run
+from conftest import ROOT, SMALL, finish, wait_for
+from forks import launch_two
 
 import checkpoint
+import distributed
 import main
 from checkpoint import Checkpoint
 from config import Config
@@ -23,59 +24,11 @@ from train import Trainer
 from utils import FlagError, pick_precision
 
 FLAGS = [*SMALL, "--norm", "inorm", "--amp", "off", "--dist_timeout", "20"]
-PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-
-
-@pytest.fixture
-def start(work):
-    """Starts a command with one thread, and kills what is left of it in the end."""
-    processes = []
-
-    def run(*command, **environment):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-        processes.append(subprocess.Popen([sys.executable, *command], cwd=work, env=environment, **PIPES))
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def free_port():
-    """Number of a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-@pytest.fixture
-def together(start, free_port):
-    """Starts main.py in several processes that know of each other, as torchrun does."""
-
-    def run(num_process, *argv):
-        world = {"WORLD_SIZE": str(num_process), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
-        return [start(ROOT / "main.py", *argv, RANK=str(rank), **world) for rank in range(num_process)]
-
-    return run
-
-
-def finish(processes):
-    """Output of processes that must succeed."""
-    texts = [process.communicate(timeout=120) for process in processes]
-    assert all(process.returncode == 0 for process in processes), texts
-    return "".join(out for out, _ in texts)
+ENDLESS = [*FLAGS, "--num_epoch", "9999", "--num_freq_save", "5"]
 
 
 def weights(work, scope, epoch):
     return Checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth").net
-
-
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
 
 
 def test_alone_a_process_is_its_own_world():
@@ -130,35 +83,21 @@ def test_a_killed_process_ends_the_other_with_one_line(database, work, together)
     assert first.returncode == 1 and err.count("\n") == 1 and "another process of this run has died" in err
 
 
-ENDED = """
-import distributed, sys
-from pathlib import Path
-Path("script.py").write_text('''
-import os, signal, time
-signal.signal(signal.SIGTERM, lambda *_: (open("ended", "w").close(), os._exit(0)))
-open("started", "w").close()
-time.sleep(60)
-''')
-sys.exit(distributed.launch(1, ["script.py"]))
-"""
-
-
-def test_a_launcher_that_is_ended_hands_that_on(work, start):
-    process = start("-c", ENDED, PYTHONPATH=str(ROOT))
-    wait_for(work / "started", process)
+def test_a_launcher_that_is_ended_hands_that_on(database, work, start):
+    process = start(partial(distributed.launch, 1), str(ROOT / "main.py"), *ENDLESS)
+    wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", process)
     process.terminate()
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
-    assert (work / "ended").exists()
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM and err.count("stopped in epoch") == 1
+    assert not Checkpoint.load(checkpoint.find(work / "checkpoints" / "unet" / "em")).whole
 
 
-def test_processes_whose_launcher_was_killed_save_and_stop(database, work, free_port):
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "main.py"), *FLAGS, "--num_epoch", "9999", "--num_freq_save", "5"]
-    script = f"for rank in 0 1; do RANK=$rank {shlex.join(command)} & done; wait"
-    with subprocess.Popen(["sh", "-c", script], env=os.environ | world, **PIPES) as launcher:
-        wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", launcher)
-        launcher.kill()
-        _, err = launcher.communicate(timeout=30)  # ends when nobody has the pipes open any more
+def test_processes_whose_launcher_was_killed_save_and_stop(database, work, start, free_port):
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
+    launcher = start(launch_two, *ENDLESS, **world)
+    wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", launcher)
+    launcher.kill()
+    _, err = launcher.communicate(timeout=30)
     assert err.count("stopped in epoch") == 1
     assert not Checkpoint.load(checkpoint.find(work / "checkpoints" / "unet" / "em")).whole
 
@@ -187,8 +126,8 @@ def test_the_chosen_gpu_is_the_current_one_and_asked_for_bf16(monkeypatch):
 
 def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(database, work, start):
     options = ["--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    flags = [*FLAGS, "--num_epoch", "1000", "--num_freq_save", "5"]
-    process = start("-m", "torch.distributed.run", *options, str(ROOT / "main.py"), *flags)
+    options += ["--start-method=fork", "--run-path"]  # in forks of the launcher, which start faster
+    process = start(torch.distributed.run.main, *options, str(ROOT / "main.py"), *ENDLESS)
     folder = work / "checkpoints" / "unet" / "em"
     for signum in (signal.SIGKILL, signal.SIGTERM):
         last = max(checkpoint.list_epochs(folder), default=0)
@@ -198,4 +137,4 @@ def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(databa
     out, err = process.communicate(timeout=60)
     assert "resuming from" in out and err.count("stopped in epoch") == 1
     newest = Checkpoint.load(checkpoint.find(folder, 0))
-    assert not newest.whole and 10 <= newest.epoch < 1000
+    assert not newest.whole and 10 <= newest.epoch < 9999

@@ -3,14 +3,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 import tifffile
-from conftest import ROOT, SMALL, start
+from conftest import SMALL, finish, wait_for
 from PIL import Image
 
 import main
@@ -268,15 +267,11 @@ def test_numbers_beyond_all_ranges_are_one_line(trained, work, fails, value):
 
 
 @pytest.mark.parametrize("goal", ["out.tif", "out.zarr"])
-def test_two_processes_write_the_bytes_of_one(stack, work, goal):
+def test_two_processes_write_the_bytes_of_one(stack, work, together, goal):
     if goal.endswith("zarr"):
         pytest.importorskip("zarr")
     assert segment("in.tif", goal, "--tile", "64") == 0
-    flags = [*PREDICT, "--input", "in.tif", "--output", f"two-{goal}", "--tile", "64"]
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "main.py"), *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *run], cwd=work, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    finish(together(2, *PREDICT, "--input", "in.tif", "--output", f"two-{goal}", "--tile", "64"))
     one, two = (
         sorted(p for p in [path, *path.rglob("*")] if p.is_file()) for path in (work / goal, work / f"two-{goal}")
     )
@@ -284,13 +279,11 @@ def test_two_processes_write_the_bytes_of_one(stack, work, goal):
     assert same and all(same)
 
 
-def test_a_killed_prediction_leaves_the_old_file(stack, work):
+def test_a_killed_prediction_leaves_the_old_file(stack, work, start):
     (work / "out.tif").write_bytes(b"old")
     tifffile.imwrite("large.tif", np.tile(stack, (1, 8, 4)), photometric="minisblack")  # takes seconds
-    process = start("main.py", *PREDICT, "--tta", "on", "--input", "large.tif", "--output", "out.tif", "--tile", "64")
-    while not (work / "out.tif.partial").is_file():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    process = start(main.main, *PREDICT, "--tta", "on", "--input", "large.tif", "--output", "out.tif", "--tile", "64")
+    wait_for(work / "out.tif.partial", process)
     time.sleep(0.3)  # into the computation
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
@@ -343,7 +336,7 @@ def test_three_classes_of_two_channels_go_through_every_format(work):
     tifffile.imwrite("images.tif", images, imagej=True, metadata={"axes": "ZCYX"})
     tifffile.imwrite("labels.tif", labels, photometric="minisblack")
     assert run_make_database.main(["--input", "images.tif", "--label", "labels.tif"]) == 0
-    assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "40", "--batch_size", "2", "--lr", "0.01"]) == 0
+    assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "20", "--batch_size", "1", "--lr", "0.01"]) == 0
     goals = ["out.tif", "out.npy"]
     goals += ["out.zarr"] if importlib.util.find_spec("zarr") else []
     for goal in goals:

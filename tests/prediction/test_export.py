@@ -82,7 +82,7 @@ def test_onnx_gives_the_checkpoints_probability_of_any_image(database, work, num
 
 @pytest.mark.parametrize(
     "flags",
-    [[], ["--num_level", "3"], ["--num_level", "5"], ["--norm", "inorm", "--normalize", "data", "--nch_out", "2"]],
+    [[], ["--num_level", "5", "--norm", "inorm"], ["--num_level", "3", "--normalize", "data", "--nch_out", "2"]],
 )
 def test_torchscript_gives_the_checkpoints_probability_of_any_image(database, work, flags):
     assert main.main([*SMALL, "--num_epoch", "1", *flags]) == 0

@@ -9,9 +9,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, NoReturn
 
 from .project import PROGRAMS, ROOT
 
@@ -65,7 +66,8 @@ class Child:
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            _be(program, argv, folder, before, self.out, self.err)
+            call = partial(PROGRAMS[program], argv)
+            become(call, [str(ROOT / f"{program}.py"), *argv], folder, before, self.out, self.err)
         LIVE.add(self)
 
     def poll(self) -> bool:
@@ -124,10 +126,15 @@ def run(
     return Child(program, argv, folder, before).wait(limit)
 
 
-def _be(
-    program: str, argv: list[str], folder: Path, before: Callable[[], None] | None, out: IO[bytes], err: IO[bytes]
-) -> None:
-    """Be the program, in the child; never returns."""
+def become(
+    call: Callable[[], int | None],
+    argv: list[str],
+    folder: Path,
+    before: Callable[[], None] | None,
+    out: IO[bytes],
+    err: IO[bytes],
+) -> NoReturn:
+    """Be a program, in the child."""
     status = 1
     try:
         for signum in (signal.SIGTERM, signal.SIGALRM):
@@ -136,10 +143,10 @@ def _be(
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         os.chdir(folder)
-        sys.argv = [str(ROOT / f"{program}.py"), *argv]
+        sys.argv = argv
         if before:
             before()
-        status = PROGRAMS[program](argv)
+        status = call() or 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:
