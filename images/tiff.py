@@ -64,7 +64,7 @@ def _main_series(tif: Any) -> list[Any]:
 
 
 def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
-    """Refuse an image with missing pages, as of an OME-TIFF in several files of which one is missing."""
+    """Refuse an image with missing pages, such as an OME-TIFF in several files with one missing."""
     absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
     if absent and any("OME series raised" in message for message in messages):
         raise UserError(f"{path}: a part of an image in several files: put {absent[1]} beside it")
