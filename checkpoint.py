@@ -126,7 +126,7 @@ class Checkpoint:
         Raises
         ------
         UserError
-            The file is no checkpoint, is damaged, or would run code when loaded.
+            The file is not a checkpoint, is damaged, or would run code when loaded.
         """
         return cls._of(_read(path), path, info)
 

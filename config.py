@@ -231,7 +231,7 @@ class Config(Flags):
         "test",
         rule=TILE,
     )
-    background: str = flag("", "class that is no object, by name or value (default: as trained)", "test")
+    background: str = flag("", "background class, which has no objects, by name or value (default: as trained)", "test")
 
     num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
     num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", rule=between(1, COUNT))

@@ -181,7 +181,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def init_weights(net: nn.Module, init: str, seed: int) -> None:
-    """Draw the weights of a network anew; biases are 0, normalisations the identity.
+    """Initialise the weights of a network at random; biases are 0, normalisations the identity.
 
     `normal` is pytorch-UNET's, with standard deviation 0.02; `kaiming` is the paper's, He et al. 2015. The same seed
     gives the same weights, whatever was drawn before.

@@ -80,7 +80,7 @@ SCORES = ("bce", "pixel_error", "v_rand", "v_info")
 
 
 def main() -> None:
-    """Do what the flags say."""
+    """Train and score the recipes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="minutes of training for each run")
     parser.add_argument("--num_epoch", type=int, default=0, help="epochs of training instead of --minutes")

@@ -244,7 +244,7 @@ class SegmentScorer:
     Parameters
     ----------
     background : int
-        The class that is no segment.
+        Index of the background class.
     """
 
     def __init__(self, background: int) -> None:

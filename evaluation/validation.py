@@ -26,7 +26,7 @@ class Validation:
     device, precision
         Device, and data type of mixed precision; segments are scored in float32, as in the test.
     background : str
-        Class that is no object, see `--background`.
+        Background class, see `--background`.
     tta, tile
         Test-time augmentation, and height of a tile [px], to score segments; as in the test.
     world : World

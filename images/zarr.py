@@ -125,7 +125,7 @@ def _open_image(path: Path, group: Any) -> tuple[Any, str, dict[str, tuple[Any, 
             raise UserError(f"{path}: not one OME-Zarr image: name one of its members ({inside or 'nothing'})")
         group = images[0][1]
         scales = _multiscales(group)
-    named = scales[0].get("axes", "tczyx")  # no axes in OME-Zarr 0.1 and 0.2, names alone in 0.3
+    named = scales[0].get("axes", "tczyx")  # no axes in OME-Zarr 0.1 and 0.2, only names in 0.3
     named = [{"name": axis} if isinstance(axis, str) else axis for axis in named]
     axes = "".join(axis["name"] for axis in named).upper()
     first = scales[0]["datasets"][0]

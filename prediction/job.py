@@ -173,8 +173,8 @@ class PredictionJob:
         by_frame = "cells" in self.files.outputs or self.files.to_png
         num = len(counts) if by_frame else len(bands)
         first, last = (rank * num // self.world.size for rank in (self.world.rank, self.world.rank + 1))
-        mine = [band for index, band in enumerate(bands) if first <= (band[0] if by_frame else index) < last]
-        return {frame: [number for _, number in group] for frame, group in groupby(mine, key=lambda band: band[0])}
+        own = [band for index, band in enumerate(bands) if first <= (band[0] if by_frame else index) < last]
+        return {frame: [number for _, number in group] for frame, group in groupby(own, key=lambda band: band[0])}
 
     def _parts(self) -> Iterator[Part]:
         """Everything that this process computes, with a progress bar in the main process."""

@@ -32,7 +32,7 @@ def separate_objects(probability: np.ndarray, threshold: float = 0.5, background
     """Split the foreground into objects where the probability between two certain cores is lowest.
 
     A seeded watershed: seeds are the 4-connected regions above the middle between the threshold and 1, and they grow
-    down to the threshold. A region without a seed is an object of its own. Source: Meyer 1994, doi
+    down to the threshold. A region without a seed is one object. Source: Meyer 1994, doi
     10.1016/0165-1684(94)90060-4.
 
     Parameters
@@ -42,7 +42,7 @@ def separate_objects(probability: np.ndarray, threshold: float = 0.5, background
     threshold : float
         Pixels above it are foreground. With K classes a pixel belongs to the most probable one.
     background : int
-        Which of K classes is no object. Objects of different classes never merge.
+        Index of the background among K classes. Objects of different classes never merge.
 
     Returns
     -------

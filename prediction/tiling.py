@@ -134,12 +134,12 @@ def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, st
     (448, 2048)
     """
 
-    def on_grid(value: float) -> int:
+    def round_up(value: float) -> int:
         return max(math.ceil(value / stride) * stride, MIN_SIDE)
 
     if height * width <= num_pixel:
-        return on_grid(height), on_grid(width)
-    across = min(on_grid(width), on_grid(2 * math.sqrt(num_pixel)))
+        return round_up(height), round_up(width)
+    across = min(round_up(width), round_up(2 * math.sqrt(num_pixel)))
     return max(int(num_pixel / (across + band_cost * width)) // stride * stride, MIN_SIDE), across
 
 
