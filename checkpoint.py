@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code."""
+"""Checkpoints: written completely or not at all, and read without running code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from model import NUM_LEVEL, Architecture, UNet
 from utils import UserError, is_out_of_memory
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
-FORMAT = 1  # rises when a reader of the old layout would misread the new one
+FORMAT = 1  # raised when readers of the old layout would misread the new one
 
 
 def _is_number(value: Any) -> bool:
@@ -71,7 +71,7 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under 
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint holds: tensors and plain values, of this program or of pytorch-UNET.
+    """Contents of a checkpoint of this program or of pytorch-UNET: tensors and plain values.
 
     Attributes
     ----------
@@ -80,17 +80,17 @@ class Checkpoint:
     arch : dict
         Arguments of the `UNet`.
     info : DataInfo
-        Of the data that the network was trained on.
+        Description of the data that the network was trained on.
     config : dict
         Flags of the training.
     epoch, whole, losses
         The epoch, whether it was trained to its end, and the losses of its batches.
     plan : dict
-        What the batches of that epoch depend on; empty in older files.
+        Settings that the batches of that epoch depend on; empty in older files.
     threshold : float
-        Probability of class 1 over which the validation scored best.
+        Threshold for the probability of class 1 that scored best on the validation set.
     seconds : float
-        Time trained.
+        Time trained [s].
     run : str
         Name that torchrun gave the run; empty without it.
     average : dict or None
@@ -114,30 +114,30 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path, info: DataInfo | None = None) -> Checkpoint:
-        """Checkpoint of a file, on the CPU.
+        """Load a checkpoint on the CPU.
 
         Parameters
         ----------
         path : Path
             A `.pth` of this program, or of pytorch-UNET.
         info : DataInfo, optional
-            Describes the data of pytorch-UNET's checkpoints, which say nothing of it.
+            Description of the data, for checkpoints of pytorch-UNET, which have none.
 
         Raises
         ------
         UserError
-            The file is no checkpoint, is damaged, or would run code when loaded.
+            The file is not a checkpoint, is damaged, or would run code when loaded.
         """
         return cls._of(_read(path), path, info)
 
     @classmethod
     def load_for(cls, path: Path, database: Path) -> Checkpoint:
-        """Checkpoint of a file, for use with a database, if that has the same channels and classes.
+        """Load a checkpoint for use with a database, which must have the same channels and classes.
 
         Raises
         ------
         UserError
-            As `load`, or the database has others.
+            As for `load`, or the channels or classes differ.
         """
         state = _read(path)
         here = load_info(database) if "netG" in state or find_description(database) else None
@@ -150,27 +150,27 @@ class Checkpoint:
 
     @classmethod
     def _of(cls, state: dict[str, Any], path: Path, info: DataInfo | None) -> Checkpoint:
-        """Checkpoint from what a file holds."""
+        """Checkpoint from the contents of a file."""
         if "netG" in state:
             with explain_mismatch(path):
                 state = convert_legacy(state) | {"epoch": epoch_of(path) or 0}
                 state["data"] = asdict(legacy_info(state["arch"], info))
                 _check_channels(state)
         known = {name: value for name, value in state.items() if name in cls.__dataclass_fields__}
-        plan = {name: state["config"].get(name) for name in ("batch_size", "seed")}  # of older files, which hold none
+        plan = {name: state["config"].get(name) for name in ("batch_size", "seed")}  # for older files without a plan
         return cls(**{"plan": plan} | known, info=DataInfo.from_dict(state["data"], path))
 
     def save(self, path: Path) -> None:
-        """Write it; the old file of that name stays until the new one is whole.
+        """Write the file; an older one stays until the new one is complete.
 
         Raises
         ------
         UserError
-            The folder or the disk takes no file.
+            The folder is not writable, or the disk is full.
         """
         state = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "info"}
         arch = dict(self.arch)
-        if arch.get("num_level") == NUM_LEVEL:  # older versions of this program know no other
+        if arch.get("num_level") == NUM_LEVEL:  # older versions of this program have no such argument
             del arch["num_level"]
         with atomic_write(path) as file:
             writer = _Writer(file)
@@ -179,7 +179,7 @@ class Checkpoint:
                 raise writer.error
 
     def network(self, path: Path, *, averaged: bool = True, dropout: float = 0.0) -> UNet:
-        """Network, with the averaged weights if there are any and they are wanted; errors name `path`."""
+        """Network with the averaged weights, if there are any and `averaged` is true; errors name `path`."""
         with explain_mismatch(path):
             net = UNet(**self.arch, dropout=dropout)
             net.load_state_dict(self.average["net"] if self.average and averaged else self.net)
@@ -197,7 +197,7 @@ def legacy_info(arch: Architecture, info: DataInfo | None = None) -> DataInfo:
 
 
 def path_of(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch lies.
+    """Path of the checkpoint of an epoch.
 
     Examples
     --------
@@ -208,7 +208,7 @@ def path_of(folder: Path, epoch: int) -> Path:
 
 
 def epoch_of(path: Path) -> int | None:
-    """Epoch of a checkpoint by its name, with any count of digits; None for another name.
+    """Epoch in the name of a checkpoint, with any number of digits; None for other names.
 
     Examples
     --------
@@ -220,27 +220,26 @@ def epoch_of(path: Path) -> int | None:
 
 
 class _Writer:
-    """A file that torch writes into piece by piece, with no copy in memory.
+    """File that torch writes to in chunks, without a copy in memory.
 
-    Torch's archive hides why a piece was not taken, or that it was not. So this one seems to take all, and keeps the
-    error.
+    Torch's archive hides that a write failed, or why. So this file accepts all chunks, and keeps the first error.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.error: OSError | None = None
 
-    def write(self, piece: memoryview) -> int:
-        """Write a piece, unless one has failed."""
+    def write(self, chunk: memoryview) -> int:
+        """Write a chunk, unless an earlier one failed."""
         if self.error is None:
             try:
-                self.file.write(piece)
+                self.file.write(chunk)
             except OSError as error:
                 self.error = error
-        return len(piece)
+        return len(chunk)
 
     def flush(self) -> None:
-        """Leave that to the file, which is flushed when it is whole."""
+        """Do nothing: `atomic_write` flushes the file."""
 
 
 def list_epochs(folder: Path) -> dict[int, Path]:
@@ -257,7 +256,7 @@ def find(folder: Path, epoch: int = 0) -> Path:
     folder : Path
         `[dir_checkpoint]/[scope]/[name_data]`.
     epoch : int
-        0 for the newest. File names may have any count of digits.
+        0 for the newest. File names may have any number of digits.
 
     Raises
     ------
@@ -273,9 +272,9 @@ def find(folder: Path, epoch: int = 0) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; pytorch-UNET's has the keys `netG` and `optimG`."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError(f"{path}: no regular file: use a checkpoint that main.py --mode train wrote")
+    """Contents of a checkpoint; pytorch-UNET's has the keys `netG` and `optimG`."""
+    if path.exists() and not path.is_file():  # reading a pipe would block
+        raise UserError(f"{path}: not a regular file: use a checkpoint that main.py --mode train wrote")
     try:
         _check_archive(path)
         with warnings.catch_warnings(action="ignore"):
@@ -283,8 +282,8 @@ def _read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         what = "it holds more than tensors and plain values, and could run code when loaded"
         raise UserError(f"{path}: refused, {what}: use a checkpoint that main.py --mode train wrote") from error
-    except Exception as error:  # a damaged archive fails in as many ways as it has parts
-        what = "truncated, damaged or no checkpoint: delete it, and take an older one by --epoch"
+    except Exception as error:  # a damaged archive can fail in many ways
+        what = "truncated, damaged or not a checkpoint: delete it, and choose an older one with --epoch"
         raise UserError(f"{path}: {what}") from error
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
         raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
@@ -293,7 +292,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: written by a newer version of this program: update it")
     _check_shapes(path, state)
     if any(not weights.isfinite().all() for key in ("net", "average", "netG") for weights in _tensors(state.get(key))):
-        raise UserError(f"{path}: NaN or infinite weights (its training diverged): take an older one by --epoch")
+        raise UserError(f"{path}: NaN or infinite weights (its training diverged): choose an older one with --epoch")
     return state
 
 
@@ -307,23 +306,25 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 def _check_types(path: Path, state: dict[str, Any]) -> None:
-    """Refuse entries that are not what this program writes there; what the data's description has left out is added."""
+    """Refuse entries of a wrong type or value, and add what the description of the data leaves out."""
     for name, value in state.items():
         if name in RULES and not RULES[name](value):
-            what = f"damaged, its {name!r} is no such value"
-            raise UserError(f"{path}: {what}: delete it, and take an older one by --epoch")
+            what = f"damaged, the value of {name!r} is not valid"
+            raise UserError(f"{path}: {what}: delete it, and choose an older one with --epoch")
     if "data" in state:
         state["data"] = asdict(DataInfo.from_dict(state["data"], path))
 
 
 def _check_shapes(path: Path, state: dict[str, Any]) -> None:
-    """Refuse weights that are not those of the network that is said, before memory is taken for either."""
+    """Refuse weights that don't fit the network in `arch`, before memory is allocated for either."""
     for tensor in _tensors(state):
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path}: damaged, weights of {tuple(tensor.shape)} without values: take an older one")
+            raise UserError(
+                f"{path}: damaged, weights of {tuple(tensor.shape)} without values: choose an older one with --epoch"
+            )
     with explain_mismatch(path):
         ours = convert_legacy(state) if "netG" in state else state
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # of layers without channels
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # about layers without channels
             expected = _shapes(UNet(**ours["arch"]).state_dict())
         for weights in (ours["net"], (state.get("average") or ours)["net"]):
             if _shapes(weights) != expected:
@@ -333,7 +334,7 @@ def _check_shapes(path: Path, state: dict[str, Any]) -> None:
 
 
 def _check_channels(state: dict[str, Any]) -> None:
-    """Refuse a network that is not one for the described data."""
+    """Refuse a network whose channels or classes don't fit the data."""
     nch_in, num_class = state["arch"]["nch_in"], max(state["arch"]["nch_out"], 2)
     if (nch_in, num_class) != (len(state["data"]["mean"]), len(state["data"]["class_values"])):
         raise ValueError("other channels or classes")
@@ -344,10 +345,10 @@ def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def _check_archive(path: Path) -> None:
-    """Check a checkpoint's parts: their sizes, and their checksums, which torch writes and does not read."""
-    if zipfile.is_zipfile(path):  # others are of torch before 1.6
+    """Check the sizes and checksums of a checkpoint's parts; torch writes checksums, but does not check them."""
+    if zipfile.is_zipfile(path):  # torch before 1.6 wrote another format
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            size = os.fstat(file.fileno()).st_size  # of this file: another may take its name meanwhile
+            size = os.fstat(file.fileno()).st_size  # of the open file, which may be replaced meanwhile
             for part in archive.infolist():
                 if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
                     raise ValueError(f"{part.filename} is larger than the file: torch packs nothing")

@@ -54,12 +54,12 @@ def is_gpu_list(value: str) -> bool:
 
 
 WHAT = ("probability", "mask", "cells")
-WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, with commas")
+WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, comma-separated")
 TILE: Rule = (
     lambda value: value == 0 or (64 <= value <= 2**20 and value % 16 == 0),
     "must be 0 or a multiple of 16, from 64 to 1048576",
 )
-GPU_LIST: Rule = (is_gpu_list, "must be -1 or GPU numbers with commas")
+GPU_LIST: Rule = (is_gpu_list, "must be -1 or comma-separated GPU numbers")
 NORM = ("bnorm", "inorm", "gnorm", "none")
 LOSS = ("auto", "bce", "wbce", "dice", "bce+dice")
 BY = ("image", "data")
@@ -150,7 +150,7 @@ class Config(Flags):
     dir_checkpoint: str = flag("./checkpoints", "folder of the checkpoints", "run")
     dir_log: str = flag("./log", "folder of arg.txt and the TensorBoard events", "run")
     dir_result: str = flag("./results", "folder of the test results", "run")
-    gpu_ids: str = flag("0", "GPU numbers with commas, one process each; -1 = CPU", "run", rule=GPU_LIST)
+    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1 = CPU", "run", rule=GPU_LIST)
     seed: int = flag(0, "random seed", "run", rule=SEED)
     dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", rule=positive_up_to(1e7))
     train_continue: bool = flag(False, "resume from the newest checkpoint, or from --epoch", "run")
@@ -161,7 +161,7 @@ class Config(Flags):
     nch_in: int = flag(0, "input channels (0 = from the data)", "model", rule=up_to(10_000))
     nch_out: int = flag(0, "output channels (0 = 1 for two classes, else one per class)", "model", rule=up_to(1000))
     nch_ker: int = flag(64, "channels of the first level", "model", rule=between(1, 4096))
-    num_level: int = flag(4, "times that height and width are halved", "model", rule=between(1, 6))
+    num_level: int = flag(4, "number of levels: times that height and width are halved", "model", rule=between(1, 6))
     norm: str = flag("bnorm", "normalisation after each convolution", "model", choices=NORM)
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
     dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", rule=FRACTION)
@@ -226,12 +226,12 @@ class Config(Flags):
 
     tile: int = flag(
         0,
-        "height of a tile in validation, test and predict [px]: a multiple of 16 from 64 on; the width is four times "
-        "that (0 = by memory)",
+        "height of a tile in validation, test and predict [px], a multiple of 16 and at least 64; the width is four "
+        "times the height (0 = by memory)",
         "test",
         rule=TILE,
     )
-    background: str = flag("", "class that is no object, by name or value (default: as trained)", "test")
+    background: str = flag("", "background class, which has no objects, by name or value (default: as trained)", "test")
 
     num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
     num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", rule=between(1, COUNT))

@@ -84,7 +84,7 @@ class DataInfo:
         UserError
             An entry is missing or breaks its rule.
         """
-        advice = "take another checkpoint by --epoch" if origin.suffix == ".pth" else "make the database again"
+        advice = "choose another checkpoint with --epoch" if origin.suffix == ".pth" else "make the database again"
         values = values if isinstance(values, dict) else {}
         missing = [item.name for item in fields(cls) if item.default is MISSING and item.name not in values]
         if missing:
@@ -120,7 +120,7 @@ def _are_names(names: Any) -> bool:
 
 # test of each entry, which may rely on the entries before it, and its wording in messages
 _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
-    "nch_in": (lambda info: _is_integer(info.nch_in, 1, 2**16), "a whole number from 1 on"),
+    "nch_in": (lambda info: _is_integer(info.nch_in, 1, 2**16), "a whole number of at least 1"),
     "class_values": (
         lambda info: (
             isinstance(info.class_values, list)
@@ -212,14 +212,14 @@ class SampleFile(NamedTuple):
         distance, shape = _map_npy(self.distance), self.open()[0].shape[:2]
         if distance.shape != shape or distance.dtype != np.float16:
             what = f"{distance.dtype} of shape {distance.shape}, must be float16 of shape {shape}"
-            raise UserError(f"{self.distance}: {what}: delete it, a training makes it again")
+            raise UserError(f"{self.distance}: {what}: delete it, it is computed again in training")
         return distance
 
 
 def _map_npy(path: Path) -> np.ndarray:
     """Memory-mapped array of a `.npy`; never unpickled."""
     if path.exists() and not path.is_file():  # opening a pipe would block
-        raise UserError(f"{path}: no regular file: make the database again")
+        raise UserError(f"{path}: not a regular file: make the database again")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
@@ -263,7 +263,7 @@ def check_values(
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
     if label is not None and (label.dtype.kind not in "bui" or label.min() < 0):
-        raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not whole: make the database again")
+        raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not integer: make the database again")
     known = label[label != IGNORE] if partial and label is not None else label
     if known is not None and known.max(initial=0) >= num_class:
         raise UserError(f"{path}: class index {known.max()} beyond the {num_class} classes: make the database again")
@@ -328,7 +328,7 @@ def find_description(folder: Path) -> Path | None:
     for entry in (folder / name for name in ENTRIES):
         if entry.exists() and not (entry.is_file() if entry == path else entry.is_dir()):
             what = "file" if entry == path else "folder"
-            raise UserError(f"{entry}: no {what}: remove it, and make the database again")
+            raise UserError(f"{entry}: not a {what}: remove it, and make the database again")
     if path.is_file():
         return path
     for split in SPLITS:
@@ -352,11 +352,11 @@ def load_info(folder: Path) -> DataInfo:
             return DataInfo.from_dict(json.loads(path.read_text("utf-8")), path)
         except (ValueError, RecursionError) as error:
             reason = "too deep" if isinstance(error, RecursionError) else error
-            raise UserError(f"{path}: no valid JSON ({reason}): make the database again") from error
+            raise UserError(f"{path}: not valid JSON ({reason}): make the database again") from error
     files = list_samples(folder / "train")
     values = sorted({value for file in files for value in np.unique(_labelled(file)[1]).tolist()})
     if len(values) > MAX_CLASS:
-        raise UserError(f"{folder}/train: {len(values)} label values, at most {MAX_CLASS} may be: use class labels")
+        raise UserError(f"{folder}/train: {len(values)} label values, only {MAX_CLASS} are allowed: use class labels")
     values = [0, 255] if set(values) <= {0, 255} else values
     return describe((file.open(values) for file in files), values)
 

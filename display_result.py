@@ -88,7 +88,7 @@ def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> N
     Raises
     ------
     UserError
-        matplotlib does not write that format.
+        matplotlib can't write that format.
     """
     import matplotlib
 
@@ -98,9 +98,9 @@ def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> N
 
     figure = plt.figure(figsize=(2.4 * len(pictures) + 0.4, 7.8), layout="constrained")
     try:
-        types = figure.canvas.get_supported_filetypes().keys() - {"pgf"}  # that needs LaTeX
+        types = figure.canvas.get_supported_filetypes().keys() - {"pgf"}  # needs LaTeX
         if goal.suffix[1:].lower() not in types:
-            raise UserError(f"--save {goal}: matplotlib writes no such type: use {', '.join(sorted(types))}")
+            raise UserError(f"--save {goal}: matplotlib can't write this type: use {', '.join(sorted(types))}")
         _fill(figure, pictures, title)
         with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters missing in the font
             figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
@@ -129,7 +129,7 @@ def _read(path: Path) -> np.ndarray:
     from PIL import Image
 
     if not path.is_file():
-        raise UserError(f"{path}: no file: run main.py --mode test again")
+        raise UserError(f"{path}: not a file: run main.py --mode test again")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:  # about large pictures
             pixels = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))

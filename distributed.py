@@ -1,4 +1,4 @@
-"""The processes of one run: which of them this one is, and what they tell each other (torch.distributed)."""
+"""The processes of one run, and their communication by torch.distributed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def is_worker() -> bool:
 
 
 def num_gpu(gpu_ids: str) -> int:
-    """How many of the GPUs of a comma-separated list are there; the list may be `-1`.
+    """Number of GPUs in a comma-separated list, which may be `-1`; all of them must exist, or none.
 
     Raises
     ------
     FlagError
-        Some are, and others are not.
+        Some exist, and others do not.
     """
     numbers = [int(number) for number in gpu_ids.split(",")]
     missing = [number for number in numbers if not 0 <= number < torch.cuda.device_count()]
@@ -48,40 +48,40 @@ def num_gpu(gpu_ids: str) -> int:
 
 
 def restarts() -> int:
-    """How often torchrun has started this run again after a process died."""
+    """How often torchrun has restarted this run after a process died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def run_id() -> str:
-    """Name of a run of torchrun, kept over its restarts and no other run's; empty without torchrun.
+    """Unique name of a run of torchrun, which stays the same after a restart; empty without torchrun.
 
-    The name that torchrun gives is that of all runs ("none") unless the user sets another, which may well be used
-    again. So the launcher, whose processes these are, is part of it.
+    torchrun's own name is "none" for all runs unless the user sets one, who may use it again. So the launcher's process
+    number and start time are added.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
     launcher = os.getppid()
     try:
         started = Path(f"/proc/{launcher}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):  # no Linux
+    except (OSError, IndexError):  # not Linux
         started = ""
     return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {launcher} {started}"
 
 
 def launch(num_process: int, argv: list[str]) -> int:
-    """Run this program once more in several processes on this machine, and wait for them.
+    """Run this program in several processes on this machine, and wait for them.
 
     Parameters
     ----------
     num_process : int
-        How many.
+        Number of processes.
     argv : list of str
         The program and its arguments.
 
     Returns
     -------
     int
-        0, 1 where a process failed, or 128 and the number of the signal that ended them.
+        0, 1 if a process failed, or 128 plus the number of the signal that ended them.
     """
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_process}"]
     got = 0
@@ -90,7 +90,7 @@ def launch(num_process: int, argv: list[str]) -> int:
     def note(signum: int, _frame: object) -> None:
         nonlocal got
         got = got or signum
-        if process and signum != signal.SIGINT:  # that one the launcher has got too, and lets the processes save
+        if process and signum != signal.SIGINT:  # Ctrl-C reaches the launcher too, which lets the processes save
             process.send_signal(signum)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -105,16 +105,16 @@ def launch(num_process: int, argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class World:
-    """Place of this process among those of the run.
+    """Processes of a run, and which of them this one is.
 
     Attributes
     ----------
     rank : int
-        Its number, from 0.
+        Number of this process, from 0.
     size : int
-        How many there are.
+        Number of processes.
     launcher : int
-        Number of the process that started this one; 0 where its end is no matter.
+        Process id of the torchrun that started this process; 0: without torchrun.
     """
 
     rank: int = 0
@@ -127,8 +127,8 @@ class World:
         return self.rank == 0
 
     @property
-    def is_left_alone(self) -> bool:
-        """Whether the launcher has died: nobody would end this process any more, or see its status."""
+    def is_orphaned(self) -> bool:
+        """Whether the launcher has died, so that nothing would stop this process or read its exit status."""
         return bool(self.launcher) and os.getppid() != self.launcher
 
     def gather(self, items: list[Item]) -> list[Item]:
@@ -146,7 +146,7 @@ class World:
         return values
 
     def max(self, *values: float) -> list[float]:
-        """Element-wise maximum over the processes; on the CPU, so that no GPU is waited for."""
+        """Element-wise maximum over the processes; computed on the CPU, to avoid waiting for a GPU."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -158,12 +158,12 @@ class World:
         return self.gather([value])[0]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until all processes have called this."""
         self.gather([None])
 
     @contextmanager
     def reading(self, folder: Path, entries: list[str], advice: str) -> Iterator[None]:
-        """While entered, a folder is whole, and nobody replaces its entries; see `files.reading`."""
+        """While entered, a folder is complete and other programs can't replace its entries; see `files.reading`."""
         if self.is_main:
             finish_exchange(folder, entries)
         self.barrier()
@@ -173,8 +173,8 @@ class World:
     def wrap(self, net: nn.Module) -> nn.Module:
         """Network whose gradients are averaged over the processes at each step.
 
-        On GPUs batch normalisation takes its statistics over all processes; torch has none that does on CPUs, where
-        each process normalises by its own share of the batch and the first one's running statistics count.
+        On GPUs the statistics of batch normalisation are taken over all processes. Torch can't do that on CPUs: there
+        each process normalises its own part of the batch, and the running statistics are those of the first process.
         """
         if self.size == 1:
             return net
@@ -185,12 +185,12 @@ class World:
 
 @contextmanager
 def joined(device: torch.device, timeout: float) -> Iterator[World]:
-    """Meet the other processes that torchrun started; alone where it did not.
+    """Connect to the other processes that torchrun started, if there are any.
 
     Parameters
     ----------
     device : torch.device
-        What this process computes on.
+        Device of this process.
     timeout : float
         How long to wait for another process before giving up [s].
     """
@@ -206,15 +206,15 @@ def joined(device: torch.device, timeout: float) -> Iterator[World]:
     store = dist.PrefixStore(_agree_on_name(store, rank, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     yield World(rank, size, launcher)
-    dist.barrier()  # who leaves early takes the store along; after an error the others may not be there to wait for
+    dist.barrier()  # the store ends with its process; no barrier after an error, when others may be gone
     dist.destroy_process_group()
 
 
 def _agree_on_name(store: dist.Store, rank: int, size: int, timeout: float) -> str:
-    """Name that all processes of this start know and no earlier start used.
+    """Name that the processes agree on after each start, and that no earlier start used.
 
-    After a restart torchrun hands out the same store (torch 2.11 to 2.13), and a process that reads the address of a
-    dead one from it fails. So the first process answers each of the others by the name that only that one has.
+    After a restart torchrun reuses the store (torch 2.11 to 2.13), and a process that reads the address of a dead one
+    from it fails. So each process draws a random name, and the first process sends its own to the others under theirs.
     """
     own = uuid.uuid4().hex
     if rank > 0:

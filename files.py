@@ -247,7 +247,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
 
 def _prefix(path: Path) -> str:
-    """First letters of the names of a file's partial files, which must be short enough for a name of 255 letters."""
+    """Beginning of the names of a file's partial files, cut so that these have at most 255 characters."""
     return f".{path.name[:50]}."
 
 
@@ -349,7 +349,7 @@ def finish_exchange(parent: Path, names: list[str]) -> None:
     if not _is_cut_off(parent):
         return
     new, old = parent / NEW, parent / OLD
-    with locked(parent, "run this again then"), explain_write_errors(parent):
+    with locked(parent, "run this again later"), explain_write_errors(parent):
         if _is_own_folder(old):  # of an earlier version: put the old entries back
             for entry in old.iterdir():
                 discard(parent / entry.name)

@@ -1,4 +1,4 @@
-"""Checkpoints of pytorch-UNET in the layout of ours."""
+"""Checkpoints of pytorch-UNET in the layout of this program."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rename_legacy(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_legacy(saved: dict[str, dict]) -> dict[str, Any]:
-    """Checkpoint of pytorch-UNET in the layout of ours.
+    """Checkpoint of pytorch-UNET in the layout of this program.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUM_LEVEL = 4  # of the paper and of pytorch-UNET; checkpoints that name none have so many
+NUM_LEVEL = 4  # of the paper, of pytorch-UNET, and of checkpoints without that entry
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "bnorm": nn.BatchNorm2d,
@@ -76,18 +76,18 @@ class UNet(nn.Module):
     norm : {"bnorm", "inorm", "gnorm", "none"}
         Normalisation after each convolution.
     pool : {"avg", "max"}
-        2x2 pooling between the levels; the paper has `max`.
+        2x2 pooling between the levels; the paper uses `max`.
     dropout : float
-        Probability in training that a value at the bottom is dropped; the paper has dropout there. No part of
-        `arguments`: the weights fit any.
+        Dropout probability at the bottom of the network in training, as in the paper. Not in `arguments`, since the
+        weights fit any.
     num_level : int
         Poolings on the way down, and decoders on the way up.
 
     Notes
     -----
     `forward` takes (N, nch_in, H, W) floats of any height and width and returns (N, nch_out, H, W) logits.
-    An image whose sides are no multiple of `stride` is padded at the bottom and right by reflection, and the logits are
-    cropped. Parameters are registered in the order of the original network, so that its optimiser's state fits.
+    An image whose sides are not multiples of `stride` is padded at the bottom and right by reflection, and the logits
+    are cropped. Parameters are registered in the order of the original network, so that its optimiser's state fits.
     Source: arXiv 1505.04597, figure 1.
 
     Examples
@@ -113,7 +113,7 @@ class UNet(nn.Module):
         )
         widths = [nch_ker * 2**level for level in range(num_level + 1)]  # 64, 128, 256, 512, 1024
         ins = [nch_in, *widths[:-2]]
-        outs = [widths[0], *widths[:-2]]  # a decoder hands the level above its own width; the topmost keeps it
+        outs = [widths[0], *widths[:-2]]  # each decoder returns the channels of the level above
         self.encoders = nn.ModuleList(
             nn.Sequential(CNR2d(i, o, norm), CNR2d(o, o, norm)) for i, o in zip(ins, widths[:-1], strict=True)
         )
@@ -145,15 +145,15 @@ class UNet(nn.Module):
 
 
 def on_device(net: UNet, device: torch.device, precision: torch.dtype | None) -> UNet:
-    """Network on a device, in the memory order that it is fastest with there."""
+    """Network on a device, in the memory format that is fastest there."""
     order = memory_format(net.arguments["norm"], precision)
     return cast(UNet, net.to(device, memory_format=order))  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def memory_format(norm: str, precision: torch.dtype | None) -> torch.memory_format:
-    """Order of the pixels in memory that a network is fastest with.
+    """Memory format that a network is fastest with.
 
-    Channels-last, but for instance and group normalisation in float32, which then take 0.8 of the speed
+    Channels-last, except for instance and group normalisation in float32, where it has 0.8 times the speed
     (`benchmarks/bench_step.py`).
     """
     planes = norm in ("inorm", "gnorm") and precision is None
@@ -163,8 +163,8 @@ def memory_format(norm: str, precision: torch.dtype | None) -> torch.memory_form
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Image (N, C, H, W) padded at the bottom and right to sides that are multiples of a number [px].
 
-    By reflection; where the padding is as wide as the image, its last row or column is repeated. Twice the number is
-    the least side, since instance normalisation needs two pixels at the bottom.
+    Padded by reflection, or by repeating the last row or column where the padding is as wide as the image. A side is at
+    least twice that number, since instance normalisation needs two pixels at the bottom of the network.
 
     Examples
     --------
@@ -181,7 +181,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def init_weights(net: nn.Module, init: str, seed: int) -> None:
-    """Draw the weights of a network anew; biases are 0, normalisations the identity.
+    """Initialise the weights of a network at random; biases are 0, normalisations the identity.
 
     `normal` is pytorch-UNET's, with standard deviation 0.02; `kaiming` is the paper's, He et al. 2015. The same seed
     gives the same weights, whatever was drawn before.

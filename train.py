@@ -27,7 +27,7 @@ from evaluation.validation import Validation
 from files import check_writable, locked, move_aside
 from prediction.predictor import find_background
 from training.augment import Augmentation
-from training.compiled import compile_if_worth
+from training.compiled import maybe_compile
 from training.loader import LoaderOptions, TrainingBatches, memory_for
 from training.log import Log, NoLog, TrainingLog, command_line, write_arguments
 from training.losses import LOSSES, Loss, cross_entropy
@@ -38,47 +38,47 @@ from training.state import TrainState, changed_flags, num_weight
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
 
-Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
+BatchCallback = Callable[[Batch, Tensor, Tensor], None]  # takes a batch, its logits and its loss
 
-FEW, ENOUGH = 1000, 1800  # steps of a training; see "Few annotated sections" in benchmarks/README.md
+FEW, ENOUGH = 1000, 1800  # training steps; see "Few annotated sections" in benchmarks/README.md
 
 
 def run_epoch(
     net: nn.Module,
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer | None = None,
-    observe: Observer | None = None,
+    callback: BatchCallback | None = None,
     *,
     criterion: Loss = cross_entropy,
     clip: float = 0.0,
     precision: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> list[Tensor]:
-    """Go once through batches; train if and only if there is an optimiser.
+    """Run a network over batches once, and train it if an optimiser is given.
 
     Parameters
     ----------
     net : nn.Module
         (N, C, H, W) to logits (N, K, H, W).
     batches : iterable of dict
-        On the device of the network; the loss of one without a label is NaN.
+        On the device of the network; the loss of a batch without a label is NaN.
     optimizer : Optimizer, optional
-        Steps once per batch.
-    observe : callable, optional
-        Gets each batch, its logits and its loss.
+        Updates the weights after each batch.
+    callback : callable, optional
+        Called after each batch with the batch, its logits and its loss.
     criterion : callable
-        Loss of logits, label, and the batch's `weight` if there is one.
+        Loss function of the logits, the label and the batch's `weight`, or None without one.
     clip : float
-        Largest norm of the gradient; 0 for any.
+        Clip the gradient norm to this value; 0 = off.
     precision : torch.dtype, optional
-        Of the network's arithmetic, see `pick_precision`; logits and loss are float32.
+        For mixed precision, see `pick_precision`; logits and loss are float32.
     scaler : GradScaler, optional
-        Of the loss, for float16.
+        Scaler of the loss, for float16.
 
     Returns
     -------
     list of Tensor
-        Mean loss of each batch, still on the device: nothing here waits for it.
+        Mean loss of each batch, still on the device, so that nothing here waits for a GPU.
     """
     net.train(optimizer is not None)
     torch.backends.cudnn.benchmark = optimizer is not None  # crops are of one size, whole images are not
@@ -97,8 +97,8 @@ def run_epoch(
             if optimizer is not None:
                 _step(optimizer, loss, clip, scaler or torch.amp.GradScaler(enabled=False))
             losses.append(loss.detach())
-            if observe is not None:
-                observe(batch, logits, losses[-1])
+            if callback is not None:
+                callback(batch, logits, losses[-1])
     return losses
 
 
@@ -121,9 +121,9 @@ class Trainer:
     config : Config
         The flags.
     device : torch.device
-        What to compute on.
+        Device to train on.
     world : World, optional
-        The processes that share the work; default: this one alone.
+        The processes of the run; default: only this one.
     """
 
     def __init__(self, config: Config, device: torch.device, world: World | None = None) -> None:
@@ -138,7 +138,7 @@ class Trainer:
         Returns
         -------
         int
-            Exit status: 0, or 128 and the number of the signal that stopped it, with the state saved.
+            Exit status: 0, or 128 plus the number of the signal that stopped the training, which is then saved.
 
         Raises
         ------
@@ -152,28 +152,28 @@ class Trainer:
             return self._train(locks)
 
     def _train(self, locks: ExitStack) -> int:
-        """Train while nobody else writes in the folders of the run, or replaces the samples that it reads."""
+        """Train while no other process can write to the folders of the run or replace its samples."""
         if self.dir_checkpoint.is_dir():
             self._lock(locks)
         locks.enter_context(self.world.reading(self.dir_data, ENTRIES, "choose another --name_data"))
         state = self._resume() if self.config.train_continue or self._was_restarted() else self._begin()
         self.progress.seconds_before = state.seconds
         if self.progress.sync(state.epoch - 1) >= 1:
-            self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to resume")
+            self._say(f"already trained to epoch {state.epoch - 1}: raise --num_epoch or --max_minutes to train longer")
             return 0
         train = list_samples(self.dir_data / "train")
         val = list_samples(self.dir_data / "val") if (self.dir_data / "val").is_dir() else []
         batches, validation = self._batches(state, train, val), self._validation(state.info, val)
         self._lock(locks)
         if why := state.plan_epoch(batches.plan, len(batches)):
-            self._say(f"note: epoch {state.epoch} begins again: {why}")
+            self._say(f"note: epoch {state.epoch} starts again: {why}")
         return self._epochs(state, batches, validation)
 
     def _epochs(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
-        """Train epoch after epoch, until the last one or a signal."""
+        """Train epoch by epoch, until the last one or a signal."""
         num_step = len(batches) * (self.config.num_epoch - state.epoch + 1)
         net = self.world.wrap(state.net)
-        net = compile_if_worth(net, self.config.compile, self.device, num_step, self.config.max_minutes)
+        net = maybe_compile(net, self.config.compile, self.device, num_step, self.config.max_minutes)
         if self.world.is_main:
             self._open_folders(state, len(batches))
         with self._log(state) as log, self.progress.stop:
@@ -182,7 +182,7 @@ class Trainer:
                 scores = self._train_epoch(state, net, batches)
                 last = self.progress.sync(state.epoch) >= 1
                 if validation and not self.progress.is_stopping():
-                    with self._saved_after_an_error(state):
+                    with self._save_on_error(state):
                         scores |= self._validate(state, validation, log, last)
                 if self.progress.is_stopping():
                     path = self._save_stopped(state, validation)
@@ -198,24 +198,24 @@ class Trainer:
         return 0
 
     def _train_epoch(self, state: TrainState, net: nn.Module, batches: TrainingBatches) -> Scores:
-        """Train what is left of an epoch; the losses go into the state."""
+        """Train the remaining batches of an epoch; their losses are added to the state."""
         start, first = time.perf_counter(), len(state.losses)
 
-        def observe(*_: object) -> None:
+        def update_average(*_: object) -> None:
             if state.average:
                 state.average.update(state.net)
 
         losses = run_epoch(
             net,
-            self._paced(state, batches),
+            self._remaining_batches(state, batches),
             state.optimizer,
-            observe,
+            update_average,
             criterion=LOSSES[loss_of(self.config.loss, state.info.num_class)],
             clip=self.config.clip,
             precision=self.precision,
             scaler=state.scaler,
         )
-        if losses:  # the epoch's one wait for the device
+        if losses:  # the only wait for the device in an epoch
             state.losses += (self.world.sum(torch.stack(losses)) / self.world.size).tolist()
         seconds = time.perf_counter() - start
         done = batches.files_of(state.epoch)[: len(state.losses)]
@@ -228,8 +228,8 @@ class Trainer:
             "images_per_second": sum(sizes[first:]) / seconds,
         }
 
-    def _paced(self, state: TrainState, batches: TrainingBatches) -> Iterator[Batch]:
-        """Batches of the epoch that are still to do, each with its learning rate; until a signal or the time is up."""
+    def _remaining_batches(self, state: TrainState, batches: TrainingBatches) -> Iterator[Batch]:
+        """Remaining batches of an epoch, each with its learning rate set; ends at a signal or when the time is up."""
         config, first = self.config, len(state.losses)
         for step, batch in enumerate(batches.of(state.epoch, first), first):
             progress = self.progress.sync(state.epoch - 1 + step / len(batches))
@@ -240,27 +240,27 @@ class Trainer:
             yield batch
 
     def _validate(self, state: TrainState, validation: Validation, log: Log, last: bool) -> Scores:
-        """Scores on the validation set; of segments, too, where they are due."""
+        """Scores on the validation set, with those of segments in the epochs when they are due."""
         config, epoch = self.config, state.epoch
         scorer = validation.score_pixels(state, pictures=last or epoch == 1 or epoch % config.num_freq_disp == 0)
         if scorer is None:
             return {}
         for loss, file in zip(scorer.losses, validation.files, strict=True):
-            _check_finite(loss, f"the validation of epoch {epoch}", [file])
+            _check_finite(loss, f"the validation set after epoch {epoch}", [file])
         log.images(epoch, scorer.pictures or {})
         if not (last or epoch % config.num_freq_score == 0 or epoch % config.num_freq_save == 0):
             return scorer.scores()
         return scorer.scores(validation.score_segments(state))
 
     def _begin(self) -> TrainState:
-        """First state, shaped after the data."""
+        """State of a new training."""
         info = replace(load_info(self.dir_data), normalize=self.config.normalize)
         if info.num_class < 2:
-            raise UserError(f"{self.dir_data}: the labels hold one class only, {info.class_values}: nothing to learn")
+            raise UserError(f"{self.dir_data}: the labels have only one class, {info.class_values}: nothing to learn")
         return TrainState.begin(self.config, info, self.device, self.precision)
 
     def _resume(self) -> TrainState:
-        """State of the newest checkpoint, or of the one that `--epoch` names."""
+        """State from the newest checkpoint, or from that of `--epoch`."""
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = Checkpoint.load_for(path, self.dir_data)
         state = TrainState.resume(saved, path, self.config, self.device, self.precision)
@@ -270,7 +270,7 @@ class Trainer:
         return state
 
     def _was_restarted(self) -> bool:
-        """Whether torchrun started this run again after it had saved a checkpoint."""
+        """Whether torchrun has restarted this run after it had saved a checkpoint."""
         own = False
         if self.world.is_main and distributed.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
             path = checkpoint.find(self.dir_checkpoint, 0)
@@ -278,7 +278,7 @@ class Trainer:
         return self.world.broadcast(own)
 
     def _batches(self, state: TrainState, files: list[SampleFile], val: list[SampleFile]) -> TrainingBatches:
-        """Batches of the training split, which are weighted where the loss wants it."""
+        """Batches of the training set, with pixel weights if the loss needs them."""
         config, info = self.config, state.info
         weighted = loss_of(self.config.loss, info.num_class) == "wbce"
         if weighted and self.world.is_main:
@@ -296,9 +296,9 @@ class Trainer:
         return TrainingBatches(data, augment, batch_size, seed, options, self.device, stride, weigh)
 
     def _validation(self, info: DataInfo, files: list[SampleFile]) -> Validation | None:
-        """How the validation set is scored, if there is one."""
+        """What scores the validation set, if there is one."""
         config = self.config
-        find_background(info, config.background)  # a class that is not there is reported before the training
+        find_background(info, config.background)  # an unknown class is reported before the training
         if not files:
             return None
         checked_samples(files, info, labelled=True)
@@ -306,13 +306,13 @@ class Trainer:
         return Validation(files, self.device, self.precision, *options, self.world, self.progress)
 
     def _lock(self, locks: ExitStack) -> None:
-        """Keep other trainings out of the folders of this one."""
+        """Lock the checkpoint and log folders against other trainings."""
         if self.world.is_main:
             for folder in (self.dir_checkpoint, self.dir_log):
                 locks.enter_context(locked(folder, "choose another --scope"))
 
     def _open_folders(self, state: TrainState, num_step: int) -> None:
-        """Set aside what an earlier run would mix in, write arg.txt, and say what is about to be trained."""
+        """Move files of an earlier run aside, write arg.txt, and print what will be trained."""
         check_writable(self.dir_checkpoint)
         epochs = checkpoint.list_epochs(self.dir_checkpoint)
         stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch]
@@ -320,7 +320,7 @@ class Trainer:
         logs = [] if state.saved_epoch else logs
         for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
             if moved := move_aside(folder, files):
-                say(f"what an earlier run left is kept in {moved}")
+                say(f"moved the files of an earlier run to {moved}")
         write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
         names, fractions = state.info.class_names, state.info.class_share
         say("training pixels: " + ", ".join(f"{n} {part:.1%}" for n, part in zip(names, fractions, strict=True)))
@@ -328,17 +328,17 @@ class Trainer:
         total = num_step * self.config.num_epoch
         if num_step < 4 and total < FEW and not self.config.max_minutes:
             advice = f"--num_epoch {math.ceil(ENOUGH / num_step)}, or --max_minutes"
-            say(f"note: {total} steps are few: with so few images add {advice}")
+            say(f"note: only {total} training steps: with so few images add {advice}")
 
     def _log(self, state: TrainState) -> closing[TrainingLog] | nullcontext[NoLog]:
-        """Log of the main process; the others have none."""
+        """Log of the main process; the others write none."""
         if not self.world.is_main:
             return nullcontext(NoLog())
         progress = self.progress.fraction(state.epoch - 1)
         return closing(TrainingLog(self.dir_log, state.epoch, self.progress.last_epoch, progress))
 
     def _save(self, state: TrainState, *, whole: bool) -> Path:
-        """Write the checkpoint of an epoch, whole or interrupted."""
+        """Save the checkpoint of a complete or interrupted epoch."""
         path = checkpoint.path_of(self.dir_checkpoint, state.epoch)
         if self.world.is_main:
             run, seconds = distributed.run_id(), self.progress.seconds
@@ -346,18 +346,18 @@ class Trainer:
         return path
 
     def _save_stopped(self, state: TrainState, validation: Validation | None) -> Path:
-        """Save at a signal, choose the threshold of these weights, and save again; a second Ctrl-C ends at once."""
+        """Save after a signal, choose the threshold for these weights, and save again; a second Ctrl-C skips that."""
         path = self._save(state, whole=False)
         if validation is not None and state.info.num_class == 2:
             if self.world.is_main:
-                say(f"saved {path}; now its threshold is chosen, Ctrl-C again leaves that out", sys.stderr)
-            validation.score_segments(state, heed=False)
+                say(f"saved {path}; choosing its threshold, press Ctrl-C again to skip this", sys.stderr)
+            validation.score_segments(state, stoppable=False)
             self._save(state, whole=False)
         return path
 
     @contextmanager
-    def _saved_after_an_error(self, state: TrainState) -> Iterator[None]:
-        """Save an epoch that is trained when what comes after it fails, as for want of memory."""
+    def _save_on_error(self, state: TrainState) -> Iterator[None]:
+        """Save a trained epoch if its validation fails, for example for lack of memory."""
         try:
             yield
         except UserError:  # the training has diverged
@@ -367,7 +367,7 @@ class Trainer:
             raise
 
     def _say_stopped(self, state: TrainState, num_step: int, path: Path) -> int:
-        """Say where a training was stopped and how to resume it; returns the exit status."""
+        """Print where a training was stopped and how to resume it; return the exit status."""
         again = command_line([] if self.config.train_continue else ["--train_continue", "on"])
         where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
         if self.world.is_main:
@@ -375,7 +375,7 @@ class Trainer:
         return 128 + self.progress.signum
 
     def _say(self, text: str) -> None:
-        """Print a line, once for all processes."""
+        """Print a line in the main process only."""
         if self.world.is_main:
             say(text)
 

@@ -1,4 +1,4 @@
-"""What every other file may use: errors meant for users, messages, names, signals, devices."""
+"""Used by all other files: errors for users, messages, names, signals and devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OMP_SPIN_COUNT = "3000"  # after which idle OpenMP threads sleep; the default 30
 
 
 class UserError(Exception):
-    """An error that the user can mend: one line says what is wrong, where, and what to do; no traceback."""
+    """An error that the user can fix: one line says what is wrong, where, and what to do; no traceback."""
 
     status = 1
 
@@ -144,7 +144,7 @@ def memory_advice(advice: str) -> Iterator[None]:
 
 
 def check_module(name: str, purpose: str) -> None:
-    """Refuse a purpose whose package is not installed.
+    """Refuse an action whose package is not installed.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def check_name(flag: str, name: str) -> None:
-    """Refuse a name that is not that of a single folder.
+    """Refuse a text that is not the name of a single folder.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def check_name(flag: str, name: str) -> None:
         The name is empty, `.` or `..`, or contains a separator or a control character.
     """
     if name.strip() in ("", ".", "..") or re.search(r"[/\\]", name) or not name.isprintable():
-        raise UserError(f"{flag} {name!r} is no folder name: use letters, digits, '-' and '_', no '/' and no '..'")
+        raise UserError(f"{flag} {name!r} is not a folder name: use letters, digits, '-' and '_', no '/' and no '..'")
 
 
 class StopRequest:

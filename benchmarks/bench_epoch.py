@@ -1,11 +1,11 @@
-"""Time whole epochs of training, and say which share of the time is spent in the network.
+"""Time whole epochs of training, and the fraction of the time spent in the network.
 
     python benchmarks/bench_epoch.py            # crops of 256 and 512 px, five repeats: about 6 minutes on two cores
     python benchmarks/bench_epoch.py --quick    # crops of 256 px, two repeats: under a minute
 
 24 synthetic images of 512x512 px train and 3 validate, through `Trainer` with all its parts: loader, augmentation,
-weight map, average, validation, log; ten epochs after the first, one of which logs pictures. The network's time is what
-`run_epoch` takes to train, less the waiting for batches and less the observer (average). One JSON line.
+weight map, average, validation, log; ten epochs after the first, one of which logs pictures. The network's time is that
+of `run_epoch` without waiting for batches and without the callback (average). One JSON line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NUM_TRAIN, NUM_VAL, SIZE, EPOCHS = 24, 3, 512, 10
 
 
 def main() -> None:
-    """Do what the flags say."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nch_ker", type=int, default=16)
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, repeats: int) -> dict:
-    """Seconds of an epoch, of its network, and the share."""
+    """Seconds per epoch and in its network, and the fraction of the latter."""
     whole, network = zip(*(train(crop, nch_ker, device, gpu_ids) for _ in range(repeats)), strict=True)
     shares = [part / all_ for part, all_ in zip(network, whole, strict=True)]
     row = {"crop": crop, "repeats": repeats, "epoch_s": median(whole), "network_s": median(network)}
@@ -64,35 +64,35 @@ def measure(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, repeats
 
 
 def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str) -> tuple[float, float]:
-    """Seconds of an epoch and of its network, mean of those between the first and the last, which scores and saves."""
+    """Seconds per epoch and in its network, mean without the first and the last epoch, which scores and saves."""
     config = Config(nch_ker=nch_ker, ny_load=crop, nx_load=crop, num_epoch=EPOCHS + 2, gpu_ids=gpu_ids)
     stopwatch = Stopwatch(train_module.run_epoch)
     train_module.run_epoch = stopwatch.run_epoch
     with contextlib.redirect_stdout(io.StringIO()):
         train_module.Trainer(config, device).train()
     train_module.run_epoch = stopwatch.original
-    first, last = 1, EPOCHS + 1  # `run_epoch` trains; the validation goes through the predictor
+    first, last = 1, EPOCHS + 1  # `run_epoch` only trains; validation uses the predictor
     return (stopwatch.starts[last] - stopwatch.starts[first]) / EPOCHS, sum(stopwatch.network[first:last]) / EPOCHS
 
 
 class Stopwatch:
-    """Adds up what `run_epoch` takes, less the waiting for batches and less what the observers do."""
+    """Adds up the time of `run_epoch`, without waiting for batches and without the callback."""
 
     def __init__(self, original: Callable) -> None:
         self.original, self.outside = original, 0.0
         self.starts: list[float] = []
         self.network: list[float] = []
 
-    def run_epoch(self, net: Any, batches: Iterable, optimizer: Any = None, observe: Any = None, **more: Any) -> list:
-        """As the original, timed."""
+    def run_epoch(self, net: Any, batches: Iterable, optimizer: Any = None, callback: Any = None, **more: Any) -> list:
+        """The original `run_epoch`, timed."""
         start, self.outside = time.perf_counter(), 0.0
 
-        def observed(*args: Any) -> None:
+        def timed(*args: Any) -> None:
             begin = time.perf_counter()
-            observe(*args)
+            callback(*args)
             self.outside += time.perf_counter() - begin
 
-        losses = self.original(net, self._timed(iter(batches)), optimizer, observed, **more)
+        losses = self.original(net, self._timed(iter(batches)), optimizer, timed, **more)
         torch.stack(losses).sum().item()  # waits for a GPU
         self.starts.append(start)
         self.network.append(time.perf_counter() - start - self.outside)

@@ -1,12 +1,12 @@
-"""Time `main.py --mode predict` against the size of the image, and take its peak memory.
+"""Time `main.py --mode predict` against the size of the image, and measure its peak memory.
 
     python benchmarks/bench_infer.py             # 512 to 20,000 px: about 15 minutes on two cores
     python benchmarks/bench_infer.py --quick     # 512 to 2048 px: under a minute
     python benchmarks/bench_infer.py --sizes 20000
 
-Each run is one process, from start to end, that reads and writes 8-bit TIFF; a tiny image's time is taken off. Sizes up
-to 4096 px run five times, in turn with the other sizes, larger ones once; test-time averaging only up to 1024 px. One
-JSON line: median, least and greatest of the seconds and of the peak memory.
+Each run is one process, from start to end, that reads and writes 8-bit TIFF; the time of a tiny image is subtracted.
+Sizes up to 4096 px run five times, alternating with the other sizes, larger ones once; test-time augmentation only up
+to 1024 px. One JSON line: median, minimum and maximum of the seconds and of the peak memory.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from model import UNet
 
 
 def main() -> None:
-    """Do what the flags say."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nch_ker", type=int, default=16)
     parser.add_argument("--gpu_ids", default="-1")
     parser.add_argument("--sizes", type=int, nargs="*", help="heights and widths [px]")
-    parser.add_argument("--ending", default=".tif", help="of the output: .tif, .npy or .zarr")
+    parser.add_argument("--ending", default=".tif", help="suffix of the output: .tif, .npy or .zarr")
     args = parser.parse_args()
     sizes = args.sizes or ([512, 1024, 2048] if args.quick else [512, 1024, 2048, 4096, 8192, 16384, 20000])
     cases = [(size, tta) for size in (64, *sizes) for tta in ("off", "on") if tta == "off" or 64 < size <= 1024]
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def row(size: int, tta: str, start: float, seconds: tuple[float, ...], memory: tuple[float, ...]) -> dict:
-    """Median, least and greatest of a case's runs; the seconds a megapixel are without the start."""
+    """Median, minimum and maximum over the runs of a case; the seconds per megapixel are without the start."""
     values = {"s": seconds, "s_per_mpx": [(s - start) / (size / 1024) ** 2 for s in seconds], "peak_mb": memory}
     numbers = {name: [round(f(v), 3) for f in (median, min, max)] for name, v in values.items()}
     return {"size": size, "tta": tta, "repeats": len(seconds)} | numbers

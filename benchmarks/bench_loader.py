@@ -3,8 +3,8 @@
     python benchmarks/bench_loader.py            # 20,000 samples of 512x512 px, three epochs: about 8 minutes
     python benchmarks/bench_loader.py --quick    # 500 samples: under a minute
 
-The samples are links to one file. The training has `--nch_ker 2` and crops of 64 px, so that the loader has most of the
-work; its resident memory is that of its processes together, taken after each epoch. One JSON line.
+The samples are links to one file. The training has `--nch_ker 2` and crops of 64 px, so that the loader does most of
+the work; its resident memory is the sum over its processes after each epoch. One JSON line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CROP, BATCH = 256, 4
 
 
 def main() -> None:
-    """Do what the flags say."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
@@ -71,7 +71,7 @@ def make_database(folder: Path, num: int) -> Path:
 
 
 def rate(database: Path, options: LoaderOptions, num: int, repeats: int) -> float:
-    """Samples a second, read and collated, with the margin of the augmentation."""
+    """Samples per second, read and collated, with the margin of the augmentation."""
     info = load_info(database)
     augment = Augmentation((CROP, CROP), info.num_class, elastic=Config().elastic)
     memory = torch.device("cpu") if options.in_memory else None
@@ -89,7 +89,7 @@ def rate(database: Path, options: LoaderOptions, num: int, repeats: int) -> floa
 
 
 def training_memory(folder: Path, num_epoch: int) -> list[float]:
-    """Resident memory after each epoch of a training, all of its processes together [MB]."""
+    """Resident memory after each epoch of a training, summed over its processes [MB]."""
     flags = ["--gpu_ids", "-1", "--nch_ker", "2", "--ny_load", "64", "--nx_load", "64", "--cache_gb", "0"]
     flags += ["--num_epoch", str(num_epoch), "--elastic", "2", "--loss", "bce", "--batch_size", "32"]
     command = [sys.executable, str(ROOT / "main.py"), *flags]
@@ -99,7 +99,7 @@ def training_memory(folder: Path, num_epoch: int) -> list[float]:
 
 
 def resident(pid: int) -> float:
-    """Memory of a process and its children that no other process shares, and their part of what is shared [MB]."""
+    """Private memory of a process and its children, and their part of shared memory [MB]."""
     pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
     lines: list[str] = []
     for one in pids:

@@ -3,7 +3,8 @@
     python benchmarks/bench_start.py            # five repeats: about half a minute
     python benchmarks/bench_start.py --quick    # two
 
-24 synthetic images of 512x512 px; the first training, which also computes the weight maps, stands apart. One JSON line.
+24 synthetic images of 512x512 px; the first training, which also computes the weight maps, is listed separately. One
+JSON line.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ main.main(sys.argv[1:])
 
 
 def main() -> None:
-    """Do what the flags say."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nch_ker", type=int, default=16)

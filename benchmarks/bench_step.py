@@ -1,13 +1,13 @@
-"""Time the network alone: forward in evaluation, and a training step, ours beside the original's way.
+"""Time the network alone: forward in evaluation, and a training step, compared with the original.
 
     python benchmarks/bench_step.py            # 16, 32 and 64 channels, 256 and 512 px, both norms: about 15 minutes
     python benchmarks/bench_step.py --quick    # 16 channels, 256 px: under a minute
 
 Ours is what the program runs: channels-last; in evaluation float32 with the normalisation folded (as test and predict
-do), or in bfloat16 (as validation does); in training bfloat16 where the machine has it, and fused AdamW. The original's
-way is the same network in NCHW, float32, eager, with Adam. MONAI's BasicUNet of the nearest size is timed too where
-monai is installed. The sides are timed in turn. One JSON line: medians over `--repeats`, and the original's time over
-that of each side: median, least and greatest ratio of a turn.
+do), or in bfloat16 (as validation does); in training bfloat16 if supported, and fused AdamW. The original
+is the same network in NCHW, float32, eager, with Adam. MONAI's BasicUNet of the nearest size is timed too if
+monai is installed. The networks are timed in turn. One JSON line: medians over `--repeats`, and the ratio of the
+original's time to that of each network: median, minimum and maximum over the turns.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Timed = Callable[[], None]
 
 
 def main() -> None:
-    """Do what the flags say."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--gpu_ids", default="-1")
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(nch_ker: int, size: int, norm: str, repeats: int, device: torch.device) -> dict:
-    """Seconds an image of each side, the sides in turn."""
+    """Seconds per image of each network, timed in turn."""
     batch_size = 4 if nch_ker * size <= 16 * 256 or device.type == "cuda" else 1
     image = torch.randn(batch_size, 1, size, size, device=device)
     label = (torch.rand(batch_size, 1, size, size, device=device) > 0.5).float()
@@ -124,7 +124,7 @@ def step(
 
 
 def in_turn(sides: dict[str, Timed], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each side's runs, after one to warm up."""
+    """Seconds of each network's runs, after one run to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(repeats + 1):
         for name, run in sides.items():

@@ -1,9 +1,9 @@
-"""Print what a change of the code must not change: digests of weights and outputs, losses and scores, as JSON.
+"""Print what refactoring must not change: digests of weights and outputs, losses and scores, as JSON.
 
     python benchmarks/fingerprint.py > before.json      (then change the code)
     python benchmarks/fingerprint.py --against before.json
 
-Trains the demo and, where the ISBI 2012 stack lies, three epochs on it with both normalisations. On one CPU and one
+Trains the demo and, if the ISBI 2012 stack is there, three epochs on it with both normalisations. On one CPU and one
 version of torch the digests of two runs are equal.
 """
 
@@ -95,7 +95,7 @@ def digest(parts: dict[str, Any]) -> str:
 
 
 def compare(before: Any, after: Any, path: str = "") -> Any:
-    """Lines that say where two results differ."""
+    """Lines with the differences of two results."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             yield from compare(before.get(key), after.get(key), f"{path}/{key}")

@@ -3,8 +3,8 @@
     python benchmarks/quality.py --minutes 10 --nch_ker 16 --seeds 3 --recipe default
 
 Sections 0-20 train, 21-23 validate, 24-29 test. Choices are made on `--split val`; `--split test` is for the end.
-Each run adds a JSON line to WORK/runs.jsonl; a run that is there already is not trained again, so that a table can
-be made in several sittings. To run two at once, give each OMP_NUM_THREADS=1, and --num_epoch instead of --minutes.
+Each run adds a JSON line to WORK/runs.jsonl; a finished run is not trained again, so that a table can
+be made in several sessions. To run two in parallel, give each OMP_NUM_THREADS=1, and --num_epoch instead of --minutes.
 The five folds are five calls: --fold 0 --work fold0 and so on.
 """
 
@@ -80,24 +80,26 @@ SCORES = ("bce", "pixel_error", "v_rand", "v_info")
 
 
 def main() -> None:
-    """Do what the flags say."""
+    """Train and score the recipes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, help="of training, for each run")
-    parser.add_argument("--num_epoch", type=int, default=0, help="train so long instead of --minutes")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes of training for each run")
+    parser.add_argument("--num_epoch", type=int, default=0, help="epochs of training instead of --minutes")
     parser.add_argument("--nch_ker", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--recipe", default="default", help=f"names with ';' between: {'; '.join(RECIPES)}")
-    parser.add_argument("--flags", default="", help="more flags of main.py, for every recipe")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--recipe", default="default", help=f"names separated by ';': {'; '.join(RECIPES)}")
+    parser.add_argument("--flags", default="", help="additional flags of main.py for every recipe")
     parser.add_argument("--gpu_ids", default="-1")
     parser.add_argument(
         "--fold",
         type=int,
         default=4,
         choices=range(5),
-        help="which six sections are tested, those before validate; takes a --work of its own",
+        help="fold: which six sections are tested; the ones before validate; needs its own --work",
     )
-    parser.add_argument("--context", type=int, default=0, help="of run_make_database.py; takes a --work of its own")
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="what is scored")
+    parser.add_argument(
+        "--context", type=int, default=0, help="--context of run_make_database.py; needs its own --work"
+    )
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="split to score")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "isbi2012", help="folder of the stacks")
     parser.add_argument("--work", type=Path, default=Path("quality"), help="folder for the runs")
     args = parser.parse_args()

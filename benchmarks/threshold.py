@@ -1,7 +1,7 @@
-"""What the threshold of the foreground does to the scores: python benchmarks/threshold.py DATABASE CHECKPOINT.
+"""Scores against the threshold of the foreground: python benchmarks/threshold.py DATABASE CHECKPOINT.
 
 Prints the scores of the validation and the test samples at the nine thresholds of the ISBI 2012 challenge, the
-threshold that a training would choose from the validation, and what the best one would have scored on the test.
+threshold that a training would choose on the validation set, and the best scores possible on the test set.
 """
 
 from __future__ import annotations

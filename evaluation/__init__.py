@@ -1,1 +1,1 @@
-"""How good a segmentation is, and how that is shown: scores, pictures, the results page."""
+"""Evaluation of segmentations: scores, pictures and the results page."""

@@ -16,7 +16,7 @@ LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be
 
 
 def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray, num_class: int) -> Tensor:
-    """Count the pixels of each pair of classes; the scores of pixels below are functions of these counts.
+    """Count the pixels of each pair of classes; the pixel scores below are functions of these counts.
 
     Parameters
     ----------
@@ -312,7 +312,7 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     Parameters
     ----------
     truth, proposal : ndarray of int
-        (H, W) object numbers; 0 is background. Of masks, give the 4-connected components.
+        (H, W) object numbers; 0 is background. For masks, pass the 4-connected components.
 
     Returns
     -------

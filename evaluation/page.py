@@ -25,7 +25,7 @@ def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, An
     folder : Path
         The result folder.
     summary : dict
-        Facts of the run, `mean` (the mean scores) and the baseline.
+        Data of the run, `mean` (the mean scores) and the baseline.
     rows : list of dict
         For each image `image`, `sample` and its scores.
     """
@@ -39,7 +39,7 @@ def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, An
 
 
 def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the scores that fit into 100 columns of a terminal; of more than three classes, the mean Dice.
+    """Rows with the scores that fit into 100 columns of a terminal; with more than three classes, the mean Dice.
 
     >>> main_scores([{"image": "0000", "loss": 0.25, "dice_a": 0.5, "iou_a": 0.3}])
     [{'image': '0000', 'loss': 0.25, 'dice_a': 0.5}]
@@ -73,7 +73,7 @@ def _cell(value: Any) -> str:
 
 
 def write_index(folder: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write `index.html`: pictures and scores of each image, and the facts of the run.
+    """Write `index.html`: pictures and scores of each image, and how the run was made.
 
     Parameters
     ----------

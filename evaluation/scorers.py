@@ -1,4 +1,4 @@
-"""Observers of validation and test: what is scored and pictured of each image."""
+"""Scores and pictures of the images of validation and test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAITING = 2**24  # [px] of images that may wait for their scores
 
 @dataclass(frozen=True)
 class Segmented:
-    """A sample, and what a network says of it.
+    """A sample and its segmentation.
 
     Attributes
     ----------
@@ -42,9 +42,9 @@ class Segmented:
     label : ndarray of uint8 or None
         (H, W) class indices.
     probability : ndarray of float32
-        (H, W) of class 1, or with more than two classes of the likeliest.
+        (H, W) of class 1, or with more than two classes of the most probable one.
     classes : ndarray of uint8
-        (H, W) likeliest class.
+        (H, W) most probable class.
     loss : float
         Mean cross entropy; 0 without a label.
     matrix : ndarray of int64
@@ -65,7 +65,7 @@ class Segmented:
 
 
 def open_sample(file: SampleFile, info: DataInfo) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image (H, W, C) and class indices (H, W) of a sample, which are fit for a network.
+    """Image (H, W, C) and class indices (H, W) of a sample, after checking its values.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def open_sample(file: SampleFile, info: DataInfo) -> tuple[np.ndarray, np.ndarra
 
 
 def checked_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
-    """Samples that are segmented whole, after a look into each.
+    """The samples, after checking each of them.
 
     Raises
     ------
@@ -100,20 +100,20 @@ def segment(
     tile: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Segmented]:
-    """What a network says of this process's part of some samples, one after the other, by tiles where they are large.
+    """Segment this process's part of the samples one by one, large ones in tiles.
 
     Parameters
     ----------
     predictor : Predictor
         The network.
     files : list of SampleFile
-        Those of all processes.
+        Samples of all processes.
     world : World
         The processes that share them.
     tta, tile
         See `predict_array`.
     stop : callable
-        Asked after each band whether to end, with the image unfinished.
+        Called after each band; True ends the iteration, and the image stays unfinished.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
 
 
 class ScoringPool:
-    """Calls, of which as many run at once as torch has threads; the network waits, else both would be slow."""
+    """Runs scoring calls in threads while the network waits; together both would be slow."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Callable, tuple]] = []
@@ -174,7 +174,7 @@ class ScoringPool:
         self._done: list[Any] = []
 
     def add(self, function: Callable, *arguments: Any, num_pixel: int = 0) -> None:
-        """Add a call about so many pixels, and run all that wait if they are enough, or hold much memory."""
+        """Add a call for this many pixels; run the waiting calls if they fill all threads, or hold much memory."""
         if self._num_pixel + num_pixel > WAITING:
             self.results()
         self._waiting.append((function, arguments))
@@ -211,8 +211,8 @@ class Challenge:
         """Threshold to segment at: the middle of those whose V_Info is as good as the best, up to single mergers.
 
         V_Info finds the threshold where cells touch. Where objects lie apart, it is level over many thresholds, since
-        it sees only which segment a pixel belongs to; how fat objects are is the pixel error's to say, which decides
-        where V_Info is level around the middle. 0.5 where no image has foreground.
+        it depends only on the segment of each pixel, not on the size of objects; there the pixel error decides. 0.5 if
+        no image has foreground.
         """
         decisive = [scores["v_info"] for scores in self.scores if scores["rand_counts"][0, 1] > 0]
         if not decisive:
@@ -243,7 +243,7 @@ class SegmentScorer:
     Parameters
     ----------
     background : int
-        The class that no segment is of.
+        Index of the background class.
     """
 
     def __init__(self, background: int) -> None:
@@ -251,7 +251,7 @@ class SegmentScorer:
         self._images = ScoringPool()
 
     def __call__(self, image: Segmented) -> None:
-        """Take in an image with a label."""
+        """Add an image with a label."""
         foreground = image.foreground(self.background)
         inside = image.label != self.background
         self._images.add(self._scored, image.index, inside, foreground, num_pixel=foreground.size)
@@ -266,7 +266,7 @@ class SegmentScorer:
 
 
 class ValidationScorer:
-    """Counts pixels, and on demand keeps pictures.
+    """Scores the pixels of images, and keeps pictures if wanted.
 
     Parameters
     ----------
@@ -287,18 +287,18 @@ class ValidationScorer:
         self._seen: list[tuple[int, float, np.ndarray]] = []
 
     def __call__(self, image: Segmented) -> None:
-        """Take in an image with a label."""
+        """Add an image with a label."""
         if self.pictures == {}:
             self.pictures = pictures_of(image, self.info)
         self._seen.append((image.index, image.loss, image.matrix))
 
     def finish(self, gather: Gather = list) -> None:
-        """Put the images of all processes in order."""
+        """Gather the images of all processes, in order."""
         rows = sorted(gather(self._seen), key=lambda row: row[0])
         self.losses, self._matrices = [row[1] for row in rows], [row[2] for row in rows]
 
     def scores(self, challenge: Challenge | None = None) -> Scores:
-        """Mean scores, under the names of their curves: TensorBoard groups by what stands before the slash."""
+        """Mean scores, under the names of their curves: TensorBoard groups them by the part before the slash."""
         rows = [metrics.confusion_scores(matrix, self.info.class_names) for matrix in self._matrices]
         scores = metrics.mean_scores(rows) | (challenge.summary() if challenge else {})
         return {"loss/val": float(np.mean(self.losses))} | {
@@ -338,10 +338,10 @@ class TestScorer:
     folder : Path
         Where the pictures go.
     files : list of SampleFile
-        The samples that the `index` of a batch counts; a batch holds one image.
+        The samples; `Segmented.index` counts them.
     predictor : Predictor
         Classes, background, and the threshold: with two classes, segments and objects are scored where the probability
-        of the foreground is greater. Pixels count for the likeliest class.
+        of the foreground is greater. Pixels count for the most probable class.
 
     Attributes
     ----------
@@ -363,7 +363,7 @@ class TestScorer:
         self._images = ScoringPool()
 
     def __call__(self, image: Segmented) -> None:
-        """Take in an image."""
+        """Add an image."""
         save_images(self.folder, image.index, pictures_of(image, self.info))
         self._images.add(self._scored, image, num_pixel=image.classes.size)
 
@@ -380,19 +380,19 @@ class TestScorer:
         return found
 
     def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
-        """Confusion matrix of always saying the majority class."""
+        """Confusion matrix of always predicting the majority class."""
         answer = np.zeros_like(matrix)
         answer[:, self.majority] = matrix.sum(1)
         return answer
 
     def finish(self, gather: Gather = list) -> None:
-        """Put the images of all processes in order."""
+        """Gather the images of all processes, in order."""
         self.images = sorted(gather(self._images.results()), key=lambda image: image.index)
         self.challenge = Challenge([image.challenge for image in self.images if image.challenge is not None])
         self.predicted = set().union(*(image.predicted for image in self.images))
 
     def _scores(self, label: np.ndarray, matrix: np.ndarray, image: Segmented | None) -> Scores:
-        """Scores of an image, or (None) of always saying the majority class: of pixels, segments and objects."""
+        """Scores of an image, or (None) of always predicting the majority class: of pixels, segments and objects."""
         scores = metrics.confusion_scores(matrix, self.info.class_names)
         if self.info.num_class == 2:
             inside, whole = label != self.background, np.full(label.shape, self.majority != self.background)
@@ -418,7 +418,7 @@ class TestScorer:
 
     @property
     def legend(self) -> str:
-        """Which class is which, and what is scored at which threshold, in words."""
+        """Text with the classes, and the threshold of each kind of score."""
         pairs = zip(self.info.class_names, self.info.class_values, strict=True)
         of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
         shown = "input shown from {:.4g} to {:.4g}".format(*self.info.value_range)
@@ -428,7 +428,7 @@ class TestScorer:
         return f"classes {', '.join(of)}; {foreground}; pixels at 0.5, segments at {self.threshold:g}; {shown}"
 
     def summary(self) -> dict[str, Any]:
-        """What the scores are of, their mean, the baseline, and the challenge's maxima over the thresholds."""
+        """Classes and thresholds, mean scores, the baseline, and the challenge's maxima over the thresholds."""
         two = self.info.num_class == 2
         return {
             "classes": dict(zip(self.info.class_names, self.info.class_values, strict=True)),
@@ -449,7 +449,7 @@ class TestScorer:
         return [{"image": number, "sample": sample} | scores for number, sample, scores in named]
 
     def table(self) -> list[dict[str, str | float]]:
-        """Rows of the images, of their mean, and of always saying the majority class."""
+        """Rows of the images, of their mean, and of always predicting the majority class."""
         summary = self.summary()
         last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
         return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]

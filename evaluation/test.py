@@ -1,4 +1,4 @@
-"""`--mode test`: a checkpoint on the test split, in pictures, tables and a page."""
+"""`--mode test`: segment the test set with a checkpoint, and write pictures, scores and a page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils import say
 
 
 def run_test(config: Config, device: torch.device, world: World) -> int:
-    """Segment the test split (or another) with a checkpoint, and write pictures, `index.html` and scores.
+    """Segment the test set (or another split) with a checkpoint, and write pictures, `index.html` and scores.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
 
 @contextmanager
 def _results(goal: Path, world: World) -> Iterator[Path]:
-    """Folder that all processes write into, and that the main one puts in place when it is whole."""
+    """Temporary folder that all processes write to; the main one moves it into place when it is complete."""
     if not world.is_main:
         yield world.broadcast(Path())
         return
@@ -71,7 +71,7 @@ def _write(folder: Path, scorer: TestScorer, config: Config, path: Path, saved: 
 
 
 def _say_scores(scorer: TestScorer, epoch: int, folder: Path) -> None:
-    """Print the table of a test, and what it is of."""
+    """Print the scores of a test, with its classes and thresholds."""
     say(page.format_table(page.main_scores(scorer.table())))
     say(f"epoch {epoch}; {scorer.legend}")
     if challenge := scorer.summary()["challenge"]:

@@ -1,4 +1,4 @@
-"""The validation of a training: scores of the network on the validation set, and the threshold that they choose."""
+"""Validation during training: scores on the validation set, and the choice of the threshold."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from training.state import TrainState
 
 @dataclass(frozen=True)
 class Validation:
-    """How the validation set is scored; the processes of the run share its samples.
+    """Scores the validation set, whose samples are divided among the processes of the run.
 
     Attributes
     ----------
     files : list of SampleFile
         The samples, each with a label.
     device, precision
-        What to compute on and in; segments are scored in float32, as the test does.
+        Device, and data type of mixed precision; segments are scored in float32, as in the test.
     background : str
-        Class that no object is of, as `--background`.
+        Background class, see `--background`.
     tta, tile
-        How segments are inferred, as in the test.
+        Test-time augmentation, and height of a tile [px], to score segments; as in the test.
     world : World
         The processes of the run.
     progress : Progress
@@ -47,7 +47,7 @@ class Validation:
     def score_pixels(self, state: TrainState, *, pictures: bool) -> ValidationScorer | None:
         """Score each pixel of the whole images, without augmentation; None after a signal to stop."""
         scorer = ValidationScorer(state.info, pictures=pictures)
-        for image in self._segment(self._predictor(state, self.precision), tta=False, heed=True):
+        for image in self._segment(self._predictor(state, self.precision), tta=False, stoppable=True):
             scorer(image)
         self.progress.sync(state.epoch)
         if self.progress.is_stopping():
@@ -55,19 +55,19 @@ class Validation:
         scorer.finish(self.world.gather)
         return scorer
 
-    def score_segments(self, state: TrainState, *, heed: bool = True) -> Challenge | None:
-        """Score the segments as the test infers them, and set the threshold of these weights.
+    def score_segments(self, state: TrainState, *, stoppable: bool = True) -> Challenge | None:
+        """Score the segments as in the test, and set the threshold for these weights.
 
-        None for more than two classes, and after a signal to stop, which is heeded or not.
+        None for more than two classes, and after a signal to stop, which is ignored unless `stoppable`.
         """
         if state.info.num_class > 2:
             return None
         predictor = self._predictor(state, None)
         scorer = SegmentScorer(predictor.background)
-        for image in self._segment(predictor, tta=self.tta, heed=heed):
+        for image in self._segment(predictor, tta=self.tta, stoppable=stoppable):
             scorer(image)
         self.progress.sync(state.epoch)
-        if heed and self.progress.is_stopping():
+        if stoppable and self.progress.is_stopping():
             return None
         challenge = scorer.finish(self.world.gather)
         best = challenge.best_threshold
@@ -78,10 +78,10 @@ class Validation:
         background = find_background(state.info, self.background)
         return Predictor(fold_norm(state.best_net), state.info, state.threshold, self.device, precision, background)
 
-    def _segment(self, predictor: Predictor, *, tta: bool, heed: bool) -> Iterator[Segmented]:
-        """What the network says of the samples of this process, until a signal if it is to be heeded."""
+    def _segment(self, predictor: Predictor, *, tta: bool, stoppable: bool) -> Iterator[Segmented]:
+        """Segment the samples of this process; ends at a signal to stop if `stoppable`."""
 
-        def stopped() -> bool:
-            return heed and bool(self.progress.stop)
+        def is_stopped() -> bool:
+            return stoppable and bool(self.progress.stop)
 
-        return segment(predictor, self.files, self.world, tta=tta, tile=self.tile, stop=stopped)
+        return segment(predictor, self.files, self.world, tta=tta, tile=self.tile, stop=is_stopped)

@@ -1,1 +1,1 @@
-"""Image files of microscopes: read as frames by rows, measured, written by rows."""
+"""Microscope image files: reading and writing by rows, geometry and statistics."""

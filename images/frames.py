@@ -1,4 +1,4 @@
-"""Image files and folders as frames (H, W, C); tiff.py, zarr.py and pictures.py read one kind each, NumPy is here."""
+"""Image files and folders as frames (H, W, C); reads `.npy`, and others with tiff.py, zarr.py and pictures.py."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def list_frames(source: Source) -> list[Frame]:
 
 
 def _files(source: str) -> list[Path]:
-    """Files that one source names, in natural order."""
+    """Files of one source, in natural order."""
     path = Path(source)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not path.exists():
         raise UserError(f"{source}: URLs are not read: download it, and name the file")
@@ -172,7 +172,7 @@ def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
 
 
 def read_geometry(frames: list[Frame]) -> Geometry:
-    """Axes and pixel size of all frames of one file; of other frames an axis Z alone."""
+    """Axes and pixel size of all frames of one file; for other frames only an axis Z."""
     path, geometry = frames[0].path, Geometry()
     is_one_file = all(frame.path == path for frame in frames)
     if is_one_file and path.is_dir():

@@ -12,7 +12,7 @@ from files import partial_of
 from images.zarr import is_zarr
 from utils import UserError
 
-# entries of a folder that ZarrWriter makes, also those left there by a killed process or an earlier version
+# entries that ZarrWriter makes in a folder, also those left by a killed process or an earlier version
 PARTIAL = r"\.[0-9a-f]{32}\.partial"
 OWN = rf"(\d+/)?zarr(\.json|{PARTIAL})|\d+(/c(/\d+)*({PARTIAL})?)?|\.run\.json|\.bands(/\d+-\d+)?"
 
@@ -67,7 +67,7 @@ def _identity(path: Path) -> Any:
 
 
 def old_of(path: Path) -> Path:
-    """Where an older Zarr is kept until the new one is in place."""
+    """Path where an older Zarr is kept until the new one is in place."""
     return path.with_name(f"{path.name}.old")
 
 
@@ -91,15 +91,15 @@ def check_replaceable(goal: Path) -> None:
             if path.is_dir() and not (path.is_symlink() and path != goal):
                 raise UserError(f"{path} is a folder: {advice}, one that ends with / for PNGs in a folder")
             if path.exists() and not path.is_file():
-                raise UserError(f"{path} is no file: {advice}")
+                raise UserError(f"{path} is not a file: {advice}")
         return
     for path in written_at(goal):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise UserError(f"{path} is no folder of a Zarr image: {advice}")
+            raise UserError(f"{path} is not a folder of a Zarr image: {advice}")
         if path.exists() and (foreign := _foreign_entry(path)):
-            raise UserError(f"{path} is no Zarr image that --mode predict wrote (it holds {foreign}): {advice}")
+            raise UserError(f"{path} is not a Zarr image that --mode predict wrote (it holds {foreign}): {advice}")
     if goal.exists() and not (goal / "zarr.json").is_file():
-        raise UserError(f"{goal} is no Zarr image that --mode predict wrote: {advice}")
+        raise UserError(f"{goal} is not a Zarr image that --mode predict wrote: {advice}")
 
 
 def _foreign_entry(folder: Path) -> str:

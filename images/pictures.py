@@ -22,7 +22,7 @@ AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that are converted 
 
 
 def read_picture(path: Path) -> Frames:
-    """The frame of a picture, of which only the header is read."""
+    """The frame of a picture; only the header is read."""
     return Frames([Picture(path)], [0])
 
 

@@ -79,7 +79,7 @@ class Frames:
     stacks : list of int
         Number of the Z stack of each frame.
     files : set of Path
-        Files that the frames are read from, if there are others than the named one.
+        Files that the frames are read from, if more than the given one.
     """
 
     images: list[Rows] = field(default_factory=list)
@@ -143,7 +143,7 @@ def plain(pixels: np.ndarray) -> np.ndarray:
 
 
 def split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:
-    """Cut an array with named axes into views (H, W, C); S and C are channels, all but Y and X are frames."""
+    """Cut an array with named axes into views (H, W, C); S and C are channels, other axes but Y and X are frames."""
     channels = [axis for axis in axes if axis in "SC"]
     if len(channels) > 1 or "Y" not in axes or "X" not in axes:
         raise UserError(f"{path}: unsupported axes {axes}: save pages of Y, X and at most one channel axis")

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of images, also of those that are read by rows."""
+"""Mean and standard deviation of images, including those that are read by rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from images.rows import Rows
 from utils import UserError
 
-ONE_PIECE = 2**22  # [px] a larger image is measured in parts
+ONE_PIECE = 2**22  # [px] larger images are measured in parts
 
 
 def image_statistics(image: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +42,9 @@ def image_statistics(image: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Moments:
-    """Mean and standard deviation of the channels of pixels that come in parts.
+    """Mean and standard deviation of each channel, for pixels given in parts.
 
-    The sums of squares are about the mean of each part, so that a large offset of the values costs no precision:
+    Squares are summed about the mean of each part, so that a large offset costs no precision:
     T. F. Chan, G. H. Golub and R. J. LeVeque, The American Statistician 37 (1983), equation 2.1.
     """
 
@@ -56,7 +56,7 @@ class Moments:
     def add(self, image: np.ndarray) -> None:
         """Add pixels (H, W, C)."""
         pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # `statistics` refuses what comes of it
+        with np.errstate(over="ignore", invalid="ignore"):  # `statistics` refuses the result
             shift = pixels[0].copy() if is_wide(image.dtype) else np.float64(0)
             pixels -= shift
             mean = pixels.mean(0)
@@ -67,7 +67,7 @@ class Moments:
             self.count = count
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (C,) of what was added; that of a constant channel is 1.
+        """Mean and standard deviation (C,) of the pixels added; the standard deviation of a constant channel is 1.
 
         Raises
         ------

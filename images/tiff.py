@@ -64,13 +64,13 @@ def _main_series(tif: Any) -> list[Any]:
 
 
 def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
-    """Refuse an image with missing pages, as of an OME-TIFF in several files of which one is missing."""
+    """Refuse an image with missing pages, such as an OME-TIFF in several files with one missing."""
     absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
     if absent and any("OME series raised" in message for message in messages):
-        raise UserError(f"{path}: a part of an image in several files: put {absent[1]} beside it")
+        raise UserError(f"{path}: a part of an image in several files: put {absent[1]} next to it")
     missing = sum(page is None for page in series.pages)
     if missing:
-        advice = f"put {absent[1]} beside it" if absent else "copy it again, with all files of the image"
+        advice = f"put {absent[1]} next to it" if absent else "copy it again, with all files of the image"
         raise UserError(f"{path}: {missing} of {len(series.pages)} pages are missing: {advice}")
 
 
@@ -241,7 +241,7 @@ class PagedImage(Readable):
         top, bottom, step = rows.indices(self.shape[0])
         out = np.zeros((max(bottom - top, 0), self.shape[1], self._samples), self._stored)
         # Bands are requested from top to bottom, and a strip or tile may reach into the next band. Each call keeps what
-        # it decoded, for the next call alone.
+        # it decoded, only for the next call.
         kept, self._kept = self._kept, {}
         for page in range(len(self._numbers)):
             with naming(f"{self._place(page)}: damaged", "copy the file again"):

@@ -65,7 +65,7 @@ def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[Any, str]]]:
         array, axes, pixel = _open_image(path, node)
     if len(axes) != array.ndim or "Y" not in axes or "X" not in axes or array.dtype.kind not in "uifb":
         what = f"shape {array.shape} of {array.dtype}, axes {axes}"
-        raise UserError(f"{path}: {what}: must be numbers along Y and X, and none but T, C and Z besides")
+        raise UserError(f"{path}: {what}: must be numbers with axes Y and X, and otherwise only T, C and Z")
     return array, axes, pixel
 
 
@@ -122,10 +122,10 @@ def _open_image(path: Path, group: Any) -> tuple[Any, str, dict[str, tuple[Any, 
         images = [(name, inner) for name, inner in sorted(group.groups()) if _multiscales(inner)]
         if len(images) != 1:
             inside = ", ".join(f"{path / name}" for name in sorted(name for name, _ in images or group.members()))
-            raise UserError(f"{path}: not one OME-Zarr image: name one of what is in it ({inside or 'nothing'})")
+            raise UserError(f"{path}: not one OME-Zarr image: name one of its members ({inside or 'nothing'})")
         group = images[0][1]
         scales = _multiscales(group)
-    named = scales[0].get("axes", "tczyx")  # no axes in OME-Zarr 0.1 and 0.2, names alone in 0.3
+    named = scales[0].get("axes", "tczyx")  # no axes in OME-Zarr 0.1 and 0.2, only names in 0.3
     named = [{"name": axis} if isinstance(axis, str) else axis for axis in named]
     axes = "".join(axis["name"] for axis in named).upper()
     first = scales[0]["datasets"][0]

@@ -19,7 +19,7 @@ CHUNK = 512  # [px] widest chunk of a Zarr array
 
 
 class ZarrWriter(Writer):
-    """An OME-Zarr 0.5 image with a pyramid, written to `NAME.partial` and renamed when it is whole.
+    """An OME-Zarr 0.5 image with a pyramid, written to `NAME.partial` and renamed when it is complete.
 
     An older image and the new one are exchanged in one step where the system can do that, else the older one is
     `NAME.old` until the new one is in place. The next writer cleans up after a killed process; it must hold the lock
@@ -75,7 +75,7 @@ class ZarrWriter(Writer):
         )
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
-        """Write rows (C, h, W) of a frame, the first of which is `top`."""
+        """Write rows (C, h, W) of a frame, from row `top` on."""
         with explain_write_errors(self.path):
             if self._array is None:
                 self._array = self._zarr.open_array(self.partial / "0", mode="r+")

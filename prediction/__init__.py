@@ -1,1 +1,1 @@
-"""A trained network on images of any size: tiles, objects, the files of a run, exports."""
+"""Segmenting images of any size with a trained network: tiles, objects, output files, exports."""

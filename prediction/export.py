@@ -30,17 +30,17 @@ from utils import FlagError, UserError, check_module, say
 if TYPE_CHECKING:
     from bioimageio.spec.model import v0_5 as spec
 
-OPSET = 18  # of ONNX
-TOLERANCE = 1e-4  # largest difference of a probability between the export and the checkpoint
+OPSET = 18  # version of the ONNX operators
+TOLERANCE = 1e-4  # largest allowed difference between the probabilities of export and checkpoint
 ENDINGS = {"onnx": (".onnx",), "torchscript": (".pt", ".torchscript"), "bioimageio": (".zip",)}
 PACKAGES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "torchscript": [], "bioimageio": ["bioimageio.core"]}
-TRIALS = [(1, 1), (2, 3), (15, 16), (16, 16), (17, 40), (97, 130), (384, 400)]  # [px] of images it is compared on
+TRIALS = [(1, 1), (2, 3), (15, 16), (16, 16), (17, 40), (97, 130), (384, 400)]  # [px] sizes of the images compared
 
 
 class Normalisation(nn.Module):
-    """Grey values (N, C, H, W) as the network was trained on them: by each image, or by all training images.
+    """Normalise grey values (N, C, H, W) as in training: by image, or by the statistics of the training images.
 
-    Any grey values that float32 holds are exact enough, also 16-bit images far from 0.
+    Accurate for all grey values of float32, also for 16-bit images far from 0.
     """
 
     mean: Tensor
@@ -56,15 +56,15 @@ class Normalisation(nn.Module):
         """(N, C, H, W) to the same shape."""
         if not self.by_image:
             return (x - self.mean) / self.std
-        x = x - x[:, :, :1, :1]  # a mean far from 0 would be rounded by more than the image's details
+        x = x - x[:, :, :1, :1]  # else the rounding of a mean far from 0 would exceed the details of the image
         x = x - _mean(x)
-        x = x - _mean(x)  # what the first one was rounded by
+        x = x - _mean(x)  # removes the rounding error of the first mean
         std = _mean(x * x).sqrt()
         return x / torch.where(std > 0, std, torch.ones_like(std))
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Mean of each channel; by rows first, since one sum of millions of float32 loses digits."""
+    """Mean of each channel; first along rows, since one sum of millions of float32 loses digits."""
     return x.mean(3, keepdim=True).mean(2, keepdim=True)
 
 
@@ -88,10 +88,10 @@ class Segmenter(nn.Module):
 
 
 def _padded(x: Tensor, axis: int, stride: int) -> Tensor:
-    """`pad_to_multiple` along one axis without a branch, as a recorded graph of free size needs it."""
+    """`pad_to_multiple` along one axis without branches, so that a traced graph works for any size."""
     size = x.shape[axis]
     cells = (size + stride - 1) // stride
-    small = 1 // cells  # 1 where the image has one cell, which is padded to two by repetition; else 0
+    small = 1 // cells  # 1 if the image has only one cell, which is repeated to make two; else 0
     index = torch.arange((cells + small) * stride, device=x.device)
     reflected = size - 1 - (1 - small) * (index - size + 1)
     return x.index_select(axis, torch.where(index < size, index, reflected))
@@ -99,7 +99,7 @@ def _padded(x: Tensor, axis: int, stride: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What an export says of its origin; nothing is said that nobody named.
+    """Origin of an export, as given by the user.
 
     Attributes
     ----------
@@ -117,22 +117,22 @@ class Provenance:
 
 
 def export(config: Config) -> int:
-    """Export the checkpoint that the flags name: `main.py --mode export`.
+    """Export the checkpoint chosen by the flags: `main.py --mode export`.
 
     Raises
     ------
     UserError
-        There is no checkpoint, a package is missing, the output can't be written, or it computes something else.
+        There is no checkpoint, a package is missing, or the output can't be written or differs from the checkpoint.
     """
     output, kind = Path(config.output), config.format
     _check_flags(config)
     path = checkpoint.find(config.folder("checkpoint"), config.epoch)
     _check_output(output, path)
     predictor = load(path)
-    if predictor.info.normalize == "legacy":  # by the type of an image, which a graph can't see: as that of 8 bits
+    if predictor.info.normalize == "legacy":  # depends on the image's type, which a graph can't know: assume 8 bits
         predictor = replace(predictor, info=replace(predictor.info, normalize="data"))
     origin = Provenance(path, _authors(config), config.license)
-    with warnings.catch_warnings(action="ignore"):  # of exporters about themselves
+    with warnings.catch_warnings(action="ignore"):  # the exporters' own
         content, difference = WRITERS[kind](predictor, origin)
     if difference > TOLERANCE:
         raise UserError(f"{output}: differs from {path} by {difference:.1e}: nothing was written; please report it")
@@ -161,7 +161,7 @@ def _check_flags(config: Config) -> None:
 
 
 def _check_credits(authors: list[str], license: str) -> None:
-    """Refuse names that the specification of the model zoo doesn't take."""
+    """Refuse names that the specification of the model zoo does not allow."""
     from bioimageio.spec.generic.v0_3 import Author, LicenseId
 
     try:
@@ -181,7 +181,7 @@ def _authors(config: Config) -> list[str]:
 
 
 def _check_output(output: Path, path: Path) -> None:
-    """Refuse an output that can't be written, before minutes of work, and one that is the checkpoint."""
+    """Refuse an output that is the checkpoint or can't be written, before minutes of work."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
     if output.exists() and output.samefile(path):
@@ -190,7 +190,7 @@ def _check_output(output: Path, path: Path) -> None:
 
 
 def _difference(predictor: Predictor, run: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Largest difference of a probability between an export and the checkpoint."""
+    """Largest difference between the probabilities of an export and of the checkpoint."""
     worst = 0.0
     for image in _trials(predictor.info):
         expected = predict_array(predictor, _as_array(image[0]), tta=False).reshape(1, -1, *image.shape[2:])
@@ -199,7 +199,7 @@ def _difference(predictor: Predictor, run: Callable[[np.ndarray], np.ndarray]) -
 
 
 def _trials(info: DataInfo) -> Iterator[np.ndarray]:
-    """Images (1, C, H, W) that the normalisation and the padding of an export must get right."""
+    """Images (1, C, H, W) that test the normalisation and the padding of an export."""
     rng = np.random.default_rng(0)
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (info.mean, info.std))
     for height, width in TRIALS:
@@ -207,18 +207,18 @@ def _trials(info: DataInfo) -> Iterator[np.ndarray]:
         if info.normalize == "image":
             yield noise
             yield noise * 5 + 60000  # 16 bits, far from 0
-        else:  # what is unlike the training images may overflow in any of the two
+        else:  # images unlike the training images could overflow in both
             yield mean + (noise - 127) / 73 * std
     yield np.zeros((1, info.nch_in, 40, 50), np.float32) + mean
 
 
 def _as_array(image: np.ndarray) -> np.ndarray:
-    """Image (C, H, W) as `predict_array` takes it."""
+    """Image (C, H, W) in the layout of `predict_array`."""
     return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
 
 
 def _example(predictor: Predictor, num: int = 1) -> Tensor:
-    """Image that a graph is recorded with."""
+    """Image to trace a graph with."""
     generator, stride = torch.Generator().manual_seed(0), predictor.net.stride
     return torch.rand(num, predictor.info.nch_in, 5 * stride, 6 * stride, generator=generator) * 255
 
@@ -229,7 +229,7 @@ def _whole(predictor: Predictor) -> nn.Module:
 
 
 def to_onnx(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
-    """ONNX of free batch, height and width, and how much it differs when it is run."""
+    """ONNX for any batch, height and width, and how much its output differs."""
     import onnxruntime
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -252,13 +252,13 @@ def to_onnx(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
 
 
 def to_torchscript(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
-    """TorchScript of free size, and how much it differs when it is run."""
+    """TorchScript for any size, and how much its output differs."""
     content = _traced(_whole(predictor), _example(predictor))
     return content, _difference(predictor, _runner(content))
 
 
 def _traced(graph: nn.Module, example: Tensor) -> bytes:
-    """TorchScript of a graph; in memory, since torch ends the process when a disk is full."""
+    """TorchScript of a graph; saved to memory, since torch would end the process if the disk is full."""
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.trace(graph, example, check_trace=False), buffer)
     return buffer.getvalue()
@@ -276,10 +276,10 @@ def _runner(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def to_bioimageio(predictor: Predictor, provenance: Provenance) -> tuple[bytes, float]:
-    """Package of the BioImage Model Zoo with TorchScript inside, tested, and how much that differs.
+    """Tested package of the BioImage Model Zoo with TorchScript, and how much its output differs.
 
-    The package names the normalisation as a step before the network, and the pixels around a tile that it sees, so
-    that a program that works by tiles gives what it would give for the whole image.
+    The package declares the normalisation as preprocessing, and the halo of a tile, so that programs that work in tiles
+    give the same result as for the whole image.
     """
     from bioimageio.spec import save_bioimageio_package
 
@@ -291,15 +291,15 @@ def to_bioimageio(predictor: Predictor, provenance: Provenance) -> tuple[bytes, 
         (Path(folder) / "weights.pt").write_bytes(content)
         try:
             save_bioimageio_package(_describe(predictor, Path(folder), provenance), output_path=package)
-        except ValueError as error:  # pydantic's, also where it does not go with bioimageio.spec
+        except ValueError as error:  # from pydantic, also if its version does not fit bioimageio.spec
             raise UserError(f"bioimageio.spec refuses the package: {_reason(error)}") from error
         _test_package(package)
-        gc.collect()  # bioimageio.core leaves files open in cycles of objects, which Windows would not remove
+        gc.collect()  # bioimageio.core leaves files open in reference cycles, and Windows can't remove open files
         return package.read_bytes(), difference
 
 
 def _test_package(package: Path) -> None:
-    """Let bioimageio.core run a package on the image in it."""
+    """Test a package with bioimageio.core on its own image."""
     from bioimageio.core import test_model
 
     summary = test_model(package)
@@ -308,7 +308,7 @@ def _test_package(package: Path) -> None:
 
 
 def _reason(error: ValueError) -> str:
-    """What a specification refuses, on one line."""
+    """Message of the specification on one line."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
@@ -317,7 +317,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> spec.ModelDescr:
-    """Description of the package, and the files it names."""
+    """Description of the package, and its files."""
     from bioimageio.spec.model import v0_5 as spec
 
     info = predictor.info
@@ -347,27 +347,27 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> spe
 
 
 def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
-    """Image (1, C, H, W) of the package and the probability (1, K, H, W) that comes out.
+    """Test image (1, C, H, W) of the package and its probability (1, K, H, W).
 
-    Its sides are as long as the halo: mirrored by so much on every side it is nine copies, whose mean and deviation
-    are those of one, so that it doesn't matter whether a program takes them before or after. Of several the one that
-    the network answers with the widest range, since the specification refuses an output that is 0 all over.
+    Its sides are as long as the halo. Mirrored by the halo on every side it becomes nine copies with the same mean and
+    standard deviation, so it does not matter whether a program normalises before or after mirroring. Of several images
+    the one whose output has the widest range is chosen, since the specification refuses an output of zeros only.
     """
     rng, side = np.random.default_rng(0), halo(predictor.net.num_level)
 
-    def answered(cell: int) -> tuple[np.ndarray, np.ndarray]:
-        """A checkerboard of random grey values, of cells of some px, and its probability."""
+    def predicted(cell: int) -> tuple[np.ndarray, np.ndarray]:
+        """Checkerboard of random grey values with cells of this size [px], and its probability."""
         cells = rng.integers(0, 256, (predictor.info.nch_in, side // cell, side // cell)).astype(np.float32)
         image = cells.repeat(cell, 1).repeat(cell, 2)
         mirrored = np.pad(image, ((0, 0), (side, side), (side, side)), "symmetric")
         probability = predict_array(predictor, _as_array(mirrored), tta=False).reshape(-1, *mirrored.shape[1:])
         return image[None], probability[None, :, side:-side, side:-side]
 
-    return max(map(answered, (1, 4, 12, 32)), key=lambda pair: np.ptp(pair[1]))
+    return max(map(predicted, (1, 4, 12, 32)), key=lambda pair: np.ptp(pair[1]))
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
-    """Files of an array (1, C, H, W) that a description names: to test with, and to look at."""
+    """Files of an array (1, C, H, W) for the description: one for the test, one as a picture."""
     from bioimageio.spec.model import v0_5 as spec
 
     np.save(folder / f"{name}.npy", array)
@@ -379,7 +379,7 @@ def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
 
 
 def _input(files: dict[str, Any], predictor: Predictor) -> spec.InputTensorDescr:
-    """Description of the input: raw grey values, and how they are normalised."""
+    """Description of the input: raw grey values, and their normalisation."""
     from bioimageio.spec.model import v0_5 as spec
 
     info, stride, axes = predictor.info, predictor.net.stride, [spec.AxisId("y"), spec.AxisId("x")]
@@ -415,13 +415,13 @@ def _output(files: dict[str, Any], names: list[str], around: int) -> spec.Output
 
 
 def _identifier(name: str) -> str:
-    """Class name as the specification allows it: letters, digits and underscores, no digit first."""
+    """Class name as an identifier: letters, digits and underscores, not starting with a digit."""
     letters = "".join(letter if letter.isalnum() else "_" for letter in name)
     return letters if letters.isidentifier() and not keyword.iskeyword(letters) else f"class_{letters}"
 
 
 def _draw_cover(path: Path, image: np.ndarray, probability: np.ndarray) -> None:
-    """Picture of an input beside its output, twice as wide as high."""
+    """Picture of an input next to its output, twice as wide as high."""
     from PIL import Image
 
     both = np.concatenate([image, probability * 255], axis=1).clip(0, 255).astype(np.uint8)
@@ -429,7 +429,7 @@ def _draw_cover(path: Path, image: np.ndarray, probability: np.ndarray) -> None:
 
 
 def _readme(predictor: Predictor, source: Path) -> str:
-    """What a user of the package must know."""
+    """Text of the package's README for its users."""
     info, by_tile = predictor.info, predictor.net.arguments["norm"] in ("inorm", "gnorm")
     classes = ", ".join(f"{name} ({value})" for name, value in zip(info.class_names, info.class_values, strict=True))
     by = "each whole image" if info.normalize == "image" else "all training images"
@@ -438,15 +438,15 @@ def _readme(predictor: Predictor, source: Path) -> str:
         f"Exported from `{source.name}`. Classes: {classes}. Output: probability of the class.",
         f"Input: raw grey values, height and width multiples of {predictor.net.stride} px (mirror others at the bottom "
         "and right).",
-        f"Mean and standard deviation of {by} are a step before the network, to be done before an image is cut into "
-        "tiles; bioimageio.core does so when it predicts by blocks.",
-        f"Output depends on the {halo(predictor.net.num_level)} px around it (`halo`), by which tiles must overlap. "
+        f"The input is normalised by mean and standard deviation of {by}, before an image is cut into "
+        "tiles; bioimageio.core does so when it predicts in blocks.",
+        f"The output depends on {halo(predictor.net.num_level)} px around it (`halo`), by which tiles must overlap. "
         "At the border of an image "
-        "bioimageio.core mirrors it, where the command line pads each feature map with zeros: there the two differ. "
-        "When it predicts a whole image at once, it takes mean and deviation of the mirrored image.",
-        "The network normalises each feature map by the tile it sees: the larger the tiles, the better." * by_tile,
+        "bioimageio.core mirrors it, where the command line pads each feature map with zeros, so the two differ there. "
+        "When it predicts a whole image at once, it normalises by the mirrored image.",
+        "The network normalises each feature map by the tile: the larger the tiles, the better." * by_tile,
         "## Validation",
-        "The package holds a test image and its output; see the training's own scores for its quality.",
+        "The package holds a test image and its output; for the quality of the network see the scores of its training.",
     ]
     return "\n\n".join(filter(None, lines)) + "\n"
 

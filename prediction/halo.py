@@ -1,4 +1,4 @@
-"""A tile of a large image gives the logits that the whole image would give: the halo it reads and what it computes."""
+"""The halo of a tile, with which it gives the same logits as the whole image, and the forward pass of a tile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model import UNet, pad_to_multiple
 
 
 class Sides(NamedTuple):
-    """Sides of a tile that have a halo; on the others the image ends."""
+    """Sides of a tile that have a halo; at the other sides the image ends."""
 
     top: bool = False
     left: bool = False
@@ -19,15 +19,15 @@ class Sides(NamedTuple):
     right: bool = False
 
     def turned(self, quarters: int) -> Sides:
-        """Sides after so many quarter turns counter-clockwise: the right side comes to the top, the top to the left."""
+        """Sides after quarter turns counter-clockwise, which move the right side to the top and the top to the left."""
         return Sides(*self[4 - quarters :], *self[: 4 - quarters])
 
     def flipped(self) -> Sides:
-        """Sides after left and right have changed places."""
+        """Sides after left and right are exchanged."""
         return Sides(self.top, self.right, self.bottom, self.left)
 
 
-WHOLE = Sides()  # an image that is its own only tile
+WHOLE = Sides()  # of an image that is a single tile
 
 
 def decoder_halos(num_level: int) -> list[int]:
@@ -48,7 +48,7 @@ def decoder_halos(num_level: int) -> list[int]:
 
 
 def receptive_radius(num_level: int) -> int:
-    """Pixels on each side of a tile, which lies on multiples of the stride, that its logits depend on.
+    """Pixels beyond each side of a tile, placed at a multiple of the stride, that its logits depend on.
 
     Examples
     --------
@@ -75,20 +75,20 @@ def halo(num_level: int) -> int:
 
 
 def forward_tile(net: UNet, x: Tensor, sides: Sides) -> Tensor:
-    """Logits of a tile (N, C, H, W) of any height and width, without the halo that it has on some sides."""
+    """Logits of a tile (N, C, H, W) of any height and width, without the halo on its sides."""
     height, width = size_without_halo(net, x, sides)
     return forward_padded(net, pad_to_multiple(x, net.stride), sides)[..., :height, :width]
 
 
 def size_without_halo(net: UNet, x: Tensor, sides: Sides) -> torch.Size:
-    """Height and width of a tile without the halo that it has on some sides [px]."""
+    """Height and width of a tile without the halo on its sides [px]."""
     around = halo(net.num_level)
     height, width = x.shape[-2:]
     return torch.Size((height - around * (sides.top + sides.bottom), width - around * (sides.left + sides.right)))
 
 
 def forward_padded(net: UNet, x: Tensor, sides: Sides = WHOLE) -> Tensor:
-    """As `forward_tile`, of a tile whose height and width are multiples of the stride."""
+    """`forward_tile` for a tile whose height and width are multiples of the stride."""
     skips = []
     for encoder in net.encoders:
         skips.append(encoder(x))
@@ -104,7 +104,7 @@ def forward_padded(net: UNet, x: Tensor, sides: Sides = WHOLE) -> Tensor:
 
 
 def _crop(x: Tensor, sides: Sides, num: int) -> Tensor:
-    """Feature map without so many rows and columns on the sides that have a halo."""
+    """Feature map without `num` rows or columns on each side that has a halo."""
     if not any(sides):
         return x
     top, left, bottom, right = (num * side for side in sides)

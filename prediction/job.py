@@ -1,4 +1,4 @@
-"""One run of `--mode predict`: what each process computes of the images, and how it is written."""
+"""One run of `--mode predict`: which part each process computes, and how the results are written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from utils import UserError, say
 
 
 class FrameRows:
-    """A section, with its neighbours as further channels; opened when rows are asked for, and not held."""
+    """A section with its neighbours as additional channels; the files are opened only while rows are read."""
 
     def __init__(self, frames: list[Frame]) -> None:
         self.frames = frames
@@ -45,27 +45,27 @@ class FrameRows:
 
 
 def open_frame(frames: list[Frame], info: DataInfo) -> Rows:
-    """Image of a frame, which is in the middle of its context; the channels are checked."""
+    """Image of a frame in the middle of its context; checks the channels."""
     image = FrameRows(frames)
     if image.shape[2] != info.nch_in:
         nch, asked = (number // len(frames) for number in (image.shape[2], info.nch_in))
         raise UserError(
             f"{frames[info.context]}: {nch} channel(s), the network was trained on {asked}: choose other images, or "
-            "another checkpoint by --scope and --name_data"
+            "another checkpoint with --scope and --name_data"
         )
     return image
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a frame, from row `top` on: an array (C, h, W) of each output."""
+    """Rows of a frame, starting at row `top`: an array (C, h, W) for each output."""
 
     frame: int
     top: int
     outputs: dict[str, np.ndarray]
 
     def write(self, writers: dict[str, Writer]) -> None:
-        """Write each output by its writer."""
+        """Write each output with its writer."""
         for output, rows in self.outputs.items():
             writers[output].write(self.frame, self.top, rows)
 
@@ -88,13 +88,13 @@ class PredictionJob:
     predictor : Predictor
         The network.
     images : list of Rows
-        What is segmented, with the context of each; in the order of `files.frames`.
+        Images to segment, each with its context; in the order of `files.frames`.
     files : OutputFiles
-        What is written.
+        Files to write.
     grids : dict
         Tiles of the images of each height and width, the same in every process; see `tile_grids`.
     world : World
-        The processes.
+        The processes of the run.
     tta : bool
         Average over the eight flips and quarter turns.
     dtype : {"uint8", "float32"}
@@ -113,14 +113,14 @@ class PredictionJob:
     objects: list[FrameObjects] = field(default_factory=list)
 
     def run(self) -> None:
-        """Compute and write everything, each process its part."""
+        """Compute and write this process's part, and gather the objects of all processes."""
         with self._open_writers() as writers:
             write_in_background(self._parts(), lambda part: part.write(writers))
         self.objects = sorted(self.world.gather(self.objects), key=lambda objects: objects.frame)
 
     @contextmanager
     def _open_writers(self) -> Iterator[dict[str, Writer]]:
-        """Writer of each output; at the end files get their names, after an error nothing is left under those."""
+        """Writer of each output; the files are renamed at the end, and removed after an error."""
         writers: dict[str, Writer] = {}
         try:
             if not self.world.is_main:
@@ -153,7 +153,7 @@ class PredictionJob:
         return ZarrWriter(path, layout, is_main, band_height)
 
     def _layout(self, output: str, order: str) -> Layout:
-        """What the file of one output holds; all images must have one size."""
+        """Layout of the file of one output; all images must have the same size."""
         sizes = {image.shape[:2]: str(frame) for image, frame in zip(self.images, self.files.frames, strict=True)}
         if len(sizes) > 1:
             (one, first), (other, second), *_ = sizes.items()
@@ -167,17 +167,17 @@ class PredictionJob:
         return self.grids[self.images[frame].shape[:2]]
 
     def _tasks(self) -> dict[int, list[int]]:
-        """Bands of each frame that this process computes: all of a frame where PNGs or objects are wanted."""
+        """Bands of each frame that this process computes: whole frames if PNGs or objects are wanted."""
         counts = [len(self._grid(frame).rows) for frame in range(len(self.images))]
         bands = [(frame, number) for frame, count in enumerate(counts) for number in range(count)]
         by_frame = "cells" in self.files.outputs or self.files.to_png
         num = len(counts) if by_frame else len(bands)
         first, last = (rank * num // self.world.size for rank in (self.world.rank, self.world.rank + 1))
-        mine = [band for index, band in enumerate(bands) if first <= (band[0] if by_frame else index) < last]
-        return {frame: [number for _, number in group] for frame, group in groupby(mine, key=lambda band: band[0])}
+        own = [band for index, band in enumerate(bands) if first <= (band[0] if by_frame else index) < last]
+        return {frame: [number for _, number in group] for frame, group in groupby(own, key=lambda band: band[0])}
 
     def _parts(self) -> Iterator[Part]:
-        """All that this process computes, with a progress bar in the first one."""
+        """Everything that this process computes, with a progress bar in the main process."""
         tasks = self._tasks()
         num = sum(map(len, tasks.values()))
         if "cells" in self.files.outputs:
@@ -205,7 +205,7 @@ class PredictionJob:
                 yield from self._object_parts(frame, *kept)
 
     def _pixel_part(self, frame: int, kept: list[RowFile], band: Band) -> Part:
-        """What is written of a band pixel by pixel; what objects are made of is kept."""
+        """Probability and mask of a band; the values that objects are computed from are kept."""
         if kept:
             for file, plane in zip(kept, _object_planes(band.values, self.predictor), strict=True):
                 file.append(plane)
@@ -217,7 +217,7 @@ class PredictionJob:
         return Part(frame, band.rows.start, outputs)
 
     def _object_parts(self, frame: int, probability: RowFile, kinds: RowFile | None = None) -> Iterator[Part]:
-        """Objects of a frame band by band; the class and area of each are noted at the end."""
+        """Objects of a frame band by band; stores the class and area of each at the end."""
         classes, areas = np.zeros(1, np.int64), np.zeros(1, np.int64)  # entry 0 is the background
         for band in separate_bands(probability, self.predictor.object_threshold, kinds=kinds):
             yield Part(frame, band.rows.start, {"cells": band.values[None]})
@@ -229,7 +229,7 @@ class PredictionJob:
         self.objects.append(FrameObjects(frame, classes[1:], areas[1:]))
 
     def report_objects(self) -> None:
-        """Say how many objects each class has, and with several classes write which object is of which."""
+        """Print the number of objects of each class; with several classes write the table of objects."""
         info, background = self.predictor.info, self.predictor.background
         classes = np.concatenate([found.classes for found in self.objects])
         counts = np.bincount(classes, minlength=info.num_class)
@@ -246,20 +246,20 @@ class PredictionJob:
 
 
 def tile_grids(predictor: Predictor, images: list[Rows], tile: int, world: World) -> dict[tuple[int, int], TileGrid]:
-    """Tiles of the images of each height and width; the first process chooses, since the memory of others differs."""
+    """Tiles for each height and width; chosen by the main process, since free memory differs between processes."""
     sizes = dict.fromkeys(image.shape[:2] for image in images)
     return world.broadcast({size: predictor.tile_grid(size, tile) for size in sizes})
 
 
 def _mask(probability: np.ndarray, predictor: Predictor) -> np.ndarray:
-    """Mask (1, h, W) of a probability (K, h, W): 0 and 255 of two classes, else the class index."""
+    """Mask (1, h, W) of a probability (K, h, W): 0 and 255 for two classes, else the class index."""
     if predictor.num_channel > 1:
         return probability.argmax(0)[None].astype(np.uint8)
     return (probability > predictor.threshold) * np.uint8(255)
 
 
 def _to_bytes(probability: np.ndarray) -> np.ndarray:
-    """Probability (K, h, W) in 8 bits; by rows, so that there is no second band in float32."""
+    """Probability (K, h, W) in 8 bits; row by row, to save memory for a second band in float32."""
     scaled = np.empty(probability.shape, np.uint8)
     for row in range(probability.shape[1]):
         scaled[:, row] = np.round(probability[:, row] * np.float32(255))
@@ -267,7 +267,7 @@ def _to_bytes(probability: np.ndarray) -> np.ndarray:
 
 
 def _object_planes(probability: np.ndarray, predictor: Predictor) -> list[np.ndarray]:
-    """What objects of a probability (K, h, W) are made of: that of the foreground, and of several classes the class."""
+    """Planes that objects are computed from: probability of the foreground, and with several classes the class."""
     if predictor.num_channel == 1:
         return [probability[0] if predictor.background == 0 else 1 - probability[0]]
     return [probability.max(0), foreground_kinds(probability.argmax(0), predictor.background)]

@@ -1,4 +1,4 @@
-"""Separate objects out of a probability: a seeded watershed, for images larger than memory by bands of rows."""
+"""Objects from a probability by a seeded watershed; in bands of rows, for images larger than memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scipy.sparse.csgraph import connected_components
 
 from prediction.tiling import Band
 
-SEED, SEED_FRACTION = 100, 0.25  # a core of fewer px that is below this fraction of its region's largest is no seed
-SPECK = 8  # [px] a smaller core never is one
-TILE_HEIGHT, TILE_WIDTH, TILE_HALO = 512, 2048, 128  # [px] of the flood; it also runs in a halo around each tile
+SEED, SEED_FRACTION = 100, 0.25  # a core below both (100 px, and this fraction of its region's largest core) is no seed
+SPECK = 8  # [px] a smaller core is never a seed
+TILE_HEIGHT, TILE_WIDTH, TILE_HALO = 512, 2048, 128  # [px] of the watershed, which also floods a halo around each tile
 
 
 class Slices(Protocol):
-    """An array (H, W), or what reads one by its rows."""
+    """An array (H, W), or an object that reads one by rows."""
 
     def __len__(self) -> int:
         """Height."""
@@ -29,10 +29,10 @@ class Slices(Protocol):
 
 
 def separate_objects(probability: np.ndarray, threshold: float = 0.5, background: int = 0) -> np.ndarray:
-    """Objects of the foreground, cut where the probability between two certain cores is lowest.
+    """Split the foreground into objects where the probability between two certain cores is lowest.
 
     A seeded watershed: seeds are the 4-connected regions above the middle between the threshold and 1, and they grow
-    down to the threshold. A region without a seed is an object of its own. Source: Meyer 1994, doi
+    down to the threshold. A region without a seed is one object. Source: Meyer 1994, doi
     10.1016/0165-1684(94)90060-4.
 
     Parameters
@@ -40,9 +40,9 @@ def separate_objects(probability: np.ndarray, threshold: float = 0.5, background
     probability : ndarray
         (H, W) of the foreground, or (K, H, W) of K classes; in [0, 1].
     threshold : float
-        What is above it is foreground. Of K classes a pixel belongs to the likeliest.
+        Pixels above it are foreground. With K classes a pixel belongs to the most probable one.
     background : int
-        The one of K classes whose pixels belong to no object. Objects of different classes never merge.
+        Index of the background among K classes. Objects of different classes never merge.
 
     Returns
     -------
@@ -88,30 +88,30 @@ def separate_bands(
     halo: int = TILE_HALO,
     kinds: Slices | None = None,
 ) -> Iterator[Band]:
-    """Objects (h, W) uint32 as by `separate_objects`, one band of rows after the other.
+    """Objects (h, W) uint32 of `separate_objects`, band by band.
 
-    Regions and seeds are found over the whole image, so an object has one number wherever it reaches. The flood runs
-    in tiles: it is that of the whole image but for pixels whose way to their seed is longer than the halo.
+    Regions and seeds are found in the whole image, so an object has the same number in all bands. The watershed runs in
+    tiles; it equals that of the whole image except for pixels whose path to their seed is longer than the halo.
 
     Parameters
     ----------
     probability : ndarray
-        (H, W), or what has a length and gives slices of rows; it is read twice, band by band.
+        (H, W), or an object with a length and slices of rows; it is read twice, band by band.
     threshold : float
-        What is above it is foreground.
+        Pixels above it are foreground.
     tall, wide, halo : int
-        Height and width of the tiles, and what is flooded around them [px].
+        Height and width of the tiles, and width of the halo around them [px].
     kinds : ndarray, optional
-        (H, W), or what gives slices of rows: 0 is background, else the class of the pixel, of which `probability` is.
+        (H, W), or slices of rows: 0 for background, else class + 1 of the pixel, which `probability` belongs to.
         Default: 1 where the probability is above the threshold.
     """
     tops = range(0, len(probability), tall)
     masks = partial(_masks, probability, kinds, threshold, tall)
     cores, regions = _Regions(), _Regions()
-    seed_of, object_of = _count_objects(cores, regions, map(masks, tops))
+    seed_of, object_of = _assign_objects(cores, regions, map(masks, tops))
 
     def prepared(number: int) -> _Planes:
-        """What the flood of a band needs."""
+        """Input of the watershed of a band."""
         pair = masks(tops[number])
         core, region = (_label(kind, of.starts[number]) for of, kind in zip((cores, regions), pair, strict=True))
         objects = object_of[region]
@@ -119,7 +119,7 @@ def separate_bands(
         height = np.round((1 - probability[tops[number] : tops[number] + tall]) * 255).astype(np.uint8)
         return _Planes(height, seeds, objects, pair[1])
 
-    planes, above = prepared(0), 0  # of a band, and from the second on of the halo above it
+    planes, above = prepared(0), 0  # rows of a band, after the first one with the halo above it
     for number, top in enumerate(tops):
         end = len(planes.height)
         if number + 1 < len(tops):
@@ -129,16 +129,16 @@ def separate_bands(
 
 
 class _Planes(NamedTuple):
-    """What a flood needs of some rows, (h, W) each.
+    """Input of the watershed for some rows, (h, W) each.
 
     Attributes
     ----------
     height : ndarray
-        The lower, the earlier a pixel is flooded: 0 where the probability is 1, 255 where it is 0.
+        Low pixels are flooded first: 0 where the probability is 1, 255 where it is 0.
     seeds, objects : ndarray
-        Object from which the flood starts, and object of a pixel that no flood reaches; 0 for none.
+        Object that floods from this pixel, and object of pixels that are not flooded; 0 for none.
     kinds : ndarray
-        Class, 0 for the background; a flood stays in its class.
+        Class + 1, or 0 for background; flooding stays within a class.
     """
 
     height: np.ndarray
@@ -154,14 +154,14 @@ class _Planes(NamedTuple):
 def _masks(
     probability: Slices, kinds: Slices | None, threshold: float, tall: int, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class of each pixel of a core, and of a region, (h, W) each, of the band that begins at a row; 0 outside."""
+    """Cores and regions of the band that starts at row `top`, (h, W) each: class + 1, or 0 outside."""
     band = probability[top : top + tall]
     kind = (band > threshold).astype(np.uint8) if kinds is None else np.asarray(kinds[top : top + tall], np.uint8)
     return kind * (band > (1 + threshold) / 2), kind
 
 
 def _flood(planes: _Planes, wide: int, halo: int) -> np.ndarray:
-    """Watershed (h, W) of rows, tile by tile and class by class."""
+    """Watershed (h, W) of some rows, tile by tile and class by class."""
     from skimage.segmentation import watershed
 
     height, seeds, objects, kinds = planes
@@ -183,19 +183,19 @@ def _kinds_in(kinds: np.ndarray) -> np.ndarray:
 
 
 class _Regions:
-    """4-connected regions of one class each of an image that comes band by band: pieces from 1 on, joined at the end.
+    """4-connected regions of one class each, in an image given band by band: pieces per band, joined at the end.
 
     Attributes
     ----------
     starts : list of int
-        Number of the first piece of each band, and of the next band's.
+        Number of the first piece of each band, and of the next band; pieces count from 1.
     """
 
     def __init__(self) -> None:
         self.starts = [1]
         self._sizes = [np.zeros(1, np.int64)]
         self._touching = [np.zeros((2, 0), np.int64)]  # pairs of pieces of two bands
-        self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # its pieces and their classes
+        self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # pieces and classes of the last row
 
     def add(self, kinds: np.ndarray) -> np.ndarray:
         """Pieces (h, W) of the next band, 0 where the class is 0."""
@@ -210,7 +210,7 @@ class _Regions:
         return pieces
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
-        """First piece of the region of each piece, and size of the region of each first piece [px]."""
+        """First piece of the region of each piece, and size of the region [px] at its first piece."""
         sizes, pairs = np.concatenate(self._sizes), np.concatenate(self._touching, axis=1)
         graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(len(sizes),) * 2)
         _, region = connected_components(graph, directed=False)
@@ -229,10 +229,10 @@ def _label(kinds: np.ndarray, first: int) -> np.ndarray:
     return pieces
 
 
-def _count_objects(
+def _assign_objects(
     cores: _Regions, regions: _Regions, masks: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Object of each piece of a core, 0 for small ones, and of each piece of a region: its first core's, or its own."""
+    """Object of each piece of the cores (0 for small ones) and of the regions (of their first core, or a new one)."""
     homes = [np.zeros(1, np.int64)]  # region that each core lies in
     for pair in masks:
         core, region = (kind.add(mask) for kind, mask in zip((cores, regions), pair, strict=True))
@@ -242,13 +242,13 @@ def _count_objects(
     first, size = cores.joined()
     root, _ = regions.joined()
     largest = np.zeros(len(root), np.int64)
-    np.maximum.at(largest, root[home], size)  # core of each region
+    np.maximum.at(largest, root[home], size)  # size of the largest core of each region
     least = np.clip(SEED_FRACTION * largest[root[home]], SPECK, SEED)
     seeds = np.flatnonzero((first == np.arange(len(first))) & (size >= least))
     seed_of = np.zeros(len(first), np.uint32)
     seed_of[seeds] = np.arange(len(seeds)) + 1
     object_of = np.zeros(len(root), np.uint32)
-    object_of[root[home[seeds[::-1]]]] = seed_of[seeds[::-1]]  # the last to be written is the first core
-    alone = np.flatnonzero((root == np.arange(len(root))) & (object_of == 0))[1:]  # entry 0 is no piece
+    object_of[root[home[seeds[::-1]]]] = seed_of[seeds[::-1]]  # the first core is written last
+    alone = np.flatnonzero((root == np.arange(len(root))) & (object_of == 0))[1:]  # entry 0 is the background
     object_of[alone] = len(seeds) + 1 + np.arange(len(alone))
     return seed_of[first], object_of[root]

@@ -1,4 +1,4 @@
-"""The files that one prediction writes: their names, and what is checked and locked before they are written."""
+"""The output files of a prediction: their names, and the checks and locks before they are written."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class OutputFiles:
     target : str
         `--output`: a file, or a folder for PNGs.
     outputs : list of str
-        What is written, of "probability", "mask" and "cells".
+        Outputs to write, of "probability", "mask" and "cells".
     frames : list of Frame
-        Images that are segmented.
+        Images to segment.
     num_channel : int
-        Channels of a probability.
+        Number of channels of the probability.
     """
 
     target: str
@@ -56,12 +56,12 @@ class OutputFiles:
 
     @property
     def to_png(self) -> bool:
-        """Whether PNGs are written, in a folder or one."""
+        """Whether one PNG or a folder of PNGs is written."""
         return self.to_folder or Path(self.target).suffix.lower() == ".png"
 
     @cached_property
     def paths(self) -> dict[str, Path]:
-        """File or folder of each output; where several files are written, the name says which."""
+        """File or folder of each output; several files are named after their outputs."""
         path = Path(self.target)
         if self.to_png or len(self.outputs) == 1:
             return dict.fromkeys(self.outputs, path)
@@ -69,7 +69,7 @@ class OutputFiles:
 
     @cached_property
     def png_names(self) -> dict[str, list[Path]]:
-        """PNG of each frame, for each output; for several channels see `png_files`."""
+        """PNG of each frame for each output; with several channels, see `png_files`."""
         if not self.to_folder:
             return {output: [Path(self.target)] * len(self.frames) for output in self.outputs}
         num = Counter(frame.path for frame in self.frames)
@@ -79,7 +79,7 @@ class OutputFiles:
 
     @property
     def table(self) -> Path | None:
-        """Table beside the objects that says which class each is of, where there are several."""
+        """Table with the class and area of each object, if there are several classes."""
         if "cells" not in self.outputs or self.num_channel == 1:
             return None
         path = self.paths["cells"]
@@ -97,7 +97,7 @@ class OutputFiles:
 
     @contextmanager
     def reserved(self, dtype: str) -> Iterator[dict[Path, int]]:
-        """Check all files, and keep other runs from writing them; yields how many older files each path has.
+        """Check all files, and lock them against other runs; yields the number of older files at each path.
 
         Raises
         ------
@@ -119,24 +119,24 @@ class OutputFiles:
             yield {path: self._count_older(path) for path in dict.fromkeys(self.paths.values())}
 
     def _check_pngs(self, dtype: str) -> None:
-        """Refuse what PNGs can't hold."""
+        """Refuse outputs that PNGs can't hold."""
         if "probability" in self.outputs and dtype == "float32":
             raise UserError("--dtype float32: a PNG has no such type: write .tif, .npy or .zarr")
         num = len(self._pngs)
         if not self.to_folder and num > 1:
-            raise UserError(f"--output {self.target} is one picture, {num} are to be written: name a folder")
+            raise UserError(f"--output {self.target} is one picture, but {num} will be written: name a folder")
         twice = [png for png, count in Counter(self._pngs).items() if count > 1]
         if twice:
             raise UserError(f"--input: two images would become {twice[0]}: rename one, or write a stack")
 
     def _check_table(self) -> None:
-        """Refuse to replace a file that is no table of objects."""
+        """Refuse to replace a file that is not a table of objects."""
         path = self.table
         if path and path.exists() and not path.read_text("utf-8", "replace").startswith(",".join(TABLE_COLUMNS)):
-            raise UserError(f"{path}: no table of objects, so it is not replaced: move it, or choose another --output")
+            raise UserError(f"{path}: not a table of objects, and not replaced: move it, or choose another --output")
 
     def _count_older(self, path: Path) -> int:
-        """How many files of one path are there already; refuses those that are no older outputs."""
+        """Number of older files at a path; refuses to replace anything but older outputs."""
         files = self._pngs if self.to_png else [path]
         older = sum(os.path.lexists(file) for file in files)
         for file in files:

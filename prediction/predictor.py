@@ -1,4 +1,4 @@
-"""A trained network for new images: `load` it, and `predict_array`."""
+"""A trained network for new images: `load` and `predict_array`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from prediction.halo import WHOLE, Sides, forward_tile, halo, size_without_halo
 from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
 from utils import UserError, pick_device, pick_precision
 
-TILE_PIXELS = 2**20  # of a tile on a CPU, at most
-TILE_BYTES = 40  # that a pixel of a tile needs for each channel of the first level, at most
-BAND_BYTES = 8  # that a pixel of a band of tiles needs besides, for each channel of the result
-OVERLAP = 32  # [px] over which tiles are blended that were normalised differently
+TILE_PIXELS = 2**20  # largest tile on a CPU
+TILE_BYTES = 40  # memory per pixel of a tile and channel of the first level, at most
+BAND_BYTES = 8  # additional memory per pixel of a band of tiles and channel of the result
+OVERLAP = 32  # [px] width of the blend between tiles that were normalised differently
 
 
 class TestTimeAugmentation(nn.Module):
@@ -40,7 +40,7 @@ class TestTimeAugmentation(nn.Module):
         (N, C, H, W) to logits (N, 1, H, W) or (N, K, H, W).
     """
 
-    __test__ = False  # pytest takes it for tests
+    __test__ = False  # not a test class of pytest
 
     def __init__(self, net: UNet) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ class TestTimeAugmentation(nn.Module):
     def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
         """(N, C, H, W) to logits, as `forward_tile` of the network."""
         height, width = size_without_halo(self.net, x, sides)
-        x = pad_to_multiple(x, self.net.stride)  # before it is turned: each view has the same pixels and poolings
+        x = pad_to_multiple(x, self.net.stride)  # before turning: the same pixels are pooled in all eight
         total = torch.zeros(())
         for flip in (False, True):
-            of_view = sides.flipped() if flip else sides
+            view_sides = sides.flipped() if flip else sides
             for quarters in range(4):
                 turned = torch.rot90(x.flip(-1) if flip else x, quarters, (-2, -1))
-                logits = forward_tile(self.net, turned, of_view.turned(quarters))
+                logits = forward_tile(self.net, turned, view_sides.turned(quarters))
                 back = torch.rot90(class_probability(logits), -quarters, (-2, -1))
                 total = total + (back.flip(-1) if flip else back)
         logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))[..., :height, :width]
@@ -87,11 +87,11 @@ class Predictor:
     info : DataInfo
         Channels, classes, and how images are normalised.
     threshold : float
-        Probability of class 1 over which the validation scored best.
+        Threshold for the probability of class 1 that scored best on the validation set.
     device : torch.device
-        What it computes on.
+        Device that it runs on.
     precision : torch.dtype or None
-        Of its arithmetic; None for float32.
+        Data type of mixed precision; None for float32.
     background : int
         Index of the class whose pixels belong to no object; with two classes the other one is the foreground.
     """
@@ -105,7 +105,7 @@ class Predictor:
 
     @property
     def object_threshold(self) -> float:
-        """Probability over which a pixel is foreground; with more than two classes the likeliest counts."""
+        """Probability above which a pixel is foreground; 0.5 with more than two classes."""
         if self.info.num_class > 2:
             return 0.5
         return self.threshold if self.background == 0 else round(1 - self.threshold, 6)
@@ -116,26 +116,26 @@ class Predictor:
         return 1 if self.info.num_class == 2 else self.info.num_class
 
     def bands(self, image: Rows, grid: TileGrid, *, tta: bool, every_class: bool = False) -> Bands:
-        """Probability of an image (H, W, C), computed by bands; `every_class`: of both classes where there are two.
+        """Probability of an image (H, W, C), computed by bands; `every_class`: also for class 0 of two classes.
 
         Raises
         ------
         UserError
-            The image has other channels than the network.
+            The image has a different number of channels than the network.
         """
         nch = image.shape[2]
         if nch != self.info.nch_in:
-            raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: give it such images")
+            raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: choose other images")
         mean, std = map(torch.from_numpy, statistics_of(cast(np.ndarray, image), self.info))
         network = self._network(tta, every_class)
 
         def probability(tile: np.ndarray, sides: Sides) -> Tensor:
-            pixels = normalise(as_tensor(np.array(tile)), mean, std)  # a copy: torch takes none that is read-only
+            pixels = normalise(as_tensor(np.array(tile)), mean, std)  # a copy, since torch refuses read-only arrays
             if not pixels.isfinite().all():
                 raise UserError("it holds NaN or infinity: repair the image")
             result = network(pixels.movedim(-1, 0)[None].to(self.device), sides)[0]
             if result.isnan().any():
-                raise UserError("the network's output is no number: --amp off computes with more range")
+                raise UserError("the network's output is NaN: use --amp off, which has a larger range")
             return result
 
         return Bands(probability, lambda rows: image[rows], grid)
@@ -165,11 +165,11 @@ class Predictor:
 
     @property
     def _pixel_bytes(self) -> int:
-        """Memory that a pixel of a tile needs."""
+        """Memory per pixel of a tile [bytes]."""
         return TILE_BYTES * self.net.fc.in_channels
 
     def _max_pixels(self, wanted: int) -> int:
-        """Pixels that a tile may have; `wanted` if memory allows so many."""
+        """Largest number of pixels in a tile; at least `wanted`, if memory allows."""
         if self.device.type == "cuda":
             room = torch.cuda.mem_get_info(self.device)[0] // 2
             return room // self._pixel_bytes
@@ -178,7 +178,7 @@ class Predictor:
 
 
 def _memory() -> int:
-    """Memory of the machine [bytes]; 4 GiB where it doesn't say."""
+    """Memory of the machine [bytes]; 4 GiB if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -195,14 +195,14 @@ def load(path: str | os.PathLike, gpu_ids: str = "-1", amp: str = "off", backgro
     gpu_ids : str
         GPU number, or `"-1"` for the CPU.
     amp : {"off", "bf16", "fp16"}
-        Arithmetic; a type of 16 bits is faster where the machine computes it, and changes probabilities by about 0.01.
+        Mixed precision; 16 bits are faster if the device supports them, and change probabilities by about 0.01.
     background : str
         Name or value of the class whose pixels belong to no object; default: as in the training, else the first.
 
     Raises
     ------
     UserError
-        The file is no checkpoint of this network, or has no such class.
+        The file is not a checkpoint of this network, or it has no such class.
 
     Examples
     --------
@@ -229,7 +229,7 @@ def predictor_of(
 
 
 def find_background(info: DataInfo, name: str) -> int:
-    """Index of the class that `--background` names, by its name or value; the first for none.
+    """Index of the class with the name or value given by `--background`; 0 if it is empty.
 
     Raises
     ------
@@ -253,9 +253,9 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
     predictor : Predictor
         From `load`.
     image : ndarray
-        (..., H, W) or (..., H, W, 1) for a network of one channel, else (..., H, W, C); any integer or float type. A
-        network with context sections takes them as its channels. A last axis of up to 4 that is shorter than the two
-        before it is taken for channels: give images that are so narrow as (..., H, W, 1).
+        (..., H, W) or (..., H, W, 1) for a network of one channel, else (..., H, W, C); any integer or float type. For
+        a network with context, the channels are the neighbouring sections. A last axis of up to 4 that is shorter than
+        the two before it counts as channels: pass images that narrow as (..., H, W, 1).
     tta : bool
         Average over the eight flips and quarter turns; eight times slower.
     tile : int
@@ -269,7 +269,7 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
     Raises
     ------
     UserError
-        The image has other channels than the network, or holds NaN or infinity.
+        The image has a different number of channels than the network, or holds NaN or infinity.
     """
     image = np.asarray(image)
     if predictor.info.nch_in == 1 and not _has_channels(image.shape):
@@ -285,7 +285,7 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
 
 
 def _has_channels(shape: tuple[int, ...]) -> bool:
-    """Whether the last axis of an array is of channels, not of columns.
+    """Whether the last axis of an array is channels, not columns.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A large image in tiles: the overlap-tile strategy of the U-Net paper (arXiv 1505.04597, figure 2), band by band."""
+"""Large images in tiles, band by band: the overlap-tile strategy of the U-Net paper (arXiv 1505.04597, figure 2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 Network = Callable[[np.ndarray, Sides], Tensor]  # input of a tile (h, w, C), its sides with a halo -> (K, h', w')
 Read = Callable[[slice], np.ndarray]  # rows -> (h, W, C)
 
-MIN_SIDE = 64  # [px] least height and width of a tile
+MIN_SIDE = 64  # [px] smallest height and width of a tile
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Tile:
     Attributes
     ----------
     core : slice
-        Pixels that belong to this tile alone; the cores of all tiles cover the image once.
+        Pixels that belong only to this tile; the cores of all tiles cover the image once.
     output : slice
-        Pixels that are computed: the core, and what is blended with the neighbours.
+        Pixels that are computed: the core, and the pixels blended with neighbouring tiles.
     input : slice
-        Pixels that are read: the output with its halo, or up to the end of the image.
+        Pixels that are read: the output and its halo, or up to the end of the image.
     has_halo : (bool, bool)
-        Whether there is a halo before the output, and one after it.
+        Whether there is a halo before the output, and after it.
     """
 
     core: slice
@@ -46,7 +46,7 @@ class Tile:
 
     @property
     def crop(self) -> slice:
-        """The output in what the network returns, which is the input without its halo."""
+        """Slice of the output in the result of the network, which is the input without its halo."""
         start = self.output.start if self.has_halo[0] else self.input.start
         return slice(self.output.start - start, self.output.stop - start)
 
@@ -66,9 +66,9 @@ class Band:
     Attributes
     ----------
     rows : slice
-        Where they are in the image.
+        The rows.
     values : ndarray
-        What was computed of them, (..., h, W).
+        Values of these rows, (..., h, W).
     """
 
     rows: slice
@@ -81,13 +81,13 @@ def tiles_along(length: int, size: int, halo: int, overlap: int = 0) -> list[Til
     Parameters
     ----------
     length : int
-        Of the image [px].
+        Size of the image along the axis [px].
     size : int
-        Of the core of a tile [px], a multiple of the stride and at least twice the overlap.
+        Size of the core of a tile [px], a multiple of the stride and at least twice the overlap.
     halo : int
-        What the network reads beyond its output [px], a multiple of the stride.
+        Pixels that the network reads beyond its output, a multiple of the stride.
     overlap : int
-        How far a tile computes into its neighbours [px], a multiple of the stride.
+        Pixels that a tile computes within its neighbours, a multiple of the stride.
 
     Examples
     --------
@@ -117,14 +117,14 @@ def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, st
     Parameters
     ----------
     height, width : int
-        Of the image [px].
+        Size of the image [px].
     num_pixel : int
-        Most pixels in a tile; an image that has no more is one tile.
+        Largest number of pixels in a tile; a smaller image is one tile.
     band_cost : float
-        Memory that a pixel of a band needs beside its tiles, over that of a pixel of a tile: a wide image has lower
-        tiles, so that its bands take no more memory.
+        Additional memory per pixel of a band, divided by the memory per pixel of a tile: a wide image has lower tiles,
+        so that its bands need no more memory.
     stride : int
-        Of the network [px]; the sides are multiples of it, as its poolings need.
+        Stride of the network [px]; the sides are multiples of it.
 
     Examples
     --------
@@ -134,17 +134,17 @@ def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, st
     (448, 2048)
     """
 
-    def on_grid(value: float) -> int:
+    def round_up(value: float) -> int:
         return max(math.ceil(value / stride) * stride, MIN_SIDE)
 
     if height * width <= num_pixel:
-        return on_grid(height), on_grid(width)
-    across = min(on_grid(width), on_grid(2 * math.sqrt(num_pixel)))
+        return round_up(height), round_up(width)
+    across = min(round_up(width), round_up(2 * math.sqrt(num_pixel)))
     return max(int(num_pixel / (across + band_cost * width)) // stride * stride, MIN_SIDE), across
 
 
 def prefetch(items: Iterable[Item]) -> Iterator[Item]:
-    """Items of an iterable; while one is used, a thread makes the next."""
+    """Iterate over items while a thread computes the next one."""
     iterator = iter(items)
 
     def next_one() -> list[Item]:
@@ -159,7 +159,7 @@ def prefetch(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def write_in_background(items: Iterable[Item], use: Callable[[Item], None]) -> None:
-    """Make the items of an iterable; while one is made, a thread uses the one before."""
+    """Compute items one by one while a thread calls `use` with the previous one."""
     with ThreadPoolExecutor(1) as pool:
         used = pool.submit(lambda: None)
         for item in items:
@@ -171,8 +171,8 @@ def write_in_background(items: Iterable[Item], use: Callable[[Item], None]) -> N
 class Bands:
     """Result of a network on a large image, computed by bands: rows of tiles over the full width.
 
-    Each pixel has the same real neighbourhood that the whole image would give it. Where the network's normalisation
-    takes its statistics from the tile (`inorm`, `gnorm`), neighbouring tiles differ, and an overlap blends them.
+    Each pixel is computed with the same neighbourhood as in the whole image. If the normalisation takes its statistics
+    from the tile (`inorm`, `gnorm`), neighbouring tiles differ, so they overlap and are blended.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class Bands:
         self.blends = any(tile.output != tile.core for tile in (*grid.rows, *grid.columns))
 
     def compute(self, numbers: Iterable[int] | None = None) -> Generator[Band, None, None]:
-        """Bands (K, h, W) float32 of some numbers, or all, from top to bottom."""
+        """Bands (K, h, W) float32 with these numbers, or all bands, from top to bottom."""
         todo = deque(range(len(self.rows)) if numbers is None else sorted(numbers))
         reach = (-1, 0, 1) if self.blends else (0,)
         needed = sorted({number + step for number in todo for step in reach} & {*range(len(self.rows))})
@@ -211,7 +211,7 @@ class Bands:
         return self.network(pixels[:, column.input], sides)[:, row.crop, column.crop]
 
     def _blended(self, number: int, done: dict[int, Tensor]) -> Tensor:
-        """Core of a band, blended with those of its neighbours that reach into it."""
+        """Core of a band, blended with the neighbouring bands that overlap it."""
         if not self.blends:
             return done[number]
         near = [n for n in (number - 1, number, number + 1) if n in done]
@@ -221,9 +221,9 @@ class Bands:
 
 
 def _blend(parts: Iterable[Tensor], tiles: list[Tile], axis: int) -> Tensor:
-    """Join the outputs of tiles along an axis, one at a time; where two overlap, one fades into the other linearly."""
+    """Join the outputs of tiles along an axis, one at a time; overlaps are blended linearly."""
     outputs = [tile.output for tile in tiles]
-    origin, total = outputs[0].start, torch.empty(0)  # until the first part gives its type and its other sizes
+    origin, total = outputs[0].start, torch.empty(0)  # replaced when type and shape of the first part are known
     for number, (part, place) in enumerate(zip(parts, outputs, strict=True)):
         if number == 0:
             shape = list(part.shape)

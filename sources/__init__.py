@@ -1,1 +1,1 @@
-"""Where a database comes from: pairs of images and labels, the ISBI 2012 stack, synthetic images."""
+"""Sources of a database: pairs of images and labels, the ISBI 2012 stack, synthetic images."""

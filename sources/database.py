@@ -188,7 +188,7 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
         label = None if pair.label is None else classes.indices(pair.label).astype(np.uint8)
         write_sample(files[split][-1], pair.read(), label)
         if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
-            # once here, and not before each training
+            # computed once, so that a training need not
             np.save(SampleFile(files[split][-1]).distance, border_distance(label))
     return files
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from images.frames import forget_files, list_frames
 from utils import UserError, say
 
-MAX_BYTES = 2**26  # of a stack in the zip; the challenge's have 8 MB
+MAX_BYTES = 2**26  # largest stack in the zip; those of the challenge have 8 MB
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # the last: a newer version of zip
 PIXELS = {  # SHA-256 of the pixels, (30, 512, 512) uint8 in C order
     "train-volume.tif": "200da3d452d726e6c9ca1ce04b869d4edb727320d23b516d01cce707dc8c4760",
@@ -60,7 +60,7 @@ def download(folder: Path, url: str) -> None:
         for name in PIXELS:
             (unpacked / name).replace(folder / name)
     except DAMAGED as error:
-        raise UserError(f"{url}: no valid zip ({error}): the download was removed, run the command again") from error
+        raise UserError(f"{url}: not a valid zip ({error}): the download was removed, run the command again") from error
     finally:  # a complete but wrong file must not be resumed
         shutil.rmtree(unpacked, ignore_errors=True)
         archive.unlink()

@@ -53,7 +53,7 @@ Label = Frame | Masks
 
 
 class Classes(NamedTuple):
-    """How label pixels become class indices.
+    """Classes, and how label pixels become class indices.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
 
 
 def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool) -> Classes:
-    """Classes of label images, in the order of their values, and named by them.
+    """Classes of label images, in the order of their values, and named after them.
 
     Parameters
     ----------

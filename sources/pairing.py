@@ -89,7 +89,7 @@ def list_pairs(source: Source, target: Source | None) -> list[Pair]:
 
 
 def _shown(source: Source) -> str:
-    """Images as shown in a message: what the user gave, or the first of many paths."""
+    """Source as shown in a message: what the user gave, or the first of many paths."""
     return str(source) if isinstance(source, str | Path) else f"{len(source)} paths from {source[0]} on"
 
 
@@ -171,7 +171,7 @@ def _keyed(
 
 
 def _differences(stems: list[str]) -> list[str]:
-    """Names without their common prefix and suffix, which cut no number, and without leading zeros.
+    """Names without their common prefix and suffix, which never split a number, and without leading zeros.
 
     Examples
     --------

@@ -172,5 +172,5 @@ def test_a_pipe_is_no_checkpoint_and_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "model_epoch0099.pth")
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.find(tmp_path)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         Checkpoint.load(tmp_path / "model_epoch0099.pth")

@@ -114,7 +114,7 @@ def test_an_entry_of_the_description_that_breaks_its_rule_is_named_in_one_line(d
 def test_a_description_that_is_no_json_is_one_line(described, fails, content):
     Path("datasets/em/dataset.json").write_bytes(content)
     line = fails(main, [*SMALL, "--num_epoch", "1"])
-    assert "dataset.json: no valid JSON" in line and "make the database again" in line and len(line) < 250
+    assert "dataset.json: not valid JSON" in line and "make the database again" in line and len(line) < 250
 
 
 @pytest.mark.parametrize("name", ["train", "val", "dataset.json"])
@@ -130,7 +130,7 @@ def test_an_entry_of_another_kind_is_one_line(described, fails, name, kind):
         entry.mkdir()
     else:
         entry.touch()
-    assert f"{entry}: no {'file' if name == 'dataset.json' else 'folder'}: remove it" in fails(main, SMALL)
+    assert f"{entry}: not a {'file' if name == 'dataset.json' else 'folder'}: remove it" in fails(main, SMALL)
 
 
 def test_samples_without_their_description_are_refused_and_the_originals_pairs_are_not(described, fails):

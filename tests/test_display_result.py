@@ -126,7 +126,7 @@ def test_what_is_no_file_is_one_line(results, fails):
     path = results / "images" / "0000-output.png"
     path.unlink()
     os.mkfifo(path)
-    assert "0000-output.png: no file" in fails(main, [])
+    assert "0000-output.png: not a file" in fails(main, [])
 
 
 def test_a_link_to_nothing_is_left_out(results):
@@ -139,7 +139,7 @@ def test_a_link_to_nothing_is_left_out(results):
 def test_bad_flags_are_one_line_and_no_result_is_overwritten(results, fails):
     assert "main.py --mode test" in fails(main, ["--name_data", "none"])
     for name in ("a.xyz", "a", "a.pgf"):
-        assert "no such type" in fails(main, ["--save", name])
+        assert "can't write this type" in fails(main, ["--save", name])
     assert "--scope" in fails(main, ["--scope", "../x"])
     target = results / "images" / "0000-input.png"
     before = target.read_bytes()

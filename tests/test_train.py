@@ -89,7 +89,7 @@ def test_run_epoch_trains_if_and_only_if_there_is_an_optimiser():
     before = [p.clone() for p in net.parameters()]
     seen = []
     losses = run_epoch(
-        net, batches, observe=lambda batch, logits, loss: seen.append((logits.requires_grad, net.training))
+        net, batches, callback=lambda batch, logits, loss: seen.append((logits.requires_grad, net.training))
     )
     assert seen == [(False, False)] and len(losses) == 1
     assert all(a.equal(b) for a, b in zip(before, net.parameters(), strict=True))
@@ -115,7 +115,7 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
     [
         (signal.SIGINT, 6, 2, 2),
         (getattr(signal, "SIGHUP", signal.SIGTERM), 7, 2, 3),
-        (signal.SIGINT, 8, 2, 3),  # in the validation
+        (signal.SIGINT, 8, 2, 3),  # during validation
         (signal.SIGTERM, 9, 3, 1),  # in the last epoch
         (signal.SIGINT, 12, 3, 3),  # in the last validation
     ],
@@ -148,7 +148,7 @@ def test_an_epoch_begins_again_where_its_batches_would_be_others(database, work,
     if not changed:  # one image less
         (database / "train" / "00000.npy").unlink()
     assert main.main([*flags, "on", "--num_epoch", "1", *changed]) == 0
-    assert "epoch 1 begins again: " in capsys.readouterr().out
+    assert "epoch 1 starts again: " in capsys.readouterr().out
     saved = checkpoint_of(work, 1)
     num_step = {"--batch_size": {"6": 1, "1": 6}}.get((changed or [""])[0], {}).get((changed or [0, 0])[1], 3)
     assert saved.whole and len(saved.losses) == num_step
@@ -205,7 +205,7 @@ def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, wo
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
-    assert "trained to epoch 1 already" in capsys.readouterr().out
+    assert "already trained to epoch 1" in capsys.readouterr().out
     monkeypatch.setattr(os, "getppid", lambda: 1)  # another launcher
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     assert "already" not in capsys.readouterr().out
@@ -345,7 +345,7 @@ def test_going_on_from_an_older_epoch_sets_the_newer_ones_aside(trained, work):
 def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, work, capsys):
     more = ["--num_epoch", "2", "--train_continue", "on"]
     assert main.main([*SMALL, *more, "--lr", "0.5", "--schedule", "constant"]) == 0
-    assert "--lr is 0.5, was 0.002" in capsys.readouterr().out
+    assert "--lr changed from 0.002 to 0.5" in capsys.readouterr().out
     saved = checkpoint_of(work, 2)
     assert saved.optim["param_groups"][0]["lr"] == 0.5
     assert saved.optim["state"][0]["step"] == 4  # two epochs of two batches

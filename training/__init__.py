@@ -1,1 +1,1 @@
-"""What a training needs: batches, augmentation, losses, the weight map, optimisers, its log."""
+"""Training: patches, batches, augmentation, losses, weight map, optimisers, state, progress and log."""

@@ -19,7 +19,7 @@ from training.patches import Batch
 class Augmentation:
     """Random flips, quarter turns, elastic displacement, blur, noise and intensity changes of a whole batch.
 
-    Each is off by default; `config.py` has the defaults of a training.
+    Each is off by default; `config.py` has the defaults for training.
 
     All spatial changes are one sampling grid, so each pixel is interpolated once: the image by cubic convolution
     (bilinear interpolation blurs it), the label linearly. Source: Ronneberger et al. 2015, section 3.1.
@@ -125,7 +125,7 @@ class Augmentation:
         nodes = torch.from_numpy(drawn.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
         turns = self._turns(rngs).to(device, non_blocking=True)
         rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)
-        nodes = torch.einsum("nij,njab->niab", turns, nodes)  # cheaper than to turn the whole field
+        nodes = torch.einsum("nij,njab->niab", turns, nodes)  # cheaper than turning the whole field
         offset = (rows @ nodes @ columns.T).clamp_(-self.margin, self.margin)  # (N, 2, H, W) from the centre
         y, x = (torch.arange(side, device=device) - (side - 1) / 2 for side in self.crop)
         offset += turns[:, :, 0, None, None] * y[:, None] + turns[:, :, 1, None, None] * x

@@ -1,4 +1,4 @@
-"""The network that is trained: as it is, or compiled."""
+"""Compiling the network for training, where it saves time."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import cast
 import torch
 from torch import nn
 
-LONG_STEPS, LONG_MINUTES = 5000, 10  # a training of fewer steps and minutes is not worth the minutes of compiling
+LONG_STEPS, LONG_MINUTES = 5000, 10  # compiling takes minutes, which a shorter training does not save
 
 
-def compile_if_worth(net: nn.Module, choice: str, device: torch.device, num_step: int, max_minutes: float) -> nn.Module:
-    """Compiled network, or the network as it is.
+def maybe_compile(net: nn.Module, choice: str, device: torch.device, num_step: int, max_minutes: float) -> nn.Module:
+    """Return the network, compiled if that is worthwhile.
 
     Parameters
     ----------
     net : nn.Module
         The network; it keeps the weights, compiled or not.
     choice : {"auto", "on", "off"}
-        `auto` compiles long trainings on a GPU with a compiler, and what can't be compiled runs as it is; on a CPU
-        nothing is gained (`benchmarks/README.md`).
+        `auto` compiles in long trainings on a GPU if a compiler is installed; parts that can't be compiled run as they
+        are. On a CPU compiling saves no time (`benchmarks/README.md`).
     device : torch.device
-        Where it is trained.
+        Device that it is trained on.
     num_step, max_minutes
-        Length of the training; by steps if it has no limit of minutes.
+        Length of the training: minutes if they are limited, otherwise steps.
     """
     if choice == "off" or (choice == "auto" and not (can_compile(device) and _is_long(num_step, max_minutes))):
         return net
@@ -37,9 +37,9 @@ def compile_if_worth(net: nn.Module, choice: str, device: torch.device, num_step
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether a device gains from compiled networks, and what compiles them is installed."""
-    compilers = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return device.type == "cuda" and compilers and importlib.util.find_spec("triton") is not None
+    """Whether the device is a GPU, and a C compiler and Triton are installed."""
+    has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return device.type == "cuda" and has_compiler and importlib.util.find_spec("triton") is not None
 
 
 def _is_long(num_step: int, max_minutes: float) -> bool:

@@ -1,4 +1,4 @@
-"""Finished batches of a training, and the loaders behind them, for one process of the run."""
+"""Training batches of one process: loading, augmentation and pixel weights."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class LoaderOptions:
     Attributes
     ----------
     in_memory : bool
-        Keep them in memory, and read with no further process.
+        Whether all samples are kept in memory; then no worker processes are started.
     num_workers : int
-        Processes that read what is not kept in memory; no more than there are cores.
+        Worker processes that read samples not kept in memory; at most one per core.
     pin_memory : bool
-        Put batches where a GPU copies from without waiting.
+        Whether batches are put into pinned memory, from which a GPU copies without waiting.
     rank, num_process : int
-        Which share of each batch this process of the run gets.
+        This process and the number of processes, among which each batch is divided.
     """
 
     in_memory: bool
@@ -45,7 +45,7 @@ class LoaderOptions:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of a `DataLoader`; the processes live as long as it does, and not for one epoch."""
+        """Arguments of a `DataLoader`; its worker processes are kept between epochs."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = 0 if self.in_memory else min(self.num_workers, cores)
         return {
@@ -57,24 +57,24 @@ class LoaderOptions:
 
 
 class TrainingBatches:
-    """Finished batches of random crops: augmented, weighted, on the device; a function of (seed, epoch) alone.
+    """Batches of random crops, augmented and weighted, on the device; they depend on (seed, epoch) only.
 
     Parameters
     ----------
     data : PatchDataset
         Labelled samples, with the margin of the augmentation.
     augment : Augmentation
-        Its crop is made smaller where no image is as large.
+        Its crop is made smaller if no image is that large.
     batch_size, seed : int
-        Crops in a batch of all processes together, and the random seed.
+        Crops per batch over all processes, and the random seed.
     options : LoaderOptions
         How this process reads samples.
     device : torch.device
-        Where the batches go.
+        Device that the batches are moved to.
     stride : int
-        Of the network [px]; a crop of smaller images has sides that are multiples of it.
+        Stride of the network [px]; the sides of a crop made smaller are multiples of it.
     weigh : callable, optional
-        Weight of each pixel, of a batch's label and distance.
+        Function of a batch's label and distance; returns the weight of each pixel.
     """
 
     def __init__(
@@ -99,22 +99,22 @@ class TrainingBatches:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What the batches of an epoch depend on, besides the sizes of the images."""
+        """Settings that the batches of an epoch depend on, besides the image sizes."""
         return self._sampler.plan
 
     def files_of(self, epoch: int) -> list[list[SampleFile]]:
-        """Samples of each batch of an epoch, those of all processes together."""
+        """Samples of each batch of an epoch, over all processes."""
         return [[self.files[window.index] for window in batch] for batch in self._sampler.batches(epoch)]
 
     def of(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch, from a step on."""
+        """Batches of an epoch, starting at a step."""
         self._sampler.set_epoch(epoch, first_step)
         sizes = [len(batch) for batch in self._sampler.batches(epoch)[first_step:]]
         for size, batch in zip(sizes, self._loader, strict=True):
             yield self._finished(batch, epoch, size)
 
     def _finished(self, batch: Batch, epoch: int, size: int) -> Batch:
-        """Batch as the network trains on it; the batch of all processes together has `size` crops."""
+        """Batch as the network is trained on it; over all processes it has `size` crops."""
         rngs = [np.random.default_rng((self.seed, epoch, index)) for index in batch["index"].tolist()]
         tensors = cast(dict[str, Tensor], batch)
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
@@ -122,14 +122,14 @@ class TrainingBatches:
         if self.weigh is not None:
             batch["weight"] = self.weigh(batch["label"], batch["distance"])
         rank, num_process = self.options.rank, self.options.num_process
-        if num_process > 1:  # the mean over processes is to be the mean over images
+        if num_process > 1:  # makes the mean over processes the mean over images
             batch["loss_scale"] = len(range(rank, size, num_process)) * num_process / size
         batch["seed"] = int(rngs[0].integers(2**63))
         return batch
 
 
 def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.device | None:
-    """Where a database of this size is kept: with the network, if its GPU has ample room; None: on the disk."""
+    """Device that caches a database of this size, a GPU only if it has ample memory; None: read it from disk."""
     if num_byte > cache_gb * 1e9:
         return None
     ample = device.type == "cpu" or 8 * num_byte < torch.cuda.mem_get_info(device)[0]
@@ -137,7 +137,7 @@ def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.de
 
 
 def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, *, verbose: bool) -> tuple[int, int]:
-    """Crop that is no larger than the largest image [px]; says so, and warns of images that are smaller."""
+    """Crop limited to the largest image [px]; prints a changed crop, and warns of smaller images."""
     largest = -(-max(max(shape) for shape in shapes) // stride) * stride
     if largest < max(crop):
         crop = (min(crop[0], largest), min(crop[1], largest))
@@ -153,19 +153,19 @@ def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, 
 def patch_loader(
     data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, options: LoaderOptions
 ) -> DataLoader:
-    """Loader of random patches with the data's margin, as they lie on the disk."""
+    """Loader of random patches with the margin of `data`, before augmentation."""
     ranks = {"rank": options.rank, "num_process": options.num_process}
     sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **ranks)
     return DataLoader(data, batch_sampler=sampler, **options.arguments)
 
 
 def _start_worker(_worker: int) -> None:
-    """Leave signals to the main process, which still reads what it has begun, and its objects' memory shared.
+    """Ignore signals in a worker process, and keep the memory that it shares with the main process shared.
 
-    A terminal that is closed, and many a batch system, sends them to all processes. A process whose main process has
-    ended ends by itself.
+    A closed terminal and many batch systems signal all processes. The main process handles the signal, and needs its
+    workers until then. A worker ends by itself when the main process has ended.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has not all
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    gc.freeze()  # collected objects would be written to, and no longer shared
+    gc.freeze()  # garbage collection writes to objects, which would copy their memory

@@ -1,4 +1,4 @@
-"""What a training tells: its parameters, its command, its progress, its curves."""
+"""Log of a training: arg.txt, the command, the progress and the TensorBoard curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from files import atomic_write
 from utils import printable, say
 
-SHOWN = ("loss", "dice", "pixel_error", "images_per_second")  # beside the progress
+SHOWN = ("loss", "dice", "pixel_error", "images_per_second")  # scores shown next to the progress
 
 
 def write_arguments(path: Path, values: dict[str, Any]) -> None:
@@ -26,27 +26,27 @@ def write_arguments(path: Path, values: dict[str, Any]) -> None:
 
 
 def command_line(argv: list[str] | None = None) -> str:
-    """Command that started this process, as one would type it, with further arguments."""
+    """Command that started this process, quoted for a shell, with additional arguments."""
     return shlex.join(["python", *sys.argv, *(argv or [])])
 
 
 class TrainingLog:
-    """Progress and curves of a training: a bar on a terminal, plain lines elsewhere, TensorBoard events.
+    """Progress (a bar on a terminal, otherwise plain lines) and TensorBoard curves of a training.
 
     Events are on the disk when a method returns, so that no checkpoint is ever ahead of its curves
-    (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes). A disk that takes no
-    more of them ends the curves with a warning, and not the training.
+    (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes). If they can't be
+    written, a warning is printed and training continues without curves.
 
     Parameters
     ----------
     folder : Path
-        Where the events go.
+        Folder of the event files.
     first : int
-        First epoch of this run. What an interrupted run wrote of epochs from it on is hidden.
+        First epoch of this run; TensorBoard hides what an interrupted run wrote of it and of later epochs.
     last : int or None
-        Last epoch; None for a run that ends by the clock.
+        Last epoch; None if the run is limited by time.
     progress : float
-        Share of the run that was over before.
+        Fraction of the run that was done before.
     """
 
     def __init__(self, folder: Path, first: int, last: int | None, progress: float) -> None:
@@ -62,23 +62,23 @@ class TrainingLog:
         self.of = f"/{last}" if last else ""
         self.start, self.before = time.monotonic(), progress
 
-    def _write(self, epoch: int, **what: Any) -> None:
+    def _write(self, epoch: int, **event: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
         if self.writer is None:
             return
         try:
-            self.writer.write_event(Event(wall_time=time.time(), step=epoch, **what))
+            self.writer.write_event(Event(wall_time=time.time(), step=epoch, **event))
             self.writer.flush()
         except OSError as error:
-            with suppress(OSError):  # flushes once more
+            with suppress(OSError):  # closing flushes again
                 self.writer._py_recordio_writer.close()
             self.writer = None
             reason = f"cannot write {self.folder}: {error.strerror or error}"
-            say(f"warning: {reason}: the training goes on, its curves end at epoch {epoch - 1}", sys.stderr)
+            say(f"warning: {reason}: the training continues, but its curves end at epoch {epoch - 1}", sys.stderr)
 
     def scalars(self, epoch: int, scores: dict[str, float], progress: float) -> None:
-        """Add one point to each curve, and show the progress, the share of the run that is over."""
+        """Add one point to each curve, and show the progress, the fraction of the run that is done."""
         self._write(epoch, summary={"value": [{"tag": name, "simple_value": value} for name, value in scores.items()]})
         shown = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in SHOWN}
         left = self._left(progress)
@@ -89,7 +89,7 @@ class TrainingLog:
             say(f"epoch {epoch}{self.of}  {text}  {left} left")
 
     def images(self, epoch: int, pictures: dict[str, np.ndarray]) -> None:
-        """Add pictures, (H, W) or (H, W, 3) uint8; tensorboardX itself writes grey as colours, seven times slower."""
+        """Add pictures, (H, W) or (H, W, 3) uint8; tensorboardX would write grey as RGB, seven times slower."""
         from PIL import Image
 
         for name, picture in pictures.items():
@@ -101,20 +101,20 @@ class TrainingLog:
             self._write(epoch, summary={"value": [{"tag": name, "image": image}]})
 
     def _left(self, progress: float) -> str:
-        """Time to the end at the pace so far."""
+        """Remaining time at the speed so far."""
         pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)
         minutes, seconds = divmod(round(pace * (1 - progress)), 60)
         return f"{minutes}:{seconds:02d}"
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Close the bar and the event file."""
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
 
 
 class NoLog:
-    """Stands for a `TrainingLog` in the processes that have none."""
+    """Replaces `TrainingLog` in all processes but the main one."""
 
     def scalars(self, *_: Any) -> None:
         """Do nothing."""

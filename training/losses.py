@@ -1,4 +1,4 @@
-"""What a training minimises: the losses."""
+"""Loss functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model import class_probability
 
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of logits, label, and a weight for each pixel
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (logits, label, weight of each pixel) -> loss
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -23,7 +23,7 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
     label : Tensor
         (N, H, W) class indices.
     weight : Tensor, optional
-        (N, H, W), a factor of each pixel's loss, as in equation 1 of the paper.
+        (N, H, W) factor of each pixel's loss, as in equation 1 of the paper.
     """
     if logits.shape[1] == 1:
         losses = F.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits.dtype), reduction="none")
@@ -43,7 +43,7 @@ def dice_loss(logits: Tensor, label: Tensor, _weight: Tensor | None = None) -> T
     probability = class_probability(logits)  # (N, K, H, W)
     truth = torch.stack([label == k for k in range(probability.shape[1])], dim=1).to(probability.dtype)
     both, areas = (x.sum(dim=(0, 2, 3)) for x in (probability * truth, probability + truth))
-    return 1 - ((2 * both + 1) / (areas + 1)).mean()  # + 1: an absent class is no loss
+    return 1 - ((2 * both + 1) / (areas + 1)).mean()  # + 1: no loss for a class absent from both
 
 
 def _sum_of_both(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ def _sum_of_both(logits: Tensor, label: Tensor, weight: Tensor | None = None) ->
 
 LOSSES: dict[str, Loss] = {
     "bce": cross_entropy,
-    "wbce": cross_entropy,  # is given the weight map
+    "wbce": cross_entropy,  # with the weight map as weight
     "dice": dice_loss,
     "bce+dice": _sum_of_both,
 }

@@ -32,14 +32,14 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "cosine
 
 
 def learning_rate(progress: float, lr: float, schedule: str, warmup: float) -> float:
-    """Learning rate of one step: a function of the place in the run alone, so that resuming changes nothing.
+    """Learning rate of one step; it depends on the progress only, so that resuming changes nothing.
 
     Parameters
     ----------
     progress : float
-        Fraction of the run that is over before the step, in [0, 1]; a longer run on resume follows its own curve.
+        Fraction of the run done before the step, in [0, 1]. If a resumed run is made longer, so is its curve.
     lr : float
-        The rate after the warm-up.
+        Learning rate after the warm-up.
     schedule : {"constant", "cosine"}
         `cosine` falls to 0 at the end; Loshchilov and Hutter 2017, arXiv 1608.03983.
     warmup : float
@@ -61,10 +61,11 @@ class MovingAverage:
     Parameters
     ----------
     net : UNet
-        Where the average starts; a copy is kept.
+        Network whose weights start the average; it is copied.
     decay : float
-        Weight of the old average at each step; smaller in the first steps, so that the start is soon forgotten.
-        Source: Polyak and Juditsky 1992, doi 10.1137/0330046; start as in TensorFlow's ExponentialMovingAverage.
+        Weight of the old average at each step; smaller in the first steps, so that the initial weights are soon
+        forgotten. Source: Polyak and Juditsky 1992, doi 10.1137/0330046; first steps as in
+        TensorFlow's ExponentialMovingAverage.
     """
 
     def __init__(self, net: UNet, decay: float) -> None:
@@ -72,7 +73,7 @@ class MovingAverage:
         self.decay, self.num_step = decay, 0
 
     def update(self, net: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         self.num_step += 1
         new = 1 - min(self.decay, (1 + self.num_step) / (10 + self.num_step))
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
@@ -80,20 +81,20 @@ class MovingAverage:
         torch._foreach_lerp_([average for average, _ in moving], [value for _, value in moving], new)
         for average, value in pairs:
             if not average.is_floating_point():
-                average.copy_(value)  # the count of batches
+                average.copy_(value)  # BatchNorm's count of batches
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return {"net": self.net.state_dict(), "num_step": self.num_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what a checkpoint kept."""
+        """Restore the state from a checkpoint."""
         self.net.load_state_dict(state["net"])
         self.num_step = state["num_step"]
 
 
 def compatible_state(first: str, second: str) -> bool:
-    """Whether one optimiser can continue from the state of another; Adam and AdamW differ in the weight decay alone.
+    """Whether one optimiser can continue from the state of another; Adam and AdamW differ only in weight decay.
 
     Examples
     --------
@@ -104,15 +105,15 @@ def compatible_state(first: str, second: str) -> bool:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's moments and last learning rate, and keep what else this run's flags say.
+    """Load an optimiser's moments and last learning rate; its other settings stay as the flags of this run.
 
     Raises
     ------
     ValueError
-        The moments are those of other weights.
+        The moments don't fit the weights.
     """
     flags = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    # before loading: whether the optimiser is fused decides on which device its count of steps goes
+    # before loading, since `fused` decides on which device the count of steps is kept
     groups = [group | values for group, values in zip(state["param_groups"], flags, strict=True)]
     optimizer.load_state_dict(state | {"param_groups": groups})
     for weight, moments in optimizer.state.items():

@@ -1,4 +1,4 @@
-"""Patches of the samples for training: which ones form a batch, and how they are cut from memory or disk."""
+"""Patches for training: which ones form a batch, and how they are cut from samples in memory or on disk."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class PatchDataset(Dataset[Patch]):
         return len(self.files)
 
     def __getitem__(self, key: int | Window) -> Patch:
-        """One window, or the whole image for a number."""
+        """One window, or the whole image if the key is a number."""
         window = key if isinstance(key, Window) else Window(key, 0, 0, *self.shapes[key])
         if self._cached:
             planes = self._cached[window.index].cut(window)
@@ -174,7 +174,7 @@ class PatchDataset(Dataset[Patch]):
         margin = 0 if small else self.margin
         padded = Window(index, -margin, -margin, height + 2 * margin, width + 2 * margin)
         arrays = self._read(Window(index, 0, 0, height, width))
-        self.statistics(index)  # now: the file may be replaced later
+        self.statistics(index)  # computed now, since the file may be replaced later
         planes = {name: as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}
         return CachedSample(planes, margin)
 
@@ -216,7 +216,7 @@ def _cut(array: Array, window: Window) -> Array:
     """Window of an (H, W, ...) array, a view if it is inside; only the rows and columns it covers are read."""
     bottom, right = window.top + window.height, window.left + window.width
     if window.is_inside(*array.shape[:2]):
-        return array[window.top : bottom, window.left : right]  # far faster than by indices
+        return array[window.top : bottom, window.left : right]  # much faster than with index arrays
     if isinstance(array, Tensor):
         return _cut_reflected(array, window)
     rows = _reflect(np.arange(window.top, bottom), array.shape[0])
@@ -287,7 +287,7 @@ class PatchSampler(Sampler[list[Window]]):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What the batches of an epoch depend on, besides the image sizes."""
+        """Settings that the batches of an epoch depend on, besides the image sizes."""
         crop = [int(side) for side in self.crop]
         return {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
 

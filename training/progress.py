@@ -1,4 +1,4 @@
-"""How far a training is, and whether it is to stop: the same in all processes of the run."""
+"""Progress of a training and signals to stop it, the same in all processes of the run."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from utils import StopRequest
 
 
 class Progress:
-    """Place in a run that ends by epochs or by the clock, and the signals that end it before.
+    """Progress of a run that is limited by epochs or by time, and the signals that stop it early.
 
     Parameters
     ----------
     num_epoch : int
-        Epochs of the run.
+        Number of epochs.
     max_minutes : float
-        Its time [min], those of the runs that it resumes included; 0: it ends by epochs.
+        Time limit [min], including the runs that it resumes; 0: limited by epochs.
     world : World
         The processes of the run.
 
     Attributes
     ----------
     stop : StopRequest
-        What this process has been told; entered while it trains.
+        Signals that this process receives; entered while it trains.
     signum : int
-        Signal that all processes know of, after `sync`; 0 for none.
+        Signal that any process had received at the last `sync`; 0 for none.
     seconds_before : float
         Time trained before this process [s].
     """
@@ -37,7 +37,7 @@ class Progress:
         self.start, self.seconds_before = time.monotonic(), 0.0
 
     def is_stopping(self) -> bool:
-        """Whether all processes know of a signal to stop."""
+        """Whether any process had received a signal to stop at the last `sync`."""
         return self.signum != 0
 
     @property
@@ -47,18 +47,18 @@ class Progress:
 
     @property
     def last_epoch(self) -> int | None:
-        """Last epoch of the run; None for one that ends by the clock."""
+        """Last epoch of the run; None if it is limited by time."""
         return None if self.max_minutes else self.num_epoch
 
     def fraction(self, epochs: float) -> float:
-        """Fraction of the run that is over when so many epochs are, or by the clock; in [0, 1]."""
+        """Fraction of the run that is done after this many epochs, or of its time limit; in [0, 1]."""
         if self.max_minutes:
             return min(self.seconds / (60 * self.max_minutes), 1.0)
         return min(epochs / self.num_epoch, 1.0)
 
     def sync(self, epochs: float) -> float:
-        """`fraction` of the process that is furthest; `signum` is then what any process has been told."""
-        if self.world.is_left_alone and not self.stop:
+        """Largest `fraction` of all processes; sets `signum` to a signal that any of them has received."""
+        if self.world.is_orphaned and not self.stop:
             self.stop.signum = signal.SIGTERM
         signum, fraction = self.world.max(self.stop.signum, self.fraction(epochs))
         self.signum = int(signum)

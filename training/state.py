@@ -1,4 +1,4 @@
-"""The state that a training carries from step to step: begun, resumed, and turned into a checkpoint."""
+"""State of a training: new, resumed from a checkpoint, or saved as one."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from model import NUM_LEVEL, UNet, init_weights, on_device
 from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state
 from utils import UserError
 
-# may well change on a resume
+# flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 
 
 @dataclass
 class TrainState:
-    """Where a training stands.
+    """State of a training.
 
     Attributes
     ----------
     net, optimizer
-        With their weights and moments.
+        The network and its optimiser.
     scaler : GradScaler
-        Of the loss; only float16 needs it, otherwise it does nothing.
+        Scaler of the loss, for float16; otherwise it does nothing.
     info : DataInfo
-        Of the data that the network was first trained on.
+        Description of the data that the network was first trained on.
     epoch : int
         The current epoch, from 1.
     losses : list of float
-        Loss of each batch of that epoch so far.
+        Loss of each batch of the current epoch so far.
     plan : dict
-        What the batches of that epoch depend on, as `TrainingBatches.plan`.
+        Settings that the batches of the current epoch depend on, see `TrainingBatches.plan`.
     saved_epoch : int
         Epoch of the checkpoint it was loaded from; 0 for none.
     average : MovingAverage or None
-        Of the weights, if there is one.
+        Moving average of the weights, if wanted.
     threshold : float
-        Probability of class 1 over which the validation scored best.
+        Threshold for the probability of class 1 that scored best on the validation set.
     seconds : float
-        Time trained before this process.
+        Time trained before this process [s].
     """
 
     net: UNet
@@ -62,7 +62,7 @@ class TrainState:
 
     @classmethod
     def begin(cls, config: Config, info: DataInfo, device: torch.device, precision: torch.dtype | None) -> TrainState:
-        """First state, with weights drawn anew.
+        """State of a new training, with random weights.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class TrainState:
     def resume(
         cls, saved: Checkpoint, path: Path, config: Config, device: torch.device, precision: torch.dtype | None
     ) -> TrainState:
-        """State of a checkpoint; the flags hold for all but the architecture.
+        """State from a checkpoint; the flags apply, except to the architecture.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class TrainState:
     def _around(
         cls, net: UNet, config: Config, info: DataInfo, device: torch.device, precision: torch.dtype | None
     ) -> TrainState:
-        """State of a network that no step has been made with."""
+        """State with a network and a new optimiser."""
         net = on_device(net, device, precision)
         optimizer = OPTIMS[config.optim](net.parameters(), config.lr, config.beta1)
         scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
@@ -121,24 +121,24 @@ class TrainState:
 
     @property
     def best_net(self) -> UNet:
-        """The network to validate and test with: the average, if there is one."""
+        """Network to validate and test with: the moving average, if there is one."""
         return self.average.net if self.average else self.net
 
     def plan_epoch(self, plan: dict[str, Any], num_step: int) -> str:
-        """Begin an interrupted epoch again whose batches would be others now; returns why, or nothing."""
+        """Start an interrupted epoch again if its batches have changed; return why, or an empty text."""
         before, self.plan = plan | self.plan, plan
-        changed = [f"{name} is {plan[name]}, was {before[name]}" for name in plan if before[name] != plan[name]]
+        changed = [f"{name} changed from {before[name]} to {plan[name]}" for name in plan if before[name] != plan[name]]
         if not self.losses or not (changed or len(self.losses) > num_step):
             return ""
         self.losses = []
         return ", ".join(changed) or "fewer samples"
 
     def next_epoch(self) -> None:
-        """Go on to the next epoch, of which no batch is done."""
+        """Start the next epoch."""
         self.epoch, self.losses = self.epoch + 1, []
 
     def checkpoint(self, config: Config, *, whole: bool, seconds: float, run: str) -> Checkpoint:
-        """What is saved of it, of an epoch that is trained to its end or not."""
+        """Checkpoint of this state; `whole` if the epoch is complete."""
         return Checkpoint(
             net=self.net.state_dict(),
             optim=self.optimizer.state_dict(),
@@ -158,9 +158,9 @@ class TrainState:
 
 
 def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
-    """Notes on the flags that are others than those the checkpoint was trained with."""
+    """Notes on the flags that differ from those of the checkpoint."""
     notes = [
-        f"--{item.name} is {getattr(config, item.name)}, was {saved.config[item.name]}"
+        f"--{item.name} changed from {saved.config[item.name]} to {getattr(config, item.name)}"
         for item in fields(config)
         if item.name in saved.config.keys() - PER_RUN and not item.name.startswith("dir_")
         if getattr(config, item.name) != saved.config[item.name]

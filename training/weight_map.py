@@ -1,4 +1,4 @@
-"""The weight map of the U-Net paper: the border distance it is made of, its cache beside the samples, the weights."""
+"""The weight map of the U-Net paper: border distances, their cache files and the weights of pixels."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from dataset import DataInfo, SampleFile, check_values
 from files import atomic_write
 from utils import UserError
 
-FAR = 50  # [px] d1 + d2 of this is far: exp(-50^2 / (2 sigma^2)) is 4e-6 for the greatest --sigma, 10
-REACH = FAR // 2  # [px] around the pixels nearest to an object, in which its second object is looked for
-BAND = 2**20  # [px] of a label whose distances are computed at once
+FAR = 50  # [px] largest d1 + d2 that matters: exp(-50^2 / (2 sigma^2)) is 4e-6 for the largest --sigma, 10
+REACH = FAR // 2  # [px] around the pixels nearest to an object, the region searched for their second nearest object
+BAND = 2**20  # [px] pixels whose distances are computed at a time
 
 
 def loss_of(choice: str, num_class: int) -> str:
-    """Loss that a choice stands for; `auto` weights the pixels of two classes by the weight map."""
+    """Loss for a value of `--loss`; `auto` uses the weight map for two classes."""
     if choice != "auto":
         return choice
     return "wbce" if num_class == 2 else "bce"
 
 
 def cache_border_distances(files: list[SampleFile], info: DataInfo) -> None:
-    """Compute the border distance of each sample, once, and keep it in a file beside the sample.
+    """Compute the border distance of each sample once, and cache it in a file next to the sample.
 
     Raises
     ------
     UserError
-        A label is no map of classes, or the folder takes no file.
+        A label does not hold class indices, or the folder is not writable.
     """
     for file in tqdm(files, desc="weight map", disable=None, leave=False):
         if not _has_distance(file):
             image, label = file.open(info.class_values)
             if label is None:
-                return  # said by the dataset
+                return  # the dataset reports it
             check_values(file.input, image, label, info.num_class, partial=info.is_partial)
             try:
                 with atomic_write(file.distance) as goal:
                     np.save(goal, border_distance(label))
             except UserError as error:
-                raise UserError(f"{error}; or train with --loss bce, which keeps nothing there") from error
+                raise UserError(f"{error}; or train with --loss bce, which needs no file there") from error
 
 
 def _has_distance(file: SampleFile) -> bool:
-    """Whether the distance of a sample is kept, and is of the sample as it is now."""
+    """Whether the distance of a sample is cached and not older than the sample."""
     changed = max(path.stat().st_mtime_ns for path in file if path)
     if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
         return False
@@ -68,7 +68,7 @@ def border_distance(label: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of float16
-        (H, W) [px]; exact up to `FAR`, which stands for all that is more.
+        (H, W) [px]; exact up to `FAR`, the largest value.
         Source: Ronneberger et al. 2015, arXiv 1505.04597, equation 2.
 
     Examples
@@ -79,7 +79,7 @@ def border_distance(label: np.ndarray) -> np.ndarray:
     objects = _number_objects(label)
     distance = np.empty(label.shape, np.float16)
     num_row = max(2 * FAR, BAND // label.shape[1])
-    for top in range(0, label.shape[0], num_row):  # 50 bytes a pixel are needed, here of a band alone
+    for top in range(0, label.shape[0], num_row):  # in bands, since 50 bytes per pixel are needed
         first = max(top - FAR, 0)
         band = _band_distance(objects[first : top + num_row + FAR])
         distance[top : top + num_row] = band[top - first :][:num_row]
@@ -88,17 +88,17 @@ def border_distance(label: np.ndarray) -> np.ndarray:
 
 def _band_distance(objects: np.ndarray) -> np.ndarray:
     """d1 + d2 [px] between numbered objects, up to `FAR`."""
-    numbers = np.zeros(objects.max() + 1, np.int32)
-    numbers[np.ravel(objects)] = 1
-    numbers[0] = 0
-    objects = np.cumsum(numbers, dtype=np.int32)[objects] * (objects > 0)  # from 1 on, without gaps
+    is_present = np.zeros(objects.max() + 1, np.int32)
+    is_present[np.ravel(objects)] = 1
+    is_present[0] = 0
+    objects = np.cumsum(is_present, dtype=np.int32)[objects] * (objects > 0)  # renumbered from 1 without gaps
     if objects.max() < 2:
         return np.full(objects.shape, FAR)
     first, index = ndimage.distance_transform_edt(objects == 0, return_indices=True)
     nearest = objects[tuple(index)]
     second = np.full(objects.shape, np.inf)
     for number, box in enumerate(ndimage.find_objects(nearest), 1):
-        # of a pixel with d1 + d2 up to FAR, the second object is half of that away from those nearest to the first
+        # where d1 + d2 <= FAR, the second object is at most FAR / 2 from some pixel nearest to the first
         box = tuple(slice(max(side.start - REACH, 0), side.stop + REACH) for side in box)
         alone = (objects[box] == 0) | (objects[box] == number)
         if not alone.all():
@@ -119,9 +119,9 @@ def _number_objects(label: np.ndarray) -> np.ndarray:
 
 
 def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float] | None, w0: float, sigma: float) -> Tensor:
-    """Weight of each pixel in the loss: balance of the classes, and more where two objects nearly touch.
+    """Weight of each pixel in the loss: class balance, and additional weight where two objects nearly touch.
 
-    w = w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), the second term on background alone.
+    w = w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), the second term on background only.
 
     Parameters
     ----------
@@ -130,10 +130,10 @@ def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float] | Non
     distance : Tensor
         (N, H, W) d1 + d2 [px], see `border_distance`.
     class_share : list of float or None
-        Fraction of the training pixels of each class; w_c is such that the mean weight over all pixels is 1. None for
-        w_c = 1, which leaves probabilities away from borders as they are.
+        Fraction of each class in the training pixels; w_c is such that the mean weight over all pixels is 1. None:
+        w_c = 1, which does not shift probabilities away from borders.
     w0, sigma : float
-        Height and width [px] of the border's weight. Source: Ronneberger et al. 2015, equation 2.
+        Height and width [px] of the additional weight at borders. Source: Ronneberger et al. 2015, equation 2.
 
     Examples
     --------

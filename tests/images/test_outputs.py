@@ -15,6 +15,6 @@ def test_a_zarr_with_something_else_in_it_is_not_replaced(tmp_path, entry, endin
     place = path.with_name(path.name + ending) / entry
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text("mine")
-    with pytest.raises(UserError, match=r"is no Zarr image that --mode predict wrote \(it holds"):
+    with pytest.raises(UserError, match=r"is not a Zarr image that --mode predict wrote \(it holds"):
         check_replaceable(path)
     assert place.read_text() == "mine"

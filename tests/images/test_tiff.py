@@ -222,7 +222,7 @@ def test_an_image_in_several_files_is_read_from_each_and_once(tmp_path, compress
         assert {path.name for path in files_of(frames)} == {"z0.ome.tif", "z1.ome.tif", "z2.ome.tif"}
     (tmp_path / "z2.ome.tif").unlink()
     os.utime(tmp_path / "z0.ome.tif", (0, 0))  # what was read of it is kept until it changes
-    with pytest.raises(UserError, match=r"1 of 3 pages are missing: put z2\.ome\.tif beside it"):
+    with pytest.raises(UserError, match=r"1 of 3 pages are missing: put z2\.ome\.tif next to it"):
         list_frames(tmp_path / "z0.ome.tif")
 
 
@@ -230,7 +230,7 @@ def test_a_part_of_an_image_that_does_not_count_its_pages_names_the_missing_file
     write_in_files(tmp_path, count="")
     assert len(list_frames(tmp_path)) == 3
     (tmp_path / "z0.ome.tif").unlink()
-    with pytest.raises(UserError, match=r"put z0\.ome\.tif beside it"):
+    with pytest.raises(UserError, match=r"put z0\.ome\.tif next to it"):
         list_frames(tmp_path / "z1.ome.tif")
 
 

@@ -64,7 +64,7 @@ def test_a_zarr_that_is_no_image_is_refused(tmp_path, pixels, axes):
         write_zarr(tmp_path / "a.zarr", pixels, [{"axes": named, "datasets": [{"path": "0"}]}])
     else:
         zarr.create_array(tmp_path / "a.zarr", data=pixels)
-    with pytest.raises(UserError, match="must be numbers along Y and X"):
+    with pytest.raises(UserError, match="must be numbers with axes Y and X"):
         list_frames(tmp_path / "a.zarr")
 
 

@@ -110,9 +110,9 @@ def _a_sample_is_a_pipe(folder):
     ("spoil", "words"),
     [
         (_lost, "without their dataset.json"),
-        (_a_folder, "dataset.json: no file"),
-        (_a_pipe, "dataset.json: no file"),
-        (_a_file, "val: no folder"),
+        (_a_folder, "dataset.json: not a file"),
+        (_a_pipe, "dataset.json: not a file"),
+        (_a_file, "val: not a folder"),
         (_a_sample_is_a_pipe, "00000.npy"),
     ],
 )

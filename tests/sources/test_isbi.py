@@ -119,7 +119,7 @@ def test_other_pixels_are_refused_and_nothing_is_kept(tmp_path, zipped, serve):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"<html>no zip</html>", "no valid zip"), (None, "no train-volume.tif")]
+    ("content", "words"), [(b"<html>no zip</html>", "not a valid zip"), (None, "no train-volume.tif")]
 )
 def test_a_zip_that_is_none_or_holds_other_files_is_refused(tmp_path, serve, content, words):
     if content is None:
@@ -158,11 +158,11 @@ def _zip(**patches):
     ("patches", "words"),
     [
         ({"size": (2**31).to_bytes(4, "little")}, "train-volume.tif unpacks to 2147 MB"),
-        ({"size": (5).to_bytes(4, "little")}, "no valid zip"),
+        ({"size": (5).to_bytes(4, "little")}, "not a valid zip"),
         ({"flags": b"\1"}, "train-volume.tif is encrypted"),
         ({"method": b"\x63"}, "not compressed by deflate"),
         ({"method": b"\x0c"}, "not compressed by deflate"),
-        ({"data": b"\xff" * 600}, "no valid zip"),
+        ({"data": b"\xff" * 600}, "not a valid zip"),
     ],
 )
 def test_a_zip_that_is_damaged_or_claims_gigabytes_is_one_line(work, fails, monkeypatch, patches, words):

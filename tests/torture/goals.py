@@ -14,7 +14,7 @@ from .project import PER_RUN, is_refusal, read_checkpoint
 
 LOADED = "datasets", "checkpoints"
 PROBE = ["--mode", "train", *SMALL, "--num_epoch", "1", "--scope", "probe"]
-CURVES_END = "the training goes on, its curves end"
+CURVES_END = "the training continues, but its curves end"
 VOLUME = "datasets/em/train-volume.tif"
 # entries of results that hold times, or the command
 VARIABLE = ("index.html", "metrics.json", "figure.png")

@@ -8,7 +8,7 @@ from torch import nn
 import main
 from checkpoint import Checkpoint
 from training import compiled
-from training.compiled import LONG_MINUTES, LONG_STEPS, compile_if_worth
+from training.compiled import LONG_MINUTES, LONG_STEPS, maybe_compile
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ def test_auto_compiles_a_long_training_on_a_gpu(monkeypatch, choice, num_step, m
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     net = nn.Conv2d(1, 1, 3)
     with torch._dynamo.config.patch(suppress_errors=False):  # puts back what `auto` sets
-        assert (compile_if_worth(net, choice, torch.device("cuda"), num_step, max_minutes) is not net) == compiles
+        assert (maybe_compile(net, choice, torch.device("cuda"), num_step, max_minutes) is not net) == compiles
 
 
 def test_auto_does_not_compile_on_a_cpu():
     net = nn.Conv2d(1, 1, 3)
-    assert compile_if_worth(net, "auto", torch.device("cpu"), 10**6, 0) is net
+    assert maybe_compile(net, "auto", torch.device("cpu"), 10**6, 0) is net
 
 
 def test_what_can_not_be_compiled_runs_as_it_is(monkeypatch):
@@ -43,7 +43,7 @@ def test_what_can_not_be_compiled_runs_as_it_is(monkeypatch):
     monkeypatch.setattr(compiled, "can_compile", lambda _: True)
     net, image = nn.Conv2d(1, 1, 3), torch.ones(1, 1, 8, 8)
     with torch._dynamo.config.patch(suppress_errors=False):
-        other = compile_if_worth(net, "auto", torch.device("cpu"), LONG_STEPS, 0)
+        other = maybe_compile(net, "auto", torch.device("cpu"), LONG_STEPS, 0)
         assert other is not net and torch.equal(other(image), net(image))
 
 
