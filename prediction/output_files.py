@@ -120,8 +120,8 @@ class OutputFiles:
 
     def _check_pngs(self, dtype: str) -> None:
         """Refuse outputs that PNGs can't hold."""
-        if "probability" in self.outputs and dtype == "float32":
-            raise UserError("--dtype float32: a PNG has no such type: write .tif, .npy or .zarr")
+        if "probability" in self.outputs and dtype != "uint8":
+            raise UserError(f"--dtype {dtype}: a PNG has no such type: write .tif, .npy or .zarr")
         num = len(self._pngs)
         if not self.to_folder and num > 1:
             raise UserError(f"--output {self.target} is one picture, but {num} will be written: name a folder")
