@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -142,22 +142,6 @@ class UNet(nn.Module):
         for decoder in self.decoders:
             x = decoder(x, skips.pop())
         return self.fc(x)[..., :height, :width]
-
-
-def on_device(net: UNet, device: torch.device, precision: torch.dtype | None) -> UNet:
-    """Network on a device, in the memory format that is fastest there."""
-    order = memory_format(net.arguments["norm"], precision)
-    return cast(UNet, net.to(device, memory_format=order))  # type: ignore[call-overload]  # torch's stubs lack it
-
-
-def memory_format(norm: str, precision: torch.dtype | None) -> torch.memory_format:
-    """Memory format that a network is fastest with.
-
-    Channels-last, except for instance and group normalisation in float32, where it has 0.8 times the speed
-    (`benchmarks/bench_step.py`).
-    """
-    planes = norm in ("inorm", "gnorm") and precision is None
-    return torch.contiguous_format if planes else torch.channels_last
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -46,26 +46,26 @@ FEW, ENOUGH = 1000, 1800  # training steps; see "Few annotated sections" in benc
 def run_epoch(
     net: nn.Module,
     batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer | None = None,
-    callback: BatchCallback | None = None,
+    optimizer: torch.optim.Optimizer,
+    after_step: Callable[[], None] | None = None,
     *,
     criterion: Loss = cross_entropy,
     clip: float = 0.0,
     precision: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> list[Tensor]:
-    """Run a network over batches once, and train it if an optimiser is given.
+    """Train a network on batches.
 
     Parameters
     ----------
     net : nn.Module
         (N, C, H, W) to logits (N, K, H, W).
     batches : iterable of dict
-        On the device of the network; the loss of a batch without a label is NaN.
-    optimizer : Optimizer, optional
+        On the device of the network.
+    optimizer : Optimizer
         Updates the weights after each batch.
-    callback : callable, optional
-        Called after each batch with the batch, its logits and its loss.
+    after_step : callable, optional
+        Called after each update.
     criterion : callable
         Loss function of the logits, the label and the batch's `weight`, or None without one.
     clip : float
@@ -80,25 +80,21 @@ def run_epoch(
     list of Tensor
         Mean loss of each batch, still on the device, so that nothing here waits for a GPU.
     """
-    net.train(optimizer is not None)
-    torch.backends.cudnn.benchmark = optimizer is not None  # crops are of one size, whole images are not
+    net.train()
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    torch.backends.cudnn.benchmark = True  # crops are of one size; whole images, between epochs, are not
     losses = []
-    with torch.set_grad_enabled(optimizer is not None):
-        for batch in batches:
-            if "seed" in batch:
-                torch.manual_seed(batch["seed"])  # for dropout
-            with torch.autocast(batch["input"].device.type, precision, enabled=precision is not None):
-                logits = net(batch["input"])
-            logits = logits.float()
-            if "label" in batch:
-                loss = criterion(logits, batch["label"], batch.get("weight")) * batch.get("loss_scale", 1)
-            else:
-                loss = logits.new_tensor(torch.nan)
-            if optimizer is not None:
-                _step(optimizer, loss, clip, scaler or torch.amp.GradScaler(enabled=False))
-            losses.append(loss.detach())
-            if callback is not None:
-                callback(batch, logits, losses[-1])
+    for batch in batches:
+        if "seed" in batch:
+            torch.manual_seed(batch["seed"])  # for dropout
+        with torch.autocast(batch["input"].device.type, precision, enabled=precision is not None):
+            logits = net(batch["input"])
+        loss = criterion(logits.float(), batch["label"], batch.get("weight")) * batch.get("loss_scale", 1)
+        _step(optimizer, loss, clip, scaler)
+        losses.append(loss.detach())
+        if after_step is not None:
+            after_step()
+    torch.backends.cudnn.benchmark = False
     return losses
 
 

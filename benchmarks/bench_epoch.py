@@ -5,7 +5,7 @@
 
 24 synthetic images of 512x512 px train and 3 validate, through `Trainer` with all its parts: loader, augmentation,
 weight map, average, validation, log; ten epochs after the first, one of which logs pictures. The network's time is that
-of `run_epoch` without waiting for batches and without the callback (average). One JSON line.
+of `run_epoch` without waiting for batches and without what follows a step (average). One JSON line.
 """
 
 from __future__ import annotations
@@ -76,20 +76,20 @@ def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str) -> tuple[
 
 
 class Stopwatch:
-    """Adds up the time of `run_epoch`, without waiting for batches and without the callback."""
+    """Adds up the time of `run_epoch`, without waiting for batches and without what follows a step."""
 
     def __init__(self, original: Callable) -> None:
         self.original, self.outside = original, 0.0
         self.starts: list[float] = []
         self.network: list[float] = []
 
-    def run_epoch(self, net: Any, batches: Iterable, optimizer: Any = None, callback: Any = None, **more: Any) -> list:
+    def run_epoch(self, net: Any, batches: Iterable, optimizer: Any, after_step: Callable, **more: Any) -> list:
         """The original `run_epoch`, timed."""
         start, self.outside = time.perf_counter(), 0.0
 
-        def timed(*args: Any) -> None:
+        def timed() -> None:
             begin = time.perf_counter()
-            callback(*args)
+            after_step()
             self.outside += time.perf_counter() - begin
 
         losses = self.original(net, self._timed(iter(batches)), optimizer, timed, **more)

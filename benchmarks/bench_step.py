@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from model import UNet, memory_format
+from model import UNet
 from prediction.predictor import fold_norm
 from training.optim import OPTIMS
-from utils import pick_device, pick_precision
+from utils import memory_format, pick_device, pick_precision
 
 Timed = Callable[[], None]
 

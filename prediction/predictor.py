@@ -18,10 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from checkpoint import Checkpoint
 from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images.frames import Rows
-from model import CNR2d, UNet, class_probability, on_device, pad_to_multiple
+from model import CNR2d, UNet, class_probability, pad_to_multiple
 from prediction.halo import WHOLE, Sides, forward_tile, halo, size_without_halo
 from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
-from utils import UserError, pick_device, pick_precision
+from utils import UserError, on_device, pick_device, pick_precision
 
 TILE_PIXELS = 2**20  # largest tile on a CPU
 TILE_BYTES = 40  # memory per pixel of a tile and channel of the first level, at most
@@ -223,7 +223,7 @@ def predictor_of(
     saved: Checkpoint, path: Path, device: torch.device, precision: torch.dtype | None, background: str
 ) -> Predictor:
     """Network of a checkpoint, ready to segment."""
-    net = on_device(fold_norm(saved.network(path)), device, precision)
+    net = on_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
     index = find_background(saved.info, background or saved.config.get("background", ""))
     return Predictor(net, saved.info, saved.threshold, device, precision, index)
 

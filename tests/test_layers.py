@@ -54,7 +54,7 @@ def test_no_function_is_longer_than_a_page(file):
         if isinstance(node, ast.FunctionDef):
             doc = ast.get_docstring(node)
             length = node.end_lineno - node.lineno + 1 - (len(doc.splitlines()) + 1 if doc else 0)
-            assert length <= 35, f"{node.name} has {length} lines"
+            assert length <= 30, f"{node.name} has {length} lines"
 
 
 def test_importing_has_no_effect():

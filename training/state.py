@@ -12,9 +12,9 @@ from torch import nn
 from checkpoint import Checkpoint, explain_mismatch
 from config import Config
 from dataset import DataInfo
-from model import NUM_LEVEL, UNet, init_weights, on_device
+from model import NUM_LEVEL, UNet, init_weights
 from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state
-from utils import UserError
+from utils import UserError, on_device
 
 # flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
@@ -113,7 +113,7 @@ class TrainState:
         cls, net: UNet, config: Config, info: DataInfo, device: torch.device, precision: torch.dtype | None
     ) -> TrainState:
         """State with a network and a new optimiser."""
-        net = on_device(net, device, precision)
+        net = on_device(net, net.arguments["norm"], device, precision)
         optimizer = OPTIMS[config.optim](net.parameters(), config.lr, config.beta1)
         scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         average = MovingAverage(net, config.average) if config.average else None
