@@ -69,6 +69,7 @@ INIT = ("normal", "xavier", "kaiming", "orthogonal")
 PHANTOM = ("em", "nuclei", "rare")
 SPLIT = ("contiguous", "random")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
+NO_LABEL = "none"
 ISBI_URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
 DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
 SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
@@ -257,6 +258,7 @@ class DatabaseFlags(Flags):
     objects: bool = flag(False, "the labels number the objects: make two classes, background and object", "source")
     background: str = flag("", "label value, palette index or r,g,b of class 0 (default: the lowest)", "source")
     foreground: str = flag("", "label value of class 1, if there are two classes (default: the higher)", "source")
+    ignore: str = flag("", "label value, palette index or r,g,b of pixels that are not annotated", "source")
     class_names: str = flag("", "names of the classes in the order of their values, comma-separated", "source")
     synthetic: int = flag(
         0, "number of sections to draw and use (no value = 30)", "source", rule=up_to(10_000), **DRAWN
@@ -274,6 +276,12 @@ class DatabaseFlags(Flags):
     num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
     split: str = flag("contiguous", "contiguous blocks of the stack, or random sections", "split", choices=SPLIT)
     seed: int = flag(0, "seed of the random split and of the synthetic images", "split", rule=SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label == NO_LABEL and self.ignore:
+            what = f"--label {NO_LABEL} --ignore {self.ignore}"
+            raise FlagError(f"{what}: images without labels are all for the test: leave one out")
 
 
 @dataclass(frozen=True)
