@@ -67,7 +67,7 @@ AMP = ("auto", "off", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 PHANTOM = ("em", "nuclei", "rare")
-SPLIT = ("contiguous", "random")
+SPLIT = ("contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
 ISBI_URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
@@ -274,14 +274,23 @@ class DatabaseFlags(Flags):
 
     num_val: int = flag(-1, "number of validation samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
     num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
-    split: str = flag("contiguous", "contiguous blocks of the stack, or random sections", "split", choices=SPLIT)
+    split: str = flag(
+        "contiguous",
+        "contiguous blocks of the stack, random sections, or regions of each image",
+        "split",
+        choices=SPLIT,
+    )
     seed: int = flag(0, "seed of the random split and of the synthetic images", "split", rule=SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.label == NO_LABEL and self.ignore:
-            what = f"--label {NO_LABEL} --ignore {self.ignore}"
-            raise FlagError(f"{what}: images without labels are all for the test: leave one out")
+        numbers = [f"--{name} {getattr(self, name)}" for name in ("num_val", "num_test") if getattr(self, name) >= 0]
+        if self.split == "region" and max(self.num_val, self.num_test) > 0:
+            raise FlagError(f"--split region {' '.join(numbers)}: each image has one region per set: give 0 for none")
+        needing_labels = {"ignore": self.ignore, "split": "region" if self.split == "region" else ""}
+        given = " ".join(f"--{name} {value}" for name, value in needing_labels.items() if value)
+        if self.label == NO_LABEL and given:
+            raise FlagError(f"--label {NO_LABEL} {given}: images without labels are all for the test: leave one out")
 
 
 @dataclass(frozen=True)

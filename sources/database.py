@@ -67,7 +67,8 @@ def _write_database(goal: Path, flags: DatabaseFlags, default_folder: Path) -> s
     source = flags.input or _existing(images)
     target = None if flags.label == NO_LABEL else flags.label or _existing(labels)
     pairs = with_context(list_pairs(source, target), flags.context)
-    split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))  # at once, not after all are read
+    if flags.split != "region":  # at once, not after all pixels are read
+        split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
     pairs = check_pairs(pairs)
     classes = _classes(pairs, flags)
     splits, notes = split_pairs(pairs, classes, flags)
@@ -169,7 +170,7 @@ def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, 
     for split, number, pair in tqdm(jobs, desc="write", disable=None, leave=False):
         (folder / split).mkdir(exist_ok=True)
         files[split].append(folder / split / f"{number:05d}.npy")
-        label = None if pair.label is None else classes.indices(pair.label).astype(np.uint8)
+        label = None if pair.label is None else pair.cut(classes.indices(pair.label)).astype(np.uint8)
         write_sample(files[split][-1], pair.read(), label)
         if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
             # once here, and not before each training
@@ -185,12 +186,20 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict
         "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
         "samples": {
             split: [
-                {"file": f"{number:05d}.npy", "source": pair.input.path.name, "frame": pair.input.index}
+                {"file": f"{number:05d}.npy", "source": pair.input.path.name, "frame": pair.input.index} | _region(pair)
                 for number, pair in enumerate(members)
             ]
             for split, members in splits.items()
         },
     }
+
+
+def _region(pair: Pair) -> dict[str, list[int]]:
+    """First and last row, or column, of a sample that is a region of its image; empty for a whole image."""
+    if pair.window is None:
+        return {}
+    sides = {"rows": pair.window[0], "columns": pair.window[1]}
+    return {name: [side.start, side.stop - 1] for name, side in sides.items() if side.stop is not None}
 
 
 def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[str]:
@@ -207,11 +216,11 @@ def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[s
 
 def _report(splits: Splits, info: DataInfo, notes: list[str]) -> str:
     """Lines that describe the database."""
-    images = [pair.input.open() for members in splits.values() for pair in members]
-    sizes = sorted({image.shape[:2] for image in images})
+    pairs = [pair for members in splits.values() for pair in members]
+    sizes = sorted({pair.shape for pair in pairs})
     shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")
     lines = [", ".join(f"{len(members)} {split}" for split, members in splits.items()), *notes]
-    lines += [f"images: {shown} px, {info.nch_in} channel(s) of {images[0].dtype.name}"]
+    lines += [f"images: {shown} px, {info.nch_in} channel(s) of {pairs[0].input.open().dtype.name}"]
     for index, value in enumerate(info.class_values):
         role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")
         words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")

@@ -287,7 +287,7 @@ def test_too_few_annotated_images_are_one_line_that_counts_the_others(work, fail
     write([stripes(2)[0], stripes(2)[1], np.full((32, 32), 9, np.uint8)])
     line = fails(make_database, [*MADE, "--ignore", "9"])
     assert line.startswith("error: 2 image(s), 1 for validation, 1 for testing: none is left for training")
-    assert line.endswith("left out: 1 image(s) without an annotated pixel")
+    assert "--split region" in line and line.endswith("left out: 1 image(s) without an annotated pixel")
 
 
 @pytest.mark.parametrize("flags", [[], ["--threshold", "1"]])
