@@ -182,7 +182,7 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict
     """Origin of the samples: split, source files with hashes, and source of each sample."""
     sources = dict.fromkeys(path for pair in pairs for path in pair.files)
     return {
-        "split": {"kind": flags.split, "seed": flags.seed},
+        "split": {"kind": flags.split, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
         "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
         "samples": {
             split: [

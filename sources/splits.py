@@ -1,4 +1,4 @@
-"""Which samples are for training, validation and testing: blocks, or regions of each image."""
+"""Which samples are for training, validation and testing: blocks, folds, or regions of each image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from config import NO_LABEL, DatabaseFlags
+from config import NO_LABEL, DatabaseFlags, fold_numbers
 from dataset import IGNORE, SPLITS
 from sources.labels import Classes
 from sources.pairing import Pair
@@ -32,7 +32,7 @@ def split_pairs(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tu
     classes : Classes
         The classes of the labels.
     flags : DatabaseFlags
-        `split`, `num_val`, `num_test`, `seed` and `label`.
+        `split`, `fold`, `num_val`, `num_test`, `seed` and `label`.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def split_pairs(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tu
     Raises
     ------
     UserError
-        No image is left for training, or an image is too small to cut.
+        No image is left for training, there are fewer images than folds, or an image is too small to cut.
     """
     if flags.split == "region":
         return _regions(pairs, classes, flags)
@@ -55,7 +55,7 @@ def split_pairs(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tu
     left_out = _left_out(len(pairs) - len(kept))
     numbers = split_numbers(len(kept), flags, "".join(f"; {line}" for line in left_out))
     splits = {split: [kept[i] for i in members] for split, members in numbers.items()}
-    return splits, left_out
+    return splits, ([f"fold {flags.fold}"] if flags.fold else []) + left_out
 
 
 def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, np.ndarray]:
@@ -64,11 +64,13 @@ def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, n
     Raises
     ------
     UserError
-        None is left for training; the message ends with the hint.
+        None is left for training, or there are fewer samples than folds; the message ends with the hint.
     """
     order = np.arange(num)
     if flags.split == "random":
         order = np.random.default_rng(flags.seed).permutation(num)
+    if flags.fold:
+        return _fold(order, flags, hint)
     tenth = max(1, round(num / 10))
     num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
     if flags.label == NO_LABEL:  # such images can only be tested
@@ -79,6 +81,16 @@ def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, n
         raise UserError(f"{what}: none is left for training: {advice}{hint}")
     blocks = np.split(order, [num - num_val - num_test, num - num_test])
     return {split: np.sort(block) for split, block in zip(SPLITS, blocks, strict=True)}
+
+
+def _fold(order: np.ndarray, flags: DatabaseFlags, hint: str) -> dict[str, np.ndarray]:
+    """Numbers of the samples of each split: one of N parts for the test, the one before it for validation."""
+    number, total = fold_numbers(flags.fold)
+    if total > len(order):
+        raise UserError(f"--fold {flags.fold}: {len(order)} image(s): N must be at most that{hint}")
+    parts = np.array_split(order, total)
+    test, val = parts.pop(number - 1), parts.pop(number - 2)  # -1 is the last part
+    return {"train": np.sort(np.concatenate(parts)), "val": np.sort(val), "test": np.sort(test)}
 
 
 def _left_out(num: int) -> list[str]:

@@ -132,14 +132,53 @@ def test_an_image_too_small_to_cut_is_one_line(work, fails, shape, flags, words)
     assert main([*write_image((shape[0] + 1, 40)), "--split", "region", *flags]) == 0
 
 
+# --- folds
+
+
+@pytest.mark.parametrize("split", ["contiguous", "random"])
+@pytest.mark.parametrize(("num", "total"), [(7, 3), (5, 5), (10, 4)])
+def test_each_sample_is_tested_in_one_fold_and_is_in_one_split_of_each(work, split, num, total):
+    folder = write_stacks(work / "s", num=num)
+    stacks = ["--input", str(folder / "train-volume.tif"), "--label", str(folder / "train-labels.tif")]
+    folds = []
+    for number in range(1, total + 1):
+        argv = [*stacks, "--split", split, "--seed", "3", "--fold", f"{number}/{total}", "--overwrite"]
+        assert main(argv) == 0
+        assert info(work)["split"] == {"kind": split, "seed": 3, "fold": f"{number}/{total}"}
+        folds.append({name: [one["frame"] for one in of] for name, of in info(work)["samples"].items()})
+        assert sorted(frame for of in folds[-1].values() for frame in of) == list(range(num))
+    assert sorted(frame for fold in folds for frame in fold["test"]) == list(range(num))
+    assert [fold["val"] for fold in folds] == [fold["test"] for fold in (folds[-1], *folds[:-1])]
+    contiguous = all(fold["test"] == list(range(fold["test"][0], fold["test"][-1] + 1)) for fold in folds)
+    assert contiguous == (split == "contiguous") or num == total
+
+
 @pytest.mark.parametrize(
     ("flags", "words", "status"),
     [
+        (["--fold", "3/6"], "--fold 3/6: 5 image(s): N must be at most that", 1),
+        (["--fold", "6/5"], "--fold 6/5: must be K/N", 2),
+        (["--fold", "0/5"], "must be K/N", 2),
+        (["--fold", "1/2"], "must be K/N", 2),
+        (["--fold", "2"], "must be K/N", 2),
+        (["--fold", "1/5", "--num_test", "0"], "--fold 1/5 --num_test 0", 2),
+        (["--fold", "1/5", "--split", "region"], "--fold 1/5 --split region", 2),
         (["--split", "region", "--num_val", "2"], "--split region --num_val 2", 2),
+        (["--label", "none", "--fold", "1/5"], "--label none --fold 1/5", 2),
         (["--label", "none", "--split", "region"], "--label none --split region", 2),
         (["--label", "none", "--ignore", "0"], "--label none --ignore 0", 2),
     ],
 )
-def test_a_wrong_region_is_one_line(work, fails, flags, words, status):
+def test_a_wrong_fold_or_region_is_one_line(work, fails, flags, words, status):
     write_stacks(work / "datasets" / "em")
     assert words in fails(main, flags, status)
+
+
+def test_folds_are_of_what_is_annotated(work):
+    for folder in ("raw", "masks"):
+        (work / folder).mkdir()
+        for number in range(6):
+            pixels = np.indices((32, 32))[0].astype(np.uint8) % 2 if number % 2 else np.full((32, 32), 9, np.uint8)
+            Image.fromarray(pixels).save(work / folder / f"{number}.png")
+    assert main(["--input", "raw", "--label", "masks", "--ignore", "9", "--fold", "1/3"]) == 0
+    assert [info(work)["samples"][split][0]["source"] for split in ALL] == ["3.png", "5.png", "1.png"]
