@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -67,9 +68,32 @@ AMP = ("auto", "off", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 PHANTOM = ("em", "nuclei", "rare")
-SPLIT = ("contiguous", "random")
+SPLIT = ("contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
+NO_LABEL = "none"
 ISBI_URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
+MIN_FOLD = 3  # training, validation and test
+
+
+def fold_numbers(value: str) -> tuple[int, int]:
+    """K and N of a text `K/N`; (0, 0) for any other text.
+
+    Examples
+    --------
+    >>> fold_numbers("2/5"), fold_numbers("2"), fold_numbers("")
+    ((2, 5), (0, 0), (0, 0))
+    """
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value.strip())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def is_fold(value: str) -> bool:
+    """Whether a text is empty, or `K/N` with K from 1 to N and N at least 3."""
+    number, total = fold_numbers(value)
+    return not value or (total >= MIN_FOLD and 1 <= number <= total)
+
+
+FOLD: Rule = (is_fold, f"must be K/N with K from 1 to N, and N at least {MIN_FOLD}")
 DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
 SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
 SEED: Rule = up_to(2**63 - 1)
@@ -257,6 +281,7 @@ class DatabaseFlags(Flags):
     objects: bool = flag(False, "the labels number the objects: make two classes, background and object", "source")
     background: str = flag("", "label value, palette index or r,g,b of class 0 (default: the lowest)", "source")
     foreground: str = flag("", "label value of class 1, if there are two classes (default: the higher)", "source")
+    ignore: str = flag("", "label value, palette index or r,g,b of pixels that are not annotated", "source")
     class_names: str = flag("", "names of the classes in the order of their values, comma-separated", "source")
     synthetic: int = flag(
         0, "number of sections to draw and use (no value = 30)", "source", rule=up_to(10_000), **DRAWN
@@ -272,8 +297,28 @@ class DatabaseFlags(Flags):
 
     num_val: int = flag(-1, "number of validation samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
     num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
-    split: str = flag("contiguous", "contiguous blocks of the stack, or random sections", "split", choices=SPLIT)
+    split: str = flag(
+        "contiguous",
+        "contiguous blocks of the stack, random sections, or regions of each image",
+        "split",
+        choices=SPLIT,
+    )
+    fold: str = flag("", "K/N: test the K-th of N parts, validate on the one before it", "split", rule=FOLD)
     seed: int = flag(0, "seed of the random split and of the synthetic images", "split", rule=SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = [f"--{name} {getattr(self, name)}" for name in ("num_val", "num_test") if getattr(self, name) >= 0]
+        if self.fold and self.split == "region":
+            raise FlagError(f"--fold {self.fold} --split region: folds are of whole images: leave one out")
+        if self.fold and numbers:
+            raise FlagError(f"--fold {self.fold} {' '.join(numbers)}: a fold has its own numbers: leave one out")
+        if self.split == "region" and max(self.num_val, self.num_test) > 0:
+            raise FlagError(f"--split region {' '.join(numbers)}: each image has one region per set: give 0 for none")
+        needing_labels = {"ignore": self.ignore, "fold": self.fold, "split": "region" if self.split == "region" else ""}
+        given = " ".join(f"--{name} {value}" for name, value in needing_labels.items() if value)
+        if self.label == NO_LABEL and given:
+            raise FlagError(f"--label {NO_LABEL} {given}: images without labels are all for the test: leave one out")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class DataInfo:
     class_names : list of str
         Name of each class. With two classes, class 1 is the foreground.
     class_share : list of float
-        Fraction of the training pixels of each class.
+        Fraction of the annotated training pixels of each class.
     mean, std : list of float
         Mean and standard deviation of each channel over the training split, in grey values.
     value_range : list of float
@@ -145,7 +145,13 @@ _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
         lambda info: _is_integer(info.context, 0, 2**15) and info.nch_in % (2 * info.context + 1) == 0,
         "a whole number such that 2 * context + 1 divides the number of channels",
     ),
-    "ignore": (lambda info: info.ignore is None or _is_class_value(info.ignore), "a label value, or null"),
+    "ignore": (
+        lambda info: (
+            info.ignore is None
+            or (_is_class_value(info.ignore) and info.ignore not in info.class_values and info.num_class <= IGNORE)
+        ),
+        "a label value that no class has, or null",
+    ),
 }
 
 
@@ -405,7 +411,8 @@ def describe(
         moments.add(image)
         shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
         if label is not None:
-            num_pixel += np.bincount(np.ravel(label), minlength=len(class_values))
+            counts = np.bincount(np.ravel(label), minlength=len(class_values))
+            num_pixel += counts[: len(class_values)]  # without IGNORE
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],

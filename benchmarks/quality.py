@@ -5,7 +5,7 @@
 Sections 0-20 train, 21-23 validate, 24-29 test. Choices are made on `--split val`; `--split test` is for the end.
 Each run adds a JSON line to WORK/runs.jsonl; a finished run is not trained again, so that a table can
 be made in several sessions. To run two in parallel, give each OMP_NUM_THREADS=1, and --num_epoch instead of --minutes.
-The five folds are five calls: --fold 0 --work fold0 and so on.
+The five folds are five calls: --fold 1/5 --work fold1 and so on; in each, six sections are tested and six validate.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ import sys
 import time
 from pathlib import Path
 from statistics import mean, stdev
-
-import numpy as np
-import tifffile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,11 +87,7 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="additional flags of main.py for every recipe")
     parser.add_argument("--gpu_ids", default="-1")
     parser.add_argument(
-        "--fold",
-        type=int,
-        default=4,
-        choices=range(5),
-        help="fold: which six sections are tested; the ones before validate; needs its own --work",
+        "--fold", default="", help="K/N, as of run_make_database.py, instead of the protocol; needs its own --work"
     )
     parser.add_argument(
         "--context", type=int, default=0, help="--context of run_make_database.py; needs its own --work"
@@ -111,14 +104,12 @@ def main() -> None:
 
 
 def make_database(args: argparse.Namespace) -> None:
-    """Split the stack as the protocol says; the sections are counted so that those of the fold come last."""
-    names = {"--input": "train-volume.tif", "--label": "train-labels.tif"}
-    for name in names.values():
-        stack = tifffile.imread(args.data / name)
-        tifffile.imwrite(args.work / name, np.roll(stack, 6 * (4 - args.fold), axis=0), photometric="minisblack")
-    stacks = [item for pair in names.items() for item in pair]
-    split = ["--num_val", 3, "--num_test", 6, "--context", args.context]
-    program("run_make_database.py", args.work, *stacks, *split, "--class_names", "membrane,cell")
+    """Split the stack as the protocol, or a fold, says."""
+    data = args.data.resolve()  # the program runs in another folder
+    stacks = ["--input", data / "train-volume.tif", "--label", data / "train-labels.tif"]
+    split = ["--fold", args.fold] if args.fold else ["--num_val", 3, "--num_test", 6]
+    names = ["--class_names", "membrane,cell"]
+    program("run_make_database.py", args.work, *stacks, *split, "--context", args.context, *names)
 
 
 def run(args: argparse.Namespace, recipe: str, seed: int) -> dict:

@@ -13,17 +13,18 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from config import DatabaseFlags
-from dataset import ENTRIES, SPLITS, DataInfo, SampleFile, describe, write_sample
+from config import NO_LABEL, DatabaseFlags
+from dataset import ENTRIES, IGNORE, DataInfo, SampleFile, describe, write_sample
 from files import atomic_folder, finish_exchange, locked
 from images.frames import forget_files, sha256
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
+from sources.splits import Splits, split_numbers, split_pairs
 from training.weight_map import border_distance, loss_of
 from utils import FlagError, UserError, say
 
-NO_LABEL, OTHER_NAME = "none", "choose another --name_data"
+OTHER_NAME = "choose another --name_data"
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
 
@@ -66,18 +67,19 @@ def _write_database(goal: Path, flags: DatabaseFlags, default_folder: Path) -> s
     source = flags.input or _existing(images)
     target = None if flags.label == NO_LABEL else flags.label or _existing(labels)
     pairs = with_context(list_pairs(source, target), flags.context)
-    sizes, hint = _split_sizes(len(pairs), flags), colour_hint([pair.input for pair in pairs])
-    if sizes["train"] < 1 and flags.label != NO_LABEL:
-        what = f"{len(pairs)} image(s), {sizes['val']} for validation, {sizes['test']} for testing"
-        raise UserError(f"{what}: none is left for training: lower --num_val or --num_test{hint}")
+    if flags.split != "region":  # at once, not after all pixels are read
+        split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
     pairs = check_pairs(pairs)
-    splits, classes = _split(pairs, sizes, flags), _classes(pairs, flags)
+    classes = _classes(pairs, flags)
+    splits, notes = split_pairs(pairs, classes, flags)
     files = _write_samples(goal, splits, classes)
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
-    info = replace(describe(samples, classes.values, classes.names), context=flags.context)
-    text = json.dumps(asdict(info) | _provenance(flags, pairs, splits), indent=1)
+    info = describe(samples, classes.values, classes.names)
+    info = replace(info, context=flags.context, ignore=classes.ignore)
+    entries = {name: value for name, value in asdict(info).items() if name != "ignore" or info.is_partial}
+    text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (goal / "dataset.json").write_text(text + "\n", "utf-8")
-    return _report(splits, info)
+    return _report(splits, info, notes + _annotated_fractions(files, info))
 
 
 def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
@@ -134,30 +136,13 @@ def _refuse_to_replace(flags: DatabaseFlags, paths: list[Path]) -> None:
         raise UserError(f"{' and '.join(existing)} would be replaced: choose another --name_data, or add --overwrite")
 
 
-def _split_sizes(num: int, flags: DatabaseFlags) -> dict[str, int]:
-    """Number of samples per split; images without labels can only be tested."""
-    if flags.label == NO_LABEL:
-        return {"train": 0, "val": 0, "test": num}
-    tenth = max(1, round(num / 10))
-    num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
-    return {"train": num - num_val - num_test, "val": num_val, "test": num_test}
-
-
-def _split(pairs: list[Pair], sizes: dict[str, int], flags: DatabaseFlags) -> dict[str, list[Pair]]:
-    """Assign the pairs to the splits."""
-    order = np.arange(len(pairs))
-    if flags.split == "random":
-        order = np.random.default_rng(flags.seed).permutation(len(pairs))
-    blocks = np.split(order, np.cumsum([sizes[split] for split in SPLITS])[:-1])
-    return {split: [pairs[i] for i in np.sort(block)] for split, block in zip(SPLITS, blocks, strict=True)}
-
-
 def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
     """Classes of the labels, named and ordered as the flags say."""
     labels = [pair.label for pair in pairs if pair.label]
     if not labels:
         return Classes([], [], lambda label: label.read()[..., 0])
-    classes = find_classes(labels, flags.threshold, flags.objects or isinstance(labels[0], Masks))
+    objects = flags.objects or isinstance(labels[0], Masks)
+    classes = find_classes(labels, flags.threshold, objects, flags.ignore)
     if flags.class_names:
         classes = classes._replace(names=_given_names(flags, classes))
     elif flags.synthetic or flags.download:
@@ -178,14 +163,14 @@ def _is_name(text: str) -> bool:
     return re.fullmatch(r"[\w -]+", text) is not None
 
 
-def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes) -> dict[str, list[Path]]:
+def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, list[Path]]:
     """Write all samples, and return their paths."""
     files: dict[str, list[Path]] = {split: [] for split in splits}
     jobs = [(split, number, pair) for split, pairs in splits.items() for number, pair in enumerate(pairs)]
     for split, number, pair in tqdm(jobs, desc="write", disable=None, leave=False):
         (folder / split).mkdir(exist_ok=True)
         files[split].append(folder / split / f"{number:05d}.npy")
-        label = None if pair.label is None else classes.indices(pair.label).astype(np.uint8)
+        label = None if pair.label is None else pair.cut(classes.indices(pair.label)).astype(np.uint8)
         write_sample(files[split][-1], pair.read(), label)
         if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
             # computed once, so that a training need not
@@ -193,15 +178,15 @@ def _write_samples(folder: Path, splits: dict[str, list[Pair]], classes: Classes
     return files
 
 
-def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: dict[str, list[Pair]]) -> dict[str, Any]:
+def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict[str, Any]:
     """Origin of the samples: split, source files with hashes, and source of each sample."""
     sources = dict.fromkeys(path for pair in pairs for path in pair.files)
     return {
-        "split": {"kind": flags.split, "seed": flags.seed},
+        "split": {"kind": flags.split, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
         "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
         "samples": {
             split: [
-                {"file": f"{number:05d}.npy", "source": pair.input.path.name, "frame": pair.input.index}
+                {"file": f"{number:05d}.npy", "source": pair.input.path.name, "frame": pair.input.index} | _region(pair)
                 for number, pair in enumerate(members)
             ]
             for split, members in splits.items()
@@ -209,17 +194,38 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: dict[str, list[
     }
 
 
-def _report(splits: dict[str, list[Pair]], info: DataInfo) -> str:
+def _region(pair: Pair) -> dict[str, list[int]]:
+    """First and last row, or column, of a sample that is a region of its image; empty for a whole image."""
+    if pair.window is None:
+        return {}
+    sides = {"rows": pair.window[0], "columns": pair.window[1]}
+    return {name: [side.start, side.stop - 1] for name, side in sides.items() if side.stop is not None}
+
+
+def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[str]:
+    """Line of the report that says how much of each split is annotated; none if all is."""
+    if not info.is_partial:
+        return []
+    shown = []
+    for split, paths in files.items():
+        labels = [label for _, label in (SampleFile(path).open() for path in paths) if label is not None]
+        num_known = sum(np.count_nonzero(label != IGNORE) for label in labels)
+        shown += [f"{num_known / sum(label.size for label in labels):.1%} of {split}"] if labels else []
+    return [f"annotated: {', '.join(shown)}"]
+
+
+def _report(splits: Splits, info: DataInfo, notes: list[str]) -> str:
     """Lines that describe the database."""
-    images = [pair.input.open() for members in splits.values() for pair in members]
-    sizes = sorted({image.shape[:2] for image in images})
+    pairs = [pair for members in splits.values() for pair in members]
+    sizes = sorted({pair.shape for pair in pairs})
     shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")
-    lines = [", ".join(f"{len(members)} {split}" for split, members in splits.items())]
-    lines += [f"images: {shown} px, {info.nch_in} channel(s) of {images[0].dtype.name}"]
+    lines = [", ".join(f"{len(members)} {split}" for split, members in splits.items()), *notes]
+    lines += [f"images: {shown} px, {info.nch_in} channel(s) of {pairs[0].input.open().dtype.name}"]
     for index, value in enumerate(info.class_values):
         role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")
         words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")
-        lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of pixels"]
+        pixels = "annotated pixels" if info.is_partial else "pixels"
+        lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of {pixels}"]
         if not info.class_share[index] and splits["train"]:
             lines += [f"warning: no training sample has class {index}: choose another --split, or annotate more"]
     lines += [f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}"]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from dataset import MAX_CLASS
+from dataset import IGNORE, MAX_CLASS
 from images.frames import Frame, read_palette
 from utils import UserError, say
 
@@ -48,6 +48,13 @@ class Masks:
             numbers[inside] = number
         return numbers
 
+    def is_unknown(self, ignored: float) -> np.ndarray:
+        """Whether any of the masks has the value of pixels that are not annotated, (H, W)."""
+        unknown = np.zeros(self.frames[0].open().shape[:2], bool)
+        for frame in self.frames:
+            unknown |= frame.read()[..., 0] == ignored
+        return unknown
+
 
 Label = Frame | Masks
 
@@ -62,19 +69,23 @@ class Classes(NamedTuple):
     names : list of str
         Name of each class.
     indices : callable
-        Function of a label image that returns its class indices (H, W).
+        Function of a label image that returns its class indices (H, W); `IGNORE` where it is not annotated.
+    ignore : int, float, list of int or None
+        Label value of pixels that are not annotated, which is no class; None: all pixels are annotated.
     """
 
     values: list
     names: list[str]
     indices: Callable[[Label], np.ndarray]
+    ignore: float | list[int] | None = None
 
     def starting_with(self, index: int) -> Classes:
         """The same classes with class `index` moved to the front."""
         order = [index, *(k for k in range(len(self.values)) if k != index)]
-        rank = np.argsort(order)
+        rank = np.full(IGNORE + 1, IGNORE)
+        rank[: len(order)] = np.argsort(order)
         values, names = ([of[k] for k in order] for of in (self.values, self.names))
-        return Classes(values, names, lambda label: rank[np.asarray(self.indices(label), np.intp)])
+        return Classes(values, names, lambda label: rank[np.asarray(self.indices(label), np.intp)], self.ignore)
 
 
 def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
@@ -103,7 +114,7 @@ def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
     return inside & (lowest == ndimage.maximum_filter(numbers, 3))
 
 
-def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool) -> Classes:
+def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool, ignore: str = "") -> Classes:
     """Classes of label images, in the order of their values, and named after them.
 
     Parameters
@@ -114,70 +125,150 @@ def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool
         Make two classes, grey values up to the threshold and above it; None: each value is a class.
     objects : bool
         The labels number the objects: make two classes, background and object.
+    ignore : str
+        Label value of pixels that are not annotated, for a colour as `r,g,b`; empty: all pixels are annotated.
 
     Raises
     ------
     UserError
-        There is only one class, or too many; or the labels are colours, which a flag can't use.
+        There is only one class, or too many; the labels are colours, which a flag can't use; or none has the value of
+        pixels that are not annotated.
     """
     if objects and threshold is not None:
         raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
     if objects:
-        return _classes_of_objects(labels)
-    return _classes_of_values(labels) if threshold is None else _classes_by_threshold(labels, threshold)
+        return _classes_of_objects(labels, _grey_ignored(ignore, "--objects on"))
+    if threshold is not None:
+        return _classes_by_threshold(labels, threshold, _grey_ignored(ignore, f"--threshold {threshold:g}"))
+    return _classes_of_values(labels, ignore)
 
 
-def _classes_of_values(labels: Sequence[Label]) -> Classes:
-    """One class for each value or colour of the labels."""
+def _classes_of_values(labels: Sequence[Label], ignore: str) -> Classes:
+    """One class for each value or colour of the labels, but that of pixels that are not annotated."""
     read = _reader(labels)
     colours = [_is_colour_label(label, read(label)) for label in labels]  # of all labels, since each may be refused
     colour = any(colours)
+    ignored = _ignored(ignore, colour)
     counts: Counter[float] = Counter()
     seen: list[set[float]] = []
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
         found, numbers = np.unique(label_keys(read(label), colour), return_counts=True)
         counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
         seen.append(set(found.tolist()))
-        if len(counts) > MAX_CLASS or any(key != key for key in counts):
+        if len(counts.keys() - {ignored}) > MAX_CLASS or any(key != key for key in counts):
             _refuse_labels(label, counts, colour)
-    keys = sorted(counts)
-    if len(keys) == 1:
-        raise UserError(f"{labels[0].path}: all labels have the same value {keys[0]}: annotate at least two classes")
+    keys = _annotated(labels[0], counts, ignore, colour)
     if not colour:
-        _check_one_bit(labels, seen)
+        _check_one_bit(labels, [values - {ignored} for values in seen])
         _hint_at_objects(labels, keys, read)
-    values = [_rgb(key) if colour else int(key) if key == int(key) else key for key in keys]  # 1, not 1.0
+    if ignored is None:
+        _hint_at_ignore(seen, colour, is_class=len(keys) == 2)
+    values = [_value(key, colour) for key in keys]
+
+    def indices(label: Label) -> np.ndarray:
+        found = label_keys(read(label), colour)
+        places = np.searchsorted(keys, found).astype(np.uint8)
+        return places if ignored is None else np.where(found == ignored, np.uint8(IGNORE), places)
+
     return Classes(
-        values, [_name(value) for value in values], lambda label: np.searchsorted(keys, label_keys(read(label), colour))
+        values, [_name(value) for value in values], indices, None if ignored is None else _value(ignored, colour)
     )
 
 
-def _classes_of_objects(labels: Sequence[Label]) -> Classes:
+def _annotated(label: Label, counts: Counter[float], ignore: str, colour: bool) -> list[float]:
+    """Values of the annotated pixels of all labels, in order; at least two, else the labels are refused."""
+    ignored = _ignored(ignore, colour)
+    keys = sorted(counts.keys() - {ignored})
+    if ignored is not None and ignored not in counts:
+        raise UserError(f"--ignore {ignore}: no label has that value: choose from {_shown_values(keys, colour)}")
+    if not keys:
+        raise UserError(f"--ignore {ignore}: all label pixels have that value: nothing is annotated")
+    if len(keys) == 1:
+        what = "all labels have" if ignored is None else f"without --ignore {ignore} all labels have"
+        raise UserError(
+            f"{label.path}: {what} the same value {_shown_values(keys, colour)}: annotate at least two classes"
+        )
+    return keys
+
+
+def _ignored(ignore: str, colour: bool) -> float | None:
+    """Number of the ignored value as of `label_keys`, NaN for a text that is no such value; None for an empty text."""
+    numbers = _numbers(ignore)
+    if not ignore:
+        return None
+    if not colour:
+        return numbers[0] if len(numbers) == 1 else np.nan
+    is_rgb = len(numbers) == 3 and all(number in range(256) for number in numbers)
+    return int.from_bytes(bytes(map(int, numbers))) if is_rgb else np.nan
+
+
+def _grey_ignored(ignore: str, flag: str) -> float | None:
+    """Ignored value of labels that are grey, as a flag demands; None for an empty text."""
+    ignored = _ignored(ignore, colour=False)
+    if ignored is not None and ignored != ignored:
+        raise UserError(f"--ignore {ignore}: the labels of {flag} are grey: give one number")
+    return ignored
+
+
+def _classes_of_objects(labels: Sequence[Label], ignored: float | None) -> Classes:
     """Background and object, from labels that number the objects."""
-    low, high = _value_range(labels, "--objects on")
+    if ignored == 0:
+        raise UserError("--ignore 0 --objects on: 0 is the background: give what is not annotated another value")
+    low, high = _value_range(labels, "--objects on", ignored)
     if not high > 0:
         raise UserError(f"--objects on: {_one_class(low, high)}: a value above 0 is needed")
+
+    def indices(label: Label) -> np.ndarray:
+        pixels, unknown = _read_grey(label, ignored)
+        foreground = objects_to_foreground(np.where(unknown, 0, pixels[..., 0]))  # 0 erodes no object
+        return np.where(unknown, np.uint8(IGNORE), foreground)
+
     names = ["background", "object"]
-    return Classes(names, names, lambda label: objects_to_foreground(label.read()[..., 0]))
+    return Classes(names, names, indices, None if ignored is None else _value(ignored, colour=False))
 
 
-def _classes_by_threshold(labels: Sequence[Label], threshold: float) -> Classes:
+def _classes_by_threshold(labels: Sequence[Label], threshold: float, ignored: float | None) -> Classes:
     """Two classes: label values up to a threshold, and above it."""
-    low, high = _value_range(labels, f"--threshold {threshold:g}")
+    low, high = _value_range(labels, f"--threshold {threshold:g}", ignored)
     if not low <= threshold < high:
         raise UserError(f"--threshold {threshold:g}: {_one_class(low, high)}: choose a threshold between them")
+
+    def indices(label: Label) -> np.ndarray:
+        pixels, unknown = _read_grey(label, ignored)
+        return np.where(unknown, np.uint8(IGNORE), pixels[..., 0] > threshold)
+
     names = [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(names, names, lambda label: label.read()[..., 0] > threshold)
+    return Classes(names, names, indices, None if ignored is None else _value(ignored, colour=False))
 
 
-def _value_range(labels: Sequence[Label], flag: str) -> tuple[float, float]:
-    """Lowest and highest value of the labels, which must be grey for this flag."""
-    low, high = np.inf, -np.inf
+def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Grey values or numbers (H, W, C) of a label, and whether its pixels are not annotated (H, W)."""
+    pixels = label.read()
+    if ignored is None:
+        return pixels, np.zeros(pixels.shape[:2], bool)
+    return pixels, label.is_unknown(ignored) if isinstance(label, Masks) else pixels[..., 0] == ignored
+
+
+def _value_range(labels: Sequence[Label], flag: str, ignored: float | None) -> tuple[float, float]:
+    """Lowest and highest value of the annotated pixels of labels, which must be grey for this flag."""
+    low, high, num_unknown = np.inf, -np.inf, 0
+    ranges: list[set[float]] = []
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
-        pixels = label.read()
+        pixels, unknown = _read_grey(label, ignored)
         if _is_colour_label(label, pixels):
             raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")
-        low, high = min(low, pixels.min()), max(high, pixels.max())
+        num_unknown += int(np.count_nonzero(unknown))
+        if not unknown.all():
+            known = pixels[~unknown] if ignored is not None else pixels
+            ranges.append({float(known.min()), float(known.max())})
+            low, high = min(low, *ranges[-1]), max(high, *ranges[-1])
+    if ignored is not None and not num_unknown:
+        what = f"the label values go from {low:g} to {high:g}"
+        raise UserError(f"--ignore {ignored:g}: no label has that value: {what}: give one of them, or leave it out")
+    if low > high:
+        raise UserError(f"--ignore {ignored:g}: all label pixels have that value: nothing is annotated")
+    if ignored is None:
+        _hint_at_ignore(ranges, colour=False, is_class=True)
     return low, high
 
 
@@ -219,8 +310,7 @@ def _index_of(classes: Classes, flag: str, text: str) -> int:
         numbers = value if isinstance(value, list) else [value]
         if text.strip() == str(value) or _numbers(text) == numbers:
             return index
-    shown = "; ".join(",".join(map(str, value)) if isinstance(value, list) else str(value) for value in classes.values)
-    raise UserError(f"{flag} {text}: no class has that value: choose from {shown}")
+    raise UserError(f"{flag} {text}: no class has that value: choose from {'; '.join(map(_typed, classes.values))}")
 
 
 def _numbers(text: str) -> list[float]:
@@ -257,6 +347,20 @@ def _hint_at_objects(labels: Sequence[Label], keys: list[float], read: Callable[
         if any(ndimage.label(numbers == key, np.ones((3, 3)))[1] > 1 for key in keys[1:]):
             return
     say(f"warning: {len(keys)} classes, each one component per image: if the labels number objects, add --objects on")
+
+
+def _hint_at_ignore(seen: list[set[float]], colour: bool, *, is_class: bool) -> None:
+    """Ask about pages of one value, which a class may need, if these are at least half of the pages, but not all."""
+    blank = Counter(next(iter(values)) for values in seen if len(values) == 1)
+    key, number = blank.most_common(1)[0] if blank else (0.0, 0)
+    if 2 * number < len(seen) or number == len(seen):
+        return
+    value = _typed(_value(key, colour))
+    what = f"hint: {number} of {len(seen)} label images have the value {value} everywhere: are they not annotated?"
+    if is_class:  # without it, one class would be left
+        say(f"{what} if so, leave them out, or give them another value, such as 128, and add --ignore 128")
+    else:
+        say(f"{what} if so, add --ignore {value}")
 
 
 def _reader(labels: Sequence[Label]) -> Callable[[Label], np.ndarray]:
@@ -310,6 +414,20 @@ def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
 
 def _rgb(key: float) -> list[int]:
     return list(int(key).to_bytes(3))
+
+
+def _value(key: float, colour: bool) -> Any:
+    """Label value of a number as of `label_keys`: an [r, g, b] colour, or a grey value, 1 and not 1.0."""
+    return _rgb(key) if colour else int(key) if key == int(key) else key
+
+
+def _typed(value: Any) -> str:
+    """Label value as it is given to a flag."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _shown_values(keys: Sequence[float], colour: bool) -> str:
+    return "; ".join(_typed(_value(key, colour)) for key in keys)
 
 
 def _name(value: Any) -> str:

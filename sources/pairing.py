@@ -33,17 +33,35 @@ class Pair:
         The sections that become channels of the sample; empty: the image only.
     channels : int
         1 or 3 to convert the image to grey or RGB; 0: keep its channels.
+    window : (slice, slice) or None
+        Rows and columns of the image that are the sample; None: all.
     """
 
     input: Frame
     label: Label | None
     stack: tuple[Frame, ...] = ()
     channels: int = 0
+    window: tuple[slice, slice] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the sample."""
+        height, width = self.input.open().shape[:2]
+        if self.window is None:
+            return height, width
+        rows, columns = (
+            range(*side.indices(length)) for side, length in zip(self.window, (height, width), strict=True)
+        )
+        return len(rows), len(columns)
 
     def read(self) -> np.ndarray:
         """Pixels (H, W, C) of the sample: the image, or the sections of `stack` concatenated along the channels."""
-        frames = [frame.read() for frame in self.stack or (self.input,)]
+        frames = [self.cut(frame.read()) for frame in self.stack or (self.input,)]
         return np.concatenate([_converted(frame, self.channels) for frame in frames], axis=-1)
+
+    def cut(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (H, W, ...) of the sample, of those of the image."""
+        return pixels if self.window is None else pixels[self.window]
 
     @property
     def files(self) -> list[Path]:

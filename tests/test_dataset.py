@@ -8,6 +8,7 @@ import pytest
 from conftest import SMALL
 
 from dataset import (
+    IGNORE,
     DataInfo,
     SampleFile,
     describe,
@@ -45,6 +46,13 @@ def test_description_of_a_split_worked_out_by_hand():
     info = describe(iter(samples), [0, 255])
     assert (info.mean, info.std, info.class_share) == ([3.0], [pytest.approx(5**0.5)], [0.25, 0.75])
     assert describe(iter([(np.uint16([[[7]]]), None)]), [0, 1]).std == [1.0]
+
+
+def test_pixels_that_are_not_annotated_have_no_part_in_the_fractions_of_the_classes():
+    samples = [(np.uint8([[[0], [2], [4], [6]]]), np.uint8([[0, 1, 1, IGNORE]])), (np.uint8([[[3]]]), np.uint8([[1]]))]
+    info = describe(iter(samples), [0, 255])
+    assert info.class_share == [0.25, 0.75]
+    assert info.mean == [3.0]  # of all pixels, as the network sees them
 
 
 def test_an_input_without_its_label_is_refused_where_others_have_one(tmp_path):
@@ -100,6 +108,7 @@ def described(work):
         ("value_range", [[0], [9, 1], {}]),
         ("normalize", ["foo", ["data"], {}]),
         ("context", [1.5, 1, -1, "0"]),
+        ("ignore", [[1, 2], {}, True, float("nan"), INFO.class_values[1]]),
     ],
 )
 def test_an_entry_of_the_description_that_breaks_its_rule_is_named_in_one_line(described, fails, entry, values):

@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import DataInfo, SampleFile, check_values
+from dataset import IGNORE, DataInfo, SampleFile, check_values
 from files import atomic_write
 from utils import UserError
 
@@ -63,7 +63,8 @@ def border_distance(label: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     label : ndarray of int
-        (H, W) class indices. The objects are the 4-connected components of each class but 0.
+        (H, W) class indices. The objects are the 4-connected components of each class but 0. Pixels of `IGNORE` belong
+        to no object; their own distance is finite and without meaning.
 
     Returns
     -------
@@ -108,7 +109,8 @@ def _band_distance(objects: np.ndarray) -> np.ndarray:
 
 
 def _number_objects(label: np.ndarray) -> np.ndarray:
-    """4-connected components of each class but 0, numbered from 1."""
+    """4-connected components of each class but 0, numbered from 1; 0 also where a label is not annotated."""
+    label = np.where(label == IGNORE, 0, label)
     numbers, total = np.zeros(label.shape, np.int32), 0
     for k in range(1, int(label.max(initial=0)) + 1):
         components, count = ndimage.label(label == k)

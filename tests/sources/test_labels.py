@@ -157,3 +157,184 @@ def test_weight_map_and_cells_are_of_the_foreground_that_is_chosen(work, capsys)
     predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "raw/0.png", "--output", "out", "--tta", "off"]
     assert main.main([*predict, "--what", "cells"]) == 0
     assert " of object; background is ground" in capsys.readouterr().out
+
+
+# --- pixels that are not annotated
+
+IGNORE = 255
+
+
+def unknown(mask, value, seed=0):
+    """A mask with a value at random pixels, and where these are."""
+    where = np.random.default_rng(seed).random(mask.shape[:2]) < 0.4
+    mask = mask.copy()
+    mask[where] = value
+    return mask, where
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_ignored_grey_values_are_no_class_and_count_in_no_fraction(work, capsys, value):
+    values = np.array([v for v in (0, 7, 9, 255) if v != value][:3], np.uint8)
+    masks, where = zip(*[unknown(values[mask], value, seed) for seed, mask in enumerate(stripes(3))], strict=True)
+    write(masks)
+    assert make_database([*MADE, "--ignore", str(value), "--class_names", "a,b,c"]) == 0
+    expected = np.where(where[0], IGNORE, stripes(3)[0])
+    assert np.array_equal(label(work), expected)
+    assert (info(work)["class_values"], info(work)["ignore"]) == (values.tolist(), value)
+    assert info(work)["class_share"] == [pytest.approx((expected[~where[0]] == k).mean()) for k in range(3)]
+    assert f"annotated: {1 - where[0].mean():.1%} of train" in capsys.readouterr().out
+
+
+def test_ignored_pixels_stay_so_when_the_background_is_chosen(work):
+    masks, where = zip(*[unknown(mask + 1, 0, seed) for seed, mask in enumerate(stripes(3))], strict=True)
+    write(masks)
+    assert make_database([*MADE, "--ignore", "0", "--background", "3"]) == 0
+    assert info(work)["class_values"] == [3, 1, 2]
+    assert np.array_equal(label(work), np.where(where[0], IGNORE, np.array([1, 2, 0])[stripes(3)[0]]))
+
+
+def test_an_ignored_value_can_be_no_foreground(work, fails):
+    masks, _ = zip(*[unknown(mask * 2, 1) for mask in stripes(2)], strict=True)
+    write(masks)
+    assert "no class has that value: choose from 0; 2" in fails(
+        make_database, [*MADE, "--ignore", "1", "--foreground", "1"]
+    )
+
+
+@pytest.mark.parametrize(("save", "ignore"), [("palette", "2"), ("colour", "9, 9,90")])
+def test_a_palette_index_or_a_colour_is_ignored(work, save, ignore):
+    masks = stripes(3)
+    write(masks if save == "palette" else [COLOURS[mask] for mask in masks], *[save_palette] * (save == "palette"))
+    assert make_database([*MADE, "--ignore", ignore]) == 0
+    assert np.array_equal(label(work), np.where(masks[0] == 2, IGNORE, masks[0]))
+    assert info(work)["ignore"] == (2 if save == "palette" else [9, 9, 90])
+
+
+def test_the_ignored_value_is_taken_out_before_the_threshold(work, fails):
+    grey = [np.tile(np.arange(64, dtype=np.uint8) * 3, (32, 1)) for _ in range(3)]
+    masks, where = zip(*[unknown(mask, 255) for mask in grey], strict=True)
+    write(masks)
+    assert "from 0 to 189, which is one class" in fails(make_database, [*MADE, "--threshold", "200", "--ignore", "255"])
+    assert make_database([*MADE, "--threshold", "90", "--ignore", "255"]) == 0
+    assert np.array_equal(label(work), np.where(where[0], IGNORE, grey[0] > 90))
+    assert (info(work)["class_values"], info(work)["ignore"]) == (["<= 90", "> 90"], 255)
+
+
+def test_unknown_pixels_in_numbered_objects_erode_no_object(work):
+    numbers = np.zeros((32, 32), np.uint8)
+    numbers[4:12, 4:12], numbers[4:12, 12:20], numbers[4:12, 20:28] = 7, 255, 3
+    write([numbers] * 3)
+    assert make_database([*MADE, "--objects", "on", "--ignore", "255"]) == 0
+    expected = np.select([numbers == 255, numbers > 0], [IGNORE, 1], 0)
+    assert np.array_equal(label(work), expected)
+    assert info(work)["class_values"] == ["background", "object"]
+
+
+def test_a_value_in_masks_per_object_is_ignored(work):
+    first, second = np.zeros((2, 32, 32), np.uint8)
+    first[4:12, 4:12], second[4:12, 14:20], second[4:12, 18:24], second[20:25] = 255, 255, 128, 128
+    for number in range(3):
+        for kind, pixels in (("images", [first]), ("masks", [first, second])):
+            (work / f"all/{number}/{kind}").mkdir(parents=True)
+            for k, page in enumerate(pixels):
+                Image.fromarray(page).save(work / f"all/{number}/{kind}/{k}{number}.png")
+    sources = ["--input", "all/*/images/*.png", "--label", "all/*/masks/*.png"]
+    assert make_database([*sources, "--ignore", "128"]) == 0
+    expected = np.select([second == 128, first + second > 0], [IGNORE, 1], 0)
+    assert np.array_equal(label(work), expected)
+
+
+def test_images_without_an_annotated_pixel_are_left_out(work, capsys):
+    masks = [np.full((32, 32), 9, np.uint8)] * 2 + stripes(2) + [np.full((32, 32), 9, np.uint8)]
+    write(masks)
+    assert make_database([*MADE, "--ignore", "9"]) == 0
+    samples = info(work)["samples"]
+    assert [sample["source"] for of in samples.values() for sample in of] == ["2.png", "3.png", "4.png"]
+    assert "left out: 3 image(s) without an annotated pixel" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--ignore", "3"], "--ignore 3: no label has that value: choose from 0; 1; 9"),
+        (["--ignore", "1,2,3"], "--ignore 1,2,3: no label has that value"),
+        (["--ignore", "red"], "--ignore red: no label has that value"),
+        (["--ignore", "3", "--threshold", "0"], "--ignore 3: no label has that value: the label values go from 0 to 9"),
+        (["--ignore", "0", "--objects", "on"], "0 is the background"),
+        (["--ignore", "1,2,3", "--objects", "on"], "are grey: give one number"),
+    ],
+)
+def test_an_ignored_value_that_is_not_there_is_one_line(work, fails, flags, words):
+    write([np.array([0, 1, 9], np.uint8)[mask] for mask in stripes(3)])
+    assert words in fails(make_database, [*MADE, *flags])
+    assert not (work / "datasets").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "flags", "words"),
+    [
+        (9, [], "all label pixels have that value: nothing is annotated"),
+        (9, ["--objects", "on"], "all label pixels have that value: nothing is annotated"),
+        (0, ["--threshold", "0"], "nothing is annotated"),
+    ],
+)
+def test_labels_with_nothing_annotated_are_one_line(work, fails, value, flags, words):
+    write([np.full((32, 32), value, np.uint8)] * 3)
+    assert words in fails(make_database, [*MADE, "--ignore", str(value), *flags])
+
+
+def test_too_few_annotated_images_are_one_line_that_counts_the_others(work, fails):
+    write([stripes(2)[0], stripes(2)[1], np.full((32, 32), 9, np.uint8)])
+    line = fails(make_database, [*MADE, "--ignore", "9"])
+    assert line.startswith("error: 2 image(s), 1 for validation, 1 for testing: none is left for training")
+    assert "--split region" in line and line.endswith("left out: 1 image(s) without an annotated pixel")
+
+
+@pytest.mark.parametrize("flags", [[], ["--threshold", "1"]])
+def test_a_negative_value_is_ignored(work, flags):
+    masks = [mask.astype(np.int16) - 1 for mask in stripes(4)]
+    write(masks, lambda path, mask: tifffile.imwrite(path, mask), "tif")
+    assert make_database([*MADE, "--ignore", "-1", *flags]) == 0
+    expected = masks[0] > 1 if flags else masks[0]
+    assert np.array_equal(label(work), np.where(masks[0] == -1, IGNORE, expected)) and info(work)["ignore"] == -1
+
+
+def test_one_class_beside_the_ignored_value_is_one_line(work, fails):
+    write([mask * 255 for mask in stripes(2)])
+    line = fails(make_database, [*MADE, "--ignore", "0"])
+    assert "without --ignore 0 all labels have the same value 255: annotate at least two classes" in line
+
+
+BLANK = np.zeros((32, 32), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("masks", "flags", "hint"),
+    [
+        ([*stripes(3), BLANK, BLANK, BLANK], [], "if so, add --ignore 0"),
+        ([*stripes(3), BLANK, BLANK, BLANK], ["--objects", "on"], "if so, leave them out"),  # 0 is the background
+        ([*stripes(3), BLANK, BLANK, BLANK], ["--threshold", "1"], "if so, leave them out"),
+        ([*stripes(2), BLANK, BLANK, BLANK], [], "if so, leave them out"),  # without 0 one class would be left
+        ([*stripes(3), BLANK, BLANK], [], ""),  # fewer than half
+        (stripes(3), [], ""),
+    ],
+)
+def test_label_images_that_are_mostly_blank_are_asked_about(work, capsys, masks, flags, hint):
+    write(masks)
+    assert make_database([*MADE, *flags]) == 0
+    out = capsys.readouterr().out
+    question = "hint: 3 of 6 label images have the value 0 everywhere: are they not annotated? "
+    assert question + hint in out if hint else "hint" not in out
+
+
+def test_blank_label_images_that_are_ignored_are_not_asked_about(work, capsys):
+    write([*stripes(3), *[BLANK + 9] * 3])
+    assert make_database([*MADE, "--ignore", "9"]) == 0
+    assert make_database([*MADE, "--ignore", "9", "--objects", "on", "--overwrite"]) == 0
+    assert "hint" not in capsys.readouterr().out
+
+
+def test_a_database_without_ignore_has_no_entry_for_it(work):
+    write(stripes(2))
+    assert make_database(MADE) == 0
+    assert "ignore" not in info(work)

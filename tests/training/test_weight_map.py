@@ -8,6 +8,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from dataset import IGNORE
 from training.weight_map import FAR, border_distance, pixel_weight
 
 
@@ -50,6 +51,16 @@ def test_border_distance_beyond_its_reach_and_without_a_second_object_is_far():
     label[5:9, 190:] = 1
     distance = border_distance(label)
     assert distance[6, 100] == FAR and distance.max() <= FAR
+
+
+def test_pixels_that_are_not_annotated_are_neither_object_nor_background():
+    label = np.zeros((20, 60), np.uint8)
+    label[5:9, 5:9] = label[5:9, 12:16] = 1
+    partial = label.copy()
+    partial[:, 30:] = IGNORE
+    distance = border_distance(partial)
+    assert np.array_equal(distance, border_distance(label))  # an object there would be near the second one
+    assert np.isfinite(distance).all()
 
 
 def test_a_slice_with_300_cells_takes_less_than_a_second():
