@@ -222,20 +222,26 @@ def _grow(mask: np.ndarray) -> np.ndarray:
     for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         numbers[rim], edge[rim] = -1, False  # -1 marks the rim and the lines, so that no neighbour needs a bounds check
     width, grown = padded.shape[1], numbers.ravel()  # (H + 2, W + 2) -> ((H + 2) * (W + 2),)
-    offsets = np.array([-width, -1, 1, width])  # to the four neighbours
-    front = np.flatnonzero(edge)
+    index = np.int32 if numbers.size < 2**31 else np.int64
+    offsets = np.array([-width, -1, 1, width], index)  # to the four neighbours
+    front = np.flatnonzero(edge).astype(index)
     while len(front):
         # All pixels at one distance are flooded in two halves, like the fields of a chessboard: pixels of one half are
         # not neighbours of each other, so each sees the result of the other half and no two segments ever touch.
-        parity = (front // width + front % width) % 2
-        for half in _pieces(front[parity == 0], front[parity == 1]):
+        odd = (front // width + front % width) % 2 > 0
+        for half in _pieces(front[~odd], front[odd]):
             around = grown[half[:, None] + offsets]  # (P, 4)
             lowest = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
             grown[half] = np.where(lowest == around.max(1), lowest, -1)  # two different segments: a line
-        flooded = front[grown[front] > 0]
-        neighbours = [flooded + step for step in offsets]
-        front = np.unique(np.concatenate([pixels[grown[pixels] == 0] for pixels in neighbours]))
+        front = np.unique(np.concatenate([*_empty_neighbours(grown, front, offsets)]))
     return np.maximum(numbers, 0, out=numbers)[1:-1, 1:-1]
+
+
+def _empty_neighbours(grown: np.ndarray, front: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:
+    """Pixels beside the flooded ones of a front that belong to no segment yet, piece by piece."""
+    for piece in _pieces(front):
+        around = piece[grown[piece] > 0][:, None] + offsets  # (P, 4)
+        yield np.unique(around[grown[around] == 0])
 
 
 def _pieces(*arrays: np.ndarray) -> Iterator[np.ndarray]:
