@@ -40,8 +40,6 @@ from utils import FlagError, UserError, pick_precision, say
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
 
-FEW, ENOUGH = 1000, 1800  # steps of a training; see "Few annotated sections" in benchmarks/README.md
-
 
 def run_epoch(
     net: nn.Module,
@@ -175,7 +173,7 @@ class Trainer:
         net = self.world.wrap(state.net)
         net = compile_if_worth(net, self.config.compile, self.device, num_step, self.config.max_minutes)
         if self.world.is_main:
-            self._open_folders(state, len(batches))
+            self._open_folders(state)
         with self._log(state) as log, self.progress.stop:
             last = False
             while not (last or self.progress.is_stopping()):
@@ -288,12 +286,13 @@ class Trainer:
         pin = self.device.type == "cuda" and memory != self.device
         options = LoaderOptions(memory is not None, config.num_workers, pin, self.world.rank, self.world.size)
         crop = (config.ny_load, config.nx_load)
-        augment = Augmentation(crop, info.num_class, **config.group("augmentation"))
+        augment = Augmentation(crop, info.num_class, info.is_partial, **config.group("augmentation"))
         data = PatchDataset(files, info, labelled=True, memory=memory, distances=weighted, margin=augment.margin)
         balance = info.class_share if config.balance else None
         weigh = partial(pixel_weight, class_share=balance, w0=config.w0, sigma=config.sigma) if weighted else None
         batch_size, seed, stride = config.batch_size, config.seed, state.net.stride
-        return TrainingBatches(data, augment, batch_size, seed, options, self.device, stride, weigh)
+        shared = (config.num_crop, self.world.sum)
+        return TrainingBatches(data, augment, batch_size, seed, options, self.device, stride, weigh, *shared)
 
     def _validation(self, info: DataInfo, files: list[SampleFile]) -> Validation | None:
         """How the validation set is scored, if there is one."""
@@ -311,7 +310,7 @@ class Trainer:
             for folder in (self.dir_checkpoint, self.dir_log):
                 locks.enter_context(locked(folder, "choose another --scope"))
 
-    def _open_folders(self, state: TrainState, num_step: int) -> None:
+    def _open_folders(self, state: TrainState) -> None:
         """Set aside what an earlier run would mix in, write arg.txt, and say what is about to be trained."""
         check_writable(self.dir_checkpoint)
         epochs = checkpoint.list_epochs(self.dir_checkpoint)
@@ -325,10 +324,6 @@ class Trainer:
         names, fractions = state.info.class_names, state.info.class_share
         say("training pixels: " + ", ".join(f"{n} {part:.1%}" for n, part in zip(names, fractions, strict=True)))
         say(f"{num_weight(state.net):,} weights on {self.device}")
-        total = num_step * self.config.num_epoch
-        if num_step < 4 and total < FEW and not self.config.max_minutes:
-            advice = f"--num_epoch {math.ceil(ENOUGH / num_step)}, or --max_minutes"
-            say(f"note: {total} steps are few: with so few images add {advice}")
 
     def _log(self, state: TrainState) -> closing[TrainingLog] | nullcontext[NoLog]:
         """Log of the main process; the others have none."""
@@ -383,7 +378,7 @@ class Trainer:
 def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
     """Stop a training that has diverged."""
     if not math.isfinite(loss):
-        names = ", ".join(str(file.input) for file in files)
+        names = ", ".join(dict.fromkeys(str(file.input) for file in files))
         raise UserError(
             f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
         )

@@ -3,12 +3,14 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import checkpoint
 import main
 from checkpoint import Checkpoint
-from dataset import SampleFile, list_samples, load_info, write_sample
+from dataset import IGNORE, SampleFile, list_samples, load_info, write_sample
 from evaluation import metrics
 from evaluation.scorers import Challenge
 from model import UNet
@@ -457,13 +459,78 @@ def test_the_papers_recipe_trains(database, work):
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
 
 
-def test_a_training_on_few_images_says_how_many_epochs_it_needs(database, capsys):
-    for number in range(3, 6):
-        (database / "train" / f"{number:05d}.npy").unlink()
-    assert main.main([*SMALL, "--num_epoch", "2"]) == 0
-    assert main.main([*SMALL, "--num_epoch", "2", "--max_minutes", "0.001"]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "--num_epoch 1800" in line]
-    assert len(said) == 1
+def test_an_epoch_of_few_images_has_24_crops(database, work):
+    flags = [flag for flag in SMALL if flag not in ("--num_crop", "6")]
+    assert main.main([*flags, "--num_epoch", "1", "--batch_size", "5"]) == 0
+    assert len(checkpoint_of(work, 1).losses) == 5
+    assert checkpoint_of(work, 1).plan["num_crop"] == 24
+
+
+def annotate_partly(database, seed, change=0):
+    """Make the labels of a database partial: other classes in what is not annotated, which is then ignored."""
+    rng = np.random.default_rng(seed)
+    for file in list_samples(database / "train"):
+        image, label = (np.array(array) for array in file.open())
+        known = np.zeros(label.shape, bool)
+        known[8:24, 10:30] = True
+        label = np.where(known, label ^ change, rng.integers(0, 2, label.shape, np.uint8))
+        write_sample(file.input, image, np.where(known, label, IGNORE if seed else label).astype(np.uint8))
+    info = replace(load_info(database), ignore=128 if seed else None)
+    (database / "dataset.json").write_text(json.dumps(asdict(info)))
+
+
+@pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])
+def test_what_pixels_that_are_not_annotated_would_be_changes_no_weight(database, work, loss):
+    kept, nets = work / "kept", {}
+    shutil.copytree(database, kept)
+    for name, arguments in {"one": (1,), "other": (2,), "whole": (0,), "labelled otherwise": (1, 1)}.items():
+        shutil.rmtree(database)
+        shutil.copytree(kept, database)
+        annotate_partly(database, *arguments)
+        assert main.main([*SMALL, "--num_epoch", "2", "--loss", loss]) == 0
+        nets[name] = checkpoint_of(work, 2).net
+    assert same(nets["one"], nets["other"])
+    assert not same(nets["one"], nets["whole"]) and not same(nets["one"], nets["labelled otherwise"])
+
+
+def test_a_partial_database_streams_and_resumes_bit_for_bit(database, work, stop_at_forward):
+    annotate_partly(database, 1)
+    flags = [*SMALL, "--num_epoch", "2", "--loss", "bce", "--batch_size", "2"]
+    assert main.main([*flags, "--scope", "whole"]) == 0
+    stop_at_forward(signal.SIGTERM, 2)
+    streamed = [*flags, "--cache_gb", "0", "--num_workers", "2"]
+    assert main.main(streamed) == 143
+    assert main.main([*streamed, "--train_continue", "on"]) == 0
+    assert same(checkpoint_of(work, 2, "whole").net, checkpoint_of(work, 2).net)
+
+
+@pytest.mark.parametrize(("was", "again"), [(None, False), (6, False), (24, True)])
+def test_an_epoch_begins_again_where_its_number_of_crops_would_be_another(
+    database, work, stop_at_forward, was, again, capsys
+):
+    flags = [*SMALL, "--batch_size", "2", "--num_epoch", "1", "--train_continue"]
+    stop_at_forward(signal.SIGTERM, 2)
+    assert main.main([*flags, "off"]) == 143
+    path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
+    saved = Checkpoint.load(path)
+    del saved.plan["num_crop"]  # as in a checkpoint of an earlier version, with one crop per sample
+    replace(saved, plan=saved.plan | ({"num_crop": was} if was else {})).save(path)
+    assert main.main([*flags, "on"]) == 0
+    assert ("epoch 1 begins again: num_crop is 6, was 24" in capsys.readouterr().out) == again
+    assert len(checkpoint_of(work, 1).losses) == 3
+
+
+def test_an_interrupted_epoch_of_few_images_of_an_earlier_version_begins_again(database, work, stop_at_forward, capsys):
+    flags = [*SMALL, "--batch_size", "2", "--num_epoch", "1", "--train_continue"]
+    stop_at_forward(signal.SIGTERM, 2)
+    assert main.main([*flags, "off"]) == 143
+    path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
+    saved = Checkpoint.load(path)
+    del saved.plan["num_crop"]
+    saved.save(path)
+    assert main.main([*flags, "on", "--num_crop", "0"]) == 0
+    assert "epoch 1 begins again: num_crop is 24, was 6" in capsys.readouterr().out
+    assert len(checkpoint_of(work, 1).losses) == 12
 
 
 def test_another_split_can_be_tested(database, work, capsys):

@@ -126,7 +126,8 @@ class TrainState:
 
     def plan_epoch(self, plan: dict[str, Any], num_step: int) -> str:
         """Begin an interrupted epoch again whose batches would be others now; returns why, or nothing."""
-        before, self.plan = plan | self.plan, plan
+        one_each = {"num_crop": self.plan["samples"]} if "samples" in self.plan else {}  # of earlier versions
+        before, self.plan = plan | one_each | self.plan, plan
         changed = [f"{name} is {plan[name]}, was {before[name]}" for name in plan if before[name] != plan[name]]
         if not self.losses or not (changed or len(self.losses) > num_step):
             return ""
