@@ -10,19 +10,19 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, SMALL, needs_golden, write_info
+from conftest import ROOT, SHARED, SMALL, annotate_partly, needs_golden, write_info
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
 import main
 from checkpoint import Checkpoint
-from dataset import IGNORE, SampleFile, list_samples, load_info, write_sample
+from dataset import SampleFile, list_samples, load_info, write_sample
 from evaluation import metrics
 from evaluation.scorers import Challenge
 from model import UNet
@@ -466,19 +466,6 @@ def test_an_epoch_of_few_images_has_24_crops(database, work):
     assert checkpoint_of(work, 1).plan["num_crop"] == 24
 
 
-def annotate_partly(database, seed, change=0):
-    """Make the labels of a database partial: other classes in what is not annotated, which is then ignored."""
-    rng = np.random.default_rng(seed)
-    for file in list_samples(database / "train"):
-        image, label = (np.array(array) for array in file.open())
-        known = np.zeros(label.shape, bool)
-        known[8:24, 10:30] = True
-        label = np.where(known, label ^ change, rng.integers(0, 2, label.shape, np.uint8))
-        write_sample(file.input, image, np.where(known, label, IGNORE if seed else label).astype(np.uint8))
-    info = replace(load_info(database), ignore=128 if seed else None)
-    (database / "dataset.json").write_text(json.dumps(asdict(info)))
-
-
 @pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])
 def test_what_pixels_that_are_not_annotated_would_be_changes_no_weight(database, work, loss):
     kept, nets = work / "kept", {}
@@ -502,6 +489,13 @@ def test_a_partial_database_streams_and_resumes_bit_for_bit(database, work, stop
     assert main.main(streamed) == 143
     assert main.main([*streamed, "--train_continue", "on"]) == 0
     assert same(checkpoint_of(work, 2, "whole").net, checkpoint_of(work, 2).net)
+
+
+def test_a_training_goes_on_where_a_part_of_its_labels_is_no_longer_annotated(trained, work):
+    annotate_partly(trained, 1)
+    flags = [*SMALL, "--num_freq_save", "1", "--train_continue", "on"]
+    assert main.main([*flags, "--num_epoch", "2"]) == 0
+    assert checkpoint_of(work, 1).info.ignore is None and checkpoint_of(work, 2).info.ignore == 128
 
 
 @pytest.mark.parametrize(("was", "again"), [(None, False), (6, False), (24, True)])
