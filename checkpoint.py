@@ -146,7 +146,8 @@ class Checkpoint:
             ours, theirs = getattr(here, what), getattr(saved.info, what)
             if ours != theirs:
                 raise UserError(f"{database}: {what} {ours}, but {path} was trained with {theirs}: use its database")
-        return saved
+        # which label value stands for "not annotated" is a property of the database alone
+        return replace(saved, info=replace(saved.info, ignore=here.ignore)) if here else saved
 
     @classmethod
     def _of(cls, state: dict[str, Any], path: Path, info: DataInfo | None) -> Checkpoint:

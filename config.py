@@ -191,7 +191,13 @@ class Config(Flags):
     dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", rule=FRACTION)
     init: str = flag("kaiming", "initialisation of the weights", "model", choices=INIT)
 
-    num_epoch: int = flag(300, "number of epochs, each with one crop per image", "training", rule=between(1, COUNT))
+    num_epoch: int = flag(300, "number of epochs, each with --num_crop crops", "training", rule=between(1, COUNT))
+    num_crop: int = flag(
+        0,
+        "number of crops per epoch (0 = one per image, more of large ones, at least 24)",
+        "training",
+        rule=up_to(10**6),
+    )
     max_minutes: float = flag(0.0, "minutes to train instead of --num_epoch (0 = off)", "training", rule=up_to(1e7))
     batch_size: int = flag(4, "number of crops per step, over all processes", "training", rule=between(1, 2**20))
     lr: float = flag(2e-3, "learning rate", "training", rule=positive_up_to(1e30), alias="lr_G")

@@ -38,10 +38,6 @@ from training.state import TrainState, changed_flags, num_weight
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
 
-BatchCallback = Callable[[Batch, Tensor, Tensor], None]  # takes a batch, its logits and its loss
-
-FEW, ENOUGH = 1000, 1800  # training steps; see "Few annotated sections" in benchmarks/README.md
-
 
 def run_epoch(
     net: nn.Module,
@@ -171,7 +167,7 @@ class Trainer:
         net = self.world.wrap(state.net)
         net = maybe_compile(net, self.config.compile, self.device, num_step, self.config.max_minutes)
         if self.world.is_main:
-            self._open_folders(state, len(batches))
+            self._open_folders(state)
         with self._log(state) as log, self.progress.stop:
             last = False
             while not (last or self.progress.is_stopping()):
@@ -284,12 +280,13 @@ class Trainer:
         pin = self.device.type == "cuda" and memory != self.device
         options = LoaderOptions(memory is not None, config.num_workers, pin, self.world.rank, self.world.size)
         crop = (config.ny_load, config.nx_load)
-        augment = Augmentation(crop, info.num_class, **config.group("augmentation"))
+        augment = Augmentation(crop, info.num_class, info.is_partial, **config.group("augmentation"))
         data = PatchDataset(files, info, labelled=True, memory=memory, distances=weighted, margin=augment.margin)
         balance = info.class_share if config.balance else None
         weigh = partial(pixel_weight, class_share=balance, w0=config.w0, sigma=config.sigma) if weighted else None
         batch_size, seed, stride = config.batch_size, config.seed, state.net.stride
-        return TrainingBatches(data, augment, batch_size, seed, options, self.device, stride, weigh)
+        shared = (config.num_crop, self.world.sum)
+        return TrainingBatches(data, augment, batch_size, seed, options, self.device, stride, weigh, *shared)
 
     def _validation(self, info: DataInfo, files: list[SampleFile]) -> Validation | None:
         """What scores the validation set, if there is one."""
@@ -307,7 +304,7 @@ class Trainer:
             for folder in (self.dir_checkpoint, self.dir_log):
                 locks.enter_context(locked(folder, "choose another --scope"))
 
-    def _open_folders(self, state: TrainState, num_step: int) -> None:
+    def _open_folders(self, state: TrainState) -> None:
         """Move files of an earlier run aside, write arg.txt, and print what will be trained."""
         check_writable(self.dir_checkpoint)
         epochs = checkpoint.list_epochs(self.dir_checkpoint)
@@ -321,10 +318,6 @@ class Trainer:
         names, fractions = state.info.class_names, state.info.class_share
         say("training pixels: " + ", ".join(f"{n} {part:.1%}" for n, part in zip(names, fractions, strict=True)))
         say(f"{num_weight(state.net):,} weights on {self.device}")
-        total = num_step * self.config.num_epoch
-        if num_step < 4 and total < FEW and not self.config.max_minutes:
-            advice = f"--num_epoch {math.ceil(ENOUGH / num_step)}, or --max_minutes"
-            say(f"note: only {total} training steps: with so few images add {advice}")
 
     def _log(self, state: TrainState) -> closing[TrainingLog] | nullcontext[NoLog]:
         """Log of the main process; the others write none."""
@@ -379,7 +372,7 @@ class Trainer:
 def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
     """Stop a training that has diverged."""
     if not math.isfinite(loss):
-        names = ", ".join(str(file.input) for file in files)
+        names = ", ".join(dict.fromkeys(str(file.input) for file in files))
         raise UserError(
             f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
         )

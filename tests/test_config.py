@@ -46,7 +46,7 @@ def test_the_choices_of_a_flag_are_those_that_are_implemented():
 
 def test_each_flag_of_the_augmentation_is_one_of_its_fields():
     flags = {item.name for item in fields(Config) if item.metadata["group"] == "augmentation"}
-    assert flags == {item.name for item in fields(Augmentation)} - {"crop", "num_class"}
+    assert flags == {item.name for item in fields(Augmentation)} - {"crop", "num_class", "is_partial"}
 
 
 def test_a_flag_that_is_left_out_leaves_the_augmentation_off():

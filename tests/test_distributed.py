@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed.run
-from conftest import ROOT, SMALL, finish, wait_for
+from conftest import ROOT, SMALL, annotate_partly, finish, wait_for
 from forks import launch_two
 
 import checkpoint
@@ -53,6 +53,17 @@ def test_several_processes_train_the_weights_of_one_and_are_resumed_by_one(datab
         assert main.main([*flags, "--scope", scope, "--train_continue", "on", "--num_epoch", "7"]) == 0
     one, three = weights(work, "one", 7), weights(work, "three", 7)
     assert all(torch.allclose(three[name], value, atol=1e-4) for name, value in one.items())
+
+
+def test_several_processes_train_the_weights_of_one_on_partial_labels(database, work, together):
+    annotate_partly(database, 1)
+    flags = [*FLAGS, "--batch_size", "4", "--schedule", "constant", "--optim", "sgd", "--lr", "0.01", "--loss", "bce"]
+    finish(together(3, *flags, "--scope", "three", "--num_epoch", "4"))
+    assert main.main([*flags, "--scope", "one", "--num_epoch", "4"]) == 0
+    for name, value in weights(work, "one", 4).items():
+        torch.testing.assert_close(weights(work, "three", 4)[name], value, atol=1e-5, rtol=0)
+    one, three = (Checkpoint.load(work / "checkpoints" / s / "em" / "model_epoch0004.pth") for s in ("one", "three"))
+    assert three.losses == pytest.approx(one.losses, abs=1e-5)
 
 
 def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, together, monkeypatch):

@@ -3,17 +3,19 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, SMALL, needs_golden, write_info
+from conftest import ROOT, SHARED, SMALL, annotate_partly, needs_golden, write_info
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
@@ -455,13 +457,72 @@ def test_the_papers_recipe_trains(database, work):
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
 
 
-def test_a_training_on_few_images_says_how_many_epochs_it_needs(database, capsys):
-    for number in range(3, 6):
-        (database / "train" / f"{number:05d}.npy").unlink()
-    assert main.main([*SMALL, "--num_epoch", "2"]) == 0
-    assert main.main([*SMALL, "--num_epoch", "2", "--max_minutes", "0.001"]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "--num_epoch 1800" in line]
-    assert len(said) == 1
+def test_an_epoch_of_few_images_has_24_crops(database, work):
+    flags = [flag for flag in SMALL if flag not in ("--num_crop", "6")]
+    assert main.main([*flags, "--num_epoch", "1", "--batch_size", "5"]) == 0
+    assert len(checkpoint_of(work, 1).losses) == 5
+    assert checkpoint_of(work, 1).plan["num_crop"] == 24
+
+
+@pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])
+def test_what_pixels_that_are_not_annotated_would_be_changes_no_weight(database, work, loss):
+    kept, nets = work / "kept", {}
+    shutil.copytree(database, kept)
+    for name, arguments in {"one": (1,), "other": (2,), "whole": (0,), "labelled otherwise": (1, 1)}.items():
+        shutil.rmtree(database)
+        shutil.copytree(kept, database)
+        annotate_partly(database, *arguments)
+        assert main.main([*SMALL, "--num_epoch", "2", "--loss", loss]) == 0
+        nets[name] = checkpoint_of(work, 2).net
+    assert same(nets["one"], nets["other"])
+    assert not same(nets["one"], nets["whole"]) and not same(nets["one"], nets["labelled otherwise"])
+
+
+def test_a_partial_database_streams_and_resumes_bit_for_bit(database, work, stop_at_forward):
+    annotate_partly(database, 1)
+    flags = [*SMALL, "--num_epoch", "2", "--loss", "bce", "--batch_size", "2"]
+    assert main.main([*flags, "--scope", "whole"]) == 0
+    stop_at_forward(signal.SIGTERM, 2)
+    streamed = [*flags, "--cache_gb", "0", "--num_workers", "2"]
+    assert main.main(streamed) == 143
+    assert main.main([*streamed, "--train_continue", "on"]) == 0
+    assert same(checkpoint_of(work, 2, "whole").net, checkpoint_of(work, 2).net)
+
+
+def test_a_training_goes_on_where_a_part_of_its_labels_is_no_longer_annotated(trained, work):
+    annotate_partly(trained, 1)
+    flags = [*SMALL, "--num_freq_save", "1", "--train_continue", "on"]
+    assert main.main([*flags, "--num_epoch", "2"]) == 0
+    assert checkpoint_of(work, 1).info.ignore is None and checkpoint_of(work, 2).info.ignore == 128
+
+
+@pytest.mark.parametrize(("was", "again"), [(None, False), (6, False), (24, True)])
+def test_an_epoch_begins_again_where_its_number_of_crops_would_be_another(
+    database, work, stop_at_forward, was, again, capsys
+):
+    flags = [*SMALL, "--batch_size", "2", "--num_epoch", "1", "--train_continue"]
+    stop_at_forward(signal.SIGTERM, 2)
+    assert main.main([*flags, "off"]) == 143
+    path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
+    saved = Checkpoint.load(path)
+    del saved.plan["num_crop"]  # as in a checkpoint of an earlier version, with one crop per sample
+    replace(saved, plan=saved.plan | ({"num_crop": was} if was else {})).save(path)
+    assert main.main([*flags, "on"]) == 0
+    assert ("epoch 1 starts again: num_crop changed from 24 to 6" in capsys.readouterr().out) == again
+    assert len(checkpoint_of(work, 1).losses) == 3
+
+
+def test_an_interrupted_epoch_of_few_images_of_an_earlier_version_begins_again(database, work, stop_at_forward, capsys):
+    flags = [*SMALL, "--batch_size", "2", "--num_epoch", "1", "--train_continue"]
+    stop_at_forward(signal.SIGTERM, 2)
+    assert main.main([*flags, "off"]) == 143
+    path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
+    saved = Checkpoint.load(path)
+    del saved.plan["num_crop"]
+    saved.save(path)
+    assert main.main([*flags, "on", "--num_crop", "0"]) == 0
+    assert "epoch 1 starts again: num_crop changed from 6 to 24" in capsys.readouterr().out
+    assert len(checkpoint_of(work, 1).losses) == 12
 
 
 def test_another_split_can_be_tested(database, work, capsys):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataset import IGNORE
 from training.patches import Batch
 
 
@@ -30,6 +30,9 @@ class Augmentation:
         Height and width of the result [px].
     num_class : int
         Number of classes.
+    is_partial : bool
+        The label may hold `IGNORE`, which is one class more. A crop that the displacement would leave without an
+        annotated pixel is not displaced.
     flip, turn : bool
         Random flips of both axes, and random quarter turns (half turns if the crop is not square).
     elastic : float
@@ -50,6 +53,7 @@ class Augmentation:
 
     crop: tuple[int, int]
     num_class: int
+    is_partial: bool = False
     flip: bool = False
     turn: bool = False
     elastic: float = 0.0
@@ -84,17 +88,30 @@ class Augmentation:
             The same entries: `input` (N, C, H, W) float32, `label` (N, H, W) int64, `distance` (N, H, W) float32.
         """
         image = batch["input"]
-        classes = torch.stack([batch["label"] == k for k in range(1, self.num_class)], dim=1)  # class 0 is the rest
-        planes = [classes.to(image.dtype), *([batch["distance"][:, None]] if "distance" in batch else [])]
-        sample = partial(F.grid_sample, grid=self._grid(image, rngs), padding_mode="reflection", align_corners=False)
-        stack = sample(torch.cat(planes, dim=1), mode="bilinear")
+        classes = self._class_planes(batch["label"]).to(image.dtype)
+        planes = [classes, *([batch["distance"][:, None]] if "distance" in batch else [])]
+        straight, displacement = self._positions(image, rngs)
+        if self.is_partial:
+            label = self._label_of(_sample(classes, straight + displacement))
+            displacement = displacement * (label != IGNORE).any(dim=(1, 2))[:, None, None, None]
+        positions = displacement + straight
+        stack = _sample(torch.cat(planes, dim=1), positions)
         classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
         result = batch.copy()
-        result["input"] = self._change_intensity(sample(image, mode="bicubic"), rngs)
-        result["label"] = _most_probable_class(classes)
+        result["input"] = self._change_intensity(_sample(image, positions, mode="bicubic"), rngs)
+        result["label"] = self._label_of(classes)
         if distance:
             result["distance"] = distance[0][:, 0]
         return result
+
+    def _class_planes(self, label: Tensor) -> Tensor:
+        """Planes (N, K, H, W) of a label that say where each class is, but for the one that has what they leave."""
+        return torch.stack([label == k for k in range(0 if self.is_partial else 1, self.num_class)], dim=1)
+
+    def _label_of(self, planes: Tensor) -> Tensor:
+        """Label (N, H, W) int64 of interpolated `_class_planes`: the most probable class, or `IGNORE`."""
+        classes = _most_probable_class(planes)
+        return torch.where(classes == 0, IGNORE, classes - 1) if self.is_partial else classes
 
     def _change_intensity(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Image (N, C, H, W) with random blur, noise, gamma, contrast and brightness."""
@@ -116,9 +133,9 @@ class Augmentation:
             image = ((image - low) / span) ** torch.exp(draw(self.gamma)) * span + low
         return image * (1 + draw(self.contrast)) + draw(self.brightness)
 
-    def _grid(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
-        """Position (x, y) from which each pixel is sampled, (N, H, W, 2) in [-1, 1] as `grid_sample` expects."""
-        shape, device = image.shape[-2:], image.device
+    def _positions(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
+        """Where each pixel is sampled, flipped and turned, and its displacement: (y, x), (N, 2, H, W) [px]."""
+        device = image.device
         scales = [self.elastic * (rng.random() < self.elastic_share) for rng in rngs]
         size = (2, self.elastic_grid, self.elastic_grid)
         drawn = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
@@ -126,10 +143,9 @@ class Augmentation:
         turns = self._turns(rngs).to(device, non_blocking=True)
         rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)
         nodes = torch.einsum("nij,njab->niab", turns, nodes)  # cheaper than turning the whole field
-        offset = (rows @ nodes @ columns.T).clamp_(-self.margin, self.margin)  # (N, 2, H, W) from the centre
-        y, x = (torch.arange(side, device=device) - (side - 1) / 2 for side in self.crop)
-        offset += turns[:, :, 0, None, None] * y[:, None] + turns[:, :, 1, None, None] * x
-        return torch.stack([offset[:, 1] * (2 / shape[1]), offset[:, 0] * (2 / shape[0])], dim=-1)
+        displacement = (rows @ nodes @ columns.T).clamp_(-self.margin, self.margin)
+        y, x = (torch.arange(side, device=device) - (side - 1) / 2 for side in self.crop)  # from the centre
+        return turns[:, :, 0, None, None] * y[:, None] + turns[:, :, 1, None, None] * x, displacement
 
     def _turns(self, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Random flips and quarter turns as matrices (N, 2, 2) with entries 0, 1 and -1."""
@@ -140,6 +156,13 @@ class Augmentation:
         cos, sin = np.array([1, 0, -1, 0])[quarters % 4], np.array([0, 1, 0, -1])[quarters % 4]
         turns = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=1)
         return torch.from_numpy((signs[:, :, None] * turns).astype(np.float32))
+
+
+def _sample(planes: Tensor, positions: Tensor, mode: str = "bilinear") -> Tensor:
+    """Planes (N, C, H, W) interpolated at positions (y, x) from their centre, (N, 2, H', W') [px]."""
+    height, width = planes.shape[-2:]
+    grid = torch.stack([positions[:, 1] * (2 / width), positions[:, 0] * (2 / height)], dim=-1)  # (x, y) in [-1, 1]
+    return F.grid_sample(planes, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def _bicubic(num_node: int, size: int) -> Tensor:

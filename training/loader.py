@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset import SampleFile
+from dataset import IGNORE, SampleFile
 from training.augment import Augmentation
 from training.patches import Batch, PatchDataset, PatchSampler
 from utils import say
@@ -75,6 +75,10 @@ class TrainingBatches:
         Stride of the network [px]; the sides of a crop made smaller are multiples of it.
     weigh : callable, optional
         Function of a batch's label and distance; returns the weight of each pixel.
+    num_crop : int
+        Number of crops per epoch, see `PatchSampler`.
+    sum_over_processes : callable, optional
+        Sum of a tensor over the processes, if there are several.
     """
 
     def __init__(
@@ -87,11 +91,13 @@ class TrainingBatches:
         device: torch.device,
         stride: int,
         weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+        num_crop: int = 0,
+        sum_over_processes: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         crop = fit_crop(augment.crop, data.shapes, stride, verbose=options.rank == 0)
-        self.augment, self.weigh = replace(augment, crop=crop), weigh
+        self.augment, self.weigh, self._sum = replace(augment, crop=crop), weigh, sum_over_processes
         self.files, self.seed, self.options, self.device = data.files, seed, options, device
-        self._loader = patch_loader(data, crop, batch_size, seed, options)
+        self._loader = patch_loader(data, crop, batch_size, seed, options, num_crop)
         self._sampler = cast(PatchSampler, self._loader.batch_sampler)
 
     def __len__(self) -> int:
@@ -99,7 +105,7 @@ class TrainingBatches:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Settings that the batches of an epoch depend on, besides the image sizes."""
+        """Settings that the batches of an epoch depend on, besides the image sizes and what is annotated."""
         return self._sampler.plan
 
     def files_of(self, epoch: int) -> list[list[SampleFile]]:
@@ -115,17 +121,28 @@ class TrainingBatches:
 
     def _finished(self, batch: Batch, epoch: int, size: int) -> Batch:
         """Batch as the network is trained on it; over all processes it has `size` crops."""
-        rngs = [np.random.default_rng((self.seed, epoch, index)) for index in batch["index"].tolist()]
+        rngs = self._rngs(batch, epoch)
         tensors = cast(dict[str, Tensor], batch)
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         batch = self.augment(cast(Batch, moved), rngs)
+        known = batch["label"] != IGNORE
+        if self.augment.is_partial:
+            batch["label"] = torch.where(known, batch["label"], 0)  # any class: its weight is 0
         if self.weigh is not None:
             batch["weight"] = self.weigh(batch["label"], batch["distance"])
-        rank, num_process = self.options.rank, self.options.num_process
+        num_own, num_process = len(range(self.options.rank, size, self.options.num_process)), self.options.num_process
+        if self.augment.is_partial:  # makes the mean over pixels the mean over annotated pixels
+            num_known = self._sum(known.sum() * (num_own > 0))  # a process without a crop has repeated another's
+            batch["weight"] = batch.get("weight", 1) * known * (size * known[0].numel() / num_known)
         if num_process > 1:  # makes the mean over processes the mean over images
-            batch["loss_scale"] = len(range(rank, size, num_process)) * num_process / size
+            batch["loss_scale"] = num_own * num_process / size
         batch["seed"] = int(rngs[0].integers(2**63))
         return batch
+
+    def _rngs(self, batch: Batch, epoch: int) -> list[np.random.Generator]:
+        """Random numbers of each crop; the first one of a sample has those of earlier versions, which had no others."""
+        crops = zip(batch["index"].tolist(), batch["crop"].tolist(), strict=True)
+        return [np.random.default_rng((self.seed, epoch, i, *([k] if k else []))) for i, k in crops]
 
 
 def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.device | None:
@@ -151,11 +168,20 @@ def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, 
 
 
 def patch_loader(
-    data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, options: LoaderOptions
+    data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, options: LoaderOptions, num_crop: int = 0
 ) -> DataLoader:
     """Loader of random patches with the margin of `data`, before augmentation."""
-    ranks = {"rank": options.rank, "num_process": options.num_process}
-    sampler = PatchSampler(data.shapes, crop, data.margin, batch_size, seed, **ranks)
+    sampler = PatchSampler(
+        data.shapes,
+        crop,
+        data.margin,
+        batch_size,
+        seed,
+        num_crop=num_crop,
+        annotated=data.annotated,
+        rank=options.rank,
+        num_process=options.num_process,
+    )
     return DataLoader(data, batch_sampler=sampler, **options.arguments)
 
 

@@ -23,7 +23,7 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
     label : Tensor
         (N, H, W) class indices.
     weight : Tensor, optional
-        (N, H, W) factor of each pixel's loss, as in equation 1 of the paper.
+            (N, H, W) factor of each pixel's loss, as in equation 1 of the paper; 0 where not annotated.
     """
     if logits.shape[1] == 1:
         losses = F.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits.dtype), reduction="none")
@@ -32,22 +32,27 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
     return (losses if weight is None else losses * weight).mean()
 
 
-def dice_loss(logits: Tensor, label: Tensor, _weight: Tensor | None = None) -> Tensor:
+def dice_loss(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
     """One minus the soft Dice coefficient of the batch, mean over the classes; the background is one of them.
 
     Parameters
     ----------
     logits, label : Tensor
         As for `cross_entropy`. Source: Milletari et al. 2016, arXiv 1606.04797.
+    weight : Tensor, optional
+        (N, H, W); pixels of weight 0 don't count, all others alike.
     """
     probability = class_probability(logits)  # (N, K, H, W)
     truth = torch.stack([label == k for k in range(probability.shape[1])], dim=1).to(probability.dtype)
+    if weight is not None:
+        counted = (weight > 0)[:, None]
+        probability, truth = probability * counted, truth * counted
     both, areas = (x.sum(dim=(0, 2, 3)) for x in (probability * truth, probability + truth))
     return 1 - ((2 * both + 1) / (areas + 1)).mean()  # + 1: no loss for a class absent from both
 
 
 def _sum_of_both(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
-    return cross_entropy(logits, label, weight) + dice_loss(logits, label)
+    return cross_entropy(logits, label, weight) + dice_loss(logits, label, weight)
 
 
 LOSSES: dict[str, Loss] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from dataset import DataInfo, SampleFile, as_tensor, check_samples, check_values, normalise, statistics_of, to_indices
+from training.annotation import AnnotatedBlocks
 from utils import UserError
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+MIN_CROP = 24  # crops of an epoch, at least; see "Few annotated sections" in benchmarks/README.md
+LARGE = 1024**2  # [px] area of an image, one crop each; up to 1.5 times that is one crop, too
 
 
 class Patch(TypedDict, total=False):
@@ -27,11 +30,11 @@ class Patch(TypedDict, total=False):
     input : Tensor
         (C, H, W) float32, normalised.
     label : Tensor
-        (H, W) uint8 class indices; absent without ground truth.
+        (H, W) uint8 class indices, `IGNORE` where not annotated; absent without ground truth.
     distance : Tensor
         (H, W) float32 border distance [px], if wanted.
-    index : int
-        Number of the sample.
+    index, crop : int
+        Number of the sample, and of the crop among those of the sample in the epoch.
     mean, std : Tensor
         (C,) mean and standard deviation that the input was normalised by.
     """
@@ -40,6 +43,7 @@ class Patch(TypedDict, total=False):
     label: Tensor
     distance: Tensor
     index: int
+    crop: int
     mean: Tensor
     std: Tensor
 
@@ -49,10 +53,10 @@ class Batch(TypedDict, total=False):
 
     Attributes
     ----------
-    input, label, distance, index, mean, std : Tensor
-        (N, ...) as in `Patch`; once augmented, the label is int64.
+    input, label, distance, index, crop, mean, std : Tensor
+        (N, ...) as in `Patch`; once augmented, the label is int64, and 0 where not annotated.
     weight : Tensor
-        (N, H, W) float32 weight of each pixel in the loss.
+        (N, H, W) float32 weight of each pixel in the loss; 0 where not annotated.
     loss_scale : float
         Factor of the batch's loss, so that the mean over the processes is the mean over the images.
     seed : int
@@ -63,6 +67,7 @@ class Batch(TypedDict, total=False):
     label: Tensor
     distance: Tensor
     index: Tensor
+    crop: Tensor
     mean: Tensor
     std: Tensor
     weight: Tensor
@@ -80,6 +85,8 @@ class Window:
         Number of the sample.
     top, left, height, width : int
         Position and size [px]; may exceed the image.
+    crop : int
+        Number of the crop among those of the sample in the epoch.
     """
 
     index: int
@@ -87,6 +94,7 @@ class Window:
     left: int
     height: int
     width: int
+    crop: int = 0
 
     def is_inside(self, height: int, width: int) -> bool:
         """Whether it lies completely inside an image of this size."""
@@ -113,6 +121,11 @@ class PatchDataset(Dataset[Patch]):
         How far windows reach beyond the image [px]. Samples are cached with this margin of reflected pixels, unless
         that would double their memory, so that cutting a window is a plain slice.
 
+    Attributes
+    ----------
+    annotated : list of AnnotatedBlocks or None
+        Where each sample is annotated; None where all pixels are.
+
     Raises
     ------
     UserError
@@ -134,11 +147,21 @@ class PatchDataset(Dataset[Patch]):
         self.shapes = check_samples(files, info, labelled=labelled)
         self._cached: list[CachedSample] = []
         self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
+        self.annotated = self._find_annotated() if labelled and info.is_partial else None
         if memory is not None:
             self._cached = [self._cache(index) for index in range(len(files))]
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def _find_annotated(self) -> list[AnnotatedBlocks]:
+        """Where each sample is annotated; at least one must be."""
+        labels = (cast(np.ndarray, file.open(self.info.class_values)[1]) for file in self.files)
+        annotated = [AnnotatedBlocks.find(label) for label in labels]
+        if not any(map(len, annotated)):
+            folder = self.files[0].input.parent
+            raise UserError(f"{folder}: no pixel is annotated, all have the label {self.info.ignore}: check --ignore")
+        return annotated
 
     def __getitem__(self, key: int | Window) -> Patch:
         """One window, or the whole image if the key is a number."""
@@ -149,7 +172,7 @@ class PatchDataset(Dataset[Patch]):
             planes = {name: as_tensor(array) for name, array in self._read(window).items()}
         mean, std = self.statistics(window.index)
         pixels = normalise(planes["input"], mean, std).movedim(-1, 0).contiguous()  # (H, W, C) -> (C, H, W)
-        patch: Patch = {"input": pixels, "index": window.index, "mean": mean, "std": std}
+        patch: Patch = {"input": pixels, "index": window.index, "crop": window.crop, "mean": mean, "std": std}
         if "label" in planes:
             patch["label"] = planes["label"].to(torch.uint8)
         if "distance" in planes:
@@ -248,7 +271,7 @@ def _reflect(index: Array, size: int) -> Array:
 
 
 class PatchSampler(Sampler[list[Window]]):
-    """Batches of random windows, one per sample and epoch; they depend on (seed, epoch) only.
+    """Batches of random windows of the samples; they depend on (seed, epoch) only.
 
     Parameters
     ----------
@@ -260,6 +283,11 @@ class PatchSampler(Sampler[list[Window]]):
         Pixels read around the crop for the elastic displacement.
     batch_size, seed : int
         Windows per batch (the last may have fewer), and the random seed.
+    num_crop : int
+        Crops of an epoch, which the samples share by their area; 0: one crop per sample, more if that are few or a
+        sample is large.
+    annotated : list of AnnotatedBlocks, optional
+        Where each sample is annotated: there crops are drawn. None: all pixels are.
     rank, num_process : int
         This process gets every `num_process`-th window of a batch, starting with window `rank`. A process without a
         window gets the batch's first one, whose loss is then scaled by 0.
@@ -273,13 +301,21 @@ class PatchSampler(Sampler[list[Window]]):
         batch_size: int,
         seed: int,
         *,
+        num_crop: int = 0,
+        annotated: list[AnnotatedBlocks] | None = None,
         rank: int = 0,
         num_process: int = 1,
     ) -> None:
         self.shapes, self.crop, self.margin = np.array(shapes), crop, margin
         self.batch_size, self.seed = batch_size, seed
+        self.annotated = annotated
         self.rank, self.num_process = rank, num_process
         self.epoch, self.first_step = 1, 0
+        sizes = _relative_sizes(self.shapes)
+        if annotated is not None:
+            sizes = sizes * [len(blocks) > 0 for blocks in annotated]
+        self.num_crop = num_crop or max(MIN_CROP, round(sizes.sum()))
+        self.expected = sizes * (self.num_crop / sizes.sum())  # crops of each sample, on average over the epochs
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Choose the next epoch, and the step at which a resumed run continues."""
@@ -287,23 +323,61 @@ class PatchSampler(Sampler[list[Window]]):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Settings that the batches of an epoch depend on, besides the image sizes."""
+        """Settings that the batches of an epoch depend on, besides the image sizes and what is annotated."""
         crop = [int(side) for side in self.crop]
-        return {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
+        plan = {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
+        return plan | {"num_crop": self.num_crop}
 
     def batches(self, epoch: int) -> list[list[Window]]:
         """All batches of an epoch, for all processes together."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.shapes))
-        room = np.maximum(self.shapes - self.crop, 0) + 1  # (N, 2) possible positions of the top left corner
-        corners = (rng.random(room.shape) * room).astype(int) - self.margin
+        rounding, anchoring = rng.spawn(2)  # leaves the numbers of `rng` as they are
+        counts = self._draw_counts(rounding)
+        samples = np.repeat(np.arange(len(counts)), counts)
+        numbers = np.arange(len(samples)) - np.repeat(counts.cumsum() - counts, counts)  # 0, 1, ... of each sample
+        order = rng.permutation(len(samples))
+        low, high = self._corner_range(counts, anchoring)
+        corners = low + (rng.random(low.shape) * (high - low + 1)).astype(int) - self.margin
         height, width = (side + 2 * self.margin for side in self.crop)
-        windows = [Window(int(i), int(corners[i, 0]), int(corners[i, 1]), height, width) for i in order]
-        return [windows[i : i + self.batch_size] for i in range(0, len(windows), self.batch_size)]
+        drawn = zip(samples.tolist(), corners.tolist(), numbers.tolist(), strict=True)
+        windows = [Window(index, top, left, height, width, number) for index, (top, left), number in drawn]
+        return [[windows[i] for i in order[k : k + self.batch_size]] for k in range(0, len(order), self.batch_size)]
+
+    def _draw_counts(self, rng: np.random.Generator) -> np.ndarray:
+        """Crops of each sample (N,) in an epoch: its expected number, rounded up or down at random; the sum is fixed.
+
+        Systematic sampling: one random offset for all. So over the epochs no sample is left out or preferred.
+        """
+        offset = rng.integers(2**20) / 2**20  # so few bits that adding a whole number is exact
+        ends = np.floor(self.expected.cumsum().round(6) + offset)
+        return np.diff(ends, prepend=0).astype(int)
+
+    def _corner_range(self, counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """First and last possible top left corner (num_crop, 2) of each crop, given the number of each sample."""
+        high = np.maximum(np.repeat(self.shapes, counts, axis=0) - self.crop, 0)
+        if self.annotated is None:
+            return np.zeros_like(high), high
+        drawn = zip(self.annotated, counts, strict=True)
+        anchors = np.concatenate([blocks.draw(rng, num) for blocks, num in drawn if num])
+        # so far inside the crop, if the image has room, that no displacement moves the anchor out of it
+        inside = np.minimum(self.margin, (np.array(self.crop) - 1) // 2)
+        return np.clip(anchors + inside + 1 - self.crop, 0, high), np.clip(anchors - inside, 0, high)
 
     def __iter__(self) -> Iterator[list[Window]]:
         for batch in self.batches(self.epoch)[self.first_step :]:
             yield batch[self.rank :: self.num_process] or batch[:1]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.shapes) / self.batch_size)
+        return math.ceil(self.num_crop / self.batch_size)
+
+
+def _relative_sizes(shapes: np.ndarray) -> np.ndarray:
+    """Crops (N,) for which an image is large enough, given the heights and widths (N, 2) [px].
+
+    Examples
+    --------
+    >>> _relative_sizes(np.array([(512, 512), (1200, 1200), (2048, 2048)])).tolist()
+    [1.0, 1.0, 4.0]
+    """
+    areas = shapes.prod(axis=1) / LARGE
+    return np.where(areas <= 1.5, 1.0, areas)

@@ -126,7 +126,8 @@ class TrainState:
 
     def plan_epoch(self, plan: dict[str, Any], num_step: int) -> str:
         """Start an interrupted epoch again if its batches have changed; return why, or an empty text."""
-        before, self.plan = plan | self.plan, plan
+        one_each = {"num_crop": self.plan["samples"]} if "samples" in self.plan else {}  # of earlier versions
+        before, self.plan = plan | one_each | self.plan, plan
         changed = [f"{name} changed from {before[name]} to {plan[name]}" for name in plan if before[name] != plan[name]]
         if not self.losses or not (changed or len(self.losses) > num_step):
             return ""

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataset import IGNORE
 from training.augment import Augmentation
 
 
@@ -138,3 +139,41 @@ def test_a_crop_that_is_not_square_is_turned_by_halves():
     same = torch.isclose(out, image, atol=1e-4).flatten(1).all(1)
     turned = torch.isclose(out, image.flip(2, 3), atol=1e-4).flatten(1).all(1)
     assert (same ^ turned).all() and same.any() and turned.any()
+
+
+@pytest.mark.parametrize("num_class", [2, 4])
+def test_what_is_read_from_unknown_stays_unknown(num_class):
+    size, margin = 64, 30
+    y, x = torch.meshgrid(*(2 * (torch.arange(float(size + 2 * margin)),)), indexing="ij")
+    label = ((y // 8 + x // 8) % num_class).long()
+    label[:, :62] = IGNORE
+    augment = Augmentation((size, size), num_class, is_partial=True, flip=True, turn=True, elastic=10.0)
+    batch = {"input": torch.stack([y, x]).expand(8, -1, -1, -1), "label": label.expand(8, -1, -1)}
+    out, out_label = of(augment(batch, generators(8)))
+    read_at = out[:, 1]
+    assert (out_label[read_at < 61] == IGNORE).all() and (out_label == IGNORE).any()
+    assert set(out_label[read_at > 62].unique().tolist()) <= {*range(num_class), IGNORE}
+    assert (out_label[read_at > 62] != IGNORE).float().mean() > 0.99  # but where several classes meet
+    nearest = out.round().long().clamp(0, len(y) - 1)
+    far = read_at > 62
+    assert (label[nearest[:, 0], nearest[:, 1]] == out_label)[far].float().mean() > 0.8
+
+
+def test_a_partial_label_that_is_all_annotated_is_augmented_as_a_whole_one():
+    image, label = torch.randn(4, 1, 44, 44), torch.randint(0, 2, (4, 11, 11)).repeat_interleave(4, 1)
+    batch = {"input": image, "label": label.repeat_interleave(4, 2)}
+    more = {"flip": True, "turn": True, "elastic": 2.0, "brightness": 0.2}
+    whole, partial = (Augmentation((32, 32), 2, part, **more)(batch, generators(4)) for part in (False, True))
+    assert whole["input"].equal(partial["input"])
+    assert (whole["label"] == partial["label"]).float().mean() > 0.999
+
+
+def test_a_crop_that_would_lose_its_annotated_pixel_is_not_displaced():
+    label = torch.full((60, 93, 93), IGNORE)
+    label[:, 46, 46] = 1  # alone: between two of its neighbours it has no majority
+    image = torch.randn(60, 1, 93, 93)
+    augment = Augmentation((33, 33), 2, is_partial=True, elastic=10.0)
+    out, out_label = of(augment({"input": image, "label": label}, generators(60)))
+    straight = torch.isclose(out, image[:, :, 30:63, 30:63], atol=1e-3).flatten(1).all(1)
+    assert (out_label == 1).any(dim=(1, 2)).all()
+    assert straight.any() and not straight.all() and (out_label[straight, 16, 16] == 1).all()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import DataInfo, SampleFile, describe, list_samples, load_info, write_sample
+from dataset import IGNORE, DataInfo, SampleFile, describe, list_samples, load_info, write_sample
+from training.annotation import AnnotatedBlocks
 from training.patches import PatchDataset, PatchSampler, Window
 from utils import UserError
 
@@ -69,21 +70,108 @@ def test_a_kept_window_is_the_one_that_is_read_wherever_it_lies(tmp_path, dtype)
             assert np.array_equal(data[window]["input"][0], expected[: window.height, : window.width])
 
 
+def drawn(sampler, epoch=1):
+    """Windows of an epoch, whatever their batches."""
+    return [window for batch in sampler.batches(epoch) for window in batch]
+
+
 def test_random_crop_reaches_the_first_and_the_last_row_and_column():
-    sampler = PatchSampler([(12, 10)], (8, 8), margin=3, batch_size=1, seed=0)
-    corners = {(w.top + 3, w.left + 3) for epoch in range(200) for batch in sampler.batches(epoch) for w in batch}
+    sampler = PatchSampler([(12, 10)], (8, 8), margin=3, batch_size=1, seed=0, num_crop=1)
+    corners = {(w.top + 3, w.left + 3) for epoch in range(200) for w in drawn(sampler, epoch)}
     assert corners == {(y, x) for y in range(5) for x in range(3)}
 
 
 def test_an_epoch_sees_every_sample_once_and_is_a_function_of_seed_and_epoch():
-    sampler = PatchSampler([(40, 40)] * 7, (32, 32), 0, batch_size=3, seed=5)
+    sampler = PatchSampler([(40, 40)] * 7, (32, 32), 0, batch_size=3, seed=5, num_crop=7)
     batches = sampler.batches(4)
     assert [len(batch) for batch in batches] == [3, 3, 1] and len(sampler) == 3
-    assert sorted(w.index for batch in batches for w in batch) == list(range(7))
+    assert sorted(w.index for w in drawn(sampler, 4)) == list(range(7))
     assert sampler.batches(4) == batches != sampler.batches(5)
-    assert PatchSampler([(40, 40)] * 7, (32, 32), 0, 3, seed=6).batches(4) != batches
+    assert PatchSampler([(40, 40)] * 7, (32, 32), 0, 3, seed=6, num_crop=7).batches(4) != batches
     sampler.set_epoch(4, first_step=2)
     assert list(sampler) == batches[2:]
+
+
+def test_24_ordinary_images_have_the_windows_that_they_always_had():
+    sampler = PatchSampler([(40 + i, 64 - i) for i in range(24)], (32, 32), 3, 5, seed=7)
+    assert [(w.index, w.top, w.left, w.crop) for w in drawn(sampler, 2)] == [  # as before --num_crop
+        *[(10, -2, -3, 0), (22, 17, 1, 0), (2, -3, 16, 0), (8, 1, 21, 0), (13, -3, 4, 0), (7, -1, 20, 0)],
+        *[(17, 1, 4, 0), (19, -1, -3, 0), (20, 7, 3, 0), (4, -3, 7, 0), (1, 5, 6, 0), (3, 4, 8, 0)],
+        *[(5, 0, 5, 0), (0, 3, 19, 0), (6, -2, 16, 0), (21, 10, -1, 0), (15, 17, 8, 0), (16, 20, -2, 0)],
+        *[(14, 3, 7, 0), (18, 3, 5, 0), (11, 10, 1, 0), (12, 0, -3, 0), (9, 14, -3, 0), (23, 11, -2, 0)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "num_crop", "expected"),
+    [
+        ([(512, 512)] * 3, 0, [8, 8, 8]),  # at least 24
+        ([(512, 512)] * 20, 0, [1.2] * 20),
+        ([(512, 512)] * 30, 0, [1] * 30),
+        ([(3000, 3000)], 0, [24]),
+        ([(1254, 1254)] * 24 + [(1255, 1254)] * 24, 0, [0.9996] * 24 + [1.5004] * 24),  # just ordinary, and not
+        ([(4096, 4096), (1024, 2048), (64, 64)], 0, [24 * 16 / 19, 24 * 2 / 19, 24 / 19]),
+        ([(8192, 8192), (64, 64)], 0, [64, 1]),
+        ([(512, 512)] * 3, 3, [1, 1, 1]),
+        ([(64, 64)] * 10, 4, [0.4] * 10),  # fewer than there are images
+        ([(4096, 4096), (1024, 1024)], 34, [32, 2]),
+    ],
+)
+def test_the_crops_of_an_epoch_are_shared_by_area_and_no_image_is_left_out(shapes, num_crop, expected):
+    sampler = PatchSampler(shapes, (32, 32), 0, 4, seed=0, num_crop=num_crop)
+    counts = np.array([np.bincount([w.index for w in drawn(sampler, e)], minlength=len(shapes)) for e in range(60)])
+    assert (counts.sum(1) == round(sum(expected))).all() and len(sampler) == -(-round(sum(expected)) // 4)
+    assert (abs(counts - expected) < 1).all()  # rounded up or down
+    np.testing.assert_allclose(counts.mean(0), expected, atol=0.25)
+
+
+def test_crops_of_one_image_are_numbered_and_lie_elsewhere():
+    windows = drawn(PatchSampler([(90, 90), (70, 90)], (32, 32), 2, 4, seed=0))
+    for index in (0, 1):
+        own = [window for window in windows if window.index == index]
+        assert sorted(window.crop for window in own) == list(range(12))
+        assert len({(window.top, window.left) for window in own}) > 9
+    assert windows != sorted(windows, key=lambda window: window.index)  # mixed
+
+
+def annotated_at(*places, shape=(100, 120)):
+    """Where a label is annotated: at these pixels alone."""
+    label = np.full(shape, IGNORE, np.uint8)
+    for place in places:
+        label[place] = 1
+    return AnnotatedBlocks.find(label)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (99, 119), (50, 3), (2, 60), (49, 60)])
+@pytest.mark.parametrize(("crop", "margin"), [((32, 32), 9), ((33, 65), 0), ((20, 20), 30), ((200, 150), 30)])
+def test_every_crop_holds_an_annotated_pixel_as_far_inside_as_there_is_room(place, crop, margin):
+    sampler = PatchSampler([(100, 120)], crop, margin, 4, seed=0, num_crop=300, annotated=[annotated_at(place)])
+    corners = np.array([(w.top, w.left) for w in drawn(sampler)]) + margin
+    for axis in (0, 1):
+        size, side, pixel = (100, 120)[axis], crop[axis], place[axis]
+        inside = min(margin, (side - 1) // 2)
+        possible = range(max(size - side, 0) + 1)
+        best = [low for low in possible if low + inside <= pixel < low + side - inside]
+        best = best or [min(possible, key=lambda low: abs(low + side // 2 - pixel))]
+        assert set(corners[:, axis]) <= set(best)
+        assert len(set(corners[:, axis])) > 0.7 * len(best)  # all of them, given time
+
+
+def test_crops_are_drawn_where_pixels_are_annotated_and_not_from_a_sample_that_has_none():
+    annotated = [annotated_at((20, 20), (90, 100), (90, 101), (90, 102)), annotated_at(), annotated_at((5, 5))]
+    sampler = PatchSampler([(100, 120)] * 3, (32, 32), 3, 4, seed=0, annotated=annotated)
+    windows = [window for epoch in range(40) for window in drawn(sampler, epoch)]
+    assert len(windows) == 40 * 24 and sum(w.index == 0 for w in windows) == 40 * 12 == sum(
+        w.index == 2 for w in windows
+    )
+    assert sum(w.index == 0 and w.top > 40 for w in windows) / (40 * 12) == pytest.approx(0.75, abs=0.05)
+    assert sampler.batches(3) == sampler.batches(3) != sampler.batches(4)
+
+
+def test_a_database_without_an_annotated_pixel_is_refused(tmp_path):
+    write_sample(tmp_path / "0.npy", np.zeros((20, 20, 1), np.uint8), np.full((20, 20), IGNORE, np.uint8))
+    with pytest.raises(UserError, match="no pixel is annotated, all have the label 128"):
+        PatchDataset(list_samples(tmp_path), replace(INFO, ignore=128), labelled=True)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # more than there are cores

@@ -1,0 +1,140 @@
+import json
+from dataclasses import asdict, replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import IGNORE, DataInfo, list_samples, write_sample
+from model import UNet
+from train import run_epoch
+from training.augment import Augmentation
+from training.loader import LoaderOptions, TrainingBatches
+from training.losses import LOSSES
+from training.patches import PatchDataset
+from training.weight_map import pixel_weight
+
+CPU = torch.device("cpu")
+INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [100.0], [50.0], [0.0, 255.0], ignore=128)
+KEPT = LoaderOptions(in_memory=True)
+
+
+def write_partial(folder, annotated, shape=(64, 64)):
+    """A database of one sample whose label is annotated at these indices alone."""
+    rng = np.random.default_rng(0)
+    label = np.full(shape, IGNORE, np.uint8)
+    label[annotated] = rng.integers(0, 2, label[annotated].shape)
+    (folder / "train").mkdir(parents=True)
+    write_sample(folder / "train" / "0.npy", rng.integers(0, 200, (*shape, 1), np.uint8), label)
+    (folder / "dataset.json").write_text(json.dumps(asdict(INFO)))
+    return list_samples(folder / "train")
+
+
+def batches_of(files, augment, info=INFO, weigh=None, options=KEPT, **more):
+    """Batches of four."""
+    memory = CPU if options.in_memory else None
+    data = PatchDataset(files, info, labelled=True, memory=memory, distances=weigh is not None, margin=augment.margin)
+    return TrainingBatches(data, augment, 4, 0, options, CPU, 16, weigh, **more)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (63, 30), (31, 31), (5, 60)])
+@pytest.mark.parametrize("elastic", [0.0, 10.0])
+def test_the_one_annotated_pixel_of_an_image_is_in_every_augmented_crop(tmp_path, place, elastic):
+    augment = Augmentation((32, 32), 2, is_partial=True, flip=True, turn=True, elastic=elastic)
+    batches = batches_of(write_partial(tmp_path, place), augment)
+    for epoch in range(1, 31):
+        for batch in batches.of(epoch):
+            known = batch["weight"] > 0
+            assert known.any(dim=(1, 2)).all()
+            assert batch["weight"].mean() == pytest.approx(1)
+
+
+def test_the_weight_of_annotated_pixels_is_the_same_and_its_mean_is_1(tmp_path):
+    augment = Augmentation((48, 48), 2, is_partial=True, turn=True)
+    batch = next(batches_of(write_partial(tmp_path, np.s_[10:40, 20:30]), augment).of(1))
+    known = batch["weight"] > 0
+    assert 0 < known.float().mean() <= 300 / 48**2
+    torch.testing.assert_close(batch["weight"], known / known.float().mean())
+    assert set(batch["label"].unique().tolist()) <= {0, 1} and (batch["label"][~known] == 0).all()
+
+
+def test_the_weight_map_holds_over_annotated_pixels(tmp_path):
+    files = write_partial(tmp_path, np.s_[10:40, 20:30])
+    np.save(files[0].distance, np.arange(64.0).repeat(64).reshape(64, 64).astype(np.float16))
+    weigh = partial(pixel_weight, class_share=None, w0=5.0, sigma=9.0)
+    augment = Augmentation((48, 48), 2, is_partial=True, flip=True)
+    batch = next(batches_of(files, augment, weigh=weigh).of(1))
+    known = batch["weight"] > 0
+    expected = pixel_weight(batch["label"], batch["distance"], None, 5.0, 9.0) / known.float().mean()
+    torch.testing.assert_close(batch["weight"][known], expected[known])
+    assert batch["weight"][known].std() > 0.1
+
+
+def test_a_whole_label_has_no_weight_of_its_own(tmp_path):
+    info = replace(INFO, ignore=None)
+    batch = next(batches_of(write_partial(tmp_path, np.s_[:, :]), Augmentation((48, 48), 2), info).of(1))
+    assert "weight" not in batch and set(batch["label"].unique().tolist()) == {0, 1}
+
+
+def test_the_mean_over_processes_is_that_over_the_annotated_pixels_of_the_whole_batch(tmp_path):
+    files = write_partial(tmp_path, (np.r_[0:5, 40:64], slice(3, 40)), (64, 80))
+    augment = Augmentation((32, 32), 2, is_partial=True, turn=True, elastic=2.0)
+    more = {"num_crop": 5}  # batches of four and one: the second and third process have none of the last one
+    logits = {}
+
+    def loss_of(batch):
+        """Loss with logits that depend on the crop alone."""
+        for image in batch["input"]:
+            logits[image.sum().item()] = image[None] * 2
+        given = torch.cat([logits[image.sum().item()] for image in batch["input"]])
+        return LOSSES["bce"](given, batch["label"], batch["weight"]) * batch.get("loss_scale", 1)
+
+    whole = [loss_of(batch).item() for batch in batches_of(files, augment, **more).of(1)]
+    ranks = [LoaderOptions(in_memory=True, rank=rank, num_process=3) for rank in range(3)]
+    # first each process's number of annotated pixels, then, with the sums of these, its losses
+    numbers = []
+    for options in ranks:
+        own = []
+        counting = batches_of(
+            files, augment, options=options, sum_over_processes=lambda n, own=own: own.append(n) or n, **more
+        )
+        list(counting.of(1))
+        numbers.append(own)
+    sums = [sum(step) for step in zip(*numbers, strict=True)]
+    losses = []
+    for options in ranks:
+        given = iter(sums)
+        batches = batches_of(
+            files, augment, options=options, sum_over_processes=lambda _, given=given: next(given), **more
+        )
+        losses.append([loss_of(batch).item() for batch in batches.of(1)])
+    assert np.mean(losses, axis=0).tolist() == pytest.approx(whole, rel=1e-5)
+
+
+def test_crops_of_one_sample_are_augmented_by_random_numbers_of_their_own(tmp_path):
+    augment = Augmentation((64, 64), 2, brightness=1.0)  # as large as the image
+    info = replace(INFO, ignore=None)
+    files = write_partial(tmp_path, np.s_[:, :])
+    first = {}
+    for batch in batches_of(files, augment, info, num_crop=6).of(3):
+        for crop, image in zip(batch["crop"].tolist(), batch["input"], strict=True):
+            first[crop] = image.mean().item()
+    assert sorted(first) == list(range(6)) and len({round(value, 5) for value in first.values()}) == 6
+    (alone,) = batches_of(files, augment, info, num_crop=1).of(3)
+    assert alone["input"].mean().item() == first[0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_training_step_does_not_depend_on_the_class_of_pixels_that_are_not_annotated(tmp_path, name):
+    augment = Augmentation((48, 48), 2, is_partial=True, flip=True, turn=True, elastic=3.0)
+    trained = []
+    for change in (False, True):
+        torch.manual_seed(0)
+        net = UNet(1, 1, 2)
+        batches = list(batches_of(write_partial(tmp_path / str(change), np.s_[10:40, 20:30]), augment).of(1))
+        for batch in batches if change else []:
+            batch["label"][batch["weight"] == 0] = 1
+        run_epoch(net, batches, torch.optim.SGD(net.parameters(), 0.1), criterion=LOSSES[name])
+        trained.append(net.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in trained), strict=True))

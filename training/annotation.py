@@ -1,0 +1,58 @@
+"""Where a partly annotated label is annotated, coarsely: crops are drawn there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset import IGNORE
+
+BLOCK = 16  # [px] height and width of a block
+BAND = 16 * BLOCK  # rows of a label that are read at once
+
+
+@dataclass(frozen=True)
+class AnnotatedBlocks:
+    """Blocks of a label that contain annotated pixels; 16 bytes for each of them.
+
+    Attributes
+    ----------
+    anchors : ndarray of int32
+        (N, 2) position (y, x) of one annotated pixel of each block [px].
+    ends : ndarray of int64
+        (N,) number of annotated pixels in this block and those before it.
+    """
+
+    anchors: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def find(cls, label: np.ndarray) -> AnnotatedBlocks:
+        """Blocks of a label (H, W), which is read a few rows at a time."""
+        anchors, counts = [np.empty((0, 2), np.int32)], [np.empty(0, np.int64)]
+        for top in range(0, label.shape[0], BAND):
+            places, numbers = _find_in_band(label[top : top + BAND] != IGNORE)
+            anchors.append((places + np.array([top, 0])).astype(np.int32))
+            counts.append(numbers)
+        return cls(np.concatenate(anchors), np.concatenate(counts).cumsum())
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def draw(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        """Random anchors (num, 2), each block with a probability proportional to its number of annotated pixels."""
+        pixels = rng.integers(self.ends[-1], size=num)
+        return self.anchors[np.searchsorted(self.ends, pixels, side="right")]
+
+
+def _find_in_band(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First annotated pixel (N, 2) of each block of a band (H, W), and number (N,) of annotated pixels, if any."""
+    rows, columns = (-(-side // BLOCK) for side in known.shape)
+    padded = np.zeros((rows * BLOCK, columns * BLOCK), bool)
+    padded[: known.shape[0], : known.shape[1]] = known
+    blocks = padded.reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2).reshape(rows, columns, BLOCK**2)
+    counts = np.count_nonzero(blocks, axis=-1)
+    row, column = counts.nonzero()
+    y, x = np.divmod(blocks[row, column].argmax(-1), BLOCK)
+    return np.stack([row * BLOCK + y, column * BLOCK + x], -1), counts[row, column]
