@@ -146,6 +146,8 @@ class Checkpoint:
             ours, theirs = getattr(here, what), getattr(saved.info, what)
             if ours != theirs:
                 raise UserError(f"{database}: {what} {ours}, but {path} was trained with {theirs}: use its database")
+        if here:  # whether labels are partial is the database's to say, which may have been made again
+            saved.info = replace(saved.info, ignore=here.ignore)
         return saved
 
     @classmethod
