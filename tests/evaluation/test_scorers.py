@@ -234,6 +234,7 @@ def test_the_majority_baseline_is_of_the_annotated_pixels(tmp_path):
     scorer.finish()
     summary = scorer.summary()
     assert summary["majority"]["pixel_error"] == pytest.approx(6 / 10) and summary["mean"]["pixel_error"] == 0
+    assert summary["majority"]["v_rand"] == 1  # a single cell is annotated
     assert summary["mean"]["v_rand"] == summary["mean"]["object_f1"] == 1
     assert summary["challenge"]["min_pixel_error"] == 0
 
