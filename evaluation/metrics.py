@@ -111,6 +111,23 @@ def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
+def number_segments(label: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Numbers (H, W) of the 4-connected components of a label: 0 is background, -1 is not annotated.
+
+    >>> number_segments(np.array([[1, 0, 1, 1]]), np.array([[True, True, True, False]])).tolist()
+    [[1, 0, 2, -1]]
+    """
+    segments = ndimage.label(_inside(label, known))[0]
+    if known is not None:
+        segments[~known] = -1
+    return segments
+
+
+def _inside(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    """Annotated part of a mask (H, W)."""
+    return mask if known is None else np.logical_and(mask, known)
+
+
 class Contingency(NamedTuple):
     """Pixels shared by true and proposed segments, within the foreground of the truth; see `contingency`."""
 
@@ -118,17 +135,18 @@ class Contingency(NamedTuple):
     truth: np.ndarray  # pixels of each true segment
     proposal: np.ndarray  # pixels of each proposed segment
     num_unassigned: int  # pixels in no proposed segment (on its borders); each counts as a segment of its own
-    num_pixel: int  # of the whole image, background included
+    num_pixel: int  # of the annotated image, background included
 
 
 def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
-    """Contingency table of two (H, W) images of segment numbers, where the truth is not border (0).
+    """Contingency table of two (H, W) images of segment numbers, where the truth is no border (0) nor unknown (-1).
 
     >>> table = contingency(np.array([[1, 1, 1, 2, 0]]), np.array([[1, 1, 0, 1, 1]]))
     >>> table.joint.tolist(), table.truth.tolist(), table.proposal.tolist(), table.num_unassigned
     ([2.0, 1.0], [3.0, 1.0], [3.0], 1)
     """
     true, proposed, count = _pairs(truth, proposal)
+    num_pixel = int(count[true >= 0].sum())
     true, proposed, count = (part[true > 0] for part in (true, proposed, count))
     inside = proposed > 0
     truth_area = np.bincount(true, count)
@@ -138,7 +156,7 @@ def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
         truth=truth_area[truth_area > 0],
         proposal=proposal_area[proposal_area > 0],
         num_unassigned=int(count[~inside].sum()),
-        num_pixel=truth.size,
+        num_pixel=num_pixel,
     )
 
 
@@ -201,26 +219,33 @@ def _f_score(joint: float, truth: float, proposal: float) -> float:
     return float(2 * joint / (truth + proposal))
 
 
-def thin_borders(mask: np.ndarray) -> np.ndarray:
+def thin_borders(mask: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
     """Number the components of a mask (H, W) and grow them until the borders (0) between them are one pixel wide.
 
-    Components and growth are 4-connected as in the code of the challenge, which floods a plateau in another order.
+    Components and growth are 4-connected as in the code of the challenge, which floods a plateau in another order. They
+    keep to the pixels that are annotated, `known` (H, W): a segment that leaves them and comes back is two, as in the
+    label.
     """
     from skimage.segmentation import watershed
 
+    mask = _inside(mask, known)
     if mask.size > LARGE:
-        return _grow(mask)
+        return _grow(mask, known)
     segments = ndimage.label(mask)[0]
-    return watershed(~mask, segments, connectivity=1, watershed_line=True) if mask.any() else segments
+    return watershed(~mask, segments, connectivity=1, mask=known, watershed_line=True) if mask.any() else segments
 
 
-def _grow(mask: np.ndarray) -> np.ndarray:
+def _grow(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
     """Components of a mask (H, W), grown like a watershed with lines in 8 bytes per pixel instead of 80."""
     padded = np.pad(mask, 1)
     numbers = ndimage.label(padded)[0]
     edge = ndimage.binary_dilation(padded) & ~padded
+    if known is not None:
+        numbers[1:-1, 1:-1][~known] = -1
+        edge[1:-1, 1:-1] &= known
     for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
-        numbers[rim], edge[rim] = -1, False  # -1 marks the rim and the lines, so that no neighbour needs a bounds check
+        # -1 marks the rim, the lines and what is not annotated, so that no neighbour needs a bounds check
+        numbers[rim], edge[rim] = -1, False
     width, grown = padded.shape[1], numbers.ravel()  # (H + 2, W + 2) -> ((H + 2) * (W + 2),)
     index = np.int32 if numbers.size < 2**31 else np.int64
     offsets = np.array([-width, -1, 1, width], index)  # to the four neighbours
@@ -250,21 +275,27 @@ def _pieces(*arrays: np.ndarray) -> Iterator[np.ndarray]:
         yield from (array[first : first + 2**20] for first in range(0, len(array), 2**20))
 
 
-def mask_scores(label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None) -> dict[str, float]:
+def mask_scores(
+    label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None, known: np.ndarray | None = None
+) -> dict[str, float]:
     """`v_rand` and `v_info` of one mask (H, W) after thinning, its `object_scores` and its `warping_scores`.
 
     Segments are 4-connected components of 1; the objects too, unless numbers (H, W) of the objects found are given.
+    `known` (H, W) of bool are the pixels that are annotated; None: all.
     """
-    truth = ndimage.label(label)[0]
-    table = contingency(truth, thin_borders(mask > 0))
+    truth = number_segments(label, known)
+    table = contingency(truth, thin_borders(mask > 0, known))
     scores = {"v_rand": v_rand(table), "v_info": v_info(table)}
     scores |= object_scores(truth, ndimage.label(mask)[0] if objects is None else objects)
     del truth  # 4 bytes per pixel that the next scores need themselves
-    return scores | warping_scores(label, mask)
+    return scores | warping_scores(label, mask, known)
 
 
 def challenge_scores(
-    label: np.ndarray, probability: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS
+    label: np.ndarray,
+    probability: np.ndarray,
+    thresholds: tuple[float, ...] = THRESHOLDS,
+    known: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores of the ISBI 2012 challenge of one image at each threshold.
 
@@ -279,6 +310,8 @@ def challenge_scores(
         (H, W) probability of cell in [0, 1].
     thresholds : tuple of float
         A pixel is cell if its probability is greater.
+    known : ndarray of bool, optional
+        (H, W) pixels that are annotated; default: all.
 
     Returns
     -------
@@ -287,15 +320,16 @@ def challenge_scores(
         pixels in one segment in both truth and proposal, in the truth, and in the proposal.
         Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
     """
-    truth = ndimage.label(label)[0]
+    truth = number_segments(label, known)
     scores: dict[str, list] = {"v_rand": [], "v_info": [], "pixel_error": [], "rand_counts": []}
     for threshold in thresholds:
         mask = probability > threshold
-        thinned = contingency(truth, thin_borders(mask))
+        thinned = contingency(truth, thin_borders(mask, known))
         scores["v_rand"].append(v_rand(thinned))
         scores["v_info"].append(v_info(thinned))
-        scores["pixel_error"].append(np.mean(mask != (label > 0)))
-        plain = contingency(truth, ndimage.label(mask)[0])
+        wrong = mask != (label > 0)
+        scores["pixel_error"].append(np.mean(wrong if known is None else wrong[known]))
+        plain = contingency(truth, ndimage.label(_inside(mask, known))[0])
         single = plain.num_unassigned  # unthinned borders: each pixel of them is a pair with itself
         joint, proposal = np.sum(plain.joint**2) + single, np.sum(plain.proposal**2) + single
         scores["rand_counts"].append([joint, np.sum(plain.truth**2), proposal])
@@ -318,13 +352,20 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     Parameters
     ----------
     truth, proposal : ndarray of int
-        (H, W) object numbers; 0 is background. For masks, pass the 4-connected components.
+        (H, W) object numbers; 0 is background, and -1 in the truth is not annotated. For masks, pass the 4-connected
+        components.
 
     Returns
     -------
     dict of str to float
         `object_f1`, 2 TP / (2 TP + FP + FN), and `matched_iou`, the mean over the matches; both in [0, 1], and 1
-        if neither image has an object. Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7.
+        if neither image has an object. Empty if no object could be judged.
+        Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7.
+
+    Notes
+    -----
+    Only annotated pixels are compared. True objects that touch pixels without annotation may be cut, so they don't
+    count. Found objects without a match don't count if more than half of them lies there or in such objects.
 
     Examples
     --------
@@ -332,36 +373,53 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     {'object_f1': 0.5, 'matched_iou': 0.6666666666666666}
     """
     true, proposed, count = _pairs(truth, proposal)
+    known = true >= 0
+    cut = np.zeros(0, truth.dtype) if known.all() else _cut_objects(truth)
+    area = np.bincount(true[known], count[known], minlength=1)
+    proposed_area = np.bincount(proposed[known], count[known], minlength=int(proposed.max(initial=0)) + 1)
     both = (true > 0) & (proposed > 0)
-    area, proposed_area = np.bincount(true, count), np.bincount(proposed, count)
-    joint = count[both]
-    ious = joint / (area[true[both]] + proposed_area[proposed[both]] - joint)
-    matched = ious[ious > 0.5]
-    objects = int(np.sum(area[1:] > 0) + np.sum(proposed_area[1:] > 0))
+    true_both, proposed_both, joint = true[both], proposed[both], count[both]
+    ious = joint / (area[true_both] + proposed_area[proposed_both] - joint)
+    is_match = (ious > 0.5) & ~np.isin(true_both, cut)
+    matched = ious[is_match]
+    outside = np.bincount(proposed, count * (~known | np.isin(true, cut)))
+    counts = (proposed_area > 0) & (2 * outside <= np.bincount(proposed, count))
+    counts[proposed_both[is_match]] = True
+    objects = int(np.sum(area[1:] > 0)) - len(cut) + int(np.sum(counts[1:]))
+    if len(cut) and not objects:
+        return {}
     return {
         "object_f1": 2 * len(matched) / objects if objects else 1.0,
         "matched_iou": float(matched.mean()) if len(matched) else float(objects == 0),
     }
 
 
-def warping_scores(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+def _cut_objects(truth: np.ndarray) -> np.ndarray:
+    """Numbers of the objects that are 4-adjacent to a pixel without annotation (-1)."""
+    return np.unique(np.concatenate([one[(one > 0) & (beside < 0)] for one, beside in _neighbours(truth, truth)]))
+
+
+def warping_scores(label: np.ndarray, mask: np.ndarray, known: np.ndarray | None = None) -> dict[str, float]:
     """Topological errors: the differences that remain when the label may be deformed, but not split or merged.
 
     Simple points of the label (H, W), pixels whose flip keeps the topology of its 4-connected cells, are flipped where
     it differs from the mask until there are none; another order of flipping may end a few pixels away. `warping_error`
     is the fraction of pixels that still differ, `num_split` and `num_merger` how often these split or merge cells.
+    Where `known` (H, W) is false, the label is not annotated and taken to be as the mask.
     Source: Jain et al. 2010, doi 10.1109/CVPR.2010.5539950, section 3.
 
     >>> warping_scores(np.array([[1, 1, 1, 0, 1]]), np.array([[1, 0, 1, 1, 1]]))
     {'warping_error': 0.4, 'num_split': 1, 'num_merger': 1}
     """
+    if known is not None:
+        label = np.where(known, label, mask)
     target = np.pad(np.asarray(mask) > 0, 1)
     warped = _warp(np.pad(np.asarray(label) > 0, 1), target)
     lost, gained = warped & ~target, target & ~warped
     around = np.ones((3, 3))
     splits = _excess_neighbours(ndimage.label(lost, around)[0], ndimage.label(warped & ~lost)[0])
     mergers = _excess_neighbours(ndimage.label(gained)[0], ndimage.label(warped)[0])
-    error = np.sum(lost | gained) / np.size(label)
+    error = np.sum(lost | gained) / (np.size(label) if known is None else np.sum(known))
     return {"warping_error": float(error), "num_split": splits, "num_merger": mergers}
 
 

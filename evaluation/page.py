@@ -32,10 +32,15 @@ def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, An
     text = json.dumps(summary | {"images": rows}, indent=1, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", "utf-8")
     with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]) if rows else ["image"], restval="", lineterminator="\n")
+        table = csv.DictWriter(file, _columns(rows) or ["image"], restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         table.writerow({"image": "mean"} | summary["mean"])
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Names in the rows, in their order; not each row has all of them."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -61,7 +66,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     0000   0.2500
     mean   0.2500
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = _columns(rows)
     cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells)
@@ -86,7 +91,7 @@ def write_index(folder: Path, title: str, rows: list[dict[str, Any]], facts: dic
     facts : dict
         Names and values of the command and the configuration.
     """
-    names = [name for name in rows[0] if name != "image"]
+    names = [name for name in _columns(rows) if name != "image"]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("image", *KINDS, *names))
     body = "\n".join(_index_row(folder, row, names) for row in rows)
     table = "\n".join(

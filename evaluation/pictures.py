@@ -9,6 +9,7 @@ import numpy as np
 
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 KINDS = ("input", "label", "output")
+NOT_ANNOTATED = 128  # grey of pixels without annotation; the palette has no grey but black
 
 
 def image_name(number: int) -> str:
@@ -41,12 +42,18 @@ def palette(num_class: int) -> np.ndarray:
     return np.array(colours[:num_class], np.uint8)
 
 
-def label_picture(label: np.ndarray, num_class: int) -> np.ndarray:
+def label_picture(label: np.ndarray, num_class: int, known: np.ndarray | None = None) -> np.ndarray:
     """Picture of class indices (H, W): 0 and 255 for two classes, colours (H, W, 3) for more.
+
+    Grey, where `known` (H, W) is false: those pixels are not annotated.
 
     >>> label_picture(np.array([[0, 1]]), 2).tolist()
     [[0, 255]]
     """
+    if known is not None:
+        picture = label_picture(np.where(known, label, 0), num_class)
+        picture[~known] = NOT_ANNOTATED
+        return picture
     return (label * 255).astype(np.uint8) if num_class == 2 else palette(num_class)[label]
 
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
-from dataset import DataInfo, SampleFile, check_samples, check_values
+from dataset import IGNORE, DataInfo, SampleFile, check_samples, check_values
 from distributed import World
 from evaluation import metrics
 from evaluation.page import Scores
 from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
 from prediction.objects import foreground_kinds, join_bands, separate_bands
 from prediction.predictor import Predictor
+from prediction.tiling import Band
 from utils import UserError
 
 Gather = Callable[[list], list]  # lists of all processes, joined
@@ -29,7 +29,7 @@ TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a differ
 WAITING = 2**24  # [px] of images that may wait for their scores
 
 
-@dataclass(frozen=True)
+@dataclass
 class Segmented:
     """A sample and its segmentation.
 
@@ -40,15 +40,17 @@ class Segmented:
     image : ndarray
         (H, W, C), mapped from the disk.
     label : ndarray of uint8 or None
-        (H, W) class indices.
+        (H, W) class indices, and `IGNORE` where it is not annotated; None without any annotated pixel.
     probability : ndarray of float32
         (H, W) of class 1, or with more than two classes of the most probable one.
     classes : ndarray of uint8
         (H, W) most probable class.
     loss : float
-        Mean cross entropy; 0 without a label.
+        Mean cross entropy of the annotated pixels; 0 without a label.
     matrix : ndarray of int64
-        (K, K) confusion matrix; of zeros without a label.
+        (K, K) confusion matrix of the annotated pixels; of zeros without a label.
+    known : ndarray of bool or None
+        (H, W) pixels that are annotated; None: all, or there is no label.
     """
 
     index: int
@@ -58,6 +60,7 @@ class Segmented:
     classes: np.ndarray
     loss: float
     matrix: np.ndarray
+    known: np.ndarray | None = None
 
     def foreground(self, background: int) -> np.ndarray:
         """Probability (H, W) of the one of two classes that is not the background."""
@@ -77,17 +80,27 @@ def open_sample(file: SampleFile, info: DataInfo) -> tuple[np.ndarray, np.ndarra
     return image, None if label is None else np.ascontiguousarray(label, np.uint8)
 
 
+def annotation(label: np.ndarray | None, info: DataInfo) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Label (H, W), None if no pixel of it is annotated, and which pixels are annotated, None if all are."""
+    if label is None or not info.is_partial:
+        return label, None
+    known = label != IGNORE
+    return (label, None if known.all() else known) if known.any() else (None, None)
+
+
 def checked_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
     """The samples, after checking each of them.
 
     Raises
     ------
     UserError
-        A sample is damaged, has other channels, or lacks a label where one is needed.
+        A sample is damaged, has other channels, or lacks a label where one is needed, or any annotated pixel of it.
     """
     check_samples(files, info, labelled=labelled)
     for file in files:
-        open_sample(file, info)
+        label, _ = annotation(open_sample(file, info)[1], info)
+        if labelled and label is None:
+            raise UserError(f"{file.input}: no pixel is annotated, so it has no scores: make the database again")
     return files
 
 
@@ -120,30 +133,40 @@ def segment(
     UserError
         A sample can't be used, or the output contains NaN.
     """
+    num_class = predictor.info.num_class
     for index in range(world.rank, len(files), world.size):
         image, label = open_sample(files[index], predictor.info)
-        num_class, size = predictor.info.num_class, image.shape[0] * image.shape[1]
+        label, known = annotation(label, predictor.info)
         probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
-        loss, matrix = 0.0, np.zeros((num_class, num_class), np.int64)
+        matrix = np.zeros((num_class, num_class), np.int64)
+        found = Segmented(index, image, label, probability, classes, 0.0, matrix, known)
         try:
             bands = predictor.bands(image, predictor.tile_grid(image.shape, tile), tta=tta, every_class=True)
             with closing(bands.compute()) as computed:
                 for band in computed:
                     if stop():
                         return
-                    rows, values = band.rows, band.values
-                    classes[rows] = values.argmax(0)
-                    probability[rows] = values[1] if num_class == 2 else values.max(0)
-                    if label is not None:
-                        loss += _cross_entropy(values, label[rows]) / size
-                        matrix += metrics.confusion_matrix(label[rows][None], classes[rows][None], num_class)[0].numpy()
+                    _add_band(found, band)
         except UserError as error:
             raise UserError(f"{files[index].input}: {error}") from error
-        yield Segmented(index, image, label, probability, classes, loss, matrix)
+        yield found
+
+
+def _add_band(image: Segmented, band: Band) -> None:
+    """Enter the probability (K, h, W) of some rows, and what it adds to the loss and the confusion matrix."""
+    rows, values, num_class = band.rows, band.values, len(image.matrix)
+    image.classes[rows] = values.argmax(0)
+    image.probability[rows] = values[1] if num_class == 2 else values.max(0)
+    if image.label is not None:
+        inside = np.s_[:] if image.known is None else image.known[rows]
+        truth, found = image.label[rows][inside], image.classes[rows][inside]  # (h, W), or (P,) annotated pixels
+        num_known = image.label.size if image.known is None else int(image.known.sum())
+        image.loss += _cross_entropy(values[:, inside], truth) / num_known
+        image.matrix += metrics.confusion_matrix(truth[None], found[None], num_class)[0].numpy()
 
 
 def _cross_entropy(probability: np.ndarray, label: np.ndarray) -> float:
-    """Sum over the pixels of -log of the probability (K, h, W) of the class of the label (h, W)."""
+    """Sum over the pixels of -log of the probability (K, ...) of the class of the label (...)."""
     of_label = np.take_along_axis(probability, label[None].astype(np.int64), 0)[0]
     return -float(np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).sum(dtype=np.float64))
 
@@ -158,8 +181,10 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
 
     pictures = {"input": by_rows(lambda rows: input_picture(own[rows].astype(np.float32), info.value_range))}
     if image.label is not None:
-        label = image.label
-        pictures["label"] = by_rows(lambda rows: label_picture(label[rows], info.num_class))
+        label, known = image.label, image.known
+        pictures["label"] = by_rows(
+            lambda rows: label_picture(label[rows], info.num_class, None if known is None else known[rows])
+        )
     if info.num_class == 2:
         return pictures | {"output": by_rows(lambda rows: probability_picture(image.probability[rows]))}
     return pictures | {"output": by_rows(lambda rows: label_picture(image.classes[rows], info.num_class))}
@@ -254,11 +279,13 @@ class SegmentScorer:
         """Add an image with a label."""
         foreground = image.foreground(self.background)
         inside = image.label != self.background
-        self._images.add(self._scored, image.index, inside, foreground, num_pixel=foreground.size)
+        self._images.add(self._scored, image.index, inside, foreground, image.known, num_pixel=foreground.size)
 
     @staticmethod
-    def _scored(index: int, label: np.ndarray, probability: np.ndarray) -> tuple[int, dict[str, np.ndarray]]:
-        return index, metrics.challenge_scores(label, probability)
+    def _scored(
+        index: int, label: np.ndarray, probability: np.ndarray, known: np.ndarray | None
+    ) -> tuple[int, dict[str, np.ndarray]]:
+        return index, metrics.challenge_scores(label, probability, known=known)
 
     def finish(self, gather: Gather = list) -> Challenge:
         """Scores of the images of all processes, in their order."""
@@ -321,10 +348,13 @@ class ImageScores:
         `metrics.challenge_scores` of an image of two classes.
     predicted : set of int
         Classes that any pixel was predicted as.
+    annotated : float
+        Fraction of its pixels that are annotated.
     """
 
     index: int
     predicted: set[int]
+    annotated: float = 1.0
     scores: Scores = field(default_factory=dict)
     baseline: Scores = field(default_factory=dict)
     challenge: dict[str, np.ndarray] | None = None
@@ -372,11 +402,13 @@ class TestScorer:
         found = ImageScores(image.index, set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist()))
         if image.label is None:
             return found
-        found.scores = {"loss": image.loss} | self._scores(image.label, image.matrix, image)
-        found.baseline = self._scores(image.label, self._majority_matrix(image.matrix), None)
+        label, known = image.label, image.known
+        found.annotated = 1.0 if known is None else float(known.mean())
+        found.scores = {"loss": image.loss} | self._scores(label, known, image.matrix, image)
+        found.baseline = self._scores(label, known, self._majority_matrix(image.matrix), None)
         if self.info.num_class == 2:
             foreground = image.foreground(self.background)
-            found.challenge = metrics.challenge_scores(image.label != self.background, foreground)
+            found.challenge = metrics.challenge_scores(label != self.background, foreground, known=known)
         return found
 
     def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
@@ -391,30 +423,39 @@ class TestScorer:
         self.challenge = Challenge([image.challenge for image in self.images if image.challenge is not None])
         self.predicted = set().union(*(image.predicted for image in self.images))
 
-    def _scores(self, label: np.ndarray, matrix: np.ndarray, image: Segmented | None) -> Scores:
+    def _scores(
+        self, label: np.ndarray, known: np.ndarray | None, matrix: np.ndarray, image: Segmented | None
+    ) -> Scores:
         """Scores of an image, or (None) of always predicting the majority class: of pixels, segments and objects."""
         scores = metrics.confusion_scores(matrix, self.info.class_names)
         if self.info.num_class == 2:
             inside, whole = label != self.background, np.full(label.shape, self.majority != self.background)
             if image is None:
-                return scores | metrics.mask_scores(inside, whole)
+                return scores | metrics.mask_scores(inside, whole, known=known)
             probability = image.foreground(self.background)
             found = join_bands(separate_bands(probability, self.threshold), label.shape)
-            return scores | metrics.mask_scores(inside, probability > self.threshold, found)
+            return scores | metrics.mask_scores(inside, probability > self.threshold, found, known)
         classes = np.full(label.shape, self.majority, np.uint8) if image is None else image.classes
         kinds = foreground_kinds(classes, self.background)
         probability = np.ones(label.shape, np.float32) if image is None else image.probability
         found = join_bands(separate_bands(probability, self.threshold, kinds=kinds), label.shape)
-        return scores | self._object_scores(label, found, classes)
+        return scores | self._object_scores(label, known, found, classes)
 
-    def _object_scores(self, label: np.ndarray, found: np.ndarray, classes: np.ndarray) -> Scores:
+    def _object_scores(
+        self, label: np.ndarray, known: np.ndarray | None, found: np.ndarray, classes: np.ndarray
+    ) -> Scores:
         """Mean of the object scores of each class but the background."""
         of_class = [
-            metrics.object_scores(ndimage.label(label == k)[0], found * (classes == k))
+            metrics.object_scores(metrics.number_segments(label == k, known), found * (classes == k))
             for k in range(self.info.num_class)
             if k != self.background
         ]
         return metrics.mean_scores(of_class)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether any image has pixels that are not annotated."""
+        return any(image.annotated < 1 for image in self.images)
 
     @property
     def legend(self) -> str:
@@ -422,6 +463,7 @@ class TestScorer:
         pairs = zip(self.info.class_names, self.info.class_values, strict=True)
         of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
         shown = "input shown from {:.4g} to {:.4g}".format(*self.info.value_range)
+        shown += "; grey in a label is not annotated" if self.is_partial else ""
         if len(of) > 2:
             return f"classes {', '.join(of)}; background is {self.info.class_names[self.background]}; {shown}"
         foreground = f"foreground is {self.info.class_names[1 - self.background]}"
@@ -444,9 +486,13 @@ class TestScorer:
 
     @property
     def rows(self) -> list[dict[str, str | float]]:
-        """Number, sample and scores of each image."""
-        named = ((image_name(image.index), self.files[image.index].input.name, image.scores) for image in self.images)
-        return [{"image": number, "sample": sample} | scores for number, sample, scores in named]
+        """Number, sample and scores of each image, and which fraction is annotated where that is not all of them."""
+        rows: list[dict[str, str | float]] = []
+        for image in self.images:
+            names = {"image": image_name(image.index), "sample": self.files[image.index].input.name}
+            annotated = {"annotated": image.annotated} if self.is_partial and image.scores else {}
+            rows.append({**names, **annotated, **image.scores})
+        return rows
 
     def table(self) -> list[dict[str, str | float]]:
         """Rows of the images, of their mean, and of always predicting the majority class."""

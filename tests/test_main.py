@@ -14,7 +14,7 @@ import display_result
 import main
 import run_make_database
 from config import Config, parse
-from dataset import write_sample
+from dataset import IGNORE, write_sample
 from model import UNet
 
 TEST = ["--mode", "test", "--gpu_ids", "-1"]
@@ -109,6 +109,32 @@ def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
     assert "mean" in (work / "results" / "unet" / "em" / "metrics.csv").read_text()
 
 
+def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, work, capsys):
+    assert main.main(TEST) == 0
+    folder = work / "results" / "unet" / "em"
+    full = json.loads((folder / "metrics.json").read_text())["images"][0]
+    assert "annotated" not in full and "not annotated" not in (folder / "index.html").read_text()
+    info = json.loads((trained / "dataset.json").read_text()) | {"ignore": 128}
+    (trained / "dataset.json").write_text(json.dumps(info))
+    sample = np.load(trained / "test" / "00000.npy")
+    left = np.broadcast_to(np.arange(48) < 18, (48, 48))
+    labels = [np.full((48, 48), IGNORE), *(np.where(known, sample["label"], IGNORE) for known in (left, ~left))]
+    for number, label in enumerate(labels):
+        write_sample(trained / "test" / f"{number:05d}.npy", sample["input"], label)
+    assert main.main(TEST) == 0
+    nothing, first, second = json.loads((folder / "metrics.json").read_text())["images"]
+    assert "loss" not in nothing and first["annotated"] == 18 / 48
+    for score in ("loss", "pixel_error"):
+        mean = first[score] * 18 / 48 + second[score] * 30 / 48
+        assert mean == pytest.approx(full[score], abs=1e-12)
+    with Image.open(folder / "images" / "0001-label.png") as picture:
+        assert np.array_equal(np.asarray(picture), np.where(left, sample["label"] * 255, 128))
+    assert "not annotated" in (folder / "index.html").read_text() and "not annotated" in capsys.readouterr().out
+    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 4 and {line.count(",") for line in rows} == {header.count(",")}
+    assert display_result.main([]) == 0
+
+
 def test_an_output_of_one_class_is_warned_of(trained, work, capsys):
     path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
     saved = torch.load(path)
@@ -117,6 +143,22 @@ def test_an_output_of_one_class_is_warned_of(trained, work, capsys):
     torch.save(saved, path)
     assert main.main(TEST) == 0
     assert "predicted as the same class" in capsys.readouterr().err
+
+
+def test_a_training_is_validated_where_it_is_annotated(database, work, fails):
+    info = json.loads((database / "dataset.json").read_text()) | {"ignore": 128}
+    (database / "dataset.json").write_text(json.dumps(info))
+    path = database / "val" / "00000.npy"
+    sample = np.load(path)
+    sample["label"][:, 20:] = IGNORE
+    np.save(path, sample)
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    saved = torch.load(work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth")
+    assert saved["data"]["ignore"] == 128
+    sample["label"] = IGNORE
+    np.save(path, sample)
+    message = fails(main.main, [*SMALL, "--num_epoch", "2", "--train_continue", "on"])
+    assert "00000.npy: no pixel is annotated" in message
 
 
 @needs_golden

@@ -32,3 +32,13 @@ def test_several_classes_have_fixed_colours_that_all_differ():
     assert np.array_equal(palette(5), colours[:5])
     label = np.array([[0, 1, 4]])
     assert np.array_equal(label_picture(label, 5), colours[label])
+
+
+@pytest.mark.parametrize("num_class", [2, 5, 32])
+def test_pixels_without_annotation_are_grey(num_class):
+    label = np.array([[0, 1, 255], [255, num_class - 1, 0]], np.uint8)
+    picture = label_picture(label, num_class, label != 255)
+    assert (picture[label == 255] == 128).all()
+    usual = label_picture(np.where(label == 255, 0, label), num_class)
+    assert picture.shape == usual.shape and np.array_equal(picture[label != 255], usual[label != 255])
+    assert [128] * 3 not in palette(num_class).tolist()

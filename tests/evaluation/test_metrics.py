@@ -16,6 +16,7 @@ from evaluation.metrics import (
     iou,
     mask_scores,
     mean_scores,
+    number_segments,
     object_scores,
     pixel_error,
     rand_error,
@@ -189,3 +190,131 @@ def test_scores_of_random_masks_lie_in_their_ranges():
 def test_many_objects_need_no_table_of_all_pairs():
     numbers = np.arange(1, 250_001).reshape(500, 500)  # all pairs would be 500 GB
     assert object_scores(numbers, numbers + 7) == {"object_f1": 1.0, "matched_iou": 1.0}
+
+
+def grid(*rows):
+    """Array of rows of digits; a dot is -1."""
+    return np.array([[-1 if digit == "." else int(digit) for digit in row] for row in rows])
+
+
+def test_segments_are_scored_where_they_are_annotated():
+    label = np.ones((6, 6), bool)
+    label[:, 2] = False
+    known = np.zeros((6, 6), bool)
+    known[:4] = True
+    probability = np.where(label, 0.9, 0.1)
+    probability[4:] = 1 - probability[4:]  # as wrong as can be where nothing is annotated
+    scores = challenge_scores(label, probability, (0.5,), known)
+    assert scores["v_rand"] == scores["v_info"] == 1 and scores["pixel_error"] == 0
+    probability[0, 2] = 0.9  # the border is open in one of 24 annotated pixels
+    scores = challenge_scores(label, probability, (0.5,), known)
+    assert scores["v_rand"] == pytest.approx(2 * (8**2 + 12**2) / (8**2 + 12**2 + 20**2))  # cells of 8 and 12 px
+    assert scores["v_info"] == 0 and scores["pixel_error"] == 1 / 24
+    assert scores["rand_counts"].tolist() == [[8**2 + 12**2, 8**2 + 12**2, 20**2]]
+
+
+def test_unassigned_pixels_weigh_by_the_annotated_ones():
+    table = contingency(grid("1110.."), grid("110010"))
+    assert (table.num_unassigned, table.num_pixel) == (1, 4)
+    assert v_rand(table) == pytest.approx(2 * (4 + 1 / 4) / (9 + 4 + 1 / 4))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_segment_that_leaves_the_annotation_and_comes_back_is_two_as_in_the_label(monkeypatch, large):
+    monkeypatch.setattr("evaluation.metrics.LARGE", 0 if large else 2**22)
+    known = np.ones((6, 6), bool)
+    known[:, 3] = False  # through a cell that fills the image
+    segments = thin_borders(np.ones((6, 6), bool), known)
+    assert segments.tolist() == [[1, 1, 1, 0, 2, 2]] * 6
+    ring = np.ones((6, 6), bool)
+    ring[1:5, 1:5] = False  # a cell with a large hole, of which the left and the right side are annotated
+    known[:, 2:4] = False
+    known[:, 1] = known[:, 4] = True
+    segments = thin_borders(ring, known)
+    assert segments.tolist() == [[1, 1, 0, 0, 2, 2]] * 6
+    assert challenge_scores(ring, ring * 1.0, (0.5,), known)["v_rand"] == 1
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_segments_of_a_window_score_as_the_window_cut_out(monkeypatch, large):
+    monkeypatch.setattr("evaluation.metrics.LARGE", 0 if large else 2**22)
+    labels, probabilities = load_case(Path(__file__).parents[1] / "golden" / "voronoi_a_blurred.npz")
+    window = np.s_[12:76, 20:90]  # of even offset: the large way floods by the fields of a chessboard
+    known = np.zeros(labels[0].shape, bool)
+    known[window] = True
+    for label, probability in zip(labels, probabilities, strict=True):
+        inside = challenge_scores(label, probability, known=known)
+        cut = challenge_scores(label[window], probability[window])
+        assert cut["v_info"].max() > cut["v_info"].min()
+        for name, values in cut.items():
+            np.testing.assert_allclose(inside[name], values, rtol=1e-12)
+
+
+def test_objects_that_the_annotation_cuts_are_neither_hit_nor_missed():
+    truth = grid("0000..", "0110..", "0110..", "0000..", "0022..", "0022..")  # 1 is whole, 2 is cut
+    whole = grid("000000", "011000", "011000", "000000", "000000", "000000")
+    found = whole + grid("000000", "000000", "000000", "000000", "002222", "002222")
+    assert object_scores(truth, whole) == object_scores(truth, found) == {"object_f1": 1.0, "matched_iou": 1.0}
+    halves = whole + grid("000000", "000000", "000000", "000000", "002220", "003330")
+    assert object_scores(truth, halves) == {"object_f1": 1.0, "matched_iou": 1.0}  # both lie at 2
+
+
+def test_found_objects_count_if_half_of_them_is_annotated():
+    truth = grid("0000..", "0110..", "0110..", "0000..", "0000..", "0000..")
+    whole = truth.clip(0)
+    for row, counts in (("000555", False), ("005555", True), ("005550", True), ("000055", False), ("050000", True)):
+        found = whole + grid("000000", "000000", "000000", "000000", "000000", row)
+        assert object_scores(truth, found)["object_f1"] == (2 / 3 if counts else 1), row
+    overflowing = whole | grid("000000", "000111", "000111", "000111", "000000", "000000")
+    assert object_scores(truth, overflowing) == {"object_f1": 1.0, "matched_iou": 4 / 7}  # 7 of 13 px are annotated
+    assert object_scores(truth, overflowing * (np.arange(6) > 1)) == {"object_f1": 0.0, "matched_iou": 0.0}
+    mostly_outside = whole | grid("000011", "000111", "000011", "000011", "000011", "000011")
+    assert object_scores(truth, mostly_outside) == {"object_f1": 1.0, "matched_iou": 4 / 5}  # a match counts
+
+
+def test_no_object_score_where_none_can_be_judged():
+    stroke = grid("......", ".1111.", "......", ".0000.", "......", "......")
+    assert object_scores(stroke, stroke.clip(0)) == {}
+    assert object_scores(stroke, grid(*["000000"] * 6)) == {}
+    empty = grid("000...", "000...", "000...", "000...", "000...", "000...")
+    assert object_scores(empty, grid("001111", *["000000"] * 5)) == {"object_f1": 1.0, "matched_iou": 1.0}
+    assert object_scores(empty, grid("011111", "010000", *["000000"] * 4))["object_f1"] == 0  # half of it is annotated
+
+
+def test_topological_errors_are_counted_among_the_annotated_pixels():
+    label = np.ones((6, 6), bool)
+    label[:, 3] = False
+    known = np.arange(36).reshape(6, 6) < 24
+    mask = label.copy()
+    mask[1, 3] = True  # a hole in the border
+    assert warping_scores(label, mask, known) == {"warping_error": 1 / 24, "num_split": 0, "num_merger": 1}
+    assert warping_scores(label, label ^ ~known, known) == {"warping_error": 0.0, "num_split": 0, "num_merger": 0}
+
+
+def test_what_a_label_holds_where_it_is_not_annotated_has_no_part_in_any_score():
+    rng = np.random.default_rng(0)
+    label, other, mask, known = rng.random((4, 24, 24)) < 0.6
+    other[known] = label[known]
+    objects, probability = rng.integers(0, 9, (24, 24)), np.where(mask, 0.85, 0.35)
+    assert mask_scores(label, mask, objects, known) == mask_scores(other, mask, objects, known)
+    first, second = (challenge_scores(truth, probability, known=known) for truth in (label, other))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert mask_scores(label, mask, objects, known) != mask_scores(label, mask, objects)
+
+
+def test_a_label_that_is_annotated_everywhere_scores_as_one_without_a_mask():
+    rng = np.random.default_rng(0)
+    label, mask, everywhere = rng.random((24, 24)) < 0.7, rng.random((24, 24)) < 0.7, np.ones((24, 24), bool)
+    assert mask_scores(label, mask, None, everywhere) == mask_scores(label, mask)
+    first, second = (challenge_scores(label, np.where(mask, 0.9, 0.2), known=known) for known in (None, everywhere))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_an_output_that_is_right_wherever_it_is_annotated_has_no_error():
+    rng = np.random.default_rng(1)
+    label = number_segments(rng.random((40, 40)) < 0.8) > 0
+    strokes = np.zeros((40, 40), bool)
+    strokes[::8] = strokes[:, 3::16] = True
+    strokes[::8, ::5] = False
+    scores = mask_scores(label, label, None, strokes)
+    assert scores["v_rand"] == scores["v_info"] == 1 and scores["warping_error"] == 0

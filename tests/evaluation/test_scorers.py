@@ -1,29 +1,44 @@
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dataset import DataInfo, SampleFile
+from dataset import IGNORE, DataInfo, SampleFile, write_sample
+from distributed import World
 from evaluation import metrics
-from evaluation.scorers import Challenge, ScoringPool, Segmented, SegmentScorer, TestScorer, ValidationScorer
+from evaluation.scorers import (
+    Challenge,
+    ScoringPool,
+    Segmented,
+    SegmentScorer,
+    TestScorer,
+    ValidationScorer,
+    checked_samples,
+    pictures_of,
+    segment,
+)
+from model import UNet
 from prediction.predictor import Predictor
+from utils import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INFO = DataInfo(1, [0, 255], ["membrane", "cell"], [0.3, 0.7], [0.0], [1.0], [0.0, 255.0])
 
 
-def segmented(label, probability, index=0, num_class=2):
+def segmented(label, probability, index=0, num_class=2, known=None):
     """An image as a network would segment it: `probability` is of class 1, or (K, H, W)."""
     label = np.asarray(label, np.uint8)
+    seen = np.s_[:] if known is None else known
     each = np.stack([1 - probability, probability]) if probability.ndim == 2 else probability
     classes = each.argmax(0).astype(np.uint8)
     kept = each[1] if num_class == 2 else each.max(0)
-    matrix = metrics.confusion_matrix(label[None], classes[None], num_class)[0].numpy()
+    matrix = metrics.confusion_matrix(label[seen][None], classes[seen][None], num_class)[0].numpy()
     image = np.zeros((*label.shape, 1), np.uint8)
-    return Segmented(index, image, label, kept.astype(np.float32), classes, 0.5, matrix)
+    return Segmented(index, image, label, kept.astype(np.float32), classes, 0.5, matrix, known)
 
 
 def predictor(info=INFO, threshold=0.5, background=0):
@@ -80,10 +95,10 @@ def discs(threshold, sharp=2.0):
     return distance < 9, 1 / (1 + np.exp((distance - 9) * sharp) * threshold / (1 - threshold)) * 1.0
 
 
-def best_threshold(*pairs, background=0):
+def best_threshold(*pairs, background=0, known=None):
     scorer = SegmentScorer(background)
     for index, (label, probability) in enumerate(pairs):
-        scorer(segmented(label, probability, index))
+        scorer(segmented(label, probability, index, known=known))
     return scorer.finish().best_threshold
 
 
@@ -156,3 +171,106 @@ def test_touching_objects_that_the_watershed_parts_are_scored_as_predict_writes_
     scorer.finish()
     assert metrics.mask_scores(label, probability > 0.5)["object_f1"] < 1
     assert scorer.summary()["mean"]["object_f1"] == 1
+
+
+PARTIAL = replace(INFO, ignore=128)
+UNKNOWN = np.arange(24 * 24).reshape(24, 24) % 24 > 9  # right of a window of 10 columns
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Samples of one image: its label, the label in a window, the label outside of it, and no label at all."""
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (24, 24, 1), np.uint8), rng.integers(0, 2, (24, 24), np.uint8)
+    labels = [label, np.where(UNKNOWN, IGNORE, label), np.where(UNKNOWN, label, IGNORE), np.full_like(label, IGNORE)]
+    files = [SampleFile(tmp_path / f"{number:05d}.npy") for number in range(4)]
+    for file, part in zip(files, labels, strict=True):
+        write_sample(file.input, image, part)
+    torch.manual_seed(0)
+    net = UNet(1, 1, 2, "bnorm").eval()
+    return files, Predictor(net, PARTIAL, 0.5, torch.device("cpu"))
+
+
+def test_loss_and_counts_are_of_the_annotated_pixels(parts):
+    files, network = parts
+    whole, inside, outside, nothing = segment(network, files, World(), tta=False, tile=0)
+    num_inside, num_outside = 24 * 10, 24 * 14
+    assert np.array_equal(inside.matrix + outside.matrix, whole.matrix) and inside.matrix.sum() == num_inside
+    mean = (inside.loss * num_inside + outside.loss * num_outside) / 24**2
+    assert mean == pytest.approx(whole.loss, rel=1e-12) and abs(inside.loss - outside.loss) > 1e-6
+    window = np.s_[:, :10]
+    of_label = np.where(whole.label, whole.probability, 1 - whole.probability)[window]
+    assert inside.loss == pytest.approx(-np.log(of_label.astype(np.float64)).mean(), rel=1e-6)
+    cut = metrics.confusion_matrix(whole.label[window][None], whole.classes[window][None], 2)[0].numpy()
+    assert np.array_equal(inside.matrix, cut)
+    assert whole.known is None and nothing.label is None and nothing.known is None and nothing.loss == 0
+    full = replace(network, info=INFO)
+    again = next(segment(full, files[:1], World(), tta=False, tile=0))
+    assert again.loss == whole.loss and np.array_equal(again.matrix, whole.matrix)
+
+
+def test_an_image_without_annotation_is_tested_without_scores_and_no_validation_image(parts, tmp_path):
+    files, network = parts
+    assert checked_samples(files, PARTIAL, labelled=False) == files
+    with pytest.raises(UserError, match="no pixel is annotated"):
+        checked_samples(files, PARTIAL, labelled=True)
+    scorer = TestScorer(tmp_path, files, network)
+    for image in segment(network, files, World(), tta=False, tile=0):
+        scorer(image)
+    scorer.finish()
+    *scored, last = scorer.rows
+    assert last == {"image": "0003", "sample": "00003.npy"} and not (tmp_path / "0003-label.png").exists()
+    assert [row["annotated"] for row in scored] == [1.0, 10 / 24, 14 / 24]
+    assert scorer.summary()["mean"]["loss"] == np.mean([row["loss"] for row in scored])
+    assert "not annotated" in scorer.legend
+
+
+def test_the_majority_baseline_is_of_the_annotated_pixels(tmp_path):
+    label = np.zeros((24, 24), np.uint8)
+    label[:, :4] = 1
+    label[UNKNOWN] = IGNORE
+    scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(PARTIAL))
+    scorer(segmented(label, np.where(label == 1, 0.9, 0.1), known=~UNKNOWN))
+    scorer.finish()
+    summary = scorer.summary()
+    assert summary["majority"]["pixel_error"] == pytest.approx(6 / 10) and summary["mean"]["pixel_error"] == 0
+    assert summary["majority"]["v_rand"] == 1  # a single cell is annotated
+    assert summary["mean"]["v_rand"] == summary["mean"]["object_f1"] == 1
+    assert summary["challenge"]["min_pixel_error"] == 0
+
+
+def test_classes_of_objects_are_scored_where_they_are_annotated(tmp_path):
+    info = DataInfo(1, [0, 1, 2], ["a", "b", "c"], [0.5, 0.3, 0.2], [0.0], [1.0], [0.0, 255.0], ignore=9)
+    label = np.zeros((24, 24), np.uint8)
+    label[2:8, 2:6], label[12:18, 2:6] = 1, 2
+    output = label.copy()
+    output[:, 12:] = 1  # anything at all where nothing is annotated
+    label[UNKNOWN] = IGNORE
+    scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(info))
+    scorer(segmented(label, np.moveaxis(np.eye(3)[output], -1, 0), num_class=3, known=~UNKNOWN))
+    scorer.finish()
+    mean = scorer.summary()["mean"]
+    assert mean["dice_b"] == mean["dice_c"] == mean["object_f1"] == 1 and mean["pixel_error"] == 0
+
+
+def test_the_threshold_is_chosen_where_it_is_annotated():
+    label, probability = discs(0.5)
+    fat = np.where(np.roll(label, 2, 0) | label, np.maximum(probability, 0.65), probability)
+    left = np.arange(64) < 32
+    mixed, known = np.where(left, fat, probability), np.broadcast_to(left, (64, 64))
+    assert best_threshold((label, mixed), known=known) == best_threshold((label, fat)) == 0.7
+    assert best_threshold((np.where(known, label, IGNORE), mixed), known=known) == 0.7
+    assert best_threshold((label, mixed), known=~known) == 0.5
+    empty = np.where(known, 0, IGNORE)  # no foreground is annotated, so it says nothing of the segments
+    assert best_threshold((empty, np.random.default_rng(0).random((64, 64))), known=known) == 0.5
+
+
+def test_pictures_of_the_validation_show_what_is_annotated():
+    label = np.where(UNKNOWN, IGNORE, np.eye(24, dtype=np.uint8))
+    image = segmented(label, np.zeros((24, 24)), known=~UNKNOWN)
+    scorer = ValidationScorer(PARTIAL, pictures=True)
+    scorer(image)
+    assert np.array_equal(scorer.pictures["label"], np.where(UNKNOWN, 128, np.eye(24) * 255))
+    assert np.array_equal(pictures_of(image, PARTIAL)["label"], scorer.pictures["label"])
+    scorer.finish()
+    assert scorer.scores()["pixel_error"] == pytest.approx(10 / 240)
