@@ -363,7 +363,8 @@ def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
         probability = predict_array(predictor, _as_array(mirrored), tta=False).reshape(-1, *mirrored.shape[1:])
         return image[None], probability[None, :, side:-side, side:-side]
 
-    return max(map(answered, (1, 4, 12, 32)), key=lambda pair: np.ptp(pair[1]))
+    sizes = [cell for cell in (1, 4, 12, 32) if cell <= side]
+    return max(map(answered, sizes), key=lambda pair: np.ptp(pair[1]))
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
