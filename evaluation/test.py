@@ -38,7 +38,7 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     path, database = checkpoint.find(config.folder("checkpoint"), config.epoch), config.folder("data")
     with world.reading(database, ENTRIES, "choose another --name_data"):
         saved = Checkpoint.load_for(path, database)
-        predictor = predictor_of(saved, path, device, None, config.background)
+        predictor = predictor_of([(path, saved)], device, None, config.background)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(config.folder("result"), world) as folder:
             scorer = TestScorer(folder / "images", files, predictor)

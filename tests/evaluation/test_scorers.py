@@ -9,7 +9,7 @@ import torch
 from dataset import DataInfo, SampleFile
 from evaluation import metrics
 from evaluation.scorers import Challenge, ScoringPool, Segmented, SegmentScorer, TestScorer, ValidationScorer
-from prediction.predictor import Predictor
+from prediction.predictor import Member, Predictor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INFO = DataInfo(1, [0, 255], ["membrane", "cell"], [0.3, 0.7], [0.0], [1.0], [0.0, 255.0])
@@ -27,7 +27,7 @@ def segmented(label, probability, index=0, num_class=2):
 
 
 def predictor(info=INFO, threshold=0.5, background=0):
-    return Predictor(torch.nn.Identity(), info, threshold, torch.device("cpu"), background=background)
+    return Predictor((Member(torch.nn.Identity(), info),), threshold, torch.device("cpu"), background=background)
 
 
 def test_a_stacks_challenge_scores_are_the_golden_maxima():
