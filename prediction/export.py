@@ -138,7 +138,7 @@ def export(config: Config) -> int:
     """
     output, kind = Path(config.output), config.format
     _check_flags(config)
-    paths = [checkpoint.find(config.folder("checkpoint"), config.epoch)]
+    paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
     _check_output(output, paths)
     predictor = load(paths)
     predictor = replace(predictor, members=tuple(map(_without_legacy, predictor.members)))
