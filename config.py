@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -168,7 +168,7 @@ class Config(Flags):
     """
 
     mode: str = flag("train", "train, test, predict or export", "run", choices=("train", "test", "predict", "export"))
-    scope: str = flag("unet", "name of the experiment, a folder", "run")
+    scope: str = flag("unet", "name of the experiment, a folder; test, predict, export: several with commas", "run")
     name_data: str = flag("em", "name of the database, a folder", "run")
     dir_data: str = flag("./datasets", "folder of the databases", "run")
     dir_checkpoint: str = flag("./checkpoints", "folder of the checkpoints", "run")
@@ -266,6 +266,25 @@ class Config(Flags):
     num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
     num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", rule=between(1, COUNT))
     num_freq_save: int = flag(50, "number of epochs between two checkpoints", "log", rule=between(1, COUNT))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for scope in self.scopes:
+            check_name("--scope", scope)
+        if len({*self.scopes}) < len(self.scopes):
+            raise FlagError(f"--scope {self.scope}: names a network twice: name each once")
+        if self.mode == "train" and len(self.scopes) > 1:
+            raise FlagError(f"--scope {self.scope}: --mode train trains one network: name one scope, without a comma")
+
+    @property
+    def scopes(self) -> list[str]:
+        """Each name in `--scope`: more than one for an ensemble."""
+        return self.scope.split(",")
+
+    @property
+    def checkpoint_folders(self) -> list[Path]:
+        """Folder of the checkpoints of each scope."""
+        return [replace(self, scope=scope).folder("checkpoint") for scope in self.scopes]
 
     def folder(self, name: str) -> Path:
         """Folder of this run: `data`, `checkpoint`, `log` or `result`; databases belong to no scope."""

@@ -28,8 +28,8 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     """
     if not config.input or not config.output:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
-    path = checkpoint.find(config.folder("checkpoint"), config.epoch)
-    predictor = load(path, config.gpu_ids, "off" if config.amp == "auto" else config.amp, config.background)
+    paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
+    predictor = load(paths, config.gpu_ids, "off" if config.amp == "auto" else config.amp, config.background)
     frames = list_frames(config.input)
     images = [open_frame(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     outputs = [output for output in WHAT if output in config.what.split(",")]
@@ -42,7 +42,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if world.is_main:
         for written, num in replaced.items():
             older = f" (replaced {num} older file(s))" if num else ""
-            say(f"segmented {len(frames)} image(s) with {path}: {written}{older}")
+            say(f"segmented {len(frames)} image(s) with {', '.join(map(str, paths))}: {written}{older}")
         if "cells" in outputs:
             job.report_objects()
     return 0

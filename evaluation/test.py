@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,10 +36,11 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     UserError
         There is no checkpoint or no test sample, they don't fit, or the results can't be written.
     """
-    path, database = checkpoint.find(config.folder("checkpoint"), config.epoch), config.folder("data")
+    paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
+    database = config.folder("data")
     with world.reading(database, ENTRIES, "choose another --name_data"):
-        saved = Checkpoint.load_for(path, database)
-        predictor = predictor_of(saved, path, device, None, config.background)
+        tested = {path: _load(path, database) for path in paths}
+        predictor = predictor_of(tested.items(), device, None, config.background)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(config.folder("result"), world) as folder:
             scorer = TestScorer(folder / "images", files, predictor)
@@ -46,10 +48,17 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
                 scorer(image)
             scorer.finish(world.gather)
             if world.is_main:
-                _write(folder, scorer, config, path, saved)
+                _write(folder, scorer, config, tested)
     if world.is_main:
-        _say_scores(scorer, saved.epoch, config.folder("result"))
+        _say_scores(scorer, [saved.epoch for saved in tested.values()], config.folder("result"))
     return 0
+
+
+def _load(path: Path, database: Path) -> Checkpoint:
+    """Checkpoint without the state of the optimiser, which is as large as two networks."""
+    saved = Checkpoint.load_for(path, database)
+    saved.optim = {}
+    return saved
 
 
 @contextmanager
@@ -62,18 +71,42 @@ def _results(goal: Path, world: World) -> Iterator[Path]:
         yield world.broadcast(folder)
 
 
-def _write(folder: Path, scorer: TestScorer, config: Config, path: Path, saved: Checkpoint) -> None:
+def _write(folder: Path, scorer: TestScorer, config: Config, tested: dict[Path, Checkpoint]) -> None:
     """Write the tables of a test and its page."""
-    facts = {"command": command_line(), "checkpoint": str(path), "epoch": saved.epoch, "split": config.split}
+    facts = {"command": command_line(), **_origin(tested), "split": config.split}
     page.write_metrics(folder, facts | scorer.summary(), scorer.rows)
-    title = f"{config.scope} / {config.name_data}: {scorer.legend}"
-    page.write_index(folder, title, scorer.table(), facts | as_typed(saved.config))
+    title = f"{', '.join(config.scopes)} / {config.name_data}: {scorer.legend}"
+    page.write_index(folder, title, scorer.table(), facts | _flags(tested.values()))
 
 
-def _say_scores(scorer: TestScorer, epoch: int, folder: Path) -> None:
+def _origin(tested: dict[Path, Checkpoint]) -> dict[str, Any]:
+    """The checkpoint of a test and its epoch; of an ensemble all of them, each with its threshold."""
+    paths, saved = list(map(str, tested)), list(tested.values())
+    if len(saved) == 1:
+        return {"checkpoint": paths[0], "epoch": saved[0].epoch}
+    return {
+        "checkpoints": paths,
+        "epochs": [each.epoch for each in saved],
+        "thresholds": [each.threshold for each in saved],
+    }
+
+
+def _flags(tested: Iterable[Checkpoint]) -> dict[str, Any]:
+    """Flags of a training; of several trainings all values of a flag, in their order, where they differ."""
+    typed = [as_typed(saved.config) for saved in tested]
+    found = {}
+    for name in dict.fromkeys(name for flags in typed for name in flags):
+        values = [flags.get(name, "") for flags in typed]
+        same = all(value == values[0] for value in values)
+        found[name] = values[0] if same else ", ".join(map(str, values))
+    return found
+
+
+def _say_scores(scorer: TestScorer, epochs: list[int], folder: Path) -> None:
     """Print the scores of a test, with its classes and thresholds."""
     say(page.format_table(page.main_scores(scorer.table())))
-    say(f"epoch {epoch}; {scorer.legend}")
+    of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
+    say(f"{of}; {scorer.legend}")
     if challenge := scorer.summary()["challenge"]:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())
         say(f"ISBI 2012 challenge scores, best threshold from 0.1 to 0.9 on this test set: {scores}")

@@ -10,7 +10,7 @@ import torch
 from dataset import SampleFile
 from distributed import World
 from evaluation.scorers import Challenge, Segmented, SegmentScorer, ValidationScorer, segment
-from prediction.predictor import Predictor, find_background, fold_norm
+from prediction.predictor import Member, Predictor, find_background, fold_norm
 from training.progress import Progress
 from training.state import TrainState
 
@@ -76,7 +76,8 @@ class Validation:
 
     def _predictor(self, state: TrainState, precision: torch.dtype | None) -> Predictor:
         background = find_background(state.info, self.background)
-        return Predictor(fold_norm(state.best_net), state.info, state.threshold, self.device, precision, background)
+        members = (Member(fold_norm(state.best_net), state.info),)
+        return Predictor(members, state.threshold, self.device, precision, background)
 
     def _segment(self, predictor: Predictor, *, tta: bool, stoppable: bool) -> Iterator[Segmented]:
         """Segment the samples of this process; ends at a signal to stop if `stoppable`."""

@@ -23,8 +23,8 @@ from config import Config
 from dataset import DataInfo
 from files import atomic_write, check_writable
 from model import class_probability
-from prediction.halo import forward_padded, halo
-from prediction.predictor import Predictor, load, predict_array
+from prediction.halo import forward_padded
+from prediction.predictor import Member, Predictor, load, predict_array
 from utils import FlagError, UserError, check_module, say
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class Segmenter(nn.Module):
     class 1, or (N, K, H, W) of K classes.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, member: Member) -> None:
         super().__init__()
-        self.net, self.two = predictor.net, predictor.info.num_class == 2
+        self.net, self.two = member.net, member.info.num_class == 2
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) normalised values to (N, K, H, W) probabilities."""
@@ -85,6 +85,18 @@ class Segmenter(nn.Module):
         x = _padded(_padded(x, 2, self.net.stride), 3, self.net.stride)
         probability = class_probability(forward_padded(self.net, x))[:, :, :height, :width]
         return probability[:, 1:] if self.two else probability
+
+
+class Ensemble(nn.Module):
+    """Mean of the probabilities (N, K, H, W) of several graphs."""
+
+    def __init__(self, graphs: list[nn.Module]) -> None:
+        super().__init__()
+        self.graphs = nn.ModuleList(graphs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K, H, W) probabilities."""
+        return torch.stack([graph(x) for graph in self.graphs]).mean(0)
 
 
 def _padded(x: Tensor, axis: int, stride: int) -> Tensor:
@@ -103,15 +115,15 @@ class Provenance:
 
     Attributes
     ----------
-    checkpoint : Path
-        Exported file.
+    checkpoints : list of Path
+        Exported files.
     authors : list of str
         Names; may be empty.
     license : str
         SPDX identifier, or empty.
     """
 
-    checkpoint: Path
+    checkpoints: list[Path]
     authors: list[str]
     license: str
 
@@ -126,22 +138,27 @@ def export(config: Config) -> int:
     """
     output, kind = Path(config.output), config.format
     _check_flags(config)
-    path = checkpoint.find(config.folder("checkpoint"), config.epoch)
-    _check_output(output, path)
-    predictor = load(path)
-    if predictor.info.normalize == "legacy":  # depends on the image's type, which a graph can't know: assume 8 bits
-        predictor = replace(predictor, info=replace(predictor.info, normalize="data"))
-    origin = Provenance(path, _authors(config), config.license)
+    paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
+    _check_output(output, paths)
+    predictor = load(paths)
+    predictor = replace(predictor, members=tuple(map(_without_legacy, predictor.members)))
+    origin, named = Provenance(paths, _authors(config), config.license), ", ".join(map(str, paths))
     with warnings.catch_warnings(action="ignore"):  # the exporters' own
         content, difference = WRITERS[kind](predictor, origin)
     if difference > TOLERANCE:
-        raise UserError(f"{output}: differs from {path} by {difference:.1e}: nothing was written; please report it")
+        raise UserError(f"{output}: differs from {named} by {difference:.1e}: nothing was written; please report it")
     with atomic_write(output) as file:
         file.write(content)
-    say(f"{path} exported to {output}; it differs from the checkpoint by at most {difference:.1e}")
+    say(f"{named} exported to {output}; it differs from the checkpoint by at most {difference:.1e}")
     if kind == "bioimageio" and not (origin.authors and origin.license):
         say("note: the model zoo takes a package only with author and licence: see --author and --license")
     return 0
+
+
+def _without_legacy(member: Member) -> Member:
+    """Member that scales images by no type, which a graph can't see, but as those of 8 bits."""
+    legacy = member.info.normalize == "legacy"
+    return replace(member, info=replace(member.info, normalize="data")) if legacy else member
 
 
 def _check_flags(config: Config) -> None:
@@ -180,11 +197,11 @@ def _authors(config: Config) -> list[str]:
     return [name.strip() for name in config.author.split(",") if name.strip()]
 
 
-def _check_output(output: Path, path: Path) -> None:
-    """Refuse an output that is the checkpoint or can't be written, before minutes of work."""
+def _check_output(output: Path, paths: list[Path]) -> None:
+    """Refuse an output that is a checkpoint or can't be written, before minutes of work."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
-    if output.exists() and output.samefile(path):
+    if output.exists() and any(output.samefile(path) for path in paths):
         raise UserError(f"--output {output} is the checkpoint itself: choose another name")
     check_writable(output.parent)
 
@@ -192,7 +209,8 @@ def _check_output(output: Path, path: Path) -> None:
 def _difference(predictor: Predictor, run: Callable[[np.ndarray], np.ndarray]) -> float:
     """Largest difference between the probabilities of an export and of the checkpoint."""
     worst = 0.0
-    for image in _trials(predictor.info):
+    infos = [member.info for member in predictor.members]
+    for image in _trials(next((info for info in infos if info.normalize == "data"), infos[0])):
         expected = predict_array(predictor, _as_array(image[0]), tta=False).reshape(1, -1, *image.shape[2:])
         worst = max(worst, float(np.abs(run(image) - expected).max()))
     return worst
@@ -219,13 +237,17 @@ def _as_array(image: np.ndarray) -> np.ndarray:
 
 def _example(predictor: Predictor, num: int = 1) -> Tensor:
     """Image to trace a graph with."""
-    generator, stride = torch.Generator().manual_seed(0), predictor.net.stride
+    generator, stride = torch.Generator().manual_seed(0), predictor.stride
     return torch.rand(num, predictor.info.nch_in, 5 * stride, 6 * stride, generator=generator) * 255
 
 
-def _whole(predictor: Predictor) -> nn.Module:
-    """Graph from raw grey values to probabilities."""
-    return nn.Sequential(Normalisation(predictor.info), Segmenter(predictor)).eval()
+def _graph(predictor: Predictor, *, normalised: bool = False) -> nn.Module:
+    """Graph from raw grey values, or from normalised ones, to probabilities."""
+    graphs: list[nn.Module] = [Segmenter(member) for member in predictor.members]
+    if not normalised:
+        infos = (member.info for member in predictor.members)
+        graphs = [nn.Sequential(Normalisation(info), graph) for info, graph in zip(infos, graphs, strict=True)]
+    return (graphs[0] if len(graphs) == 1 else Ensemble(graphs)).eval()
 
 
 def to_onnx(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
@@ -236,7 +258,7 @@ def to_onnx(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
     sizes = {0: "batch", 2: "height", 3: "width"}
     shapes = ({axis: torch.export.Dim(name, min=2 if axis else 1) for axis, name in sizes.items()},)
     program = torch.onnx.export(
-        _whole(predictor),
+        _graph(predictor),
         (_example(predictor, num=2),),
         dynamo=True,
         opset_version=OPSET,
@@ -253,7 +275,7 @@ def to_onnx(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
 
 def to_torchscript(predictor: Predictor, _: Provenance) -> tuple[bytes, float]:
     """TorchScript for any size, and how much its output differs."""
-    content = _traced(_whole(predictor), _example(predictor))
+    content = _traced(_graph(predictor), _example(predictor))
     return content, _difference(predictor, _runner(content))
 
 
@@ -279,12 +301,14 @@ def to_bioimageio(predictor: Predictor, provenance: Provenance) -> tuple[bytes, 
     """Tested package of the BioImage Model Zoo with TorchScript, and how much its output differs.
 
     The package declares the normalisation as preprocessing, and the halo of a tile, so that programs that work in tiles
-    give the same result as for the whole image.
+    give the same result as for the whole image. If the members of an ensemble are normalised by different mean and
+    standard deviation of training images, those are in the graph.
     """
     from bioimageio.spec import save_bioimageio_package
 
-    content = _traced(Segmenter(predictor).eval(), _example(predictor))
-    graph, normalise = _runner(content), Normalisation(predictor.info)
+    info = _common_normalisation(predictor)
+    content = _traced(_graph(predictor, normalised=info is not None), _example(predictor))
+    graph, normalise = _runner(content), Normalisation(info) if info else nn.Identity()
     difference = _difference(predictor, lambda image: graph(normalise(torch.from_numpy(image)).numpy()))
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package.zip"
@@ -296,6 +320,24 @@ def to_bioimageio(predictor: Predictor, provenance: Provenance) -> tuple[bytes, 
         _test_package(package)
         gc.collect()  # bioimageio.core leaves files open in reference cycles, and Windows can't remove open files
         return package.read_bytes(), difference
+
+
+def _common_normalisation(predictor: Predictor) -> DataInfo | None:
+    """Description that says how every member normalises; None where each has its own mean and standard deviation.
+
+    Raises
+    ------
+    UserError
+        Some normalise by the image and some by the training set: the statistics of a tile are not those of its image,
+        and after the step that normalises it the others can't have its grey values.
+    """
+    infos = [member.info for member in predictor.members]
+    kinds = {info.normalize for info in infos}
+    if len(kinds) > 1:
+        what = "--format bioimageio: some of these networks were trained with --normalize image, others with data"
+        raise UserError(f"{what}: export them as onnx or torchscript")
+    same = kinds == {"image"} or all((info.mean, info.std) == (infos[0].mean, infos[0].std) for info in infos)
+    return infos[0] if same else None
 
 
 def _test_package(package: Path) -> None:
@@ -324,7 +366,7 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> spe
     names = [_identifier(name) for name in (info.class_names[1:] if info.num_class == 2 else info.class_names)]
     image, probability = _test_images(predictor)
     _draw_cover(folder / "cover.png", image[0, 0], probability[0, -1])
-    (folder / "README.md").write_text(_readme(predictor, provenance.checkpoint), "utf-8")
+    (folder / "README.md").write_text(_readme(predictor, provenance.checkpoints), "utf-8")
     torchscript = spec.TorchscriptWeightsDescr(
         source=folder / "weights.pt", pytorch_version=spec.Version(torch.__version__.split("+")[0])
     )
@@ -341,7 +383,7 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> spe
         tags=["unet", "segmentation", "2d", "pytorch"],
         timestamp=spec.Datetime.now(),
         inputs=[_input(_save(folder, "input", image), predictor)],
-        outputs=[_output(_save(folder, "output", probability), names, halo(predictor.net.num_level))],
+        outputs=[_output(_save(folder, "output", probability), names, predictor.halo)],
         weights=spec.WeightsDescr(torchscript=torchscript),
     )
 
@@ -353,7 +395,7 @@ def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
     standard deviation, so it does not matter whether a program normalises before or after mirroring. Of several images
     the one whose output has the widest range is chosen, since the specification refuses an output of zeros only.
     """
-    rng, side = np.random.default_rng(0), halo(predictor.net.num_level)
+    rng, side = np.random.default_rng(0), predictor.halo
 
     def predicted(cell: int) -> tuple[np.ndarray, np.ndarray]:
         """Checkerboard of random grey values with cells of this size [px], and its probability."""
@@ -363,7 +405,8 @@ def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
         probability = predict_array(predictor, _as_array(mirrored), tta=False).reshape(-1, *mirrored.shape[1:])
         return image[None], probability[None, :, side:-side, side:-side]
 
-    return max(map(predicted, (1, 4, 12, 32)), key=lambda pair: np.ptp(pair[1]))
+    sizes = [cell for cell in (1, 4, 12, 32) if cell <= side]
+    return max(map(predicted, sizes), key=lambda pair: np.ptp(pair[1]))
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
@@ -382,24 +425,28 @@ def _input(files: dict[str, Any], predictor: Predictor) -> spec.InputTensorDescr
     """Description of the input: raw grey values, and their normalisation."""
     from bioimageio.spec.model import v0_5 as spec
 
-    info, stride, axes = predictor.info, predictor.net.stride, [spec.AxisId("y"), spec.AxisId("x")]
-    channels = spec.ChannelAxis(channel_names=[f"channel{number}" for number in range(info.nch_in)])
-    size = spec.ParameterizedSize(min=2 * halo(predictor.net.num_level) + stride, step=stride)
-    normalise: spec.ZeroMeanUnitVarianceDescr | spec.FixedZeroMeanUnitVarianceDescr
-    if info.normalize == "image":
-        normalise = spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=axes))
-    else:
-        kwargs = spec.FixedZeroMeanUnitVarianceAlongAxisKwargs(
-            mean=info.mean, std=info.std, axis=spec.AxisId("channel")
-        )
-        normalise = spec.FixedZeroMeanUnitVarianceDescr(kwargs=kwargs)
+    channels = spec.ChannelAxis(channel_names=[f"channel{number}" for number in range(predictor.info.nch_in)])
+    size = spec.ParameterizedSize(min=2 * predictor.halo + predictor.stride, step=predictor.stride)
+    space = [spec.SpaceInputAxis(id=spec.AxisId(axis), size=size) for axis in "yx"]
+    info = _common_normalisation(predictor)
     dtype = spec.EnsureDtypeDescr(kwargs=spec.EnsureDtypeKwargs(dtype="float32"))
     return spec.InputTensorDescr(
         id=spec.TensorId("image"),
-        axes=[spec.BatchAxis(), channels, *(spec.SpaceInputAxis(id=axis, size=size) for axis in axes)],
-        preprocessing=[dtype, normalise, dtype],
+        axes=[spec.BatchAxis(), channels, *space],
+        preprocessing=[dtype, _normalisation_step(info), dtype] if info else [dtype],
         **files,
     )
+
+
+def _normalisation_step(info: DataInfo) -> spec.ZeroMeanUnitVarianceDescr | spec.FixedZeroMeanUnitVarianceDescr:
+    """How images are normalised, as a step before the network."""
+    from bioimageio.spec.model import v0_5 as spec
+
+    if info.normalize == "image":
+        axes = [spec.AxisId("y"), spec.AxisId("x")]
+        return spec.ZeroMeanUnitVarianceDescr(kwargs=spec.ZeroMeanUnitVarianceKwargs(axes=axes))
+    kwargs = spec.FixedZeroMeanUnitVarianceAlongAxisKwargs(mean=info.mean, std=info.std, axis=spec.AxisId("channel"))
+    return spec.FixedZeroMeanUnitVarianceDescr(kwargs=kwargs)
 
 
 def _output(files: dict[str, Any], names: list[str], around: int) -> spec.OutputTensorDescr:
@@ -428,23 +475,26 @@ def _draw_cover(path: Path, image: np.ndarray, probability: np.ndarray) -> None:
     Image.fromarray(both).resize((512, 256)).save(path)
 
 
-def _readme(predictor: Predictor, source: Path) -> str:
+def _readme(predictor: Predictor, sources: list[Path]) -> str:
     """Text of the package's README for its users."""
-    info, by_tile = predictor.info, predictor.net.arguments["norm"] in ("inorm", "gnorm")
+    info, num, normalisation = predictor.info, len(sources), _common_normalisation(predictor)
     classes = ", ".join(f"{name} ({value})" for name, value in zip(info.class_names, info.class_values, strict=True))
     by = "each whole image" if info.normalize == "image" else "all training images"
+    names = [f"`{source.name if num == 1 else Path(*source.parts[-3:]).as_posix()}`" for source in sources]
+    mean = f"The output is the mean of the probabilities of {num} networks. " * (num > 1)
+    step = f"Mean and standard deviation of {by} are a step before the network, to be done before an image is cut into "
     lines = [
         "# U-Net",
-        f"Exported from `{source.name}`. Classes: {classes}. Output: probability of the class.",
-        f"Input: raw grey values, height and width multiples of {predictor.net.stride} px (mirror others at the bottom "
+        f"Exported from {', '.join(names)}. {mean}Classes: {classes}. Output: probability of the class.",
+        f"Input: raw grey values, height and width multiples of {predictor.stride} px (mirror others at the bottom "
         "and right).",
-        f"The input is normalised by mean and standard deviation of {by}, before an image is cut into "
-        "tiles; bioimageio.core does so when it predicts in blocks.",
-        f"The output depends on {halo(predictor.net.num_level)} px around it (`halo`), by which tiles must overlap. "
+        f"{step}tiles; bioimageio.core does so when it predicts in blocks." * (normalisation is not None),
+        f"The output depends on {predictor.halo} px around it (`halo`), by which tiles must overlap. "
         "At the border of an image "
         "bioimageio.core mirrors it, where the command line pads each feature map with zeros, so the two differ there. "
         "When it predicts a whole image at once, it normalises by the mirrored image.",
-        "The network normalises each feature map by the tile: the larger the tiles, the better." * by_tile,
+        "The network normalises each feature map by the tile: the larger the tiles, the better."
+        * predictor.is_tile_dependent,
         "## Validation",
         "The package holds a test image and its output; for the quality of the network see the scores of its training.",
     ]

@@ -97,14 +97,14 @@ def forward_padded(net: UNet, x: Tensor, sides: Sides = WHOLE) -> Tensor:
     needed, around = decoder_halos(net.num_level), halo(net.num_level)
     present = around // net.stride  # halo of x [px of its level]
     for level, decoder in zip(reversed(range(net.num_level)), net.decoders, strict=True):
-        x = _crop(x, sides, present - needed[level + 1])
+        x = crop_sides(x, sides, present - needed[level + 1])
         present = 2 * needed[level + 1]
-        x = decoder(x, _crop(skips.pop(), sides, around // 2**level - present))
-    return net.fc(_crop(x, sides, present))
+        x = decoder(x, crop_sides(skips.pop(), sides, around // 2**level - present))
+    return net.fc(crop_sides(x, sides, present))
 
 
-def _crop(x: Tensor, sides: Sides, num: int) -> Tensor:
-    """Feature map without `num` rows or columns on each side that has a halo."""
+def crop_sides(x: Tensor, sides: Sides, num: int) -> Tensor:
+    """Image or feature map without `num` rows or columns on each side that has a halo."""
     if not any(sides):
         return x
     top, left, bottom, right = (num * side for side in sides)

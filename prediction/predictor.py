@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import cast
 
 import numpy as np
@@ -19,7 +20,7 @@ from checkpoint import Checkpoint
 from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images.frames import Rows
 from model import CNR2d, UNet, class_probability, pad_to_multiple
-from prediction.halo import WHOLE, Sides, forward_tile, halo, size_without_halo
+from prediction.halo import WHOLE, Sides, crop_sides, forward_tile, halo, size_without_halo
 from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
 from utils import UserError, on_device, pick_device, pick_precision
 
@@ -27,6 +28,7 @@ TILE_PIXELS = 2**20  # largest tile on a CPU
 TILE_BYTES = 40  # memory per pixel of a tile and channel of the first level, at most
 BAND_BYTES = 8  # additional memory per pixel of a band of tiles and channel of the result
 OVERLAP = 32  # [px] width of the blend between tiles that were normalised differently
+ALIKE = ("nch_in", "context", "class_values", "class_names")  # what the networks of an ensemble must share
 
 
 class TestTimeAugmentation(nn.Module):
@@ -77,8 +79,8 @@ def fold_norm(net: UNet) -> UNet:
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A trained network with what it needs to segment an image; made by `load`.
+class Member:
+    """A trained network: the only one of a `Predictor`, or one of an ensemble.
 
     Attributes
     ----------
@@ -86,8 +88,32 @@ class Predictor:
         The averaged weights, with batch normalisation folded into the convolutions.
     info : DataInfo
         Channels, classes, and how images are normalised.
+    """
+
+    net: UNet
+    info: DataInfo
+
+    @property
+    def halo(self) -> int:
+        """Pixels that a tile reads beyond its output."""
+        return halo(self.net.num_level)
+
+    @property
+    def is_tile_dependent(self) -> bool:
+        """Whether the network normalises its feature maps by the tile it sees."""
+        return self.net.arguments["norm"] in ("inorm", "gnorm")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network, or an ensemble of them, with what is needed to segment an image; made by `load`.
+
+    Attributes
+    ----------
+    members : tuple of Member
+        Usually one; the probability is the mean of theirs.
     threshold : float
-        Threshold for the probability of class 1 that scored best on the validation set.
+        Threshold for the probability of class 1 that scored best on the validation set; the mean of the members'.
     device : torch.device
         Device that it runs on.
     precision : torch.dtype or None
@@ -96,12 +122,31 @@ class Predictor:
         Index of the class whose pixels belong to no object; with two classes the other one is the foreground.
     """
 
-    net: UNet
-    info: DataInfo
+    members: tuple[Member, ...]
     threshold: float
     device: torch.device
     precision: torch.dtype | None = None
     background: int = 0
+
+    @property
+    def info(self) -> DataInfo:
+        """Channels and classes, the same for all members; mean, range and fractions are those of the first one."""
+        return self.members[0].info
+
+    @property
+    def stride(self) -> int:
+        """Tiles lie on multiples of this [px], as every member needs; the strides are powers of two."""
+        return max(member.net.stride for member in self.members)
+
+    @property
+    def halo(self) -> int:
+        """Pixels that a tile reads beyond its output, enough for every member."""
+        return max(member.halo for member in self.members)
+
+    @property
+    def is_tile_dependent(self) -> bool:
+        """Whether a member normalises its feature maps by the tile it sees."""
+        return any(member.is_tile_dependent for member in self.members)
 
     @property
     def object_threshold(self) -> float:
@@ -126,47 +171,65 @@ class Predictor:
         nch = image.shape[2]
         if nch != self.info.nch_in:
             raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: choose other images")
-        mean, std = map(torch.from_numpy, statistics_of(cast(np.ndarray, image), self.info))
-        network = self._network(tta, every_class)
+        networks = [
+            self._network(member, statistics, tta, every_class)
+            for member, statistics in zip(self.members, self._statistics(image), strict=True)
+        ]
 
         def probability(tile: np.ndarray, sides: Sides) -> Tensor:
-            pixels = normalise(as_tensor(np.array(tile)), mean, std)  # a copy, since torch refuses read-only arrays
-            if not pixels.isfinite().all():
-                raise UserError("it holds NaN or infinity: repair the image")
-            result = network(pixels.movedim(-1, 0)[None].to(self.device), sides)[0]
-            if result.isnan().any():
+            pixels = as_tensor(np.array(tile))  # a copy, since torch refuses read-only arrays
+            total = networks[0](pixels, sides)
+            for network in networks[1:]:
+                total += network(pixels, sides)
+            if total.isnan().any():
                 raise UserError("the network's output is NaN: use --amp off, which has a larger range")
-            return result
+            return total.div_(len(networks))
 
         return Bands(probability, lambda rows: image[rows], grid)
 
     def tile_grid(self, shape: tuple[int, ...], tile: int) -> TileGrid:
         """Tiles of an image (H, W, ...); `tile` is their height [px], 0: as large as the free memory allows."""
-        (height, width), stride = shape[:2], self.net.stride
-        overlap = max(OVERLAP, stride) if self.net.arguments["norm"] in ("inorm", "gnorm") else 0
+        (height, width), stride = shape[:2], self.stride
+        overlap = max(OVERLAP, stride) if self.is_tile_dependent else 0
         most = self._max_pixels(height * width if overlap else 0)  # the fewer tiles, the fewer different statistics
         band_cost = BAND_BYTES * self.num_channel / self._pixel_bytes
         tile = max(-(-tile // stride) * stride, 2 * overlap) if tile else 0
         tall, wide = (tile, 4 * tile) if tile else tile_shape(height, width, most, band_cost, stride)
-        around = halo(self.net.num_level)
-        return TileGrid(tiles_along(height, tall, around, overlap), tiles_along(width, wide, around, overlap))
+        return TileGrid(tiles_along(height, tall, self.halo, overlap), tiles_along(width, wide, self.halo, overlap))
 
-    def _network(self, tta: bool, every_class: bool) -> Callable[[Tensor, Sides], Tensor]:
-        """Function from a normalised tile to the probability of its pixels."""
-        net = TestTimeAugmentation(self.net) if tta else partial(forward_tile, self.net)
+    def _statistics(self, image: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation by which each member normalises an image."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for member in self.members:
+            by = member.info.normalize
+            if by == "data" or by not in found:  # those of the image itself are measured once
+                mean, std = statistics_of(cast(np.ndarray, image), member.info)
+                found[by] = torch.from_numpy(mean), torch.from_numpy(std)
+            yield found[by]
+
+    def _network(
+        self, member: Member, statistics: tuple[Tensor, Tensor], tta: bool, every_class: bool
+    ) -> Callable[[Tensor, Sides], Tensor]:
+        """Function from the grey values of a tile (h, w, C) to a member's probability (K, h', w') of its pixels."""
+        net = TestTimeAugmentation(member.net) if tta else partial(forward_tile, member.net)
+        unused = self.halo - member.halo  # the tile's halo is that of the deepest member
 
         def run(tile: Tensor, sides: Sides) -> Tensor:
+            pixels = normalise(tile, *statistics)
+            if not pixels.isfinite().all():
+                raise UserError("it holds NaN or infinity: repair the image")
+            pixels = crop_sides(pixels.movedim(-1, 0)[None], sides, unused).to(self.device)
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-                logits = net(tile, sides)
-            probability = class_probability(logits.float())
-            return probability[:, 1:] if self.num_channel == 1 and not every_class else probability
+                logits = net(pixels, sides)
+            probability = class_probability(logits.float())[0]
+            return probability[1:] if self.num_channel == 1 and not every_class else probability
 
         return run
 
     @property
     def _pixel_bytes(self) -> int:
-        """Memory per pixel of a tile [bytes]."""
-        return TILE_BYTES * self.net.fc.in_channels
+        """Memory per pixel of a tile [bytes]: of the largest member, since they run one after the other."""
+        return TILE_BYTES * max(member.net.fc.in_channels for member in self.members)
 
     def _max_pixels(self, wanted: int) -> int:
         """Largest number of pixels in a tile; at least `wanted`, if memory allows."""
@@ -185,13 +248,16 @@ def _memory() -> int:
         return 2**32
 
 
-def load(path: str | os.PathLike, gpu_ids: str = "-1", amp: str = "off", background: str = "") -> Predictor:
-    """Network of a checkpoint, ready to segment.
+def load(
+    path: str | os.PathLike | Sequence[str | os.PathLike], gpu_ids: str = "-1", amp: str = "off", background: str = ""
+) -> Predictor:
+    """Network of a checkpoint, or the ensemble of several, ready to segment.
 
     Parameters
     ----------
-    path : path-like
-        A `.pth` of `main.py --mode train`, or of pytorch-UNET.
+    path : path-like, or list of them
+        A `.pth` of `main.py --mode train`, or of pytorch-UNET. Of several the mean probability is predicted; they may
+        differ in architecture and normalisation, but not in channels and classes.
     gpu_ids : str
         GPU number, or `"-1"` for the CPU.
     amp : {"off", "bf16", "fp16"}
@@ -202,7 +268,7 @@ def load(path: str | os.PathLike, gpu_ids: str = "-1", amp: str = "off", backgro
     Raises
     ------
     UserError
-        The file is not a checkpoint of this network, or it has no such class.
+        A file is not a checkpoint of this network, it has no such class, or the networks can't be an ensemble.
 
     Examples
     --------
@@ -212,20 +278,47 @@ def load(path: str | os.PathLike, gpu_ids: str = "-1", amp: str = "off", backgro
         predictor = load("checkpoints/unet/em/model_epoch0300.pth")
         probability = predict_array(predictor, tifffile.imread("new.tif"))
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: name a checkpoint that main.py --mode train wrote")
+    paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(each) for each in path]
+    for each in paths:
+        if not each.is_file():
+            raise UserError(f"{each}: no such file: name a checkpoint that main.py --mode train wrote")
     device = pick_device(gpu_ids)
-    return predictor_of(Checkpoint.load(path), path, device, pick_precision(amp, device), background)
+    checkpoints = ((each, Checkpoint.load(each)) for each in paths)  # one at a time in memory
+    return predictor_of(checkpoints, device, pick_precision(amp, device), background)
 
 
 def predictor_of(
-    saved: Checkpoint, path: Path, device: torch.device, precision: torch.dtype | None, background: str
+    checkpoints: Iterable[tuple[Path, Checkpoint]],
+    device: torch.device,
+    precision: torch.dtype | None,
+    background: str,
 ) -> Predictor:
-    """Network of a checkpoint, ready to segment."""
-    net = on_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
-    index = find_background(saved.info, background or saved.config.get("background", ""))
-    return Predictor(net, saved.info, saved.threshold, device, precision, index)
+    """Network of a checkpoint, or the ensemble of several, ready to segment."""
+    members: dict[Path, Member] = {}
+    backgrounds: dict[Path, int] = {}
+    thresholds = []
+    for path, saved in checkpoints:
+        net = on_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
+        members[path] = Member(net, saved.info)
+        backgrounds[path] = find_background(saved.info, background or saved.config.get("background", ""))
+        thresholds.append(saved.threshold)
+    if not members:
+        raise UserError("no checkpoint named: give the path of at least one")
+    _check_alike({path: member.info for path, member in members.items()}, backgrounds)
+    return Predictor(tuple(members.values()), fmean(thresholds), device, precision, next(iter(backgrounds.values())))
+
+
+def _check_alike(infos: dict[Path, DataInfo], backgrounds: dict[Path, int]) -> None:
+    """Refuse networks whose probabilities have no mean, since their channels or classes differ."""
+    (first, info), *others = infos.items()
+    for path, other in others:
+        for name in ALIKE:
+            ours, theirs = getattr(info, name), getattr(other, name)
+            if ours != theirs:
+                rule = "the networks of an ensemble must have the same channels and classes"
+                raise UserError(f"{first} was trained with {name} {ours}, {path} with {theirs}: {rule}")
+        if backgrounds[path] != backgrounds[first]:
+            raise UserError(f"{first} and {path} were trained with different backgrounds: choose one by --background")
 
 
 def find_background(info: DataInfo, name: str) -> int:

@@ -58,7 +58,7 @@ def test_tiles_of_other_numbers_of_levels_give_what_the_whole_image_gives(stack,
     assert main.main([*SMALL, "--num_epoch", "1", "--scope", "deep", "--num_level", num_level]) == 0
     assert segment("in.tif", "out.npy", "--dtype", "float32", "--tile", "80", "--scope", "deep") == 0
     predictor = load(work / "checkpoints" / "deep" / "em" / "model_epoch0001.pth")
-    assert predictor.net.stride == 2 ** int(num_level)
+    assert predictor.stride == 2 ** int(num_level)
     np.testing.assert_allclose(np.load("out.npy"), predict_array(predictor, stack, tta=False), atol=1e-5)
     again = [*SMALL, "--num_epoch", "2", "--scope", "deep", "--train_continue", "on"]
     assert f"was trained with --num_level {num_level}" in fails(main.main, again)
@@ -362,8 +362,8 @@ def test_python_says_what_it_can_not_take(trained, work):
     assert predict_array(predictor, np.zeros((3, 1, 1))).shape == (3, 1, 1)  # a stack of single pixels
     with pytest.raises(UserError, match="1e150"):
         predict_array(predictor, np.eye(32) * 1e300)
-    predictor.net.requires_grad_(False)
-    next(predictor.net.parameters()).fill_(float("inf"))  # what overflows in 16 bits
+    net = predictor.members[0].net.requires_grad_(False)
+    next(net.parameters()).fill_(float("inf"))  # what overflows in 16 bits
     with pytest.raises(UserError, match="output is NaN"):
         predict_array(predictor, np.eye(32))
 

@@ -22,7 +22,7 @@ from evaluation.scorers import (
     segment,
 )
 from model import UNet
-from prediction.predictor import Predictor
+from prediction.predictor import Member, Predictor
 from utils import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -42,7 +42,7 @@ def segmented(label, probability, index=0, num_class=2, known=None):
 
 
 def predictor(info=INFO, threshold=0.5, background=0):
-    return Predictor(torch.nn.Identity(), info, threshold, torch.device("cpu"), background=background)
+    return Predictor((Member(torch.nn.Identity(), info),), threshold, torch.device("cpu"), background=background)
 
 
 def test_a_stacks_challenge_scores_are_the_golden_maxima():

@@ -99,7 +99,7 @@ def test_torchscript_of_several_channels_and_classes_gives_the_probability_of_ea
 
 
 @needs("bioimageio")
-@pytest.mark.parametrize(("num_level", "halo"), [("3", 48), ("4", 96), ("5", 192)])
+@pytest.mark.parametrize(("num_level", "halo"), [("2", 24), ("4", 96), ("5", 192)])
 def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(database, work, capsys, num_level, halo):
     from bioimageio.core import predict
 
