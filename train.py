@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,8 +28,8 @@ from prediction.predictor import find_background
 from training.augment import Augmentation
 from training.compiled import compile_if_worth
 from training.loader import LoaderOptions, TrainingBatches, memory_for
-from training.log import Log, NoLog, TrainingLog, command_line, write_arguments
-from training.losses import LOSSES, Loss, cross_entropy
+from training.log import Log, NoLog, TrainingLog, command_line, say_what_is_trained, write_arguments
+from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
 from training.patches import Batch, PatchDataset
 from training.progress import Progress
@@ -39,8 +38,6 @@ from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
 
 Observer = Callable[[Batch, Tensor, Tensor], None]  # gets a batch, its logits and its loss
-
-FEW, ENOUGH = 1000, 1800  # steps of a training; see "Few annotated sections" in benchmarks/README.md
 
 
 def run_epoch(
@@ -220,7 +217,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         done = batches.files_of(state.epoch)[: len(state.losses)]
         for step, (loss, files) in enumerate(zip(state.losses, done, strict=True), 1):
-            _check_finite(loss, f"epoch {state.epoch}, step {step}", files)
+            check_finite(loss, f"epoch {state.epoch}, step {step}", files)
         sizes = [len(files) for files in done]
         return {
             "loss/train": float(np.average(state.losses, weights=sizes)) if sizes else 0.0,
@@ -246,7 +243,7 @@ class Trainer:
         if scorer is None:
             return {}
         for loss, file in zip(scorer.losses, validation.files, strict=True):
-            _check_finite(loss, f"the validation of epoch {epoch}", [file])
+            check_finite(loss, f"the validation of epoch {epoch}", [file])
         log.images(epoch, scorer.pictures or {})
         if not (last or epoch % config.num_freq_score == 0 or epoch % config.num_freq_save == 0):
             return scorer.scores()
@@ -322,13 +319,7 @@ class Trainer:
             if moved := move_aside(folder, files):
                 say(f"what an earlier run left is kept in {moved}")
         write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
-        names, fractions = state.info.class_names, state.info.class_share
-        say("training pixels: " + ", ".join(f"{n} {part:.1%}" for n, part in zip(names, fractions, strict=True)))
-        say(f"{num_weight(state.net):,} weights on {self.device}")
-        total = num_step * self.config.num_epoch
-        if num_step < 4 and total < FEW and not self.config.max_minutes:
-            advice = f"--num_epoch {math.ceil(ENOUGH / num_step)}, or --max_minutes"
-            say(f"note: {total} steps are few: with so few images add {advice}")
+        say_what_is_trained(state.info, num_weight(state.net), self.device, num_step, self.progress.last_epoch)
 
     def _log(self, state: TrainState) -> closing[TrainingLog] | nullcontext[NoLog]:
         """Log of the main process; the others have none."""
@@ -378,12 +369,3 @@ class Trainer:
         """Print a line, once for all processes."""
         if self.world.is_main:
             say(text)
-
-
-def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
-    """Stop a training that has diverged."""
-    if not math.isfinite(loss):
-        names = ", ".join(str(file.input) for file in files)
-        raise UserError(
-            f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shlex
 import sys
 import time
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from dataset import DataInfo
 from files import atomic_write
 from utils import printable, say
 
+FEW, ENOUGH = 1000, 1800  # steps of a training; see "Few annotated sections" in benchmarks/README.md
 SHOWN = ("loss", "dice", "pixel_error", "images_per_second")  # beside the progress
 
 
@@ -23,6 +27,32 @@ def write_arguments(path: Path, values: dict[str, Any]) -> None:
     width = max(map(len, values))
     with atomic_write(path, "w") as file:
         file.writelines(printable(f"{name.ljust(width)}  {value}") + "\n" for name, value in values.items())
+
+
+def say_what_is_trained(
+    info: DataInfo, num_weight: int, device: torch.device, num_step: int, num_epoch: int | None
+) -> None:
+    """Print the fractions of the classes, the size of the network, and whether its training has few steps.
+
+    Parameters
+    ----------
+    info : DataInfo
+        Of the training data.
+    num_weight : int
+        Of the network.
+    device : torch.device
+        What is trained on.
+    num_step : int
+        Steps of an epoch.
+    num_epoch : int or None
+        Epochs; None for a run that ends by the clock.
+    """
+    parts = zip(info.class_names, info.class_share, strict=True)
+    say("training pixels: " + ", ".join(f"{name} {part:.1%}" for name, part in parts))
+    say(f"{num_weight:,} weights on {device}")
+    if num_epoch and num_step < 4 and num_step * num_epoch < FEW:
+        advice = f"--num_epoch {math.ceil(ENOUGH / num_step)}, or --max_minutes"
+        say(f"note: {num_step * num_epoch} steps are few: with so few images add {advice}")
 
 
 def command_line(argv: list[str] | None = None) -> str:
