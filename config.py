@@ -166,6 +166,7 @@ class Config(Flags):
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
     dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", rule=FRACTION)
     init: str = flag("kaiming", "initialisation of the weights", "model", choices=INIT)
+    init_from: str = flag("", "checkpoint, or folder of some, whose weights to begin with where they fit", "model")
 
     num_epoch: int = flag(300, "number of epochs, each with one crop per image", "training", rule=between(1, COUNT))
     max_minutes: float = flag(0.0, "minutes to train instead of --num_epoch (0 = off)", "training", rule=up_to(1e7))

@@ -34,6 +34,7 @@ from training.optim import learning_rate
 from training.patches import Batch, PatchDataset
 from training.progress import Progress
 from training.state import TrainState, changed_flags, num_weight
+from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
 
@@ -254,7 +255,10 @@ class Trainer:
         info = replace(load_info(self.dir_data), normalize=self.config.normalize)
         if info.num_class < 2:
             raise UserError(f"{self.dir_data}: the labels hold one class only, {info.class_values}: nothing to learn")
-        return TrainState.begin(self.config, info, self.device, self.precision)
+        state = TrainState.begin(self.config, info, self.device, self.precision)
+        if self.config.init_from:
+            self._say(start_from(state, Path(self.config.init_from)))
+        return state
 
     def _resume(self) -> TrainState:
         """State of the newest checkpoint, or of the one that `--epoch` names."""

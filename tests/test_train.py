@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, SMALL, needs_golden, write_info
+from conftest import ROOT, SHARED, SMALL, checkpoint_of, curves, needs_golden, same, write_info
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
@@ -31,27 +31,6 @@ from training.log import TrainingLog
 from training.weight_map import cache_border_distances
 
 
-def checkpoint_of(work, epoch, scope="unet"):
-    return Checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth")
-
-
-def curves(work, scope="unet"):
-    """Points of each curve as (epoch, value), as TensorBoard shows them; those of every epoch that are no times."""
-    events = EventAccumulator(str(work / "log" / scope / "em")).Reload()
-    other = {"images_per_second", "max/v_rand", "max/v_info", "min_pixel_error", "rand_error"}
-    names = set(events.Tags()["scalars"]) - other
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
-
-
-def same(a, b):
-    """Whether two states hold the same bits."""
-    if isinstance(a, torch.Tensor):
-        return a.equal(b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
-
-
 @contextmanager
 def other_process(context):
     """Another process in a context of `files`, for as long as this one is in here."""
@@ -61,27 +40,6 @@ def other_process(context):
         process.stdout.readline()
         yield
         process.stdin.close()
-
-
-@pytest.fixture
-def stop_at_forward():
-    """Raises a signal when a network is called for the n-th time."""
-    hooks = []
-
-    def arm(signum, call):
-        calls = []
-
-        def hook(module, _):
-            if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):  # each network's last layer
-                calls.append(module)
-                if len(calls) == call:
-                    signal.raise_signal(signum)
-
-        hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(hook))
-
-    yield arm
-    for hook in hooks:
-        hook.remove()
 
 
 def test_run_epoch_trains_if_and_only_if_there_is_an_optimiser():

@@ -18,6 +18,7 @@ from utils import UserError
 
 # may well change on a resume
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
+PER_RUN |= {"init_from"}
 
 
 @dataclass
@@ -167,6 +168,8 @@ def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
     ]
     if config.normalize != saved.info.normalize:
         notes.append(f"--normalize stays {saved.info.normalize}, as in the checkpoint")
+    if config.init_from:
+        notes.append(f"--init_from {config.init_from}: without effect on a run that is resumed")
     return notes
 
 
