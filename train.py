@@ -26,6 +26,7 @@ from evaluation.validation import Validation
 from files import check_writable, locked, move_aside
 from prediction.predictor import find_background
 from training.augment import Augmentation
+from training.best import BestEpoch
 from training.compiled import compile_if_worth
 from training.loader import LoaderOptions, TrainingBatches, memory_for
 from training.log import Log, NoLog, TrainingLog, command_line, say_what_is_trained, write_arguments
@@ -129,6 +130,7 @@ class Trainer:
         self.dir_data, self.dir_checkpoint, self.dir_log = map(config.folder, ("data", "checkpoint", "log"))
         self.precision = pick_precision(config.amp, self.device)
         self.progress = Progress(config.num_epoch, config.max_minutes, self.world)
+        self.best = BestEpoch(config.best_score, config.patience, self.dir_checkpoint)
 
     def train(self) -> int:
         """Train to the last epoch.
@@ -159,6 +161,10 @@ class Trainer:
         if self.progress.sync(state.epoch - 1) >= 1:
             self._say(f"trained to epoch {state.epoch - 1} already: raise --num_epoch or --max_minutes to resume")
             return 0
+        if state.epoch > state.saved_epoch and self.best.is_over(state, state.saved_epoch):
+            why = self.best.reason(state, state.saved_epoch)
+            self._say(f"trained to epoch {state.saved_epoch} already{why}: raise --patience to resume")
+            return 0
         train = list_samples(self.dir_data / "train")
         val = list_samples(self.dir_data / "val") if (self.dir_data / "val").is_dir() else []
         batches, validation = self._batches(state, train, val), self._validation(state.info, val)
@@ -182,6 +188,7 @@ class Trainer:
                 if validation and not self.progress.is_stopping():
                     with self._saved_after_an_error(state):
                         scores |= self._validate(state, validation, log, last)
+                    last = last or self.best.is_over(state, state.epoch)
                 if self.progress.is_stopping():
                     path = self._save_stopped(state, validation)
                     break
@@ -192,7 +199,8 @@ class Trainer:
                 state.next_epoch()
         if self.progress.is_stopping():
             return self._say_stopped(state, len(batches), path)
-        self._say(f"trained to epoch {state.epoch - 1}, saved {path}")
+        why, best = self.best.reason(state, state.epoch - 1), self.best.describe(state)
+        self._say(f"trained to epoch {state.epoch - 1}{why}, saved {path}{best}")
         return 0
 
     def _train_epoch(self, state: TrainState, net: nn.Module, batches: TrainingBatches) -> Scores:
@@ -238,17 +246,25 @@ class Trainer:
             yield batch
 
     def _validate(self, state: TrainState, validation: Validation, log: Log, last: bool) -> Scores:
-        """Scores on the validation set; of segments, too, where they are due."""
+        """Scores on the validation set, of segments, too, where they are due; the best epoch is kept."""
         config, epoch = self.config, state.epoch
+        last = last or self.best.is_over(state, epoch)  # it is, unless this epoch is better
+        saved = last or epoch % config.num_freq_save == 0
         scorer = validation.score_pixels(state, pictures=last or epoch == 1 or epoch % config.num_freq_disp == 0)
         if scorer is None:
             return {}
         for loss, file in zip(scorer.losses, validation.files, strict=True):
             check_finite(loss, f"the validation of epoch {epoch}", [file])
         log.images(epoch, scorer.pictures or {})
-        if not (last or epoch % config.num_freq_score == 0 or epoch % config.num_freq_save == 0):
-            return scorer.scores()
-        return scorer.scores(validation.score_segments(state))
+        challenge = validation.score_segments(state) if saved or epoch % config.num_freq_score == 0 else None
+        if self.progress.is_stopping():
+            return {}
+        scores = scorer.scores(challenge)
+        take = partial(state.checkpoint, config, whole=True, seconds=self.progress.seconds)
+        self.best.update(state, scores, take, has_threshold=bool(challenge) or state.info.num_class > 2)
+        if saved:
+            self.best.choose_threshold(state, validation.score_segments)
+        return scores
 
     def _begin(self) -> TrainState:
         """First state, shaped after the data."""
@@ -265,7 +281,7 @@ class Trainer:
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = Checkpoint.load_for(path, self.dir_data)
         state = TrainState.resume(saved, path, self.config, self.device, self.precision)
-        for note in changed_flags(saved, self.config):
+        for note in changed_flags(saved, self.config) + self.best.resume(saved, state, self.world):
             self._say(f"note: {note}")
         self._say(f"resuming from {path}")
         return state
@@ -300,6 +316,7 @@ class Trainer:
         """How the validation set is scored, if there is one."""
         config = self.config
         find_background(info, config.background)  # a class that is not there is reported before the training
+        self.best.check(info.num_class, has_validation=bool(files))
         if not files:
             return None
         checked_samples(files, info, labelled=True)
@@ -316,7 +333,7 @@ class Trainer:
         """Set aside what an earlier run would mix in, write arg.txt, and say what is about to be trained."""
         check_writable(self.dir_checkpoint)
         epochs = checkpoint.list_epochs(self.dir_checkpoint)
-        stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch]
+        stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch] + self.best.stale()
         logs = [*self.dir_log.glob("events.out.tfevents*"), *self.dir_log.glob("arg.txt")]
         logs = [] if state.saved_epoch else logs
         for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
@@ -335,9 +352,9 @@ class Trainer:
     def _save(self, state: TrainState, *, whole: bool) -> Path:
         """Write the checkpoint of an epoch, whole or interrupted."""
         path = checkpoint.path_of(self.dir_checkpoint, state.epoch)
+        self.best.save(is_main=self.world.is_main)  # first: a numbered checkpoint says that it is there
         if self.world.is_main:
-            run, seconds = distributed.run_id(), self.progress.seconds
-            state.checkpoint(self.config, whole=whole, seconds=seconds, run=run).save(path)
+            state.checkpoint(self.config, whole=whole, seconds=self.progress.seconds).save(path)
         return path
 
     def _save_stopped(self, state: TrainState, validation: Validation | None) -> Path:
@@ -346,7 +363,9 @@ class Trainer:
         if validation is not None and state.info.num_class == 2:
             if self.world.is_main:
                 say(f"saved {path}; now its threshold is chosen, Ctrl-C again leaves that out", sys.stderr)
-            validation.score_segments(state, heed=False)
+            score_segments = partial(validation.score_segments, heed=False)
+            score_segments(state)
+            self.best.choose_threshold(state, score_segments)
             self._save(state, whole=False)
         return path
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, checkpoint_of
 
 import checkpoint
 import main
@@ -100,6 +100,15 @@ def test_several_processes_train_the_weights_of_one_and_are_resumed_by_one(datab
         assert main.main([*flags, "--scope", scope, "--train_continue", "on", "--num_epoch", "7"]) == 0
     one, three = weights(work, "one", 7), weights(work, "three", 7)
     assert all(torch.allclose(three[name], value, atol=1e-4) for name, value in one.items())
+
+
+def test_several_processes_end_together_by_their_patience_with_one_best_epoch(database, work, together):
+    flags = [*FLAGS, "--norm", "none", "--lr", "1e-30", "--num_epoch", "30", "--patience", "3"]
+    out = finish(together(2, *flags))
+    assert out.count("trained to epoch 4 (3 epochs without a better loss)") == 1
+    assert [checkpoint_of(work, epoch).epoch for epoch in (0, "best")] == [4, 1]
+    out = finish(together(2, *flags, "--patience", "4", "--train_continue", "on"))
+    assert "trained to epoch 5 (4 epochs" in out
 
 
 def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, together, monkeypatch):

@@ -276,7 +276,8 @@ def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
     before = (work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth").read_bytes()
     assert main.main([*SMALL, "--num_epoch", "2", "--num_freq_save", "2"]) == 0
     folder = work / "checkpoints" / "unet" / "em"
-    assert sorted(path.name for path in folder.iterdir()) == ["earlier-1", "model_epoch0002.pth"]
+    assert sorted(path.name for path in folder.iterdir()) == ["earlier-1", "model_best.pth", "model_epoch0002.pth"]
+    assert sorted(path.name for path in (folder / "earlier-1").iterdir()) == ["model_best.pth", "model_epoch0001.pth"]
     assert (folder / "earlier-1" / "model_epoch0001.pth").read_bytes() == before
     kept = sorted(path.name.split(".")[0] for path in (work / "log" / "unet" / "em" / "earlier-1").iterdir())
     assert kept == ["arg", "events"]
