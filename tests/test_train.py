@@ -223,7 +223,7 @@ def test_a_run_by_the_clock_ends_in_time_with_the_schedule_and_goes_on(database,
     assert Checkpoint.load(path).seconds >= 2.4
     assert main.main([*flags, "--max_minutes", "0.04", "--train_continue", "on"]) == 0
     assert checkpoint.find(path.parent) == path
-    assert main.main([*flags, "--max_minutes", "0.06", "--train_continue", "on"]) == 0
+    assert main.main([*flags, "--max_minutes", "0.08", "--train_continue", "on"]) == 0
     assert checkpoint.epoch_of(checkpoint.find(path.parent)) > epoch
 
 
