@@ -208,3 +208,12 @@ def test_a_resumed_run_goes_on_counting_the_epochs_without_a_better_score(databa
     assert main.main([*STILL, "--patience", "4"]) == 143
     assert main.main([*STILL, "--patience", "4", "--train_continue", "on"]) == 0
     assert checkpoint.find(work / CHECKPOINTS).name == "model_epoch0005.pth"
+
+
+def test_a_threshold_that_was_not_chosen_is_chosen_by_the_resumed_run(database, work):
+    assert main.main([*STILL, "--num_epoch", "1"]) == 0
+    saved = checkpoint_of(work, "best")
+    chosen, saved.threshold = saved.threshold, 0.123  # as where a second Ctrl-C left the choice out
+    saved.save(work / CHECKPOINTS / "model_best.pth")
+    assert main.main([*STILL, "--num_epoch", "2", "--train_continue", "on"]) == 0
+    assert (checkpoint_of(work, "best").epoch, checkpoint_of(work, "best").threshold) == (1, chosen)
