@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from config import BEST
 from dataset import DataInfo, find_description, load_info
 from files import atomic_write
 from legacy import convert_legacy
@@ -60,6 +61,8 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under 
     "threshold": lambda value: _is_number(value) and 0 <= value <= 1,
     "seconds": lambda value: _is_number(value) and value >= 0,
     "run": lambda value: isinstance(value, str),
+    "best_epoch": _is_count,
+    "best_score": lambda value: value is None or _is_number(value),
     "plan": lambda value: _is_table(value) and all(map(_is_count_or_counts, value.values())),
     "average": lambda value: (
         value is None or (_is_table(value) and _is_state(value.get("net")) and _is_count(value.get("num_step")))
@@ -95,6 +98,8 @@ class Checkpoint:
         Name that torchrun gave the run; empty without it.
     average : dict or None
         State of the moving average of the weights.
+    best_epoch, best_score
+        The epoch with the best validation score up to this one, and that score; 0 and None where there is none.
     """
 
     net: dict[str, torch.Tensor]
@@ -111,6 +116,8 @@ class Checkpoint:
     seconds: float = 0.0
     run: str = ""
     average: dict[str, Any] | None = None
+    best_epoch: int = 0
+    best_score: float | None = None
 
     @classmethod
     def load(cls, path: Path, info: DataInfo | None = None) -> Checkpoint:
@@ -208,6 +215,11 @@ def path_of(folder: Path, epoch: int) -> Path:
     return folder / f"model_epoch{epoch:04d}.pth"
 
 
+def best_path(folder: Path) -> Path:
+    """Where the checkpoint of the epoch with the best validation score lies."""
+    return folder / "model_best.pth"
+
+
 def epoch_of(path: Path) -> int | None:
     """Epoch in the name of a checkpoint, with any number of digits; None for other names.
 
@@ -249,27 +261,32 @@ def list_epochs(folder: Path) -> dict[int, Path]:
     return {epoch: path for epoch, path in paths.items() if epoch is not None}
 
 
-def find(folder: Path, epoch: int = 0) -> Path:
-    """Checkpoint of an epoch, or the newest.
+def find(folder: Path, epoch: int | str = 0) -> Path:
+    """Checkpoint of an epoch, the newest, or that of the best epoch.
 
     Parameters
     ----------
     folder : Path
         `[dir_checkpoint]/[scope]/[name_data]`.
-    epoch : int
-        0 for the newest. File names may have any number of digits.
+    epoch : int or str
+        0 for the newest, `best` for the one with the best validation score. File names may have any number of digits.
 
     Raises
     ------
     UserError
         There is none.
     """
+    if epoch == BEST:
+        if best_path(folder).is_file():
+            return best_path(folder)
+        raise UserError(f"no {best_path(folder).name} in {folder}: only a training with a validation set writes one")
     found = list_epochs(folder)
     if not found:
         raise UserError(f"no checkpoint in {folder}: run --mode train first, or check --scope and --name_data")
-    if epoch and epoch not in found:
+    number = int(epoch) or max(found)
+    if number not in found:
         raise UserError(f"no checkpoint of epoch {epoch} in {folder}: there are {', '.join(map(str, sorted(found)))}")
-    return found[epoch or max(found)]
+    return found[number]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -67,6 +67,7 @@ BY = ("image", "data")
 AMP = ("auto", "off", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
+BEST_SCORE = ("loss", "pixel_error", "dice", "v_info")
 PHANTOM = ("em", "nuclei", "rare")
 SPLIT = ("contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
@@ -98,6 +99,30 @@ DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
 SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
 SEED: Rule = up_to(2**63 - 1)
 NUMBER: dict[str, Any] = {"type": float, "metavar": "FLOAT"}
+BEST = "best"  # the epoch with the best validation score
+
+
+def epoch_number(text: str) -> int | str:
+    """Value of `--epoch`: a number, or `best`.
+
+    Examples
+    --------
+    >>> epoch_number("50"), epoch_number("best")
+    (50, 'best')
+    """
+    if text == BEST:
+        return BEST
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {BEST}") from None
+
+
+EPOCH: dict[str, Any] = {"type": epoch_number, "metavar": f"N|{BEST}"}
+EPOCH["rule"] = (
+    lambda value: value == BEST or (not isinstance(value, str) and 0 <= value <= COUNT),
+    f"must be {BEST}, or lie in [0, {COUNT}]",
+)
 
 
 def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
@@ -178,8 +203,8 @@ class Config(Flags):
     seed: int = flag(0, "random seed", "run", rule=SEED)
     dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", rule=positive_up_to(1e7))
     train_continue: bool = flag(False, "resume from the newest checkpoint, or from --epoch", "run")
-    epoch: int = flag(
-        0, "epoch of the checkpoint to load, also by predict and export (0 = newest)", "run", rule=up_to(COUNT)
+    epoch: int | str = flag(
+        0, "epoch of the checkpoint to load, also by predict and export (0 = newest), or best", "run", **EPOCH
     )
 
     nch_in: int = flag(0, "input channels (0 = from the data)", "model", rule=up_to(10_000))
@@ -190,6 +215,7 @@ class Config(Flags):
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
     dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", rule=FRACTION)
     init: str = flag("kaiming", "initialisation of the weights", "model", choices=INIT)
+    init_from: str = flag("", "checkpoint, or folder of some, whose weights to begin with where they fit", "model")
 
     num_epoch: int = flag(300, "number of epochs, each with --num_crop crops", "training", rule=between(1, COUNT))
     num_crop: int = flag(
@@ -219,6 +245,8 @@ class Config(Flags):
     amp: str = flag("auto", "mixed precision (auto = bfloat16 if supported)", "training", choices=AMP)
     compile: str = flag("auto", "torch.compile (auto = in long trainings on a GPU)", "training", choices=COMPILE)
     average: float = flag(0.99, "decay of the weight EMA (0 = off)", "training", rule=FRACTION)
+    best_score: str = flag("loss", "validation score by which an epoch is the best", "training", choices=BEST_SCORE)
+    patience: int = flag(0, "end after so many epochs without a better score (0 = off)", "training", rule=up_to(COUNT))
 
     ny_load: int = flag(256, "height of a training crop [px]", "data", rule=between(1, 2**20))
     nx_load: int = flag(256, "width of a training crop [px]", "data", rule=between(1, 2**20))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,14 +26,16 @@ from evaluation.validation import Validation
 from files import check_writable, locked, move_aside
 from prediction.predictor import find_background
 from training.augment import Augmentation
+from training.best import BestEpoch
 from training.compiled import maybe_compile
 from training.loader import LoaderOptions, TrainingBatches, memory_for
-from training.log import Log, NoLog, TrainingLog, command_line, write_arguments
-from training.losses import LOSSES, Loss, cross_entropy
+from training.log import Log, NoLog, TrainingLog, command_line, say_what_is_trained, write_arguments
+from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
 from training.patches import Batch, PatchDataset
 from training.progress import Progress
 from training.state import TrainState, changed_flags, num_weight
+from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
 
@@ -123,6 +124,7 @@ class Trainer:
         self.dir_data, self.dir_checkpoint, self.dir_log = map(config.folder, ("data", "checkpoint", "log"))
         self.precision = pick_precision(config.amp, self.device)
         self.progress = Progress(config.num_epoch, config.max_minutes, self.world)
+        self.best = BestEpoch(config.best_score, config.patience, self.dir_checkpoint)
 
     def train(self) -> int:
         """Train to the last epoch.
@@ -153,6 +155,10 @@ class Trainer:
         if self.progress.sync(state.epoch - 1) >= 1:
             self._say(f"already trained to epoch {state.epoch - 1}: raise --num_epoch or --max_minutes to train longer")
             return 0
+        if state.epoch > state.saved_epoch and self.best.is_over(state, state.saved_epoch):
+            why = self.best.reason(state, state.saved_epoch)
+            self._say(f"trained to epoch {state.saved_epoch} already{why}: raise --patience to resume")
+            return 0
         train = list_samples(self.dir_data / "train")
         val = list_samples(self.dir_data / "val") if (self.dir_data / "val").is_dir() else []
         batches, validation = self._batches(state, train, val), self._validation(state.info, val)
@@ -176,6 +182,7 @@ class Trainer:
                 if validation and not self.progress.is_stopping():
                     with self._save_on_error(state):
                         scores |= self._validate(state, validation, log, last)
+                    last = last or self.best.is_over(state, state.epoch)
                 if self.progress.is_stopping():
                     path = self._save_stopped(state, validation)
                     break
@@ -186,7 +193,8 @@ class Trainer:
                 state.next_epoch()
         if self.progress.is_stopping():
             return self._say_stopped(state, len(batches), path)
-        self._say(f"trained to epoch {state.epoch - 1}, saved {path}")
+        why, best = self.best.reason(state, state.epoch - 1), self.best.describe(state)
+        self._say(f"trained to epoch {state.epoch - 1}{why}, saved {path}{best}")
         return 0
 
     def _train_epoch(self, state: TrainState, net: nn.Module, batches: TrainingBatches) -> Scores:
@@ -212,7 +220,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         done = batches.files_of(state.epoch)[: len(state.losses)]
         for step, (loss, files) in enumerate(zip(state.losses, done, strict=True), 1):
-            _check_finite(loss, f"epoch {state.epoch}, step {step}", files)
+            check_finite(loss, f"epoch {state.epoch}, step {step}", files)
         sizes = [len(files) for files in done]
         return {
             "loss/train": float(np.average(state.losses, weights=sizes)) if sizes else 0.0,
@@ -232,31 +240,42 @@ class Trainer:
             yield batch
 
     def _validate(self, state: TrainState, validation: Validation, log: Log, last: bool) -> Scores:
-        """Scores on the validation set, with those of segments in the epochs when they are due."""
+        """Scores on the validation set, with those of segments when they are due; the best epoch is kept."""
         config, epoch = self.config, state.epoch
+        last = last or self.best.is_over(state, epoch)  # it is, unless this epoch is better
+        saved = last or epoch % config.num_freq_save == 0
         scorer = validation.score_pixels(state, pictures=last or epoch == 1 or epoch % config.num_freq_disp == 0)
         if scorer is None:
             return {}
         for loss, file in zip(scorer.losses, validation.files, strict=True):
-            _check_finite(loss, f"the validation set after epoch {epoch}", [file])
+            check_finite(loss, f"the validation set after epoch {epoch}", [file])
         log.images(epoch, scorer.pictures or {})
-        if not (last or epoch % config.num_freq_score == 0 or epoch % config.num_freq_save == 0):
-            return scorer.scores()
-        return scorer.scores(validation.score_segments(state))
+        challenge = validation.score_segments(state) if saved or epoch % config.num_freq_score == 0 else None
+        if self.progress.is_stopping():
+            return {}
+        scores = scorer.scores(challenge)
+        take = partial(state.checkpoint, config, whole=True, seconds=self.progress.seconds)
+        self.best.update(state, scores, take, has_threshold=bool(challenge) or state.info.num_class > 2)
+        if saved:
+            self.best.choose_threshold(state, validation.score_segments)
+        return scores
 
     def _begin(self) -> TrainState:
         """State of a new training."""
         info = replace(load_info(self.dir_data), normalize=self.config.normalize)
         if info.num_class < 2:
             raise UserError(f"{self.dir_data}: the labels have only one class, {info.class_values}: nothing to learn")
-        return TrainState.begin(self.config, info, self.device, self.precision)
+        state = TrainState.begin(self.config, info, self.device, self.precision)
+        if self.config.init_from:
+            self._say(start_from(state, Path(self.config.init_from)))
+        return state
 
     def _resume(self) -> TrainState:
         """State from the newest checkpoint, or from that of `--epoch`."""
         path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
         saved = Checkpoint.load_for(path, self.dir_data)
         state = TrainState.resume(saved, path, self.config, self.device, self.precision)
-        for note in changed_flags(saved, self.config):
+        for note in changed_flags(saved, self.config) + self.best.resume(saved, state, self.world):
             self._say(f"note: {note}")
         self._say(f"resuming from {path}")
         return state
@@ -292,6 +311,7 @@ class Trainer:
         """What scores the validation set, if there is one."""
         config = self.config
         find_background(info, config.background)  # an unknown class is reported before the training
+        self.best.check(info.num_class, has_validation=bool(files))
         if not files:
             return None
         checked_samples(files, info, labelled=True)
@@ -308,16 +328,14 @@ class Trainer:
         """Move files of an earlier run aside, write arg.txt, and print what will be trained."""
         check_writable(self.dir_checkpoint)
         epochs = checkpoint.list_epochs(self.dir_checkpoint)
-        stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch]
+        stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch] + self.best.stale()
         logs = [*self.dir_log.glob("events.out.tfevents*"), *self.dir_log.glob("arg.txt")]
         logs = [] if state.saved_epoch else logs
         for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
             if moved := move_aside(folder, files):
                 say(f"moved the files of an earlier run to {moved}")
         write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
-        names, fractions = state.info.class_names, state.info.class_share
-        say("training pixels: " + ", ".join(f"{n} {part:.1%}" for n, part in zip(names, fractions, strict=True)))
-        say(f"{num_weight(state.net):,} weights on {self.device}")
+        say_what_is_trained(state.info, num_weight(state.net), self.device)
 
     def _log(self, state: TrainState) -> closing[TrainingLog] | nullcontext[NoLog]:
         """Log of the main process; the others write none."""
@@ -329,9 +347,9 @@ class Trainer:
     def _save(self, state: TrainState, *, whole: bool) -> Path:
         """Save the checkpoint of a complete or interrupted epoch."""
         path = checkpoint.path_of(self.dir_checkpoint, state.epoch)
+        self.best.save(is_main=self.world.is_main)  # first: a numbered checkpoint says that it is there
         if self.world.is_main:
-            run, seconds = distributed.run_id(), self.progress.seconds
-            state.checkpoint(self.config, whole=whole, seconds=seconds, run=run).save(path)
+            state.checkpoint(self.config, whole=whole, seconds=self.progress.seconds).save(path)
         return path
 
     def _save_stopped(self, state: TrainState, validation: Validation | None) -> Path:
@@ -340,7 +358,9 @@ class Trainer:
         if validation is not None and state.info.num_class == 2:
             if self.world.is_main:
                 say(f"saved {path}; choosing its threshold, press Ctrl-C again to skip this", sys.stderr)
-            validation.score_segments(state, stoppable=False)
+            score_segments = partial(validation.score_segments, stoppable=False)
+            score_segments(state)
+            self.best.choose_threshold(state, score_segments)
             self._save(state, whole=False)
         return path
 
@@ -367,12 +387,3 @@ class Trainer:
         """Print a line in the main process only."""
         if self.world.is_main:
             say(text)
-
-
-def _check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
-    """Stop a training that has diverged."""
-    if not math.isfinite(loss):
-        names = ", ".join(dict.fromkeys(str(file.input) for file in files))
-        raise UserError(
-            f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
-        )

@@ -68,6 +68,29 @@ def trained(made, work):
 
 
 @pytest.fixture
+def stop_at_forward():
+    """Raises a signal when a network is called for the n-th time."""
+    import torch
+
+    hooks = []
+
+    def arm(signum, call):
+        calls = []
+
+        def hook(module, _):
+            if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):  # each network's last layer
+                calls.append(module)
+                if len(calls) == call:
+                    signal.raise_signal(signum)
+
+        hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(hook))
+
+    yield arm
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture
 def fails(capfd):
     """Runs a program that must end with one line on stderr, and returns that line."""
 
@@ -129,6 +152,32 @@ def wait_for(path: Path, process: Fork) -> None:
     while not path.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
+
+
+def checkpoint_of(work, epoch, scope="unet"):
+    """Checkpoint of an epoch, or of the `best`."""
+    import checkpoint
+
+    return checkpoint.Checkpoint.load(checkpoint.find(work / "checkpoints" / scope / "em", epoch))
+
+
+def curves(work, scope="unet", *, every_epoch=True):
+    """Points of each curve as (epoch, value), as TensorBoard shows them; those of every epoch that are no times."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(work / "log" / scope / "em")).Reload()
+    other = {"max/v_rand", "max/v_info", "min_pixel_error", "rand_error"} if every_epoch else set()
+    names = set(events.Tags()["scalars"]) - other - {"images_per_second"}
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
+def same(a, b):
+    """Whether two states hold the same bits."""
+    if hasattr(a, "untyped_storage"):
+        return a.equal(b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
 
 
 class Killed(BaseException):

@@ -73,6 +73,21 @@ def test_the_newest_is_found_by_number_with_any_count_of_digits(tmp_path):
         checkpoint.find(tmp_path, 7)
 
 
+def test_the_best_is_found_by_its_word_and_no_epoch_of_its_own(tmp_path):
+    with pytest.raises(UserError, match=r"no model_best\.pth"):
+        checkpoint.find(tmp_path, "best")
+    for name in ("model_epoch0009.pth", "model_best.pth"):
+        (tmp_path / name).touch()
+    assert checkpoint.find(tmp_path, "best").name == "model_best.pth"
+    assert checkpoint.find(tmp_path).name == "model_epoch0009.pth" and list(checkpoint.list_epochs(tmp_path)) == [9]
+
+
+def test_an_older_checkpoint_knows_no_best_epoch(tmp_path):
+    torch.save(STATE, tmp_path / "a.pth")
+    loaded = Checkpoint.load(tmp_path / "a.pth")
+    assert (loaded.best_epoch, loaded.best_score) == (0, None)
+
+
 def test_no_checkpoint_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run --mode train first"):
         checkpoint.find(tmp_path / "none")
@@ -139,6 +154,7 @@ def test_a_checkpoint_is_written_without_a_second_copy_in_memory(tmp_path):
 
 WRONG = [{"format": "x"}, {"arch": [1]}, {"arch": NET.arguments | {"depth": 3}}, {"epoch": "one"}, {"losses": 0.5}]
 WRONG += [{"data": asdict(INFO) | {"class_values": [0, 1, 2]}}, {"data": 5}, {"threshold": "high"}, {"optim": None}]
+WRONG += [{"best_epoch": -1}, {"best_score": "low"}, {"best_score": float("nan")}]
 WRONG += [{"average": {"net": 1}}, {"config": {1: 2}}, {"losses": [float("nan")]}, {"net": {FIRST: 1.0}}]
 WRONG += [{"arch": NET.arguments | {"nch_ker": 3000}}, {"arch": NET.arguments | {"nch_ker": 10**19}}]
 WRONG += [{"arch": NET.arguments | {"norm": "lnorm"}}, {"net": STATE["net"] | {FIRST: torch.zeros(1, 1, 3, 3)}}]

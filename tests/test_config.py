@@ -11,7 +11,7 @@ import model
 from config import PHANTOM, Config, parse
 from prediction import export, job
 from sources import database, phantom
-from training import losses, optim
+from training import best, losses, optim
 from training.augment import Augmentation
 from utils import FlagError, UserError
 
@@ -39,6 +39,7 @@ def test_the_choices_of_a_flag_are_those_that_are_implemented():
     assert choices["pool"] == model.POOLS.keys()
     assert choices["init"] == model.INITS.keys()
     assert choices["optim"] == optim.OPTIMS.keys()
+    assert choices["best_score"] == best.SCORES.keys() > set(best.FALLING)
     assert choices["schedule"] == optim.SCHEDULES.keys()
     assert choices["format"] == export.WRITERS.keys() == export.ENDINGS.keys() == export.PACKAGES.keys()
     assert database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys() == set(PHANTOM)
@@ -90,6 +91,16 @@ def test_a_name_that_is_no_folder_is_refused(flag, name, fails):
     with pytest.raises(UserError):
         Config(**{flag: name})
     assert f"--{flag}" in fails(main.main, [f"--{flag}", name])
+
+
+def test_an_epoch_is_a_number_or_the_best(capsys):
+    assert [parse(Config, ["--epoch", text], None).epoch for text in ("7", "best")] == [7, "best"]
+    assert Config(epoch="best").as_typed()["--epoch"] == "best"
+    with pytest.raises(FlagError, match="--epoch worst: must be best"):
+        Config(epoch="worst")
+    with pytest.raises(SystemExit):
+        parse(Config, ["--epoch", "worst"], None)
+    assert "'worst' is neither a number nor best" in capsys.readouterr().err
 
 
 def test_the_original_commands_parse():

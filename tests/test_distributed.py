@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed.run
-from conftest import ROOT, SMALL, annotate_partly, finish, wait_for
+from conftest import ROOT, SMALL, annotate_partly, checkpoint_of, finish, wait_for
 from forks import launch_two
 
 import checkpoint
@@ -64,6 +64,15 @@ def test_several_processes_train_the_weights_of_one_on_partial_labels(database, 
         torch.testing.assert_close(weights(work, "three", 4)[name], value, atol=1e-5, rtol=0)
     one, three = (Checkpoint.load(work / "checkpoints" / s / "em" / "model_epoch0004.pth") for s in ("one", "three"))
     assert three.losses == pytest.approx(one.losses, abs=1e-5)
+
+
+def test_several_processes_end_together_by_their_patience_with_one_best_epoch(database, work, together):
+    flags = [*FLAGS, "--norm", "none", "--lr", "1e-30", "--num_epoch", "30", "--patience", "3"]
+    out = finish(together(2, *flags))
+    assert out.count("trained to epoch 4 (3 epochs without a better loss)") == 1
+    assert [checkpoint_of(work, epoch).epoch for epoch in (0, "best")] == [4, 1]
+    out = finish(together(2, *flags, "--patience", "4", "--train_continue", "on"))
+    assert "trained to epoch 5 (4 epochs" in out
 
 
 def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, together, monkeypatch):

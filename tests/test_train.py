@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, SMALL, annotate_partly, needs_golden, write_info
+from conftest import ROOT, SHARED, SMALL, annotate_partly, checkpoint_of, curves, needs_golden, same, write_info
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
@@ -32,27 +32,6 @@ from training.log import TrainingLog
 from training.weight_map import cache_border_distances
 
 
-def checkpoint_of(work, epoch, scope="unet"):
-    return Checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth")
-
-
-def curves(work, scope="unet"):
-    """Points of each curve as (epoch, value), as TensorBoard shows them; those of every epoch that are no times."""
-    events = EventAccumulator(str(work / "log" / scope / "em")).Reload()
-    other = {"images_per_second", "max/v_rand", "max/v_info", "min_pixel_error", "rand_error"}
-    names = set(events.Tags()["scalars"]) - other
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
-
-
-def same(a, b):
-    """Whether two states hold the same bits."""
-    if isinstance(a, torch.Tensor):
-        return a.equal(b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
-
-
 @contextmanager
 def other_process(context):
     """Another process in a context of `files`, for as long as this one is in here."""
@@ -62,27 +41,6 @@ def other_process(context):
         process.stdout.readline()
         yield
         process.stdin.close()
-
-
-@pytest.fixture
-def stop_at_forward():
-    """Raises a signal when a network is called for the n-th time."""
-    hooks = []
-
-    def arm(signum, call):
-        calls = []
-
-        def hook(module, _):
-            if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):  # each network's last layer
-                calls.append(module)
-                if len(calls) == call:
-                    signal.raise_signal(signum)
-
-        hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(hook))
-
-    yield arm
-    for hook in hooks:
-        hook.remove()
 
 
 def test_run_epoch_updates_the_weights_after_each_batch_and_returns_its_loss():
@@ -265,7 +223,7 @@ def test_a_run_by_the_clock_ends_in_time_with_the_schedule_and_goes_on(database,
     assert Checkpoint.load(path).seconds >= 1.2
     assert main.main([*flags, "--max_minutes", "0.02", "--train_continue", "on"]) == 0
     assert checkpoint.find(path.parent) == path
-    assert main.main([*flags, "--max_minutes", "0.03", "--train_continue", "on"]) == 0
+    assert main.main([*flags, "--max_minutes", "0.08", "--train_continue", "on"]) == 0
     assert checkpoint.epoch_of(checkpoint.find(path.parent)) > epoch
 
 
@@ -318,7 +276,8 @@ def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
     before = (work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth").read_bytes()
     assert main.main([*SMALL, "--num_epoch", "2", "--num_freq_save", "2"]) == 0
     folder = work / "checkpoints" / "unet" / "em"
-    assert sorted(path.name for path in folder.iterdir()) == ["earlier-1", "model_epoch0002.pth"]
+    assert sorted(path.name for path in folder.iterdir()) == ["earlier-1", "model_best.pth", "model_epoch0002.pth"]
+    assert sorted(path.name for path in (folder / "earlier-1").iterdir()) == ["model_best.pth", "model_epoch0001.pth"]
     assert (folder / "earlier-1" / "model_epoch0001.pth").read_bytes() == before
     kept = sorted(path.name.split(".")[0] for path in (work / "log" / "unet" / "em" / "earlier-1").iterdir())
     assert kept == ["arg", "events"]

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from dataset import DataInfo
 from files import atomic_write
 from utils import printable, say
 
@@ -23,6 +25,13 @@ def write_arguments(path: Path, values: dict[str, Any]) -> None:
     width = max(map(len, values))
     with atomic_write(path, "w") as file:
         file.writelines(printable(f"{name.ljust(width)}  {value}") + "\n" for name, value in values.items())
+
+
+def say_what_is_trained(info: DataInfo, num_weight: int, device: torch.device) -> None:
+    """Print the fractions of the classes and the size of the network."""
+    parts = zip(info.class_names, info.class_share, strict=True)
+    say("training pixels: " + ", ".join(f"{name} {part:.1%}" for name, part in parts))
+    say(f"{num_weight:,} weights on {device}")
 
 
 def command_line(argv: list[str] | None = None) -> str:

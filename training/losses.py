@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataset import SampleFile
 from model import class_probability
+from utils import UserError
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (logits, label, weight of each pixel) -> loss
 
@@ -61,3 +64,18 @@ LOSSES: dict[str, Loss] = {
     "dice": dice_loss,
     "bce+dice": _sum_of_both,
 }
+
+
+def check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
+    """Stop a training that has diverged.
+
+    Raises
+    ------
+    UserError
+        The loss is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        names = ", ".join(dict.fromkeys(str(file.input) for file in files))
+        raise UserError(
+            f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import distributed
 from checkpoint import Checkpoint, explain_mismatch
 from config import Config
 from dataset import DataInfo
@@ -18,6 +19,7 @@ from utils import UserError, on_device
 
 # flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
+PER_RUN |= {"init_from", "patience"}
 
 
 @dataclass
@@ -46,6 +48,8 @@ class TrainState:
         Threshold for the probability of class 1 that scored best on the validation set.
     seconds : float
         Time trained before this process [s].
+    best_epoch, best_score
+        The epoch with the best validation score so far, and that score; 0 and None without one.
     """
 
     net: UNet
@@ -59,6 +63,8 @@ class TrainState:
     average: MovingAverage | None = None
     threshold: float = 0.5
     seconds: float = 0.0
+    best_epoch: int = 0
+    best_score: float | None = None
 
     @classmethod
     def begin(cls, config: Config, info: DataInfo, device: torch.device, precision: torch.dtype | None) -> TrainState:
@@ -106,6 +112,7 @@ class TrainState:
         state.epoch, state.losses = (saved.epoch + 1, []) if saved.whole else (saved.epoch, saved.losses)
         state.saved_epoch, state.plan = saved.epoch, saved.plan
         state.threshold, state.seconds = saved.threshold, saved.seconds
+        state.best_epoch, state.best_score = saved.best_epoch, saved.best_score
         return state
 
     @classmethod
@@ -138,7 +145,7 @@ class TrainState:
         """Start the next epoch."""
         self.epoch, self.losses = self.epoch + 1, []
 
-    def checkpoint(self, config: Config, *, whole: bool, seconds: float, run: str) -> Checkpoint:
+    def checkpoint(self, config: Config, *, whole: bool, seconds: float) -> Checkpoint:
         """Checkpoint of this state; `whole` if the epoch is complete."""
         return Checkpoint(
             net=self.net.state_dict(),
@@ -153,8 +160,10 @@ class TrainState:
             plan=self.plan,
             threshold=self.threshold,
             seconds=seconds,
-            run=run,
+            run=distributed.run_id(),
             average=self.average.state_dict() if self.average else None,
+            best_epoch=self.best_epoch,
+            best_score=self.best_score,
         )
 
 
@@ -168,6 +177,8 @@ def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
     ]
     if config.normalize != saved.info.normalize:
         notes.append(f"--normalize stays {saved.info.normalize}, as in the checkpoint")
+    if config.init_from:
+        notes.append(f"--init_from {config.init_from}: without effect on a run that is resumed")
     return notes
 
 

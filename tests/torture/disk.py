@@ -19,6 +19,7 @@ from .project import is_refusal, read_checkpoint
 
 PARTS = ("datasets", "checkpoints", "results", "log")
 OLD = ("p.tif", "p.npy", "net.pt", "net.onnx")  # files of the user that may be replaced by whole ones only
+BEST = "checkpoints/unet/em/model_best.pth"  # written again when a later epoch is better
 ROUNDS = 4
 
 
@@ -101,10 +102,10 @@ def _run_and_check(name: str, folder: Path, before: Callable[[], None] | None = 
     contents = list(new.values())
     for file, content in old.items():
         moved = bool(kept) and content in contents
-        rewritten = file.startswith("log/") and "training" in name
+        rewritten = "training" in name and file.startswith(("log/", BEST))
         if new.get(file) != content and not moved and not rewritten:
             faults.append(Fault("lost", f"{file} is {'changed' if file in new else 'gone'}"))
-    return faults + _check_new(folder, sorted(new.keys() - old.keys()))
+    return faults + _check_new(folder, sorted((new.keys() - old.keys()) | (new.keys() & {BEST})))
 
 
 def _check_new(folder: Path, names: list[str]) -> list[Fault]:

@@ -14,6 +14,7 @@ from .project import PER_RUN, is_refusal, read_checkpoint
 
 LOADED = "datasets", "checkpoints"
 PROBE = ["--mode", "train", *SMALL, "--num_epoch", "1", "--scope", "probe"]
+BEST = "checkpoints/unet/em/model_best.pth"  # may be of a later epoch than the newest checkpoint of a run that was cut
 CURVES_END = "the training continues, but its curves end"
 VOLUME = "datasets/em/train-volume.tif"
 # entries of results that hold times, or the command
@@ -187,14 +188,15 @@ class Training:
     def check_cut(self, folder: Path) -> list[Fault]:
         """Faults in the checkpoints of a run that was cut off: each must load and be the unbroken run's."""
         faults = []
-        for path in _checkpoints(folder):
+        best = [folder / BEST] if (folder / BEST).exists() else []
+        for path in [*_checkpoints(folder), *best]:
             try:
                 state = read_checkpoint(path)
             except BaseException as error:
                 kind = "lost" if is_refusal(error) else "traceback"
                 faults.append(Fault(kind, f"{path.name}: {error}"))
                 continue
-            if state["whole"]:
+            if state["whole"] and path.name != Path(BEST).name:
                 faults += _compare(state, self.folder / path.relative_to(folder), path.name)
         return faults
 
@@ -205,6 +207,8 @@ class Training:
         names, expected = ({path.name for path in _checkpoints(root)} for root in (folder, self.folder))
         faults = [Fault("lost", f"no {name}") for name in sorted(expected - names)]
         faults += self.check_cut(folder) + left_behind(folder)
+        if not faults:
+            faults += _compare(read_checkpoint(folder / BEST), self.folder / BEST, "model_best.pth")
         if CURVES_END in ended.err:  # a full disk of the log ends the curves, which is said
             return faults
         return faults + _compare_curves(folder, self.folder)

@@ -42,7 +42,8 @@ def two_trainings(start: Start, folder: Path, rng: Random) -> list[Fault]:
     arguments = (folder / "log/unet/em/arg.txt").read_text("utf-8")
     if len(seeds) != 1 or not any(f"--seed {seed}" in " ".join(arguments.split()) for seed in seeds):
         faults.append(Fault("mixed", f"checkpoints of seeds {sorted(seeds)} in one folder, or another one's arg.txt"))
-    if first.status == second.status == 0 and len(list(folder.glob("checkpoints/unet/em/earlier-*/*.pth"))) != 8:
+    kept = list(folder.glob("checkpoints/unet/em/earlier-*/model_epoch*.pth"))
+    if first.status == second.status == 0 and len(kept) != 8:
         faults.append(Fault("lost", "both trainings ended well, but the first one's checkpoints are not all kept"))
     return faults + left_behind(folder)
 

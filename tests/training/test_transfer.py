@@ -1,0 +1,134 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, SMALL, checkpoint_of, needs_golden, same, write_info
+
+import main
+from dataset import write_sample
+from model import UNet, init_weights
+from training.transfer import take_weights
+
+STILL = [*SMALL, "--lr", "1e-30", "--num_epoch", "1"]  # no step changes a weight
+OWN = "checkpoints/unet/em"
+
+
+def network(*arguments, seed=0, **options):
+    net = UNet(*arguments, **options)
+    init_weights(net, "kaiming", seed)
+    return net
+
+
+def test_a_new_run_begins_with_the_averaged_weights_of_another(database, work, capsys):
+    assert main.main([*SMALL, "--lr", "0.1", "--num_epoch", "3"]) == 0
+    assert main.main([*STILL, "--scope", "new", "--init_from", OWN, "--seed", "5"]) == 0
+    source, new = checkpoint_of(work, 3), checkpoint_of(work, 1, "new")
+    assert "23,175 of 23,175 weights taken from checkpoints/unet/em/model_epoch0003.pth\n" in capsys.readouterr().out
+    names = [name for name in source.net if name.endswith(("weight", "bias"))]
+    assert not same(source.net, source.average["net"])
+    for state in (new.net, new.average["net"]):
+        assert same({name: source.average["net"][name] for name in names}, {name: state[name] for name in names})
+    assert new.optim["state"][0]["step"] == 2 and new.average["num_step"] == 2  # of this run
+    assert new.config["init_from"] == OWN
+
+
+def test_statistics_are_taken_and_the_first_validation_is_that_of_the_other_network(database, work):
+    assert main.main([*SMALL, "--lr", "0.1", "--num_epoch", "3"]) == 0
+    net, source = network(1, 1, 2), checkpoint_of(work, 3).network("a.pth")
+    assert take_weights(net, source) == (23175, [])
+    assert same(net.state_dict(), source.state_dict())
+
+
+def test_first_and_last_layer_are_drawn_anew_for_other_channels_and_classes():
+    net, source = network(3, 4, 2), network(1, 1, 2, seed=1)
+    num_taken, others = take_weights(net, source)
+    assert others == ["encoders.0.0.conv", "fc"]
+    missing = ("encoders.0.0.conv.weight", "fc.weight", "fc.bias")
+    own, drawn, theirs = net.state_dict(), network(3, 4, 2).state_dict(), source.state_dict()
+    assert all(value.equal((drawn if name in missing else theirs)[name]) for name, value in own.items())
+    assert num_taken == sum(p.numel() for name, p in net.named_parameters() if name not in missing)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(4, 3), (3, 4), (2, 5), (1, 2)])
+def test_networks_of_other_depth_share_the_levels_from_the_top(ours, theirs):
+    net, source = network(1, 1, 2, num_level=ours), network(1, 1, 2, num_level=theirs, seed=1)
+    _, others = take_weights(net, source)
+    common = min(ours, theirs)
+    for level in range(common):
+        assert same(net.encoders[level].state_dict(), source.encoders[level].state_dict())
+    for level in range(common):
+        one, other = net.decoders[ours - 1 - level], source.decoders[theirs - 1 - level]
+        assert same(one.state_dict(), other.state_dict())
+    assert same(net.fc.state_dict(), source.fc.state_dict())
+    deeper, shallower = (net, source) if ours > theirs else (source, net)
+    assert same(shallower.bottom[0].state_dict(), deeper.encoders[common][0].state_dict())
+    levels = [f"decoders.{index}" for index in range(ours - common)] + ["bottom.1"]
+    assert {name.rpartition(".")[0].partition(".convs")[0] for name in others} >= set(levels)
+
+
+def test_convolutions_fit_with_another_normalisation_and_a_bias_alone_does_not():
+    net, source = network(1, 1, 2, norm="inorm"), network(1, 1, 2, norm="bnorm", seed=1)
+    assert take_weights(net, source)[1] == []
+    assert net.bottom[0].conv.weight.equal(source.bottom[0].conv.weight) and not net.bottom[0].conv.bias.any()
+    assert take_weights(network(1, 1, 3), source)[0] == 0  # though the bias of the last layer has one value in both
+
+
+def test_a_network_of_other_channels_and_classes_trains_from_a_checkpoint(trained, work, capsys):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (work / "datasets" / "three" / split).mkdir(parents=True)
+        label = rng.integers(0, 3, (4, 4), np.uint8).repeat(8, 0).repeat(8, 1)
+        image = np.stack([label == 1, label == 2], -1).astype(np.uint8)
+        write_sample(work / "datasets" / "three" / split / "0.npy", image, label)
+    write_info(work / "datasets" / "three", 3)
+    flags = [*SMALL, "--num_epoch", "1", "--name_data", "three", "--init_from", f"{OWN}/model_epoch0001.pth"]
+    assert main.main(flags) == 0
+    assert "drawn anew: encoders.0.0.conv, fc\n" in capsys.readouterr().out
+
+
+@needs_golden
+def test_a_checkpoint_of_the_original_is_a_start(database, work, capsys):
+    source = SHARED / "golden" / "upstream" / "bnorm_model_epoch0003.pth"
+    assert main.main([*STILL, "--init_from", str(source)]) == 0
+    assert "23,175 of 23,175 weights" in capsys.readouterr().out
+    theirs = torch.load(source)["netG"]
+    assert checkpoint_of(work, 1).net["fc.weight"].equal(theirs["fc.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("path", "flags", "words"),
+    [
+        (f"{OWN}/model_epoch0001.pth", ["--nch_ker", "3"], "none of its weights fit"),
+        ("nix.pth", [], "no such file"),
+        ("datasets", [], "no checkpoint there"),
+        ("datasets/em/dataset.json", [], "use a checkpoint that"),
+    ],
+)
+def test_a_start_that_is_none_is_refused_in_one_line(trained, work, fails, path, flags, words):
+    line = fails(main.main, [*SMALL, "--num_epoch", "1", "--scope", "new", *flags, "--init_from", path])
+    assert words in line and path in line
+    assert not (work / "checkpoints" / "new").exists()
+
+
+def test_a_resumed_checkpoint_wins(trained, work, capsys, monkeypatch):
+    shutil.copytree(work / OWN, work / "other")
+    flags = [*SMALL, "--num_epoch", "3", "--init_from", "nix"]
+    assert main.main([*flags, "--train_continue", "on"]) == 0
+    out = capsys.readouterr().out
+    assert "note: --init_from nix: without effect" in out and "taken" not in out
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    again = ["--scope", "new", "--init_from", "other", "--num_epoch"]
+    assert main.main([*SMALL, *again, "1"]) == 0
+    assert "taken from other" in capsys.readouterr().out
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    shutil.rmtree(work / "other")
+    assert main.main([*SMALL, *again, "2"]) == 0
+    assert "without effect" in capsys.readouterr().out and checkpoint_of(work, 2, "new").epoch == 2
+
+
+def test_resuming_without_the_flag_is_no_change_of_flags(trained, work, capsys):
+    assert main.main([*STILL, "--scope", "new", "--init_from", OWN]) == 0
+    capsys.readouterr()
+    assert main.main([*STILL, "--scope", "new", "--num_epoch", "2", "--train_continue", "on"]) == 0
+    assert "note: --init" not in capsys.readouterr().out
