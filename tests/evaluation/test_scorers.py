@@ -188,7 +188,7 @@ def parts(tmp_path):
         write_sample(file.input, image, part)
     torch.manual_seed(0)
     net = UNet(1, 1, 2, "bnorm").eval()
-    return files, Predictor(net, PARTIAL, 0.5, torch.device("cpu"))
+    return files, Predictor((Member(net, PARTIAL),), 0.5, torch.device("cpu"))
 
 
 def test_loss_and_counts_are_of_the_annotated_pixels(parts):
