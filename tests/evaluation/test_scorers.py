@@ -204,7 +204,7 @@ def test_loss_and_counts_are_of_the_annotated_pixels(parts):
     cut = metrics.confusion_matrix(whole.label[window][None], whole.classes[window][None], 2)[0].numpy()
     assert np.array_equal(inside.matrix, cut)
     assert whole.known is None and nothing.label is None and nothing.known is None and nothing.loss == 0
-    full = replace(network, info=INFO)
+    full = replace(network, members=(replace(network.members[0], info=INFO),))
     again = next(segment(full, files[:1], World(), tta=False, tile=0))
     assert again.loss == whole.loss and np.array_equal(again.matrix, whole.matrix)
 
