@@ -1,0 +1,89 @@
+"""Train on few annotations of the ISBI 2012 stack and score by the protocol of benchmarks/README.md.
+
+    python benchmarks/few_labels.py --variant windows --minutes 10 --seeds 3
+
+Sections 21-23 validate and 24-29 test, all annotated. Of the training sections, `windows` keeps one annotated window of
+128 x 128 px in each of 0-20 (6 % of the pixels), `cut` trains on the same windows as small images, `full` on all
+labels, `three` on sections 8-10 alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from quality import ROOT, program, run, table
+
+WINDOW, UNKNOWN, NUM_TRAIN = 128, 128, 21
+Stack = np.ndarray
+
+
+def main() -> None:
+    """Do what the flags say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=VARIANTS, default="windows")
+    parser.add_argument("--minutes", type=float, default=10, help="of training, for each run")
+    parser.add_argument("--num_epoch", type=int, default=0, help="train so long instead of --minutes")
+    parser.add_argument("--nch_ker", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--flags", default="", help="more flags of main.py")
+    parser.add_argument("--gpu_ids", default="-1")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="what is scored")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "isbi2012", help="folder of the stacks")
+    parser.add_argument("--work", type=Path, default=Path("few_labels"), help="folder for the runs")
+    args = parser.parse_args()
+    args.work = args.work / args.variant
+    if not (args.work / "datasets").is_dir():
+        args.work.mkdir(parents=True, exist_ok=True)
+        make_database(args)
+    print(table([run(args, "default", seed) for seed in range(args.seeds)]))
+
+
+def make_database(args: argparse.Namespace) -> None:
+    """Write the images and labels of a variant, and make its database."""
+    images, labels = (tifffile.imread(args.data / f"train-{name}.tif") for name in ("volume", "labels"))
+    samples = [*VARIANTS[args.variant](images[:NUM_TRAIN], labels[:NUM_TRAIN])]
+    samples += zip(images[NUM_TRAIN:], labels[NUM_TRAIN:], strict=True)
+    for number, pair in enumerate(samples):
+        for name, image in zip(("images", "labels"), pair, strict=True):
+            (args.work / name).mkdir(exist_ok=True)
+            tifffile.imwrite(args.work / name / f"{number:02d}.tif", image)
+    flags = ["--input", "images", "--label", "labels", "--num_val", 3, "--num_test", 6]
+    flags += ["--ignore", UNKNOWN] if args.variant == "windows" else []
+    program("run_make_database.py", args.work, *flags, "--class_names", "membrane,cell")
+
+
+def corners(images: Stack) -> list[tuple[int, int]]:
+    """Top left corner of the window of each section."""
+    rng = np.random.default_rng(0)
+    return [tuple(rng.integers(0, np.array(image.shape) - WINDOW + 1)) for image in images]
+
+
+def windows(images: Stack, labels: Stack) -> list[tuple[Stack, Stack]]:
+    """Whole sections with one annotated window each."""
+    partial = np.full_like(labels, UNKNOWN)
+    for section, label, (top, left) in zip(partial, labels, corners(images), strict=True):
+        place = np.s_[top : top + WINDOW, left : left + WINDOW]
+        section[place] = label[place]
+    return [*zip(images, partial, strict=True)]
+
+
+def cut(images: Stack, labels: Stack) -> list[tuple[Stack, Stack]]:
+    """The same windows as images of their own."""
+    places = [np.s_[top : top + WINDOW, left : left + WINDOW] for top, left in corners(images)]
+    return [(image[place], label[place]) for image, label, place in zip(images, labels, places, strict=True)]
+
+
+VARIANTS: dict[str, Callable[[Stack, Stack], list[tuple[Stack, Stack]]]] = {
+    "windows": windows,
+    "cut": cut,
+    "full": lambda images, labels: [*zip(images, labels, strict=True)],
+    "three": lambda images, labels: [*zip(images[8:11], labels[8:11], strict=True)],
+}
+
+
+if __name__ == "__main__":
+    main()
