@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
@@ -33,7 +34,9 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     frames = list_frames(config.input)
     images = [open_frame(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     outputs = [output for output in WHAT if output in config.what.split(",")]
-    files = OutputFiles(config.output, outputs, frames, predictor.num_channel)
+    named = [config.input] if isinstance(config.input, str) else config.input
+    folders = [Path(name) for name in named if Path(name).is_dir()]
+    files = OutputFiles(config.output, outputs, frames, predictor.num_channel, folders)
     grids = tile_grids(predictor, images, config.tile, world)
     job = PredictionJob(predictor, images, files, grids, world, config.tta, config.dtype)
     with ExitStack() as locks:

@@ -201,7 +201,7 @@ class Trainer:
         """Train the remaining batches of an epoch; their losses are added to the state."""
         start, first = time.perf_counter(), len(state.losses)
 
-        def update_average(*_: object) -> None:
+        def update_average() -> None:
             if state.average:
                 state.average.update(state.net)
 
@@ -285,7 +285,7 @@ class Trainer:
         own = False
         if self.world.is_main and distributed.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
             path = checkpoint.find(self.dir_checkpoint, 0)
-            own = Checkpoint.load_for(path, self.dir_data).run == distributed.run_id()
+            own = Checkpoint.load(path).run == distributed.run_id()
         return self.world.broadcast(own)
 
     def _batches(self, state: TrainState, files: list[SampleFile], val: list[SampleFile]) -> TrainingBatches:

@@ -76,7 +76,7 @@ class Validation:
 
     def _predictor(self, state: TrainState, precision: torch.dtype | None) -> Predictor:
         background = find_background(state.info, self.background)
-        members = (Member(fold_norm(state.best_net), state.info),)
+        members = (Member(fold_norm(state.averaged_net), state.info),)
         return Predictor(members, state.threshold, self.device, precision, background)
 
     def _segment(self, predictor: Predictor, *, tta: bool, stoppable: bool) -> Iterator[Segmented]:

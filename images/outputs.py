@@ -25,7 +25,7 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     outputs : iterable of Path
         Files and folders that will be written or removed.
     inputs : iterable of Path
-        Files and Zarr folders.
+        Files and folders.
 
     Raises
     ------

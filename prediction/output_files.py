@@ -34,12 +34,15 @@ class OutputFiles:
         Images to segment.
     num_channel : int
         Number of channels of the probability.
+    folders : list of Path
+        Folders that the images were read from; what is written there would be an input of the next run.
     """
 
     target: str
     outputs: list[str]
     frames: list[Frame]
     num_channel: int
+    folders: list[Path]
 
     @cached_property
     def to_folder(self) -> bool:
@@ -107,7 +110,7 @@ class OutputFiles:
         if self.to_png:
             self._check_pngs(dtype)
         written = self._pngs if self.to_png else [part for path in self.paths.values() for part in written_at(path)]
-        check_apart(written, [frame.path for frame in self.frames])  # before a folder is made
+        check_apart(written, [*self.folders, *(frame.path for frame in self.frames)])  # before a folder is made
         advice = "choose another --output"
         with ExitStack() as locks:
             if self.to_folder:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import cast
 
 import numpy as np
 import torch
@@ -203,7 +202,7 @@ class Predictor:
         for member in self.members:
             by = member.info.normalize
             if by == "data" or by not in found:  # those of the image itself are measured once
-                mean, std = statistics_of(cast(np.ndarray, image), member.info)
+                mean, std = statistics_of(image, member.info)
                 found[by] = torch.from_numpy(mean), torch.from_numpy(std)
             yield found[by]
 

@@ -266,6 +266,14 @@ def test_numbers_beyond_all_ranges_are_one_line(trained, work, fails, value):
     assert "holds NaN, infinity or" in fails(main.main, [*PREDICT, "--input", "huge.tif", "--output", "out.tif"])
 
 
+@pytest.mark.parametrize("goal", ["raw", "raw/out/", "raw/out.tif"])
+def test_an_output_in_the_folder_of_the_images_is_refused(trained, work, fails, goal):
+    (work / "raw").mkdir()
+    tifffile.imwrite("raw/a.tif", np.zeros((40, 50), np.uint8))
+    assert "lie in it" in fails(main.main, ["--mode", "predict", "--gpu_ids", "-1", "--input", "raw", "--output", goal])
+    assert [path.name for path in (work / "raw").iterdir()] == ["a.tif"]
+
+
 @pytest.mark.parametrize("goal", ["out.tif", "out.zarr"])
 def test_two_processes_write_the_bytes_of_one(stack, work, together, goal):
     if goal.endswith("zarr"):

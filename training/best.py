@@ -137,7 +137,7 @@ class BestEpoch:
         """
         if self.kept is None or self.has_threshold:
             return
-        net = copy.deepcopy(state.best_net)
+        net = copy.deepcopy(state.averaged_net)
         net.load_state_dict(self.kept.average["net"] if self.kept.average else self.kept.net)
         best = replace(state, net=net, average=None)
         if score_segments(best) is not None:

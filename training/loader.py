@@ -125,8 +125,8 @@ class TrainingBatches:
         tensors = cast(dict[str, Tensor], batch)
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         batch = self.augment(cast(Batch, moved), rngs)
-        known = batch["label"] != IGNORE
         if self.augment.is_partial:
+            known = batch["label"] != IGNORE
             batch["label"] = torch.where(known, batch["label"], 0)  # any class: its weight is 0
         if self.weigh is not None:
             batch["weight"] = self.weigh(batch["label"], batch["distance"])

@@ -127,7 +127,7 @@ class TrainState:
         return cls(net, optimizer, scaler, info, average=average)
 
     @property
-    def best_net(self) -> UNet:
+    def averaged_net(self) -> UNet:
         """Network to validate and test with: the moving average, if there is one."""
         return self.average.net if self.average else self.net
 
