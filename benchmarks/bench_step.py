@@ -64,10 +64,10 @@ def measure(nch_ker: int, size: int, norm: str, repeats: int, device: torch.devi
     if (monai := basic_unet(nch_ker)) is not None:
         nets["monai"] = monai
     nets = {name: net.to(device) for name, net in nets.items()}
-    nets["ours"].to(memory_format=memory_format(norm, precision))
+    nets["ours"].to(memory_format=memory_format(norm, device, precision))
     row = {"nch_ker": nch_ker, "size": size, "norm": norm, "batch": batch_size}
     row["gflop_forward"] = gflop(nets["original"], image[:1])
-    folded = fold_norm(nets["ours"]).to(memory_format=memory_format(norm, None))
+    folded = fold_norm(nets["ours"]).to(memory_format=memory_format(norm, device, None))
     forwards = {name: forward(net, image, None) for name, net in (nets | {"ours": folded}).items()}
     forwards["ours_16bit"] = forward(fold_norm(nets["ours"]), image, precision)
     adam = {name: torch.optim.Adam(net.parameters(), 1e-4) for name, net in nets.items()}

@@ -20,7 +20,7 @@ from evaluation.pictures import Pictures, image_name, input_picture, label_pictu
 from prediction.objects import foreground_kinds, join_bands, separate_bands
 from prediction.predictor import Predictor
 from prediction.tiling import Band
-from utils import UserError
+from utils import UserError, release_memory
 
 Gather = Callable[[list], list]  # lists of all processes, joined
 TALL = 512  # [px] rows of a picture that are made at a time
@@ -209,6 +209,8 @@ class ScoringPool:
 
     def results(self) -> list[Any]:
         """What the calls returned, in the order of `add`."""
+        if self._num_pixel > metrics.LARGE:
+            release_memory()
         with ThreadPoolExecutor(len(self._waiting) or 1) as pool:
             self._done += pool.map(lambda call: call[0](*call[1]), self._waiting)
         self._waiting, self._num_pixel = [], 0
@@ -433,8 +435,8 @@ class TestScorer:
             if image is None:
                 return scores | metrics.mask_scores(inside, whole, known=known)
             probability = image.foreground(self.background)
-            found = join_bands(separate_bands(probability, self.threshold), label.shape)
-            return scores | metrics.mask_scores(inside, probability > self.threshold, found, known)
+            mask, objects = probability > self.threshold, separate_bands(probability, self.threshold)
+            return scores | metrics.mask_scores(inside, mask, join_bands(objects, label.shape), known)
         classes = np.full(label.shape, self.majority, np.uint8) if image is None else image.classes
         kinds = foreground_kinds(classes, self.background)
         probability = np.ones(label.shape, np.float32) if image is None else image.probability
