@@ -99,23 +99,24 @@ def read_bioio(path: Path, plugin: Plugin | None) -> Frames:
 def _open(path: Path, plugin: Plugin | None) -> Any:
     """Image of bioio; names the missing package."""
     package = plugin.module.replace("_", "-") if plugin else OTHERS.get(path.suffix.lower(), "")
-    install = f"pip install bioio {package or 'and the plug-in of bioio for this format'}"
+    what = f"{path}: {plugin.kind if plugin else path.suffix[1:].upper()} needs the packages bioio and {package}"
+    install = f"pip install bioio {package}"
+    if not package:
+        what = f"{path}: no image of a known format; of a microscope, perhaps, for which bioio has a plug-in"
+        install = "check the file, or pip install bioio and that plug-in"
     try:
         from bioio import BioImage
+        from bioio_base.exceptions import UnsupportedFileFormatError
 
         reader = importlib.import_module(plugin.module).Reader if plugin else None
     except ImportError as error:
-        what = f"{plugin.kind if plugin else 'a format of microscopes'}" if package else "no image of a known format"
-        raise UserError(f"{path}: {what}, needs the packages bioio and {package or 'a plug-in'}: {install}") from error
+        raise UserError(f"{what}: {install}") from error
     if plugin:
         return BioImage(path, reader=reader, **plugin.options)
-    from bioio_base.exceptions import UnsupportedFileFormatError
-
     try:
         return BioImage(path)
     except UnsupportedFileFormatError as error:
-        what = "no image of a known format, nor of one that the installed plug-ins of bioio read"
-        raise UserError(f"{path}: {what}: check the file, or {install}") from error
+        raise UserError(f"{what}; those that are installed do not read it: {install}") from error
 
 
 def _scene(path: Path, image: Any, *, is_bgr: bool) -> tuple[list[Rows], str, tuple[int, ...]]:

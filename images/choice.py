@@ -86,8 +86,10 @@ class Choice:
         """Channels of a frame to read; empty: all."""
         if not self.channel:
             return ()
-        names = found.series[found.series_of(index)].geometry().channels
         num = found.images[index].shape[2]
+        if all(_range(part.strip(), num) for part in self.channel.split(",")):  # names need the metadata
+            return tuple(_numbers(path, "channel", self.channel, [""] * num))
+        names = found.series[found.series_of(index)].geometry().channels
         return tuple(_numbers(path, "channel", self.channel, [*names] if len(names) == num else [""] * num))
 
 

@@ -133,13 +133,15 @@ def list_frames(source: Source, choice: Choice = ALL) -> list[Frame]:
 def _chosen(file: Path, found: Frames, choice: Choice) -> list[Frame]:
     """Frames of one file that are chosen."""
     indices = choice.frames(file, found)
+    # sections that were left out are neighbours, too; other series, such as a thumbnail, make no stack
+    num_frame = sum(found.series[number].num_frame for number in choice.series_numbers(file, found))
     channels: dict[int, tuple[int, ...]] = {}
     frames = []
     for index in indices:
         number = found.series_of(index)
         if number not in channels:
             channels[number] = choice.channels(file, found, index)
-        stack = found.stacks[index] if len(found.images) > 1 else None
+        stack = found.stacks[index] if num_frame > 1 else None
         frames.append(Frame(file, index, stack, channels[number], found.series[number].name if found.named else ""))
     return frames
 
@@ -149,6 +151,8 @@ def _with_inner(file: Path, inner: str, found: Frames, choice: Choice) -> Choice
     if not inner:
         return choice
     names = [series.name for series in found.series]
+    if found.kind != "HDF5":
+        raise UserError(f"{file}:{inner}: {file} is no HDF5 file: leave out :{inner}")
     if inner not in names:
         named = ", ".join(f"{file}:{name}" for name in names[:20]) or "it holds none"
         raise UserError(f"{file}:{inner}: no such data set: name one of them ({named})")

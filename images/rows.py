@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,14 +147,18 @@ class Frames:
         self.stacks += [first + stack for stack in stack_numbers(series.axes, series.lengths)] if images else []
         self.series.append(series)
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """Index after the last frame of each series; not to be asked for before all are added."""
+        return list(accumulate(series.num_frame for series in self.series))
+
     def first_frame(self, number: int) -> int:
         """Index of the first frame of a series."""
-        return sum(series.num_frame for series in self.series[:number])
+        return self.ends[number] - self.series[number].num_frame
 
     def series_of(self, index: int) -> int:
         """Number of the series of a frame."""
-        ends = np.cumsum([series.num_frame for series in self.series])
-        return int(np.searchsorted(ends, index, side="right"))
+        return bisect_right(self.ends, index)
 
 
 def check_count(path: Path, lengths: tuple[int, ...]) -> None:

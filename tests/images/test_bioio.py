@@ -98,7 +98,7 @@ def test_a_plane_is_decoded_once_and_no_other(tmp_path, monkeypatch):
 def test_a_missing_package_is_named(tmp_path, monkeypatch, missing):
     write_lif(tmp_path / "a.lif", {"A": volume(1, 1, 20, 30)})
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=r"a\.lif: LIF, needs the packages bioio and bioio-lif: pip install bioio"):
+    with pytest.raises(UserError, match=r"a\.lif: LIF needs the packages bioio and bioio-lif: pip install bioio"):
         list_frames(tmp_path / "a.lif")
 
 

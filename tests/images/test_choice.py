@@ -119,6 +119,13 @@ def test_label_and_thumbnail_of_a_slide_are_only_taken_if_they_are_named(tmp_pat
     assert len(list_frames(tmp_path / "a.svs", Choice(series="0-3"))) == 4
 
 
+def test_slides_are_one_stack_although_they_have_labels(tmp_path):
+    for name in ("a.svs", "b.svs"):
+        write_slide(tmp_path / name)
+    around = with_neighbours(list_frames(tmp_path), 1)
+    assert [[frame.path.stem for frame in frames] for frames in around] == [["a", "a", "b"], ["a", "b", "b"]]
+
+
 def test_a_damaged_label_does_not_prevent_the_reading_of_a_slide(tmp_path):
     pixels = write_slide(tmp_path / "a.svs")
     with tifffile.TiffFile(tmp_path / "a.svs", mode="r+b") as tif:

@@ -90,6 +90,12 @@ def test_what_is_no_image_is_refused(tmp_path):
         list_frames(tmp_path / "c.h5")
 
 
+def test_only_hdf5_has_data_sets(tmp_path):
+    np.save(tmp_path / "a.npy", stack(2))
+    with pytest.raises(UserError, match=r"a\.npy is no HDF5 file: leave out :/raw"):
+        list_frames(f"{tmp_path}/a.npy:/raw")
+
+
 def test_the_missing_package_is_named(tmp_path, monkeypatch):
     write(tmp_path / "a.h5", raw=stack(2))
     monkeypatch.setitem(sys.modules, "h5py", None)
