@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +47,24 @@ OTHERS = {".dv": "bioio-dv", ".r3d": "bioio-dv", ".sldy": "bioio-sldy", ".oib": 
 OTHERS |= {".oif": "bioio-bioformats", ".vsi": "bioio-bioformats", ".ims": "bioio-bioformats"}
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing that bioio, its plug-ins and their packages warn of or log is printed: an error is raised besides."""
+    loggers = [
+        logging.getLogger(name) for name in ("bioio", "bioio_base", "nd2", *(p.module for p in PLUGINS.values()))
+    ]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
 class Planes:
     """Delayed array of a scene: indexed, it is computed in this thread."""
 
@@ -54,8 +75,7 @@ class Planes:
 
     def __getitem__(self, place: tuple[slice | int, ...]) -> np.ndarray:
         """Part of the array."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the plug-ins' own packages
+        with _quiet():
             return np.asarray(self._data[place].compute(scheduler="synchronous"))
 
 
@@ -79,8 +99,7 @@ def read_bioio(path: Path, plugin: Plugin | None) -> Frames:
     UserError
         The package or its plug-in is missing, or the axes are not supported.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         image = _open(path, plugin)
         reader = type(image.reader).__module__.partition(".")[0].replace("_", "-")
         found = Frames(kind=f"{plugin.kind if plugin else path.suffix[1:].upper()} ({reader})")
@@ -169,8 +188,7 @@ def _levels(image: Any) -> int:
 
 def _geometry(path: Path, plugin: Plugin | None, number: int, axes: str, lengths: tuple[int, ...]) -> Geometry:
     """Axes of a scene, pixel size, time step and names of the channels; without what the plug-in can't read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         image = _open(path, plugin)
         image.set_scene(number)
         found = [_read(image, name) for name in ("physical_pixel_sizes", "time_interval", "channel_names")]

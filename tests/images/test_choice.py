@@ -47,6 +47,13 @@ def test_sections_are_along_z_at_each_time(tmp_path):
     assert (g.lengths, g.pixel) == ((2, 3), {"X": 0.1})  # sections at uneven distances
 
 
+def test_the_time_between_chosen_images_is_theirs(tmp_path):
+    metadata = {"axes": "TYX", "TimeIncrement": 3}
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack(7, 8), metadata=metadata)
+    for text, interval in (("::2", 6), ("4", 3), ("0,1,4", None)):
+        assert read_geometry(list_frames(tmp_path / "a.ome.tif", Choice(section=text))).interval == interval
+
+
 def test_neighbours_of_chosen_sections_are_those_in_the_file(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", stack(8, 8), photometric="minisblack")
     around = with_neighbours(list_frames(tmp_path / "a.tif", Choice(section="0,4")), 1)

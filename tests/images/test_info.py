@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tifffile
-from microscopes import write_lif
+from microscopes import write_czi, write_lif
 from PIL import Image
 from samples import RNG, stack
 from zarrs import write_plate
@@ -73,6 +73,14 @@ def test_a_damaged_file_is_one_line_after_the_others(work, capfd):
     out, err = capfd.readouterr()
     assert out.splitlines()[0] == "b.png: PNG"
     assert len(err.splitlines()) == 1 and err.startswith("error: a.tif: ")
+
+
+def test_a_damaged_czi_is_one_line_too(work, fails, caplog):
+    pytest.importorskip("bioio_czi")
+    write_czi(work / "a.czi", RNG.integers(0, 255, (1, 1, 1, 8, 9)).astype(np.uint8))
+    (work / "a.czi").write_bytes((work / "a.czi").read_bytes()[:900])
+    assert "a.czi: can't be read as an image, is damaged" in fails(main, ["--info", "a.czi"])
+    assert not [record for record in caplog.records if record.name.startswith("bioio")]  # a shell would print them
 
 
 def test_what_a_file_does_not_have_is_refused(work, fails):
