@@ -164,8 +164,10 @@ def _scene(path: Path, image: Any, *, is_bgr: bool) -> tuple[list[Rows], str, tu
 @lru_cache
 def _warn_of_scenes(path: Path, num_named: int) -> None:
     """Say once that a CZI has more scenes than its metadata name: its plug-in reads those only."""
-    from aicspylibczi import CziFile
-
+    try:
+        from aicspylibczi import CziFile
+    except ImportError:  # another version of the plug-in may read with another package
+        return
     spans = [shape.get("S", (0, 1)) for shape in CziFile(str(path)).get_dims_shape()]
     num = sum(last - first for first, last in spans)
     if num > num_named:
