@@ -99,6 +99,9 @@ DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
 SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
 SEED: Rule = up_to(2**63 - 1)
 NUMBER: dict[str, Any] = {"type": float, "metavar": "FLOAT"}
+CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
+SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
+SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"
 BEST = "best"  # the epoch with the best validation score
 
 
@@ -273,6 +276,9 @@ class Config(Flags):
     input: str = flag("", "images, stacks, folders, patterns or Zarr to segment", "predict", nargs="+")
     output: str = flag("", "file (.tif, .npy, .zarr, .png) or folder (PNG) to write; file of an export", "predict")
     what: str = flag("probability", "outputs, comma-separated: probability, mask, cells", "predict", rule=WHAT_LIST)
+    channel: str = flag("", CHANNEL, "predict")
+    series: str = flag("", SERIES, "predict")
+    section: str = flag("", SECTION, "predict")
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
 
     format: str = flag("onnx", "format of the export", "export", choices=("onnx", "torchscript", "bioimageio"))
@@ -330,6 +336,10 @@ class DatabaseFlags(Flags):
 
     input: str = flag("", "images: stacks, folders, patterns (default: train-volume.tif)", "source", nargs="+")
     label: str = flag("", "label images, or none (default: train-labels.tif)", "source", nargs="+")
+    channel: str = flag("", CHANNEL, "source")
+    series: str = flag("", SERIES, "source")
+    section: str = flag("", SECTION, "source")
+    info: str = flag("", "print what these files hold and how they are read, and make nothing", "source", nargs="+")
     threshold: float | None = flag(None, "make two classes: label values above it are class 1", "source", **NUMBER)
     objects: bool = flag(False, "the labels number the objects: make two classes, background and object", "source")
     background: str = flag("", "label value, palette index or r,g,b of class 0 (default: the lowest)", "source")

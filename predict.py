@@ -10,6 +10,7 @@ import torch
 import checkpoint
 from config import WHAT, Config
 from distributed import World
+from images.choice import Choice
 from images.frames import list_frames, with_neighbours
 from prediction.job import PredictionJob, open_frame, tile_grids
 from prediction.output_files import OutputFiles
@@ -29,9 +30,10 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     """
     if not config.input or not config.output:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
+    choice = Choice(config.channel, config.series, config.section)
     paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
     predictor = load(paths, config.gpu_ids, "off" if config.amp == "auto" else config.amp, config.background)
-    frames = list_frames(config.input)
+    frames = list_frames(config.input, choice)
     images = [open_frame(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     outputs = [output for output in WHAT if output in config.what.split(",")]
     named = [config.input] if isinstance(config.input, str) else config.input

@@ -3,6 +3,7 @@
 datasets/em/train-volume.tif and train-labels.tif:  python run_make_database.py --name_data em
 two folders, or two stacks:  python run_make_database.py --name_data mine --input IMAGES --label LABELS
 a synthetic stack:           python run_make_database.py --name_data demo --synthetic
+what a file holds:           python run_make_database.py --info FILE
 synthetic nuclei:            python run_make_database.py --name_data nuclei --synthetic --phantom nuclei
 """
 
@@ -24,6 +25,12 @@ def main(argv: list[str] | None = None) -> None:
         Arguments without the program's name; default: those of the process.
     """
     flags = parse(DatabaseFlags, argv, __doc__)
+    if flags.info:
+        from images.choice import Choice
+        from images.info import show_info
+
+        sources = [flags.info] if isinstance(flags.info, str) else flags.info
+        return show_info(sources, Choice(flags.channel, flags.series, flags.section))
     from sources.database import make_database  # here, so that --help needs no torch
 
     make_database(flags)

@@ -1,4 +1,4 @@
-"""Image files and folders as frames (H, W, C); reads `.npy`, and others with tiff.py, zarr.py and pictures.py."""
+"""Image files and folders as frames (H, W, C); reads `.npy`, and others with tiff.py, zarr.py, bioio.py..."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ import math
 import mmap
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
+from images import hdf5
+from images.bioio import plugin_of, read_bioio
+from images.choice import Choice
 from images.geometry import Geometry
+from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
-from images.pictures import read_picture
-from images.rows import Converted, Frames, Rows, check_count, naming, plain, split, stack_numbers
-from images.tiff import SIGNATURES, read_tiff, tiff_geometry, tiff_palette
-from images.zarr import is_zarr, read_zarr, zarr_geometry
+from images.pictures import is_picture, read_picture
+from images.rows import Converted, Frames, Rows, Series, check_count, naming, plain, split
+from images.tiff import SIGNATURES, read_tiff, tiff_palette
+from images.zarr import is_zarr, read_zarr
 from utils import UserError, natural_key
 
 TIFF = (".tif", ".tiff", ".lsm", ".stk", ".btf", ".tf2", ".tf8", ".qptiff", ".flex", ".svs", ".scn", ".ndpi")
-ARRAYS = (".npy", ".zarr")  # taken from a folder only if it contains no other images
-SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp", ".gif", *ARRAYS)
+ARRAYS = (".npy", ".zarr", *HDF5)  # taken from a folder only if it contains no other images
+SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".czi", ".nd2", ".lif", *ARRAYS)
 NUMPY = b"\x93NUMPY"  # first bytes
 
 Source = str | Path | Sequence[str | Path]
+ALL = Choice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,21 @@ class Frame:
         Index of the frame in its file, from 0.
     stack : int or None
         Number of its Z stack in the file; None if the file contains one image.
+    channels : tuple of int
+        Channels that are read, in their order; empty: all.
+    series : str
+        Name of its series, such as the well and the field of a plate; empty if outputs do not need it.
     """
 
     path: Path
     index: int
     stack: int | None = None
+    channels: tuple[int, ...] = ()
+    series: str = ""
 
     def __str__(self) -> str:
+        if self.series:
+            return f"{self.path}, {self.series}, image {self.place[1] + 1}"
         if self.path.suffix.lower() in TIFF:
             return f"{self.path}, page {self.index + 1}"
         return str(self.path) if self.stack is None else f"{self.path}, image {self.index + 1}"
@@ -63,41 +76,105 @@ class Frame:
 
     def open(self) -> Rows:
         """Frame whose pixels are read when rows are requested."""
-        return read_frames(self.path)[self.index]
+        image = _read(self.path).images[self.index]
+        return Converted(image, self._take) if self.channels else image
+
+    def _take(self, pixels: np.ndarray) -> np.ndarray:
+        """The chosen channels of pixels (h, W, C)."""
+        return pixels[..., list(self.channels)]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of the series, and index of the frame in it."""
+        found = _read(self.path)
+        number = found.series_of(self.index)
+        return number, self.index - found.first_frame(number)
+
+    @property
+    def name(self) -> str:
+        """Name for an output of this frame: of its file, and of its series; without the index in a stack."""
+        series = re.sub(r"[^\w.]+", "-", self.series).strip("-.")
+        return f"{self.path.stem}-{series}" if series else self.path.stem
 
 
-def list_frames(source: Source) -> list[Frame]:
+def list_frames(source: Source, choice: Choice = ALL) -> list[Frame]:
     """Frames of a stack, or of all images in a folder in natural order.
 
     Parameters
     ----------
     source : str, Path, or several
         A file, a folder of files, a pattern of files such as `images/*.tif` or `data/**/img.tif`, or several of these.
-        Folders and patterns yield files with known suffixes, `.npy` and `.zarr` only if there are no others.
+        Folders and patterns yield files with known suffixes, `.npy`, `.zarr` and `.h5` only if there are no others. A
+        data set of HDF5 files is named by `file.h5:/path`.
+    choice : Choice
+        Channels, series and sections to read of each file; `:/path` is a choice of the series.
 
     Raises
     ------
     UserError
-        There is no such file or folder, it contains no image, or an image can't be read.
+        There is no such file or folder, it contains no image, an image can't be read, or it does not have what is
+        chosen.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
-    files = [file for given in sources for file in _files(str(given))]
+    files = [(file, inner) for given in sources for file, inner in _files(str(given))]
     if len(sources) > 1:  # a shell expands a pattern to files in plain order
-        files = _in_order(dict.fromkeys(files))
+        files = sorted(dict.fromkeys(files), key=lambda file: (natural_key(str(file[0])), file[1]))
     frames: list[Frame] = []
-    taken: set[Path] = set()
-    for file in files:
-        if file.resolve() in taken:  # already read, as a part of an image in several files
+    taken: set[tuple[Path, str]] = set()
+    for file, inner in files:
+        if (file.resolve(), inner) in taken:  # already read, as a part of an image in several files
             continue
         found = _read(file)
-        taken |= {other.resolve() for other in found.files - {file}}
-        stacks = found.stacks if len(found.images) > 1 else [None]
-        frames += [Frame(file, index, stack) for index, stack in enumerate(stacks)]
+        taken |= {(other.resolve(), "") for other in found.files - {file}}
+        frames += _chosen(file, found, _with_inner(file, inner, found, choice))
     return frames
 
 
-def _files(source: str) -> list[Path]:
-    """Files of one source, in natural order."""
+def _chosen(file: Path, found: Frames, choice: Choice) -> list[Frame]:
+    """Frames of one file that are chosen."""
+    indices = choice.frames(file, found)
+    # sections that were left out are neighbours, too; other series, such as a thumbnail, make no stack
+    num_frame = sum(found.series[number].num_frame for number in choice.series_numbers(file, found))
+    channels: dict[int, tuple[int, ...]] = {}
+    frames = []
+    for index in indices:
+        number = found.series_of(index)
+        if number not in channels:
+            channels[number] = choice.channels(file, found, index)
+        stack = found.stacks[index] if num_frame > 1 else None
+        frames.append(Frame(file, index, stack, channels[number], found.series[number].name if found.named else ""))
+    return frames
+
+
+def _with_inner(file: Path, inner: str, found: Frames, choice: Choice) -> Choice:
+    """Choice of the data set that is named by `file.h5:/path`, if one is named."""
+    if not inner:
+        return choice
+    names = [series.name for series in found.series]
+    if found.kind != "HDF5":
+        raise UserError(f"{file}:{inner}: {file} is no HDF5 file: leave out :{inner}")
+    if inner not in names:
+        named = ", ".join(f"{file}:{name}" for name in names[:20]) or "it holds none"
+        raise UserError(f"{file}:{inner}: no such data set: name one of them ({named})")
+    return replace(choice, series=str(names.index(inner)))
+
+
+def is_one_file(source: Source) -> bool:
+    """Whether images are the pages of one file, or of a data set in it."""
+    return isinstance(source, str | Path) and Path(_split_inner(str(source))[0]).is_file()
+
+
+def _split_inner(source: str) -> tuple[str, str]:
+    """File, or pattern of files, and path of the data set in it of a source `file.h5:/path`."""
+    file, mark, inner = source.rpartition(":/")
+    if mark and not Path(source).exists() and (Path(file).is_file() or file.lower().endswith(HDF5)):
+        return file, f"/{inner.strip('/')}"
+    return source, ""
+
+
+def _files(source: str) -> list[tuple[Path, str]]:
+    """Files of one source in natural order, each with the path of the data set that is named in it."""
+    source, inner = _split_inner(source)
     path = Path(source)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not path.exists():
         raise UserError(f"{source}: URLs are not read: download it, and name the file")
@@ -105,7 +182,7 @@ def _files(source: str) -> list[Path]:
         found = list(path.iterdir())
     elif path.exists():
         _check_kind(path)
-        return [path]
+        return [(path, inner)]
     else:
         matching = _matching(path)
         if matching is None:
@@ -117,7 +194,18 @@ def _files(source: str) -> list[Path]:
         raise UserError(f"{source}: no image in this folder: {', '.join(SUFFIXES)} are read")
     for file in files:
         _check_kind(file)
-    return _in_order(files)
+    return [(file, inner) for file in _in_order(files)]
+
+
+def files_in(source: str) -> list[str]:
+    """Names of the files of one source: a file, a folder or a pattern."""
+    return [f"{file}:{inner}" if inner else str(file) for file, inner in _files(source)]
+
+
+def read_file(name: str) -> tuple[Path, Frames]:
+    """Path and all frames of one file, also of those that are left out by default."""
+    path = Path(_split_inner(name)[0])
+    return path, _read(path)
 
 
 def _in_order(files: Iterable[Path]) -> list[Path]:
@@ -157,31 +245,46 @@ def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
     """
     if not reach:
         return [[frame] for frame in frames]
-    stacks: dict[tuple, list[int]] = {}
+    stacks: dict[tuple, list[Frame]] = {}
     run = 0  # number of files with several images so far: they end a stack of single files
-    for number, frame in enumerate(frames):
+    keys = []
+    for frame in frames:
         run += frame.stack is not None
         key = (None, run) if frame.stack is None else (frame.path, frame.stack)
-        stacks.setdefault(key, []).append(number)
-    around: dict[int, list[Frame]] = {}
-    for members in stacks.values():
-        for place, number in enumerate(members):
-            places = np.clip(np.arange(place - reach, place + reach + 1), 0, len(members) - 1)
-            around[number] = [frames[members[neighbour]] for neighbour in places]
-    return [around[number] for number in range(len(frames))]
+        keys.append(key)
+        if frame.stack is None:
+            stacks.setdefault(key, []).append(frame)
+        elif key not in stacks:
+            stacks[key] = _stack_of(frame)
+    places = {(key, member.path, member.index): place for key, of in stacks.items() for place, member in enumerate(of)}
+    around = []
+    for key, frame in zip(keys, frames, strict=True):
+        members, place = stacks[key], places[key, frame.path, frame.index]
+        near = np.clip(np.arange(place - reach, place + reach + 1), 0, len(members) - 1)
+        around.append([replace(members[number], channels=frame.channels) for number in near])
+    return around
+
+
+def _stack_of(frame: Frame) -> list[Frame]:
+    """All frames of the Z stack of a frame, also those that were not chosen."""
+    stacks = _read(frame.path).stacks
+    return [replace(frame, index=index) for index, stack in enumerate(stacks) if stack == frame.stack]
 
 
 def read_geometry(frames: list[Frame]) -> Geometry:
-    """Axes and pixel size of all frames of one file; for other frames only an axis Z."""
+    """Axes and pixel size of frames of one file; for other frames only an axis Z."""
     path, geometry = frames[0].path, Geometry()
-    is_one_file = all(frame.path == path for frame in frames)
-    if is_one_file and path.is_dir():
-        geometry = zarr_geometry(path)
-    elif is_one_file and _first_bytes(path).startswith(SIGNATURES):
-        geometry = tiff_geometry(path)
-    if math.prod(geometry.lengths) != len(frames):
+    if all(frame.path == path for frame in frames):
+        found = _read(path)
+        numbers = {found.series_of(frame.index) for frame in frames}
+        geometry = found.series[min(numbers)].geometry()
+        if len(numbers) == 1:
+            first = found.first_frame(numbers.pop())
+            geometry = geometry.of_frames([frame.index - first for frame in frames])
+    if math.prod(geometry.lengths) != len(frames) or len({frame.series for frame in frames}) > 1:
         axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
-        geometry = replace(geometry, axes=axes, lengths=lengths, labels=())
+        labels = tuple(frame.series for frame in frames) if all(frame.series for frame in frames) else ()
+        geometry = replace(geometry, axes=axes, lengths=lengths, labels=labels)
     return geometry
 
 
@@ -203,7 +306,8 @@ def read_frames(path: Path) -> list[Rows]:
     UserError
         The file is not an image, is damaged or truncated, or has no page.
     """
-    return _read(path).images
+    found = _read(path)
+    return [found.images[index] for index in ALL.frames(path, found)]
 
 
 def files_of(frames: list[Frame]) -> list[Path]:
@@ -223,16 +327,11 @@ def _read(path: Path) -> Frames:
 def _read_version(path: Path, *_version: int) -> Frames:
     """Frames of a file as of its modification time and size, which are part of the cache's key."""
     with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
-        first = b"" if path.is_dir() else _first_bytes(path)
-        if path.is_dir():
-            found = read_zarr(path)
-        elif first.startswith(SIGNATURES):
-            found = read_tiff(path)
-        elif first.startswith(NUMPY):
-            found = _read_npy(path)
-        else:
-            found = read_picture(path)
+        found = _reader(path)(path)
     images = found.images
+    if not images and any(series.problem for series in found.series):
+        shown = "; ".join(f"{series.name}: {series.problem}" for series in found.series[:5])
+        raise UserError(f"{path}: holds no image ({shown})")
     if not images or any(0 in image.shape for image in images):
         raise UserError(f"{path}: holds no page with pixels: check or replace the file")
     if any(image.dtype.kind not in "uif" for image in images):
@@ -240,10 +339,25 @@ def _read_version(path: Path, *_version: int) -> Frames:
     return found
 
 
+def _reader(path: Path) -> Callable[[Path], Frames]:
+    """Reader of the format of a file, as its first bytes say."""
+    if path.is_dir():
+        return read_zarr
+    first = _first_bytes(path)
+    readers = [(SIGNATURES, read_tiff), ((NUMPY,), _read_npy), ((hdf5.SIGNATURE,), read_hdf5)]
+    for start, reader in readers:
+        if first.startswith(start):
+            return reader
+    plugin = plugin_of(first)
+    if plugin or not (path.suffix.lower() in SUFFIXES or is_picture(path)):
+        return partial(read_bioio, plugin=plugin)
+    return read_picture
+
+
 def _first_bytes(path: Path) -> bytes:
-    """Eight bytes, enough to recognise every format."""
+    """Bytes enough to recognise every format."""
     with path.open("rb") as file:
-        return file.read(8)
+        return file.read(16)
 
 
 def _read_npy(path: Path) -> Frames:
@@ -258,7 +372,9 @@ def _read_npy(path: Path) -> Frames:
     images: list[Rows] = list(split(array, axes, path))
     if plain(array[:0]).dtype != array.dtype or not array.dtype.isnative:
         images = [Converted(image, plain) for image in images]
-    return Frames(images, stack_numbers(axes[: len(lengths)], lengths))
+    found = Frames(kind="NumPy array")
+    found.add(images, Series("", axes[: len(lengths)], lengths))
+    return found
 
 
 def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:

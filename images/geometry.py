@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 # units found in files, in micron and in seconds
 MICRON = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
@@ -31,6 +34,8 @@ class Geometry:
         Time between two frames along T [s]; None if the file has none.
     labels : tuple of str
         Name of each frame, as shown by ImageJ; empty if the file has none.
+    channels : tuple of str
+        Name of each channel; empty if the file has none.
     """
 
     axes: str = ""
@@ -39,6 +44,32 @@ class Geometry:
     unit: str = ""
     interval: float | None = None
     labels: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+
+    def of_frames(self, indices: Sequence[int]) -> Geometry:
+        """Geometry of some of the frames, with the distance between those that were chosen along Z and T.
+
+        They become one axis Z if they are not all combinations of indices along each axis.
+
+        Examples
+        --------
+        >>> Geometry("TZ", (2, 5), {"Z": 2.0}).of_frames([0, 3, 5, 8])
+        Geometry(axes='TZ', lengths=(2, 2), pixel={'Z': 6.0}, unit='', interval=None, labels=(), channels=())
+        """
+        num = math.prod(self.lengths)
+        inside = num > max(indices)
+        places = np.unravel_index(indices, self.lengths) if inside and self.lengths else ()
+        chosen = {axis: np.unique(place) for axis, place in zip(self.axes, places, strict=inside)}
+        lengths = tuple(map(len, chosen.values()))
+        if not inside or math.prod(lengths) != len(indices):
+            axes, lengths = ("Z", (len(indices),)) if len(indices) > 1 else ("", ())
+            return replace(self, axes=axes, lengths=lengths, labels=())
+        steps = {axis: {*np.diff(numbers).tolist()} or {1} for axis, numbers in chosen.items()}
+        step = {axis: found.pop() if len(found) == 1 else 0 for axis, found in steps.items()}  # 0: they differ
+        pixel = {axis: size * step.get(axis, 1) for axis, size in self.pixel.items() if step.get(axis, 1)}
+        interval = self.interval * step.get("T", 1) or None if self.interval else None
+        labels = tuple(self.labels[index] for index in indices) if len(self.labels) == num else ()
+        return replace(self, lengths=lengths, pixel=pixel, interval=interval, labels=labels)
 
 
 def in_micron(sizes: dict[str, Any], units: dict[str, str]) -> tuple[dict[str, float], str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from images.memory import ANY, DEFLATE, ByteCache, check_size
-from images.rows import Frames, Readable, naming, plain
+from images.rows import Frames, Readable, Series, naming, plain
 from utils import UserError
 
 _decoded = ByteCache(2**28)  # a picture is read band by band, and again as the neighbour of other sections
@@ -23,7 +23,23 @@ AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that are converted 
 
 def read_picture(path: Path) -> Frames:
     """The frame of a picture; only the header is read."""
-    return Frames([Picture(path)], [0])
+    picture = Picture(path)
+    found = Frames(kind=picture.kind)
+    found.add([picture], Series())
+    return found
+
+
+def is_picture(path: Path) -> bool:
+    """Whether Pillow knows the format of a file."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        with _open(path):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # it is known, but damaged
+        return True
 
 
 def _open(path: Path) -> Any:
@@ -60,7 +76,7 @@ class Picture(Readable):
             if number > 1 and image.format != "MPO":  # that is a JPEG with a preview inside
                 raise UserError(f"{path}: {number} images in one file: save them as a TIFF stack")
             size, kind, mode = image.size, image.format, image.mode
-        self._deep, self._kind = _deep_channels(path, kind), kind
+        self._deep, self.kind = _deep_channels(path, kind), kind
         pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(_blank(mode))
         self.shape, self.dtype = (size[1], size[0], pixel.shape[2]), pixel.dtype
         ratio = DEFLATE if kind == "PNG" else ANY
@@ -75,7 +91,7 @@ class Picture(Readable):
     def _decode(self) -> np.ndarray:
         with naming(f"{self._path}: damaged or truncated", "check or replace the file"):
             if self._deep:
-                pixels = _decoder(self._path, self._kind)(self._path.read_bytes())
+                pixels = _decoder(self._path, self.kind)(self._path.read_bytes())
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : self._deep]
             else:
                 with _open(self._path) as image:

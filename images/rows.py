@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from images.geometry import Geometry
 from utils import UserError, is_out_of_memory
 
 MAX_FRAMES = 10**6  # a file that claims more is damaged
+# names of the series of a whole-slide image that are not the image
+AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")
 
 
 class Rows(Protocol):
@@ -69,6 +75,42 @@ class Converted(Readable):
 
 
 @dataclass
+class Series:
+    """One image of a file, or one stack, such as a position of the stage, a scene or a data set.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the file; may be empty.
+    axes : str
+        Axes of its frames, slowest first, such as `"TZ"`; empty for one frame.
+    lengths : tuple of int
+        Lengths of these axes; their product is the number of frames.
+    geometry : callable
+        Returns axes, pixel size and names of the channels; called when they are needed.
+    levels : int
+        Number of resolutions; the first is read.
+    by_default : bool
+        Whether it is read unless others are chosen; False for the label and the thumbnail of a slide.
+    problem : str
+        Why it can't be read: it then has no frames, and is refused if it is chosen.
+    """
+
+    name: str = ""
+    axes: str = ""
+    lengths: tuple[int, ...] = ()
+    geometry: Callable[[], Geometry] = Geometry
+    levels: int = 1
+    by_default: bool = True
+    problem: str = ""
+
+    @property
+    def num_frame(self) -> int:
+        """Number of frames."""
+        return 0 if self.problem else math.prod(self.lengths)
+
+
+@dataclass
 class Frames:
     """Frames of one file.
 
@@ -80,17 +122,43 @@ class Frames:
         Number of the Z stack of each frame.
     files : set of Path
         Files that the frames are read from, if more than the given one.
+    series : list of Series
+        The series, in the order of their frames.
+    kind : str
+        Format as shown to users.
+    named : bool
+        Whether outputs are named after the series, such as the wells of a plate.
+    ambiguous : str
+        Why one of the series must be chosen; empty: all are read by default.
     """
 
     images: list[Rows] = field(default_factory=list)
     stacks: list[int] = field(default_factory=list)
     files: set[Path] = field(default_factory=set)
+    series: list[Series] = field(default_factory=list)
+    kind: str = ""
+    named: bool = False
+    ambiguous: str = ""
 
-    def add(self, images: Sequence[Rows], stacks: list[int]) -> None:
+    def add(self, images: Sequence[Rows], series: Series) -> None:
         """Add the frames of a series, as new stacks."""
         first = max(self.stacks, default=-1) + 1
         self.images += images
-        self.stacks += [first + stack for stack in stacks]
+        self.stacks += [first + stack for stack in stack_numbers(series.axes, series.lengths)] if images else []
+        self.series.append(series)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Index after the last frame of each series; not to be asked for before all are added."""
+        return list(accumulate(series.num_frame for series in self.series))
+
+    def first_frame(self, number: int) -> int:
+        """Index of the first frame of a series."""
+        return self.ends[number] - self.series[number].num_frame
+
+    def series_of(self, index: int) -> int:
+        """Number of the series of a frame."""
+        return bisect_right(self.ends, index)
 
 
 def check_count(path: Path, lengths: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,12 +18,22 @@ import numpy as np
 
 from images.geometry import Geometry, in_micron, in_seconds
 from images.memory import ANY, DEFLATE, check_size
-from images.rows import Converted, Frames, Readable, Rows, check_count, naming, plain, split, stack_numbers
+from images.rows import (
+    AUXILIARY,
+    Converted,
+    Frames,
+    Readable,
+    Rows,
+    Series,
+    check_count,
+    naming,
+    one_line,
+    plain,
+    split,
+)
 from utils import UserError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF
-# names of the series of a whole-slide image that are not the image
-AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")
 NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile series that are not positions of a stage
 WHITE_IS_ZERO, CMYK = 0, 5  # PhotometricInterpretation
 REDUCED_OR_MASK = 1 | 4  # NewSubfileType
@@ -31,25 +42,29 @@ ADOBE_DEFLATE, OLD_DEFLATE = 8, 32946  # Compression
 
 
 def read_tiff(path: Path) -> Frames:
-    """Frames of all series of a TIFF, without lower resolutions and the label, macro and thumbnail of a slide."""
+    """Frames of all series of a TIFF, without lower resolutions.
+
+    The label, macro and thumbnail of a slide come last, and are only read if they are chosen.
+    """
     found, before = Frames(), None
     with _opened(path) as (tif, messages):
-        for series in _main_series(tif):
-            _check_pages(path, series, messages)
-            outer = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "SCYX"]
-            lengths = tuple(size for _, size in outer)
-            check_count(path, lengths)
-            images = _frames(path, tif, series)
-            stacks = stack_numbers("".join(axis for axis, _ in outer), lengths)
+        found.kind = _kind(tif)
+        main = _main_series(tif)
+        for series in main:
+            images = _series_frames(path, tif, series, messages)
             # tifffile makes a series of each page that was written on its own: equal neighbours form one stack
             single = (series.shape, series.dtype) if len(images) == 1 and series.kind in NAMELESS else None
             if single and single == before:
+                last = found.series[-1]
                 found.images += images
                 found.stacks.append(found.stacks[-1])
+                last.axes, last.lengths = "I", (last.num_frame + 1,)
             else:
-                found.add(images, stacks)
+                found.add(images, _described(path, tif, series))
             before = single
             found.files |= {_file_of(page, path, tif) for page in series.pages}
+        for series in (series for series in tif.series if series not in main):
+            _add_auxiliary(found, path, tif, series, messages)
     return found
 
 
@@ -61,6 +76,41 @@ def _main_series(tif: Any) -> list[Any]:
         if not series.keyframe.subfiletype & REDUCED_OR_MASK and series.name.strip().lower() not in AUXILIARY
     ]
     return kept or tif.series
+
+
+def _kind(tif: Any) -> str:
+    """Flavour of a TIFF, such as OME-TIFF."""
+    flavours = ("ome", "imagej", "lsm", "stk", "svs", "scn", "ndpi", "qpi", "bif", "philips")
+    named = [flavour for flavour in flavours if getattr(tif, f"is_{flavour}")]
+    return f"TIFF ({named[0]})" if named else "TIFF"
+
+
+def _series_frames(path: Path, tif: Any, series: Any, messages: list[str]) -> list[Rows]:
+    """Frames of a series that is whole."""
+    _check_pages(path, series, messages)
+    check_count(path, _frame_axes(series)[1])
+    return _frames(path, tif, series)
+
+
+def _frame_axes(series: Any) -> tuple[str, tuple[int, ...]]:
+    """Axes that count the frames of a series, and their lengths."""
+    outer = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "SCYX"]
+    return "".join(axis for axis, _ in outer), tuple(size for _, size in outer)
+
+
+def _described(path: Path, tif: Any, series: Any, **more: Any) -> Series:
+    """Description of a series."""
+    geometry = partial(tiff_geometry, path, tif.series.index(series))
+    return Series(series.name.strip(), *_frame_axes(series), geometry, len(series.levels), **more)
+
+
+def _add_auxiliary(found: Frames, path: Path, tif: Any, series: Any, messages: list[str]) -> None:
+    """Add a series that is not read by default; what prevents its reading is only said if it is chosen."""
+    try:
+        found.add(_series_frames(path, tif, series, messages), _described(path, tif, series, by_default=False))
+    except Exception as error:  # a damaged thumbnail must not prevent the reading of the slide
+        problem = f"can't be read ({one_line(error)}): choose another"
+        found.series.append(Series(series.name.strip(), by_default=False, problem=problem))
 
 
 def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
@@ -319,21 +369,24 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
         raise UserError(f"{path}: truncated or damaged ({broken[0].split('> ')[-1]}): copy the file again")
 
 
-def tiff_geometry(path: Path) -> Geometry:
-    """Axes of the frames, pixel size, time step and names of the frames.
+def tiff_geometry(path: Path, number: int) -> Geometry:
+    """Axes of the frames of a series, pixel size, time step and names of the frames and channels.
 
     Empty if the tags are damaged: the pixels can be read without them.
     """
     try:
         with _opened(path) as (tif, _):
-            series = _main_series(tif)[0]
+            series = tif.series[number]
             sizes = dict(zip(series.axes, series.shape, strict=True))
             axes = "".join(axis for axis in sizes if axis in "TZ")
-            pixel, unit, interval = _ome_sizes(tif) if tif.ome_metadata else _imagej_sizes(tif)
+            image = _ome_image(tif, number) if tif.ome_metadata else None
+            pixel, unit, interval = _imagej_sizes(tif) if image is None else _ome_sizes(image)
+            channels = () if image is None else tuple(c.get("Name", "") for c in image.findall("{*}Channel"))
             num_channel = sizes.get("C", 1)  # ImageJ has a name for each channel of a frame
             names = (tif.imagej_metadata or {}).get("Labels", [])[::num_channel]
             labels = tuple(map(str, names)) if len(names) == math.prod(sizes[axis] for axis in axes) else ()
-            return Geometry(axes, tuple(sizes[axis] for axis in axes), pixel, unit, interval, labels)
+            lengths = tuple(sizes[axis] for axis in axes)
+            return Geometry(axes, lengths, pixel, unit, interval, labels, channels)
     except Exception:  # damaged tags raise all kinds of exceptions
         return Geometry()
 
@@ -345,10 +398,15 @@ def tiff_palette(path: Path) -> np.ndarray | None:
         return None if page.colormap is None or page.photometric != 3 else (page.colormap.T >> 8).astype(np.uint8)
 
 
-def _ome_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
-    """Pixel size, its unit, and the time step [s] from the XML of an OME-TIFF."""
-    pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-    found = {} if pixels is None else pixels.attrib
+def _ome_image(tif: Any, number: int) -> ElementTree.Element:
+    """Element `Pixels` of a series in the XML of an OME-TIFF; an empty one if it has none."""
+    images = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels")
+    return images[number] if number < len(images) else ElementTree.Element("Pixels")
+
+
+def _ome_sizes(image: ElementTree.Element) -> tuple[dict[str, float], str, float | None]:
+    """Pixel size, its unit, and the time step [s] from the element `Pixels` of an OME-TIFF."""
+    found = image.attrib
     sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
     units = {axis: found.get(f"PhysicalSize{axis}Unit", "µm") for axis in sizes}
     return *in_micron(sizes, units), in_seconds(found.get("TimeIncrement"), found.get("TimeIncrementUnit", "s"))

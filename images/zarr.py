@@ -1,22 +1,15 @@
-"""Zarr folders and OME-Zarr images as frames (H, W, C), read chunk by chunk."""
+"""Zarr folders, OME-Zarr images and plates as frames (H, W, C), read chunk by chunk."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from images.chunks import ChunkedArray, usual_axes
 from images.geometry import Geometry, in_micron, in_seconds
-from images.memory import ByteCache, check_size
-from images.rows import Frames, Readable, Rows, check_count, naming, plain, stack_numbers
-from utils import UserError, check_module
-
-BAND = 128  # [px] fewest rows that are decoded together
-MOST_EDGE = 64  # largest ratio of the sizes of a chunk and the part of the array in it
+from images.rows import Frames, Series, check_count
+from utils import UserError, check_module, natural_key
 
 
 def is_zarr(path: Path) -> bool:
@@ -25,48 +18,99 @@ def is_zarr(path: Path) -> bool:
 
 
 def read_zarr(path: Path) -> Frames:
-    """Frames of a Zarr array, or of the full resolution of an OME-Zarr image."""
-    array, axes, _ = open_zarr(path)
-    others = [axis for axis in axes if axis not in "CYX"]
-    lengths = tuple(array.shape[axes.index(axis)] for axis in others)
-    check_count(path, lengths)
-    source = _Source(path, array, axes)
-    places = np.ndindex(*lengths)
-    images: list[Rows] = [ZarrImage(source, dict(zip(others, place, strict=True))) for place in places]
-    return Frames(images, stack_numbers("".join(others), lengths))
+    """Frames of a Zarr array, the full resolution of an OME-Zarr image, or all images of a plate or group."""
+    node = _open(path)
+    names = _image_names(path, node)
+    part = next((part for part in ("plate", "well") if _is_group(node) and _entry(node, part)), "")
+    found = Frames(kind=f"OME-Zarr {part}".strip() if _is_group(node) else "Zarr", named=bool(part) or len(names) > 1)
+    for name in names:
+        source, levels = _open_array(path / name)
+        axes, lengths = source.outer
+        check_count(path, (*lengths, len(names)))
+        geometry = partial(zarr_geometry, path / name)
+        found.add(source.images(), Series(name, axes, lengths, geometry, levels))
+    if len(names) > 1 and not part:
+        inside = ", ".join(f"{path / name}" for name in names)
+        found.ambiguous = f"{path}: not one OME-Zarr image: name one of its members ({inside}), or choose by --series"
+    return found
+
+
+def _open_array(path: Path) -> tuple[ChunkedArray, int]:
+    """Array of one image, and its number of levels."""
+    array, axes, _, levels = open_zarr(path)
+    source = ChunkedArray(path, array, axes)
+    array.store.most = 8 * source.chunk_byte + 2**20  # filters may change the size a little
+    return source, levels
 
 
 def zarr_geometry(path: Path) -> Geometry:
-    """Axes of the frames of a Zarr, pixel size and time step."""
-    array, letters, sizes = open_zarr(path)
+    """Axes of the frames of a Zarr image, pixel size, time step and names of the channels."""
+    array, letters, sizes, _ = open_zarr(path)
     space = [axis for axis in "ZYX" if axis in sizes]
     pixel, unit = in_micron({axis: sizes[axis][0] for axis in space}, {axis: sizes[axis][1] for axis in space})
     axes = "".join(axis for axis in letters if axis not in "CYX")
     lengths = tuple(array.shape[letters.index(axis)] for axis in axes)
-    return Geometry(axes, lengths, pixel, unit, in_seconds(*sizes["T"]) if "T" in sizes else None)
+    interval = in_seconds(*sizes["T"]) if "T" in sizes else None
+    names = [str(channel.get("label", "")) for channel in _entry(_open(path), "omero").get("channels", [])]
+    return Geometry(axes, lengths, pixel, unit, interval, channels=tuple(names))
 
 
-def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[Any, str]]]:
-    """Array of a Zarr folder, its axes as letters, and the pixel size and its unit along each of them.
+def _open(path: Path) -> Any:
+    """Array or group of a Zarr folder."""
+    check_module("zarr", str(path))
+    import zarr
+
+    return zarr.open(_careful_store(path), mode="r")
+
+
+def _is_group(node: Any) -> bool:
+    return hasattr(node, "groups")
+
+
+def _image_names(path: Path, node: Any) -> list[str]:
+    """Paths of the images in a Zarr folder; an empty one for the folder itself.
+
+    A plate has its fields well by well, other groups their members, as bioformats2raw writes them.
+    """
+    if not _is_group(node) or _multiscales(node):
+        return [""]
+    if plate := _entry(node, "plate"):
+        wells = sorted((str(well["path"]) for well in plate["wells"]), key=natural_key)
+        return [f"{well}/{field['path']}" for well in wells for field in _fields(path, node, well)]
+    if well := _entry(node, "well"):
+        return [str(field["path"]) for field in well["images"]]
+    names = sorted((name for name, inner in node.groups() if _multiscales(inner)), key=natural_key)
+    if not names:
+        inside = ", ".join(f"{path / name}" for name in sorted(name for name, _ in node.members()))
+        raise UserError(f"{path}: not one OME-Zarr image: name one of its members ({inside or 'nothing'})")
+    return names
+
+
+def _fields(path: Path, plate: Any, well: str) -> list[dict]:
+    """Entries of the fields of a well."""
+    if well not in plate:
+        raise UserError(f"{path}: the well {well} of the plate is missing: copy the folder again, with all wells")
+    return _entry(plate[well], "well").get("images", [])
+
+
+def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[Any, str]], int]:
+    """Array of a Zarr image, its axes as letters, pixel size and unit along each of them, and the number of levels.
 
     Raises
     ------
     UserError
         The package `zarr` is missing, or the folder is not an image.
     """
-    check_module("zarr", str(path))
-    import zarr
-
-    node = zarr.open(_careful_store(path), mode="r")
+    node = _open(path)
     pixel: dict[str, tuple[Any, str]] = {}
-    if isinstance(node, zarr.Array):
-        array, axes = node, _usual_axes(node.shape)
+    if _is_group(node):
+        array, axes, pixel, levels = _open_image(node)
     else:
-        array, axes, pixel = _open_image(path, node)
+        array, axes, levels = node, usual_axes(node.shape), 1
     if len(axes) != array.ndim or "Y" not in axes or "X" not in axes or array.dtype.kind not in "uifb":
         what = f"shape {array.shape} of {array.dtype}, axes {axes}"
         raise UserError(f"{path}: {what}: must be numbers with axes Y and X, and otherwise only T, C and Z")
-    return array, axes, pixel
+    return array, axes, pixel, levels
 
 
 def _careful_store(path: Path) -> Any:
@@ -102,29 +146,9 @@ def _claimed(start: bytes, length: int) -> int:
     return int.from_bytes(start[4:8], "little") if of_blosc else 0
 
 
-def _usual_axes(shape: tuple[int, ...]) -> str:
-    """Axes of an array that does not name them; the last axis is the channels if it is at most 4 long.
-
-    Examples
-    --------
-    >>> _usual_axes((30, 512, 512)), _usual_axes((512, 512, 3)), _usual_axes((2, 30, 512, 512))
-    ('ZYX', 'YXC', 'CZYX')
-    """
-    if len(shape) == 3 and shape[-1] > 4:
-        return "ZYX"
-    return ("TZYXC" if len(shape) > 2 and shape[-1] <= 4 else "TCZYX")[-len(shape) :]
-
-
-def _open_image(path: Path, group: Any) -> tuple[Any, str, dict[str, tuple[Any, str]]]:
-    """What `open_zarr` returns, for an OME-Zarr image or a group of a single one, as bioformats2raw writes it."""
+def _open_image(group: Any) -> tuple[Any, str, dict[str, tuple[Any, str]], int]:
+    """What `open_zarr` returns, for an OME-Zarr image."""
     scales = _multiscales(group)
-    if not scales:
-        images = [(name, inner) for name, inner in sorted(group.groups()) if _multiscales(inner)]
-        if len(images) != 1:
-            inside = ", ".join(f"{path / name}" for name in sorted(name for name, _ in images or group.members()))
-            raise UserError(f"{path}: not one OME-Zarr image: name one of its members ({inside or 'nothing'})")
-        group = images[0][1]
-        scales = _multiscales(group)
     named = scales[0].get("axes", "tczyx")  # no axes in OME-Zarr 0.1 and 0.2, only names in 0.3
     named = [{"name": axis} if isinstance(axis, str) else axis for axis in named]
     axes = "".join(axis["name"] for axis in named).upper()
@@ -134,77 +158,15 @@ def _open_image(path: Path, group: Any) -> tuple[Any, str, dict[str, tuple[Any, 
     )
     units = [str(axis.get("unit", "")) for axis in named]
     pixel = {axis: (size, unit) for axis, size, unit in zip(axes, sizes, units, strict=False)}
-    return group[first["path"]], axes, pixel
+    return group[first["path"]], axes, pixel, len(scales[0]["datasets"])
 
 
 def _multiscales(group: Any) -> list[dict]:
     """Entry `multiscales` of a group by OME-Zarr 0.5 or older; empty if it has none."""
-    attributes = dict(group.attrs)
-    return attributes.get("ome", attributes).get("multiscales", [])
+    return _entry(group, "multiscales") or []
 
 
-_blocks = ByteCache(2**29)  # decoded chunks: frames that share one are requested one after another
-_numbers = itertools.count()  # of open arrays, as keys of the cache
-
-
-class _Source:
-    """Array that images are read from by whole chunks, which are cached for the images that share them."""
-
-    def __init__(self, path: Path, array: Any, axes: str) -> None:
-        self.path, self.array, self.axes = path, array, axes
-        self.number = next(_numbers)
-        num_byte = math.prod(array.chunks) * array.dtype.itemsize
-        used = math.prod(map(min, array.chunks, array.shape)) * array.dtype.itemsize
-        check_size(f"{path}, a chunk", num_byte, used, ratio=MOST_EDGE, copies=2)
-        array.store.most = 8 * num_byte + 2**20  # filters may change the size a little
-
-    def rows(self, place: dict[str, int], top: int, bottom: int) -> np.ndarray:
-        """Rows of the image at a place, with its axes in the order of the array."""
-        size = dict(zip(self.axes, self.array.shape, strict=True))
-        chunk = dict(zip(self.axes, self.array.chunks, strict=True))
-        wanted = {axis: (number, number + 1) for axis, number in place.items()} | {"Y": (top, bottom)}
-        tall = -(-BAND // chunk["Y"]) * chunk["Y"]  # rows of a cached block, a multiple of the chunk's
-        block = {  # along T and Z, the whole chunk that contains the image
-            axis: (number // chunk[axis] * chunk[axis], min((number // chunk[axis] + 1) * chunk[axis], size[axis]))
-            for axis, number in place.items()
-        }
-        num_byte = math.prod(last - first for first, last in block.values()) * min(tall, size["Y"])
-        num_byte *= size["X"] * size.get("C", 1) * self.array.dtype.itemsize
-        if all(last - first == 1 for first, last in block.values()) or num_byte > _blocks.max_byte // 2:
-            return self._read(wanted, place)  # no other image shares these chunks, or the block is too large to cache
-        parts = []  # the requested rows, block by block
-        for first in range(top // tall * tall, bottom, tall):
-            span = block | {"Y": (first, min(first + tall, size["Y"]))}
-            pixels = _blocks.get((self.number, *span.values()), partial(self._read, span, {}))
-            inside = {"Y": slice(max(top - first, 0), bottom - first)}
-            inside |= {axis: number - block[axis][0] for axis, number in place.items()}
-            parts.append(pixels[tuple(inside.get(axis, slice(None)) for axis in self.axes)])
-        left = [axis for axis in self.axes if axis not in place]
-        return np.concatenate(parts, axis=left.index("Y"))
-
-    def _read(self, span: dict[str, tuple[int, int]], place: dict[str, int]) -> np.ndarray:
-        """Part of the array; the axes in `place` are dropped."""
-        spans = {axis: slice(*limits) for axis, limits in span.items()} | place
-        return np.asarray(self.array[tuple(spans.get(axis, slice(None)) for axis in self.axes)])
-
-
-class ZarrImage(Readable):
-    """One image (H, W, C) of a Zarr array with named axes, read chunk by chunk."""
-
-    def __init__(self, source: _Source, place: dict[str, int]) -> None:
-        self._source, self._place = source, place
-        size = dict(zip(source.axes, source.array.shape, strict=True))
-        self.shape = (size["Y"], size["X"], size.get("C", 1))
-        self.dtype = plain(np.empty(0, source.array.dtype)).dtype
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W, C) of the image."""
-        top, bottom, step = rows.indices(self.shape[0])
-        if bottom <= top:
-            return np.empty((0, *self.shape[1:]), self.dtype)
-        where = "".join(f", {axis} {number}" for axis, number in self._place.items())
-        with naming(f"{self._source.path}{where}: damaged chunk", "copy the folder again"):
-            block = self._source.rows(self._place, top, bottom)
-        left = [axis for axis in self._source.axes if axis not in self._place]
-        block = plain(block.transpose([left.index(axis) for axis in "YXC" if axis in left]))
-        return (block if "C" in left else block[..., None])[::step]
+def _entry(node: Any, name: str) -> Any:
+    """Metadata of a group by OME-Zarr 0.5 or older; an empty dict if it has none of that name."""
+    attributes = dict(node.attrs)
+    return dict(attributes.get("ome", attributes)).get(name, {})

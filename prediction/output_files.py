@@ -75,8 +75,12 @@ class OutputFiles:
         """PNG of each frame for each output; with several channels, see `png_files`."""
         if not self.to_folder:
             return {output: [Path(self.target)] * len(self.frames) for output in self.outputs}
-        num = Counter(frame.path for frame in self.frames)
-        stems = [f.path.stem + (f"-{f.index:04d}" if num[f.path] > 1 else "") for f in self.frames]
+        num = Counter((frame.path, frame.series) for frame in self.frames)
+        numbers = [f.place[1] if f.series else f.index for f in self.frames]
+        stems = [
+            f.name + (f"-{number:04d}" if num[f.path, f.series] > 1 else "")
+            for f, number in zip(self.frames, numbers, strict=True)
+        ]
         endings = {output: f"-{output}.png" if len(self.outputs) > 1 else ".png" for output in self.outputs}
         return {output: [Path(self.target, stem + endings[output]) for stem in stems] for output in self.outputs}
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from config import NO_LABEL, DatabaseFlags
 from dataset import ENTRIES, IGNORE, DataInfo, SampleFile, describe, write_sample
 from files import atomic_folder, finish_exchange, locked
-from images.frames import forget_files, sha256
+from images.choice import Choice
+from images.frames import Frame, forget_files, sha256
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
@@ -42,6 +43,7 @@ def make_database(flags: DatabaseFlags) -> None:
     UserError
         The images or labels can't be used, the database exists already, or another program uses it.
     """
+    choice = Choice(flags.channel, flags.series, flags.section)
     folder = Path(flags.dir_data) / flags.name_data
     with locked(folder, OTHER_NAME):
         finish_exchange(folder, ENTRIES)
@@ -56,17 +58,17 @@ def make_database(flags: DatabaseFlags) -> None:
         with atomic_folder(folder, [*ENTRIES, *drawn], OTHER_NAME) as goal:
             if drawn:
                 _draw(flags, goal)
-            lines = _write_database(goal, flags, goal if drawn else folder)
+            lines = _write_database(goal, flags, choice, goal if drawn else folder)
             forget_files()  # Windows can't rename a memory-mapped file
     say(f"{folder}: {lines}")
 
 
-def _write_database(goal: Path, flags: DatabaseFlags, default_folder: Path) -> str:
+def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_folder: Path) -> str:
     """Write samples and description, and return the report; images not given by flags are in the default folder."""
     images, labels = (default_folder / name for name in _default_names(flags))
     source = flags.input or _existing(images)
     target = None if flags.label == NO_LABEL else flags.label or _existing(labels)
-    pairs = with_context(list_pairs(source, target), flags.context)
+    pairs = with_context(list_pairs(source, target, choice), flags.context)
     if flags.split != "region":  # at once, not after all pixels are read
         split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
     pairs = check_pairs(pairs)
@@ -186,12 +188,18 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict
         "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
         "samples": {
             split: [
-                {"file": f"{number:05d}.npy", "source": pair.input.path.name, "frame": pair.input.index} | _region(pair)
+                {"file": f"{number:05d}.npy", "source": pair.input.path.name} | _place(pair.input) | _region(pair)
                 for number, pair in enumerate(members)
             ]
             for split, members in splits.items()
         },
     }
+
+
+def _place(frame: Frame) -> dict[str, Any]:
+    """Index of a frame in its file, the name of its series such as a well, and the channels if some were chosen."""
+    series = {"series": frame.series} if frame.series else {}
+    return {"frame": frame.index} | series | ({"channels": list(frame.channels)} if frame.channels else {})
 
 
 def _region(pair: Pair) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import check_values
-from images.frames import Frame, Source, files_of, list_frames, with_neighbours
+from images.choice import Choice
+from images.frames import ALL, Frame, Source, files_of, is_one_file, list_frames, with_neighbours
 from sources.labels import Label, Masks, is_colour
 from utils import UserError, say
 
@@ -77,7 +78,7 @@ def _converted(image: np.ndarray, channels: int) -> np.ndarray:
     return image[..., : channels or None]
 
 
-def list_pairs(source: Source, target: Source | None) -> list[Pair]:
+def list_pairs(source: Source, target: Source | None, choice: Choice = ALL) -> list[Pair]:
     """Images with their labels: pages of stacks in order, files of folders by name.
 
     Parameters
@@ -86,17 +87,43 @@ def list_pairs(source: Source, target: Source | None) -> list[Pair]:
         Stack, folder or pattern of the images.
     target : str, Path, sequence of them or None
         Stack, folder or pattern of their labels; None: no labels.
+    choice : Choice
+        Channels, series and sections of the images. Labels of all series and sections, or of all sections, are chosen
+        like the images; other labels must be those of the chosen images.
 
     Raises
     ------
     UserError
         There is no image, or an image or a label has no partner.
     """
-    images = list_frames(source)
+    images = list_frames(source, choice)
     if target is None:
         return [Pair(image, None) for image in images]
     labels = list_frames(target)
-    if not _is_stack(source) and not _is_stack(target):
+    if choice.takes_all_frames:
+        return _pairs(images, labels, source, target)
+    for wider in (replace(choice, series="", section=""), replace(choice, section="")):
+        whole = _labelled_frames(source, wider, labels, target)
+        if len(whole) == len(labels):
+            chosen = {(image.path, image.index) for image in images}
+            return [
+                pair for pair in _pairs(whole, labels, source, target) if (pair.input.path, pair.input.index) in chosen
+            ]
+    return _pairs(images, labels, source, target)
+
+
+def _labelled_frames(source: Source, choice: Choice, labels: list[Frame], target: Source) -> list[Frame]:
+    """Frames of a wider choice that may have labels; none where that choice is not possible."""
+    try:
+        images = list_frames(source, choice)
+    except UserError:  # such as a file of several data sets, one of which must be chosen
+        return []
+    return images if _are_stacks(source, target) else _apart(images, labels)
+
+
+def _pairs(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
+    """Pairs of images and labels that all have a partner."""
+    if not _are_stacks(source, target):
         images = _without_labels(images, labels, source, target)
         return _pairs_by_folder(images, labels) or _pairs_by_name(images, labels, source, target)
     if len(images) != len(labels):
@@ -106,14 +133,14 @@ def list_pairs(source: Source, target: Source | None) -> list[Pair]:
     return [Pair(*both) for both in zip(images, labels, strict=True)]
 
 
+def _are_stacks(source: Source, target: Source) -> bool:
+    """Whether images or labels are the pages of one file."""
+    return is_one_file(source) or is_one_file(target)
+
+
 def _shown(source: Source) -> str:
     """Source as shown in a message: what the user gave, or the first of many paths."""
     return str(source) if isinstance(source, str | Path) else f"{len(source)} paths from {source[0]} on"
-
-
-def _is_stack(source: Source) -> bool:
-    """Whether images are the pages of one file."""
-    return isinstance(source, str | Path) and Path(source).is_file()
 
 
 def colour_hint(frames: list[Frame]) -> str:
@@ -129,8 +156,7 @@ def colour_hint(frames: list[Frame]) -> str:
 
 def _without_labels(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Frame]:
     """Images without those that the labels' pattern matches too, such as `*_mask.tif` for `*.tif`."""
-    files = {label.path for label in labels}
-    rest = [image for image in images if image.path not in files]
+    rest = _apart(images, labels)
     if not rest:
         raise UserError(
             f"{_shown(target)}: all images of {_shown(source)} are also labels: give only the images to --input"
@@ -139,6 +165,12 @@ def _without_labels(images: list[Frame], labels: list[Frame], source: Source, ta
         what = f"{len(images) - len(rest)} image(s) of {_shown(source)} are matched by {_shown(target)}"
         say(f"{what}: used as labels only")
     return rest
+
+
+def _apart(images: list[Frame], labels: list[Frame]) -> list[Frame]:
+    """Images that are not among the labels."""
+    places = {(label.path, label.index) for label in labels}
+    return [image for image in images if (image.path, image.index) not in places]
 
 
 def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
@@ -183,9 +215,14 @@ def _folder(path: Path) -> str:
 def _keyed(
     frames: list[Frame], name: Callable[[Path], str], parts: Callable[[list[str]], list[str]]
 ) -> dict[tuple[str, int], Frame]:
-    """Frames by a key, made of the name of their file or folder, and their index in the file."""
+    """Frames by a key, made of the name of their file or folder, and their number among the frames of that file."""
     names = parts([name(frame.path) for frame in frames])
-    return {(name, frame.index): frame for name, frame in zip(names, frames, strict=True)}
+    counts: Counter[Path] = Counter()
+    keyed = {}
+    for text, frame in zip(names, frames, strict=True):
+        keyed[text, counts[frame.path]] = frame
+        counts[frame.path] += 1
+    return keyed
 
 
 def _differences(stems: list[str]) -> list[str]:

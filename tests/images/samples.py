@@ -17,13 +17,6 @@ def stack(num=5, size=32, dtype=np.uint8):
     return RNG.integers(0, 255, (num, size, size)).astype(dtype)
 
 
-def write_zarr(path, pixels, scales, version=3):
-    zarr = pytest.importorskip("zarr")
-    group = zarr.open_group(path, mode="w", zarr_format=version)
-    group.create_array("0", data=pixels)
-    group.attrs.update({"ome": {"multiscales": scales}} if version == 3 else {"multiscales": scales})
-
-
 def bands(pixels, tall):
     """Frame, first row and band (C, h, W) of pixels (N, C, H, W), last first."""
     places = [(frame, top) for frame in range(len(pixels)) for top in range(0, pixels.shape[2], tall)]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from samples import RNG, stack, write_zarr
+from samples import RNG, stack
+from zarrs import write_zarr
 
 from images.frames import Frame, list_frames, read_frames, with_neighbours
 from utils import UserError

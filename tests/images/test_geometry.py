@@ -1,6 +1,7 @@
 import pytest
 import tifffile
-from samples import stack, write_zarr
+from samples import stack
+from zarrs import write_zarr
 
 from images.frames import list_frames, read_geometry
 

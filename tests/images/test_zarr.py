@@ -3,9 +3,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from samples import RNG, stack, write_zarr
+from samples import RNG, stack
+from zarrs import write_plate, write_zarr
 
-from images.frames import list_frames, read_frames, read_geometry
+from images.choice import Choice
+from images.frames import list_frames, read_frames, read_geometry, with_neighbours
 from utils import UserError
 
 SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]
@@ -40,6 +42,38 @@ def test_the_only_image_in_a_zarr_group_is_taken_and_several_are_named(tmp_path)
     write_zarr(tmp_path / "a.zarr" / "1", stack(1)[0], [image])
     with pytest.raises(UserError, match=r"not one OME-Zarr image: name one .*a\.zarr/0, .*a\.zarr/1"):
         list_frames(tmp_path / "a.zarr")
+    assert [frame.name for frame in list_frames(tmp_path / "a.zarr", Choice(series="1"))] == ["a-1"]
+
+
+FIELDS = ("B/2/0", "A/10/1", "A/2/0", "A/2/1")
+IN_ORDER = ["A/2/0", "A/2/1", "A/10/1", "B/2/0"]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_plate_is_read_well_by_well(tmp_path, version):
+    fields = {name: stack(2) for name in FIELDS}
+    write_plate(tmp_path / "p.zarr", fields, version)
+    frames = list_frames(tmp_path / "p.zarr")
+    assert [frame.series for frame in frames] == [name for name in IN_ORDER for _ in range(2)]
+    assert [frame.name for frame in frames[::2]] == ["p-A-2-0", "p-A-2-1", "p-A-10-1", "p-B-2-0"]
+    assert str(frames[5]) == f"{tmp_path / 'p.zarr'}, A/10/1, image 2"
+    for number, frame in enumerate(frames):
+        assert np.array_equal(frame.read()[..., 0], fields[frame.series][number % 2])
+    assert [[f.index for f in around] for around in with_neighbours(frames, 1)[1:3]] == [[0, 1, 1], [2, 2, 3]]
+    g = read_geometry(frames)
+    assert (g.axes, g.lengths, g.labels[::2], g.pixel["X"]) == ("Z", (8,), tuple(IN_ORDER), 0.5)
+    chosen = list_frames(tmp_path / "p.zarr", Choice(series="A/10/1, 3"))
+    assert [frame.index for frame in chosen] == [4, 5, 6, 7]
+    assert read_geometry(chosen[:2]).lengths == (2,)
+
+
+def test_wells_may_be_read_alone_and_missing_ones_are_named(tmp_path):
+    write_plate(tmp_path / "p.zarr", {name: stack(1)[0] for name in FIELDS})
+    assert [frame.name for frame in list_frames(tmp_path / "p.zarr" / "A" / "2")] == ["2-0", "2-1"]
+    assert len(list_frames(tmp_path / "p.zarr" / "A" / "2" / "1")) == 1
+    shutil.rmtree(tmp_path / "p.zarr" / "B")
+    with pytest.raises(UserError, match=r"p\.zarr: the well B/2 of the plate is missing"):
+        list_frames(tmp_path / "p.zarr")
 
 
 def test_a_damaged_chunk_of_a_zarr_is_named(tmp_path):

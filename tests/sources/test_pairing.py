@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from zarrs import write_plate
 
 from run_make_database import main
 
@@ -142,3 +143,78 @@ def test_what_is_said_of_many_paths_is_short(work, fails):
         line = fails(main, argv)
         assert len(line) < 400 and not re.search(r"\('", line)
         assert "60 paths from raw/0.tif on" in line or "60 paths from masks/0.tif on" in line
+
+
+def write_stacks(num=8):
+    """A stack of two channels in OME-TIFF, and its labels."""
+    pixels = np.stack([np.stack([noise(number), noise(number + 50)]) for number in range(num)])
+    masks = np.stack([mask(number) for number in range(num)])
+    metadata = {"axes": "ZCYX", "Channel": {"Name": ["DAPI", "GFP"]}}
+    tifffile.imwrite("raw.ome.tif", pixels, metadata=metadata)
+    tifffile.imwrite("masks.tif", masks, photometric="minisblack")
+    return pixels, masks
+
+
+@pytest.mark.parametrize("is_small", [False, True])
+def test_labels_follow_the_choice_of_sections_or_are_those_of_the_chosen(work, is_small):
+    pixels, masks = write_stacks()
+    if is_small:
+        tifffile.imwrite("masks.tif", masks[[1, 4, 6]], photometric="minisblack")
+    given = ["--input", "raw.ome.tif", "--label", "masks.tif", "--section", "1,4,6", "--channel", "GFP"]
+    assert main(given) == 0
+    for number, split in zip((1, 4, 6), ("train", "val", "test"), strict=True):
+        assert np.array_equal(sample(split)["input"][..., 0], pixels[number, 1])
+        assert np.array_equal(sample(split)["label"] * 255, masks[number])
+    facts = info()
+    assert facts["nch_in"] == 1
+    assert facts["samples"]["val"] == [{"file": "00000.npy", "source": "raw.ome.tif", "frame": 4, "channels": [1]}]
+
+
+def test_labels_of_another_number_of_sections_are_refused(work, fails):
+    _, masks = write_stacks()
+    tifffile.imwrite("masks.tif", masks[:5], photometric="minisblack")
+    given = ["--input", "raw.ome.tif", "--label", "masks.tif", "--section", "1,4,6"]
+    assert "raw.ome.tif has 3 pages, masks.tif has 5" in fails(main, given)
+    assert "no section 9: it has 8, 0 to 7" in fails(main, [*given[:4], "--section", "9"])
+    assert "no channel RFP: it has 2, 0 (DAPI), 1 (GFP)" in fails(main, [*given[:4], "--channel", "RFP"])
+    assert not (work / "datasets" / "em" / "dataset.json").exists()
+
+
+def test_sections_are_chosen_in_each_file_of_folders(work):
+    for name in ("a", "b"):
+        Path("raw").mkdir(exist_ok=True)
+        Path("masks").mkdir(exist_ok=True)
+        _, masks = write_stacks(4)
+        Path("raw.ome.tif").rename(f"raw/{name}.tif")
+        Path("masks.tif").rename(f"masks/{name}.tif")
+    assert main([*MADE, "--section", "0,3", "--context", "1"]) == 0
+    assert np.array_equal(sample("train", 1)["label"] * 255, masks[3])
+    assert sample("train")["input"].shape[-1] == 6
+    assert np.array_equal(sample("train")["input"][..., 4], noise(1))  # the section below, which is not chosen
+
+
+def test_images_and_labels_may_be_data_sets_of_one_file(work):
+    h5py = pytest.importorskip("h5py")
+    for number in range(3):
+        with h5py.File(f"{number}.h5", "w") as file:
+            file["raw"], file["label"] = noise(number), mask(number)
+    assert main(["--input", "*.h5:/raw", "--label", "*.h5:/label"]) == 0
+    for number, split in enumerate(("train", "val", "test")):
+        assert np.array_equal(sample(split)["input"][..., 0], noise(number))
+        assert np.array_equal(sample(split)["label"] * 255, mask(number))
+    with h5py.File("volume.h5", "w") as file:
+        file["raw"] = np.stack([noise(number) for number in range(4)])
+        file["label"] = np.stack([mask(number) for number in range(4)])
+    given = ["--input", "volume.h5:/raw", "--label", "volume.h5:/label", "--overwrite"]
+    assert main([*given, "--section", "1:"]) == 0
+    assert np.array_equal(sample("test")["input"][..., 0], noise(3))
+    assert np.array_equal(sample("test")["label"] * 255, mask(3))
+
+
+def test_the_database_knows_well_and_field(work):
+    names = ("A/1/0", "A/1/1", "B/2/0")
+    write_plate(work / "p.zarr", {name: noise(number) for number, name in enumerate(names)})
+    tifffile.imwrite("masks.tif", np.stack([mask(number) for number in range(3)]), photometric="minisblack")
+    assert main(["--input", "p.zarr", "--label", "masks.tif"]) == 0
+    samples = [of[0]["series"] for of in info()["samples"].values()]
+    assert samples == ["A/1/0", "A/1/1", "B/2/0"] and np.array_equal(sample("test")["input"][..., 0], noise(2))

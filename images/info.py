@@ -1,0 +1,87 @@
+"""What files hold, and how they are read: `run_make_database.py --info`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from images.choice import Choice
+from images.frames import Frame, files_in, list_frames, read_file
+from images.geometry import Geometry
+from images.rows import Frames, Series
+from utils import UserError, say
+
+MAX_SERIES = 50  # shown of a file
+
+
+def show_info(sources: Sequence[str], choice: Choice) -> None:
+    """Print what files hold, and how they are read with a choice of channels, series and sections.
+
+    Raises
+    ------
+    UserError
+        A file can't be read; the others are printed before.
+    """
+    failed: list[UserError] = []
+    for source in sources:
+        for name in files_in(source):
+            try:
+                say("\n".join(_lines(name, choice)))
+            except UserError as error:
+                failed.append(error)
+    for other in failed[:-1]:
+        say(f"error: {other}", sys.stderr)
+    if failed:
+        raise failed[-1]
+
+
+def _lines(name: str, choice: Choice) -> Iterator[str]:
+    """Lines about one file."""
+    path, found = read_file(name)
+    num = len(found.series)
+    yield f"{path}: {found.kind}, {num} series" if num > 1 else f"{path}: {found.kind}"
+    for number, series in enumerate(found.series[:MAX_SERIES]):
+        yield from _series_lines(found, number, series)
+    if num > MAX_SERIES:
+        yield f"  ... and {num - MAX_SERIES} more series"
+    if choice == Choice() and found.ambiguous and ":/" not in name:
+        yield f"  to be read, one must be chosen: {found.ambiguous.partition(': ')[2]}"
+        return
+    yield f"  read as {_reading(list_frames(name, choice))}"
+
+
+def _series_lines(found: Frames, number: int, series: Series) -> Iterator[str]:
+    """Lines about one series."""
+    name = f' "{series.name}"' if series.name else ""
+    if series.problem:
+        yield f"  series {number}{name}: {series.problem}"
+        return
+    geometry, image = series.geometry(), found.images[found.first_frame(number)]
+    height, width, channels = image.shape
+    lengths = {**dict(zip(series.axes, series.lengths, strict=True)), "C": channels, "Y": height, "X": width}
+    shown = ", ".join(f"{axis} {length}" for axis, length in lengths.items())
+    levels = f", {series.levels} levels, of which the first is read" if series.levels > 1 else ""
+    left_out = "" if series.by_default else ", left out unless it is chosen"
+    yield f"  series {number}{name}: {shown}, {image.dtype.name}{levels}{left_out}"
+    if len(geometry.channels) == channels and any(geometry.channels):
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(geometry.channels))
+        yield f"    channels: {names}"
+    yield f"    pixel size: {_pixel_size(geometry)}"
+
+
+def _pixel_size(geometry: Geometry) -> str:
+    """Pixel size and time step of a series."""
+    sizes = [f"{axis} {geometry.pixel[axis]:.6g}" for axis in "XYZ" if axis in geometry.pixel]
+    interval = f", {geometry.interval:.6g} s between two times" if geometry.interval else ""
+    return f"{', '.join(sizes)} {geometry.unit}{interval}" if sizes else f"unknown{interval}"
+
+
+def _reading(frames: list[Frame]) -> str:
+    """How many images are read, their sizes, channels and types."""
+    kinds: dict[tuple, int] = {}
+    for frame in frames:
+        image = frame.open()
+        kind = (*image.shape, image.dtype.name)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    shown = [f"{num} image(s) of {h} x {w} px, {c} channel(s) of {dtype}" for (h, w, c, dtype), num in kinds.items()]
+    return "; ".join(shown[:5]) + (f"; and {len(shown) - 5} more kinds" if len(shown) > 5 else "")

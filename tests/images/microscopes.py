@@ -1,0 +1,96 @@
+"""Files as microscopes write them."""
+
+import struct
+
+import numpy as np
+import pytest
+
+
+def write_czi(path, pixels, channels=(), scale=0.0):
+    """A CZI of pixels (T, Z, C, Y, X), written by ZEISS's own library."""
+    czi = pytest.importorskip("pylibCZIrw.czi")
+    with czi.create_czi(str(path)) as file:
+        for t, z, c in np.ndindex(pixels.shape[:3]):
+            file.write(pixels[t, z, c][..., None], plane={"T": t, "Z": z, "C": c})
+        names = dict(enumerate(channels))
+        file.write_metadata("a", channel_names=names, scale_x=scale, scale_y=scale, scale_z=4 * scale)
+
+
+def block(*parts):
+    """A block of a LIF, its parts being numbers of bytes or texts."""
+    coded = [b"\x2a" + (part if isinstance(part, bytes) else encoded(part)) for part in parts]
+    return struct.pack("<II", 0x70, sum(map(len, coded))) + b"".join(coded)
+
+
+def encoded(text):
+    return struct.pack("<I", len(text)) + text.encode("utf-16-le")
+
+
+def write_lif(path, images, um=0.5):
+    """A LIF of images (Z, C, Y, X) by name, as Leica's format is laid out; no package writes it."""
+    elements, blocks = "", b""
+    for number, (name, pixels) in enumerate(images.items()):
+        depth, num, height, width = pixels.shape
+        step = np.cumprod([pixels.itemsize, width, height, num]).tolist()  # bytes between pixels, rows...
+        channels = "".join(
+            f'<ChannelDescription DataType="0" ChannelTag="0" Resolution="{8 * step[0]}" LUTName="Dye{channel}" '
+            f'NameOfMeasuredQuantity="" Min="0" Max="1" Unit="" IsLUTInverted="0" BitInc="0" '
+            f'BytesInc="{channel * step[2]}"/>'
+            for channel in range(num)
+        )
+        sides = [(1, width, step[0], um), (2, height, step[1], um), (3, depth, step[3], 4 * um)]
+        dimensions = "".join(
+            f'<DimensionDescription DimID="{axis}" NumberOfElements="{size}" Origin="0" Unit="m" BitInc="0" '
+            f'Length="{(size - 1) * length * 1e-6}" BytesInc="{increment}"/>'
+            for axis, size, increment, length in sides
+        )
+        image = f"<Channels>{channels}</Channels><Dimensions>{dimensions}</Dimensions>"
+        image = f"<Data><Image><ImageDescription>{image}</ImageDescription></Image></Data>"
+        memory = f'<Memory Size="{pixels.nbytes}" MemoryBlockID="M{number}"/>'
+        elements += f'<Element Name="{name}">{image}{memory}</Element>'
+        blocks += block(struct.pack("<Q", pixels.nbytes), f"M{number}") + pixels.tobytes()
+    tree = f'<Element Name="a"><Children>{elements}</Children></Element>'
+    path.write_bytes(block(f'<LMSDataContainerHeader Version="2">{tree}</LMSDataContainerHeader>') + blocks)
+
+
+def write_nd2(path, pixels, um=0.5):
+    """An ND2 of version 2, of one image (C, Y, X), as Nikon's format is laid out; no package writes it."""
+    num, height, width = pixels.shape
+    numbers = {"uiWidth": width, "uiHeight": height, "uiComp": num, "uiBpcInMemory": 16, "uiBpcSignificant": 16}
+    numbers |= {"uiWidthBytes": width * num * 2, "uiSequenceCount": 1, "eCompression": 2}
+    attributes = "".join(f'<{name} runtype="lx_uint32" value="{value}"/>' for name, value in numbers.items())
+    planes = "".join(
+        f'<a{c} runtype="X"><uiCompCount runtype="lx_uint32" value="1"/>'
+        f'<uiSampleIndex runtype="lx_uint32" value="{c}"/>'
+        f'<sDescription runtype="CLxStringW" value="Dye{c}"/>'
+        '<pFluorescentProbe runtype="X"><m_ExcitationSpectrum runtype="X"><uiCount runtype="lx_uint32" value="0"/>'
+        f"</m_ExcitationSpectrum></pFluorescentProbe></a{c}>"
+        for c in range(num)
+    )
+    planes = f'<uiCount runtype="lx_uint32" value="{num}"/><sPlane runtype="X">{planes}</sPlane>'
+    meta = f'<bCalibrated runtype="bool" value="true"/><dCalibration runtype="double" value="{um}"/>'
+    meta += f'<sPicturePlanes runtype="X">{planes}</sPicturePlanes>'
+    chunks = {
+        b"ImageAttributes!": variant("SLxImageAttributes", attributes),
+        b"ImageMetadataSeq|0!": variant("SLxPictureMetadata", meta),
+        b"CustomData|AcqTimesCache!": bytes(8),
+        b"ImageDataSeq|0!": bytes(8) + pixels.transpose(1, 2, 0).tobytes(),
+    }
+    out, found = chunk(b"ND2 FILE SIGNATURE CHUNK NAME01!", b"Ver2.0".ljust(64, b"\0"), 32), b""
+    for name, data in chunks.items():
+        found += name + struct.pack("<QQ", len(out), len(data))
+        out += chunk(name, data, 4072)  # pixels begin at 4096
+    end = b"ND2 CHUNK MAP SIGNATURE 0000001!"
+    place = struct.pack("<Q", len(out))
+    out += chunk(b"ND2 FILEMAP SIGNATURE NAME 0001!", found + end + place, 32)
+    path.write_bytes(out + end + place)
+
+
+def variant(name, inside):
+    """XML of a chunk."""
+    return f"<variant><no_name><{name}>{inside}</{name}></no_name></variant>".encode()
+
+
+def chunk(name, data, length):
+    """A chunk of an ND2."""
+    return struct.pack("<IIQ", 0x0ABECEDA, length, len(data)) + name.ljust(length, b"\0") + data

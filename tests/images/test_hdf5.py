@@ -1,0 +1,103 @@
+import sys
+
+import numpy as np
+import pytest
+from samples import RNG, stack
+
+from images.choice import Choice
+from images.frames import files_of, list_frames, read_geometry
+from utils import UserError
+
+h5py = pytest.importorskip("h5py")
+
+
+def write(path, **sets):
+    with h5py.File(path, "w") as file:
+        for name, pixels in sets.items():
+            file.create_dataset(name, data=pixels, chunks=True if pixels.ndim > 1 else None)
+
+
+def test_a_data_set_is_named_or_the_only_image_of_the_file(tmp_path):
+    raw, label = stack(5), stack(5)
+    write(tmp_path / "a.h5", raw=raw, label=label, times=np.arange(5))
+    for name, pixels in (("raw", raw), ("label", label)):
+        for frames in (
+            list_frames(f"{tmp_path}/a.h5:/{name}"),
+            list_frames(tmp_path / "a.h5", Choice(series=f"/{name}")),
+        ):
+            assert np.array_equal(np.stack([frame.read()[..., 0] for frame in frames]), pixels)
+            assert files_of(frames) == [tmp_path / "a.h5"] and {frame.series for frame in frames} == {f"/{name}"}
+    both = list_frames([f"{tmp_path}/a.h5:/raw", f"{tmp_path}/a.h5:/label"])
+    assert len(both) == 10
+    with pytest.raises(UserError, match=r"holds 2 data sets: name one of them \(.*a\.h5:/label, .*a\.h5:/raw\)"):
+        list_frames(tmp_path / "a.h5")
+    with pytest.raises(UserError, match=r"a\.h5:/none: no such data set: name one of them \(.*:/label"):
+        list_frames(f"{tmp_path}/a.h5:/none")
+    write(tmp_path / "b.dat", raw=raw)  # known by its first bytes
+    assert len(list_frames(tmp_path / "b.dat")) == 5
+
+
+def test_patterns_and_folders_of_files(tmp_path):
+    for number in (2, 10):
+        write(tmp_path / f"{number}.h5", raw=stack(1)[0], label=stack(1)[0])
+    frames = list_frames(f"{tmp_path}/*.h5:/raw")
+    assert [(frame.path.name, frame.series) for frame in frames] == [("2.h5", "/raw"), ("10.h5", "/raw")]
+
+
+@pytest.mark.parametrize("kind", ["labels", "ilastik"])
+def test_axes_and_pixel_size_are_taken_from_the_attributes(tmp_path, kind):
+    pixels = RNG.integers(0, 255, (2, 3, 8, 9)).astype(np.uint16)  # C, Z, Y, X
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("volume/data", data=pixels)
+        data.attrs["element_size_um"] = [0.05, 0.004, 0.005]
+        if kind == "labels":
+            for number, axis in enumerate("czyx"):
+                data.dims[number].label = axis
+        else:
+            data.attrs["axistags"] = '{"axes": [{"key": "c"}, {"key": "z"}, {"key": "y"}, {"key": "x"}]}'
+    frames = list_frames(tmp_path / "a.h5")
+    assert np.array_equal(frames[2].read(), pixels[:, 2].transpose(1, 2, 0))
+    g = read_geometry(frames)
+    assert (g.axes, g.lengths, g.unit) == ("Z", (3,), "micron")
+    assert g.pixel == pytest.approx({"Z": 0.05, "Y": 0.004, "X": 0.005})
+
+
+def test_only_the_chunks_of_a_section_are_read(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("raw", (6, 64, 32), np.uint8, chunks=(2, 32, 32), compression="gzip")
+        data[:] = 7
+        place = data.id.get_chunk_info(4).byte_offset  # of sections 4 and 5
+    with (tmp_path / "a.h5").open("r+b") as file:
+        file.seek(place)
+        file.write(bytes(8))
+    frames = list_frames(tmp_path / "a.h5")
+    assert (frames[0].read() == 7).all() and (frames[3].read() == 7).all()
+    with pytest.raises(UserError, match=r"a\.h5:/raw, Z 4: damaged chunk"):
+        frames[4].read()
+
+
+def test_what_is_no_image_is_refused(tmp_path):
+    write(tmp_path / "a.h5", times=np.arange(5))
+    with pytest.raises(UserError, match=r"a\.h5: holds no image \(/times: shape \(5,\)"):
+        list_frames(tmp_path / "a.h5")
+    write(tmp_path / "b.h5", complex=stack(2).astype(np.complex64), raw=stack(2))
+    assert len(list_frames(tmp_path / "b.h5")) == 2
+    with pytest.raises(UserError, match="complex64: an image has numbers"):
+        list_frames(f"{tmp_path}/b.h5:/complex")
+    whole = (tmp_path / "b.h5").read_bytes()
+    (tmp_path / "c.h5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"c\.h5: can't be read"):
+        list_frames(tmp_path / "c.h5")
+
+
+def test_only_hdf5_has_data_sets(tmp_path):
+    np.save(tmp_path / "a.npy", stack(2))
+    with pytest.raises(UserError, match=r"a\.npy is no HDF5 file: leave out :/raw"):
+        list_frames(f"{tmp_path}/a.npy:/raw")
+
+
+def test_the_missing_package_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "a.h5", raw=stack(2))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"a\.h5 needs the package h5py"):
+        list_frames(tmp_path / "a.h5")

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import tifffile
+from microscopes import write_czi, write_lif
+from PIL import Image
+from samples import RNG, stack
+from zarrs import write_plate
+
+from run_make_database import main
+
+
+def info(capfd, *argv):
+    """Lines about files; no database is made."""
+    capfd.readouterr()
+    assert main(["--info", *map(str, argv)]) == 0
+    return capfd.readouterr().out.splitlines()
+
+
+def test_axes_channels_and_pixel_size_of_a_tiff_are_printed(work, capfd):
+    pixels = RNG.integers(0, 255, (2, 3, 2, 8, 9)).astype(np.uint16)
+    metadata = {"axes": "TZCYX", "Channel": {"Name": ["DAPI", "GFP"]}, "PhysicalSizeX": 0.5, "TimeIncrement": 2}
+    tifffile.imwrite("a.ome.tif", pixels, metadata=metadata)
+    assert info(capfd, "a.ome.tif") == [
+        "a.ome.tif: TIFF (ome)",
+        '  series 0 "Image0": T 2, Z 3, C 2, Y 8, X 9, uint16',
+        "    channels: 0 DAPI, 1 GFP",
+        "    pixel size: X 0.5 micron, 2 s between two times",
+        "  read as 6 image(s) of 8 x 9 px, 2 channel(s) of uint16",
+    ]
+    chosen = ("--section", "1", "--channel", "GFP")
+    assert info(capfd, "a.ome.tif", *chosen)[-1] == "  read as 2 image(s) of 8 x 9 px, 1 channel(s) of uint16"
+    assert not (work / "datasets").exists()
+
+
+def test_every_format_is_described(work, capfd):
+    np.save("a.npy", stack(2, 8))
+    Image.fromarray(stack(1, 8)[0]).save("a.png")
+    write_plate(work / "p.zarr", {"A/1/0": stack(1, 8)[0], "A/1/1": stack(1, 8)[0]})
+    lines = info(capfd, "a.npy", "a.png", "p.zarr")
+    assert [line for line in lines if line[0] != " "] == [
+        "a.npy: NumPy array",
+        "a.png: PNG",
+        "p.zarr: OME-Zarr plate, 2 series",
+    ]
+    assert '  series 1 "A/1/1": C 1, Y 8, X 8, uint8' in lines
+    assert [line for line in lines if "read as" in line] == [
+        f"  read as {num} image(s) of 8 x 8 px, 1 channel(s) of uint8" for num in (2, 1, 2)
+    ]
+
+
+def test_data_sets_of_which_one_must_be_chosen_are_listed(work, capfd):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File("a.h5", "w") as file:
+        file["raw"], file["label"], file["names"] = stack(2, 8), stack(2, 8), b"text"
+    lines = info(capfd, "a.h5")
+    assert lines[0] == "a.h5: HDF5, 3 series" and '  series 1 "/names": shape () of object' in lines[3]
+    assert lines[-1] == "  to be read, one must be chosen: holds 2 data sets: name one of them (a.h5:/label, a.h5:/raw)"
+    assert info(capfd, "a.h5:/raw")[-1] == "  read as 2 image(s) of 8 x 8 px, 1 channel(s) of uint8"
+
+
+def test_the_plug_in_is_named(work, capfd):
+    pytest.importorskip("bioio_lif")
+    write_lif(work / "a.lif", {"A": RNG.integers(0, 255, (2, 2, 8, 9)).astype(np.uint8), "B": stack(1, 8)[None]})
+    lines = info(capfd, "a.lif")
+    assert lines[0] == "a.lif: LIF (bioio-lif), 2 series" and "    channels: 0 Dye0, 1 Dye1" in lines
+    assert lines[-1].startswith("  read as 2 image(s) of 8 x 9 px, 2 channel(s) of uint8; 1 image(s) of 8 x 8 px, 1")
+
+
+def test_a_damaged_file_is_one_line_after_the_others(work, capfd):
+    (work / "a.tif").write_bytes(b"II*\0" + bytes(4))
+    Image.fromarray(stack(1, 8)[0]).save("b.png")
+    assert main(["--info", "."]) == 1
+    out, err = capfd.readouterr()
+    assert out.splitlines()[0] == "b.png: PNG"
+    assert len(err.splitlines()) == 1 and err.startswith("error: a.tif: ")
+
+
+def test_a_damaged_czi_is_one_line_too(work, fails, caplog):
+    pytest.importorskip("bioio_czi")
+    write_czi(work / "a.czi", RNG.integers(0, 255, (1, 1, 1, 8, 9)).astype(np.uint8))
+    (work / "a.czi").write_bytes((work / "a.czi").read_bytes()[:900])
+    assert "a.czi: can't be read as an image, is damaged" in fails(main, ["--info", "a.czi"])
+    assert not [record for record in caplog.records if record.name.startswith("bioio")]  # a shell would print them
+
+
+def test_what_a_file_does_not_have_is_refused(work, fails):
+    np.save("a.npy", stack(2, 8))
+    assert "a.npy: no section 2: it has 2, 0 to 1" in fails(main, ["--info", "a.npy", "--section", "2"])
+    assert "--section x" in fails(main, ["--info", "a.npy", "--section", "x"], status=2)
+    assert "none.tif: no such file" in fails(main, ["--info", "none.tif"])
