@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from images.statistics import neighbours
 from prediction.tiling import Band
 
 SEED, SEED_FRACTION = 100, 0.25  # a core below both (100 px, and this fraction of its region's largest core) is no seed
@@ -49,17 +50,17 @@ class ObjectFilter(NamedTuple):
         """Whether anything may change."""
         return self.min_size > 1 or self.fill_holes
 
-    def replaced_by(self, min_size: int, fill_holes: str) -> ObjectFilter:
-        """The same with the values of `--min_size` and `--fill_holes`, unless they are -1 and `auto`."""
-        return ObjectFilter(
-            self.min_size if min_size < 0 else min_size,
-            self.fill_holes if fill_holes == "auto" else fill_holes == "on",
-        )
+    def with_given(self, **values: Any) -> ObjectFilter:
+        """The same with some other values, except where they are None."""
+        return self._replace(**{name: value for name, value in values.items() if value is not None})
 
     def __str__(self) -> str:
         """What happens to the objects, in words."""
         small = [f"under {self.min_size} px dropped"] if self.min_size > 1 else []
         return ", ".join(small + (["holes filled"] if self.fill_holes else [])) or "all kept"
+
+
+KEEP_ALL = ObjectFilter()
 
 
 def separate_objects(
@@ -190,8 +191,10 @@ def separate_bands(
 def filter_bands(objects: Slices, chosen: ObjectFilter, tall: int = TILE_HEIGHT) -> Iterator[Band]:
     """Objects (h, W) uint32 of `filter_objects`, band by band; the unfiltered ones are read two or three times."""
     tops = range(0, len(objects), tall)
-    area = object_areas(objects[top : top + tall] for top in tops)
-    is_kept = area >= chosen.min_size
+    found = ObjectList()
+    for top in tops:
+        found.add(objects[top : top + tall])
+    is_kept = found.area >= chosen.min_size
     is_kept[0] = False  # the background
     number_of = np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint32)
     holes = _Holes()
@@ -206,14 +209,29 @@ def filter_bands(objects: Slices, chosen: ObjectFilter, tall: int = TILE_HEIGHT)
         yield Band(slice(top, top + len(values)), values)
 
 
-def object_areas(bands: Iterable[np.ndarray]) -> np.ndarray:
-    """Area (N + 1,) [px] of each number in bands of objects (h, W), 0 included."""
-    area = np.zeros(1, np.int64)
-    for values in bands:
-        count = np.bincount(values.ravel(), minlength=len(area))
-        count[: len(area)] += area
-        area = count
-    return area
+class ObjectList:
+    """Area and class of each object of an image given band by band.
+
+    Attributes
+    ----------
+    area : ndarray of int64
+        (N + 1,) [px] of each number, 0 included.
+    kind : ndarray of uint8
+        (N + 1,) class + 1 of each.
+    """
+
+    def __init__(self) -> None:
+        self.area, self.kind = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+
+    def add(self, objects: np.ndarray, kinds: np.ndarray | None = None) -> None:
+        """Add the next band (h, W), with the class + 1 of each pixel; None: 1."""
+        area = np.bincount(objects.ravel(), minlength=len(self.area))
+        kind = np.ones(len(area), np.uint8)
+        if kinds is not None:  # written backwards: the first pixel, which is never one of a filled hole, decides
+            kind[objects.ravel()[::-1]] = kinds.ravel()[::-1]
+        kind[: len(self.kind)][self.area > 0] = self.kind[self.area > 0]
+        area[: len(self.area)] += self.area
+        self.area, self.kind = area, kind
 
 
 class _Planes(NamedTuple):
@@ -328,10 +346,9 @@ class _Holes:
         last_row = pieces[-1:].copy(), objects[-1:].copy()
         if self._last_row is not None:  # pixels may lie beside an object of the other band
             pieces, objects = map(np.concatenate, zip(self._last_row, (pieces, objects), strict=True))
-        for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-            for one, other in ((first, second), (second, first)):
-                edge = (pieces[one] > 0) & (objects[other] > 0)
-                self._beside.append(_pair(pieces[one][edge], objects[other][edge]))
+        for piece, beside in neighbours(pieces, objects):
+            edge = (piece > 0) & (beside > 0)
+            self._beside.append(_pair(piece[edge], beside[edge]))
         self._last_row = last_row
 
     def owners(self) -> np.ndarray:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from prediction.objects import ObjectFilter, filter_bands, filter_objects, separate_bands, separate_objects
+from prediction.objects import ObjectFilter, ObjectList, filter_bands, filter_objects, separate_bands, separate_objects
 
 
 def test_touching_discs_are_two_objects_and_the_rest_is_background():
@@ -154,8 +154,16 @@ def test_separated_objects_are_filtered_also_of_several_classes():
     assert not separate_objects(np.zeros((5, 5)), min_size=3, fill_holes=True).any()
 
 
-def test_values_that_are_not_given_are_those_of_the_training():
-    trained = ObjectFilter(20, True)
-    assert trained.replaced_by(-1, "auto") == trained and trained.replaced_by(0, "off") == ObjectFilter()
-    assert not ObjectFilter(1).is_active and trained.replaced_by(7, "auto") == ObjectFilter(7, True)
-    assert str(trained) == "under 20 px dropped, holes filled" and str(ObjectFilter()) == "all kept"
+def test_a_filter_says_what_it_does():
+    assert not ObjectFilter(1).is_active and str(ObjectFilter()) == "all kept"
+    assert str(ObjectFilter(20, True)) == "under 20 px dropped, holes filled"
+
+
+def test_an_object_has_the_class_of_its_pixels_and_not_of_a_filled_hole():
+    objects, kinds = np.full((6, 6), 1), np.full((6, 6), 3, np.uint8)
+    kinds[2:4, 2:4], objects[5], kinds[5] = 2, 3, 1
+    for tall in (6, 3, 1):
+        found = ObjectList()
+        for top in range(0, 6, tall):
+            found.add(objects[top : top + tall], kinds[top : top + tall])
+        assert found.area.tolist() == [0, 30, 0, 6] and found.kind[[1, 3]].tolist() == [3, 1]
