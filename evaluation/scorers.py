@@ -456,11 +456,11 @@ class TestScorer:
         kinds = foreground_kinds(classes, self.background)
         probability = np.ones(label.shape, np.float32) if image is None else image.probability
         found = join_bands(separate_bands(probability, self.threshold, kinds=kinds), label.shape)
-        if image is not None:
-            found = filter_objects(found, self.object_filter)
-        objects = ObjectList()
-        objects.add(found, kinds)
-        return scores | self._object_scores(label, known, found, objects.kind[found].astype(int) - 1)
+        if image is not None and self.object_filter.is_active:
+            found, objects = filter_objects(found, self.object_filter), ObjectList()
+            objects.add(found, kinds)
+            classes = objects.kind[found] - np.uint8(1)  # also of filled holes
+        return scores | self._object_scores(label, known, found, classes)
 
     def _object_scores(
         self, label: np.ndarray, known: np.ndarray | None, found: np.ndarray, classes: np.ndarray
