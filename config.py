@@ -65,7 +65,7 @@ NORM = ("bnorm", "inorm", "gnorm", "none")
 LOSS = ("auto", "bce", "wbce", "dice", "bce+dice")
 BY = ("image", "data")
 AMP = ("auto", "off", "bf16", "fp16")
-COMPILE = ("auto", "on", "off")
+AUTO_SWITCH = ("auto", *SWITCH)
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 BEST_SCORE = ("loss", "pixel_error", "dice", "v_info")
 PHANTOM = ("em", "nuclei", "rare")
@@ -246,7 +246,7 @@ class Config(Flags):
     warmup: float = flag(0.0, "fraction of the training with rising learning rate", "training", rule=FRACTION)
     clip: float = flag(0.0, "clip the gradient norm (0 = off)", "training", rule=up_to(1e9))
     amp: str = flag("auto", "mixed precision (auto = bfloat16 if supported)", "training", choices=AMP)
-    compile: str = flag("auto", "torch.compile (auto = in long trainings on a GPU)", "training", choices=COMPILE)
+    compile: str = flag("auto", "torch.compile (auto = in long trainings on a GPU)", "training", choices=AUTO_SWITCH)
     average: float = flag(0.99, "decay of the weight EMA (0 = off)", "training", rule=FRACTION)
     best_score: str = flag("loss", "validation score by which an epoch is the best", "training", choices=BEST_SCORE)
     patience: int = flag(0, "end after so many epochs without a better score (0 = off)", "training", rule=up_to(COUNT))
@@ -280,6 +280,12 @@ class Config(Flags):
     series: str = flag("", SERIES, "predict")
     section: str = flag("", SECTION, "predict")
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
+    link: float = flag(
+        0.0,
+        "objects of neighbouring sections that overlap by this IoU get one number (0 = off)",
+        "predict",
+        rule=up_to(1),
+    )
 
     format: str = flag("onnx", "format of the export", "export", choices=("onnx", "torchscript", "bioimageio"))
     author: str = flag("", "bioimageio: authors of the network, comma-separated", "export")
@@ -296,6 +302,19 @@ class Config(Flags):
         rule=TILE,
     )
     background: str = flag("", "background class, which has no objects, by name or value (default: as trained)", "test")
+    min_size: int = flag(
+        -1,
+        "drop smaller objects in predict and test [px] (-1 = below those of the training labels in predict, 0 in test)",
+        "test",
+        rule=between(-1, 10**12),
+    )
+    fill_holes: str = flag(
+        "auto",
+        "fill the holes of objects in predict and test (auto = if the training labels have none in predict, off in "
+        "test)",
+        "test",
+        choices=AUTO_SWITCH,
+    )
 
     num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
     num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", rule=between(1, COUNT))
@@ -307,8 +326,22 @@ class Config(Flags):
             check_name("--scope", scope)
         if len({*self.scopes}) < len(self.scopes):
             raise FlagError(f"--scope {self.scope}: names a network twice: name each once")
+        self._check_objects()
         if self.mode == "train" and len(self.scopes) > 1:
             raise FlagError(f"--scope {self.scope}: --mode train trains one network: name one scope, without a comma")
+
+    def _check_objects(self) -> None:
+        """Refuse flags of objects where predict writes none."""
+        given = list(self.given_filter) + (["link"] if self.link else [])
+        if self.mode == "predict" and given and "cells" not in self.what.split(","):
+            text = " ".join(f"--{name} {getattr(self, name)}" for name in given)
+            raise FlagError(f"{text}: applies to objects: add cells to --what {self.what}")
+
+    @property
+    def given_filter(self) -> dict[str, Any]:
+        """`--min_size` and `--fill_holes`, as far as they are given."""
+        size = {} if self.min_size < 0 else {"min_size": self.min_size}
+        return size | ({} if self.fill_holes == "auto" else {"fill_holes": self.fill_holes == SWITCH[0]})
 
     @property
     def scopes(self) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from files import finish_exchange
 from images.rows import Rows
-from images.statistics import Moments, image_statistics, is_wide
+from images.statistics import Moments, ObjectSizes, image_statistics, is_wide
 from utils import UserError, natural_key
 
 SPLITS = ("train", "val", "test")
@@ -52,6 +52,10 @@ class DataInfo:
         Number of neighbouring sections above, and as many below, in the input channels; the top section comes first.
     ignore : int, float, list of int or None
         Label value of pixels that are not annotated, whose class index is `IGNORE`; None: all pixels are annotated.
+    min_size : list of int or None
+        Area [px] of each class that hardly any training object falls below, see `ObjectSizes`; None in older files.
+    fill_holes : list of bool or None
+        Whether hardly any training object of each class has a hole; None in older files.
     """
 
     nch_in: int
@@ -64,6 +68,8 @@ class DataInfo:
     normalize: str = "data"
     context: int = 0
     ignore: float | list[int] | None = None
+    min_size: list[int] | None = None
+    fill_holes: list[bool] | None = None
 
     @property
     def num_class(self) -> int:
@@ -102,7 +108,11 @@ def _is_number(value: Any, low: float = -3e38, high: float = 3e38) -> bool:
 
 
 def _are_numbers(values: Any, num: int, low: float = -3e38, high: float = 3e38) -> bool:
-    return isinstance(values, list) and len(values) == num and all(_is_number(value, low, high) for value in values)
+    return _is_list(values, num) and all(_is_number(value, low, high) for value in values)
+
+
+def _is_list(values: Any, num: int) -> bool:
+    return isinstance(values, list) and len(values) == num
 
 
 def _is_integer(value: Any, low: int, high: int) -> bool:
@@ -151,6 +161,20 @@ _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
             or (_is_class_value(info.ignore) and info.ignore not in info.class_values and info.num_class <= IGNORE)
         ),
         "a label value that no class has, or null",
+    ),
+    "min_size": (
+        lambda info: (
+            info.min_size is None
+            or (_is_list(info.min_size, info.num_class) and all(_is_integer(n, 0, 2**62) for n in info.min_size))
+        ),
+        "a whole number of at least 0 for each class, or null",
+    ),
+    "fill_holes": (
+        lambda info: (
+            info.fill_holes is None
+            or (_is_list(info.fill_holes, info.num_class) and all(isinstance(each, bool) for each in info.fill_holes))
+        ),
+        "true or false for each class, or null",
     ),
 }
 
@@ -405,7 +429,7 @@ def describe(
     class_names : list of str, optional
         As in `DataInfo`; default: the values.
     """
-    moments, rng = Moments(), np.random.default_rng(0)
+    moments, sizes, rng = Moments(), ObjectSizes(len(class_values)), np.random.default_rng(0)
     num_pixel, shown = np.zeros(len(class_values)), []
     for image, label in samples:
         moments.add(image)
@@ -413,6 +437,7 @@ def describe(
         if label is not None:
             counts = np.bincount(np.ravel(label), minlength=len(class_values))
             num_pixel += counts[: len(class_values)]  # without IGNORE
+            sizes.add(label)
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
@@ -422,6 +447,8 @@ def describe(
         mean=mean.tolist(),
         std=std.tolist(),
         value_range=_value_range(np.concatenate(shown)),
+        min_size=sizes.min_size,
+        fill_holes=sizes.fill_holes,
     )
 
 

@@ -11,8 +11,11 @@ import checkpoint
 from config import WHAT, Config
 from distributed import World
 from images.choice import Choice
-from images.frames import list_frames, with_neighbours
+from images.frames import Frame, list_frames, with_neighbours
+from images.rows import Rows
 from prediction.job import PredictionJob, open_frame, tile_grids
+from prediction.linking import StackLinker, stacks_to_link
+from prediction.objects import ObjectFilter
 from prediction.output_files import OutputFiles
 from prediction.predictor import load, predict_array
 from utils import UserError, say
@@ -40,7 +43,9 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     folders = [Path(name) for name in named if Path(name).is_dir()]
     files = OutputFiles(config.output, outputs, frames, predictor.num_channel, folders)
     grids = tile_grids(predictor, images, config.tile, world)
-    job = PredictionJob(predictor, images, files, grids, world, config.tta, config.dtype)
+    chosen = predictor.object_filter._replace(**config.given_filter)
+    linker = _linker(config, frames, images, world)
+    job = PredictionJob(predictor, images, files, grids, world, config.tta, config.dtype, chosen, linker)
     with ExitStack() as locks:
         replaced = locks.enter_context(files.reserved(config.dtype)) if world.is_main else {}
         job.run()
@@ -50,4 +55,24 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
             say(f"segmented {len(frames)} image(s) with {', '.join(map(str, paths))}: {written}{older}")
         if "cells" in outputs:
             job.report_objects()
+            _say_filter(chosen, config)
     return 0
+
+
+def _linker(config: Config, frames: list[Frame], images: list[Rows], world: World) -> StackLinker | None:
+    """What links the sections of stacks, if `--link` asks for it."""
+    if not config.link:
+        return None
+    stacks = stacks_to_link(frames, images, config.link)
+    num_idle = world.size - len({*stacks})
+    if num_idle > 0 and world.is_main:
+        say(f"note: --link: one process segments a whole stack: {num_idle} of {world.size} have nothing to do")
+    return StackLinker(config.link, stacks, Path(config.output))
+
+
+def _say_filter(chosen: ObjectFilter, config: Config) -> None:
+    """Print which objects were dropped or filled, and why if no flag says so."""
+    if chosen.is_active:
+        is_given = len(config.given_filter) == len(chosen)
+        origin = "" if is_given else " (as in the training labels; to keep all: --min_size 0 --fill_holes off)"
+        say(f"filter of the objects: {chosen}{origin}")

@@ -11,6 +11,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from images.statistics import neighbours
+
 THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # of the ISBI 2012 challenge
 LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be off by one pixel
 
@@ -396,7 +398,7 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
 
 def _cut_objects(truth: np.ndarray) -> np.ndarray:
     """Numbers of the objects that are 4-adjacent to a pixel without annotation (-1)."""
-    return np.unique(np.concatenate([one[(one > 0) & (beside < 0)] for one, beside in _neighbours(truth, truth)]))
+    return np.unique(np.concatenate([one[(one > 0) & (beside < 0)] for one, beside in neighbours(truth, truth)]))
 
 
 def warping_scores(label: np.ndarray, mask: np.ndarray, known: np.ndarray | None = None) -> dict[str, float]:
@@ -460,15 +462,8 @@ def _simple_points() -> np.ndarray:
 def _excess_neighbours(groups: np.ndarray, segments: np.ndarray) -> int:
     """Sum over the groups of pixels of the number of segments that each is 4-adjacent to, minus one."""
     pairs: set[tuple[int, int]] = set()
-    for group, beside in _neighbours(groups, segments):
+    for group, beside in neighbours(groups, segments):
         touch = (group > 0) & (beside > 0)
         pairs |= set(zip(group[touch].tolist(), beside[touch].tolist(), strict=True))
     counts = np.bincount([group for group, _ in pairs], minlength=1)
     return int(np.maximum(counts - 1, 0).sum())
-
-
-def _neighbours(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Parts of two (H, W) images whose pixels are 4-adjacent, for each of the four directions."""
-    for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        yield one[first], other[second]
-        yield one[second], other[first]

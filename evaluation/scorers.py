@@ -17,7 +17,15 @@ from distributed import World
 from evaluation import metrics
 from evaluation.page import Scores
 from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
-from prediction.objects import foreground_kinds, join_bands, separate_bands
+from prediction.objects import (
+    KEEP_ALL,
+    ObjectFilter,
+    ObjectList,
+    filter_objects,
+    foreground_kinds,
+    join_bands,
+    separate_bands,
+)
 from prediction.predictor import Predictor
 from prediction.tiling import Band
 from utils import UserError, release_memory
@@ -374,6 +382,8 @@ class TestScorer:
     predictor : Predictor
         Classes, background, and the threshold: with two classes, segments and objects are scored where the probability
         of the foreground is greater. Pixels count for the most probable class.
+    object_filter : ObjectFilter
+        Which of the objects found are scored.
 
     Attributes
     ----------
@@ -385,8 +395,14 @@ class TestScorer:
 
     __test__ = False  # no test of pytest's
 
-    def __init__(self, folder: Path, files: list[SampleFile], predictor: Predictor) -> None:
-        self.folder, self.files, self.info = folder, files, predictor.info
+    def __init__(
+        self,
+        folder: Path,
+        files: list[SampleFile],
+        predictor: Predictor,
+        object_filter: ObjectFilter = KEEP_ALL,
+    ) -> None:
+        self.folder, self.files, self.info, self.object_filter = folder, files, predictor.info, object_filter
         self.background, self.threshold = predictor.background, predictor.object_threshold
         self.images: list[ImageScores] = []
         self.predicted: set[int] = set()
@@ -436,11 +452,16 @@ class TestScorer:
                 return scores | metrics.mask_scores(inside, whole, known=known)
             probability = image.foreground(self.background)
             mask, objects = probability > self.threshold, separate_bands(probability, self.threshold)
-            return scores | metrics.mask_scores(inside, mask, join_bands(objects, label.shape), known)
+            found = filter_objects(join_bands(objects, label.shape), self.object_filter)
+            return scores | metrics.mask_scores(inside, mask, found, known)
         classes = np.full(label.shape, self.majority, np.uint8) if image is None else image.classes
         kinds = foreground_kinds(classes, self.background)
         probability = np.ones(label.shape, np.float32) if image is None else image.probability
         found = join_bands(separate_bands(probability, self.threshold, kinds=kinds), label.shape)
+        if image is not None and self.object_filter.is_active:
+            found, objects = filter_objects(found, self.object_filter), ObjectList()
+            objects.add(found, kinds)
+            classes = objects.kind[found] - np.uint8(1)  # also of filled holes
         return scores | self._object_scores(label, known, found, classes)
 
     def _object_scores(
@@ -466,6 +487,7 @@ class TestScorer:
         of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
         shown = "input shown from {:.4g} to {:.4g}".format(*self.info.value_range)
         shown += "; grey in a label is not annotated" if self.is_partial else ""
+        shown += f"; objects {self.object_filter}" if self.object_filter.is_active else ""
         if len(of) > 2:
             return f"classes {', '.join(of)}; background is {self.info.class_names[self.background]}; {shown}"
         foreground = f"foreground is {self.info.class_names[1 - self.background]}"
@@ -484,7 +506,7 @@ class TestScorer:
             "majority_class": self.info.class_names[self.majority],
             "majority": metrics.mean_scores([image.baseline for image in self.images if image.baseline]),
             "challenge": self.challenge.summary() if self.challenge.scores else None,
-        }
+        } | (self.object_filter._asdict() if self.object_filter.is_active else {})
 
     @property
     def rows(self) -> list[dict[str, str | float]]:

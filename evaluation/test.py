@@ -18,6 +18,7 @@ from distributed import World
 from evaluation import page
 from evaluation.scorers import TestScorer, checked_samples, segment
 from files import atomic_folder
+from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of
 from training.log import command_line
 from utils import say
@@ -43,7 +44,8 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
         predictor = predictor_of(tested.items(), device, None, config.background)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(config.folder("result"), world) as folder:
-            scorer = TestScorer(folder / "images", files, predictor)
+            chosen = KEEP_ALL._replace(**config.given_filter)
+            scorer = TestScorer(folder / "images", files, predictor, chosen)
             for image in segment(predictor, files, world, tta=config.tta, tile=config.tile):
                 scorer(image)
             scorer.finish(world.gather)

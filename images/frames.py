@@ -237,21 +237,32 @@ def _check_kind(path: Path) -> None:
         raise UserError(f"{path}: is {kind}, not an image file: {advice}")
 
 
-def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
-    """Context of each frame: itself and `reach` frames above and below, repeating the last one at the end of a stack.
+def number_stacks(frames: list[Frame]) -> list[int]:
+    """Number of the stack that each frame is of, from 0 in the order of their first frames.
 
     A stack runs along Z within one series, position and time of a file. Consecutive files of one image each form one
     stack.
     """
-    if not reach:
-        return [[frame] for frame in frames]
-    stacks: dict[tuple, list[Frame]] = {}
+    numbers: dict[tuple, int] = {}
+    keys: list[tuple] = []
     run = 0  # number of files with several images so far: they end a stack of single files
-    keys = []
     for frame in frames:
         run += frame.stack is not None
-        key = (None, run) if frame.stack is None else (frame.path, frame.stack)
-        keys.append(key)
+        keys.append((None, run) if frame.stack is None else (frame.path, frame.stack))
+        numbers.setdefault(keys[-1], len(numbers))
+    return [numbers[key] for key in keys]
+
+
+def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
+    """Context of each frame: itself and `reach` frames above and below, repeating the last one at the end of a stack.
+
+    For what a stack is, see `number_stacks`.
+    """
+    if not reach:
+        return [[frame] for frame in frames]
+    keys = number_stacks(frames)
+    stacks: dict[int, list[Frame]] = {}
+    for key, frame in zip(keys, frames, strict=True):
         if frame.stack is None:
             stacks.setdefault(key, []).append(frame)
         elif key not in stacks:

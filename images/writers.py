@@ -231,16 +231,18 @@ class PngWriter(Writer):
 
 
 class RowFile:
-    """Temporary file of image rows (H, W) float32: append them first, then read slices.
+    """Temporary file of image rows (H, W): append them first, then read slices.
 
     Parameters
     ----------
     near : Path
         A path in the folder that takes the file; it has no name there and vanishes when closed.
+    dtype : type
+        Type of the pixels.
     """
 
-    def __init__(self, near: Path) -> None:
-        self.near, self.shape = near, (0, 0)
+    def __init__(self, near: Path, dtype: type = np.float32) -> None:
+        self.near, self.shape, self.dtype = near, (0, 0), np.dtype(dtype)
 
     def __enter__(self) -> RowFile:
         with explain_write_errors(self.near):
@@ -255,7 +257,7 @@ class RowFile:
     def append(self, rows: np.ndarray) -> None:
         """Add rows (h, W) at the bottom."""
         with explain_write_errors(self.near):
-            self._file.write(np.ascontiguousarray(rows, np.float32).data)
+            self._file.write(np.ascontiguousarray(rows, self.dtype).data)
             self._file.flush()
         self.shape = (self.shape[0] + len(rows), rows.shape[1])
 
@@ -265,5 +267,5 @@ class RowFile:
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W) of a slice."""
         start, stop, _ = rows.indices(len(self))
-        self._file.seek(start * self.shape[1] * 4)
-        return np.fromfile(self._file, np.float32, (stop - start) * self.shape[1]).reshape(-1, self.shape[1])
+        self._file.seek(start * self.shape[1] * self.dtype.itemsize)
+        return np.fromfile(self._file, self.dtype, (stop - start) * self.shape[1]).reshape(-1, self.shape[1])

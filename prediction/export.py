@@ -495,6 +495,8 @@ def _readme(predictor: Predictor, sources: list[Path]) -> str:
         "When it predicts a whole image at once, it normalises by the mirrored image.",
         "The network normalises each feature map by the tile: the larger the tiles, the better."
         * predictor.is_tile_dependent,
+        f"The command line filters objects by the training labels: {predictor.object_filter}."
+        * predictor.object_filter.is_active,
         "## Validation",
         "The package holds a test image and its output; for the quality of the network see the scores of its training.",
     ]

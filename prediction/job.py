@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -20,7 +20,15 @@ from images.frames import Frame, Rows, drop_cached_pages, read_geometry
 from images.layout import ORDER, Layout
 from images.writers import FlatWriter, PngWriter, RowFile, Writer
 from images.zarr_writer import ZarrWriter
-from prediction.objects import TILE_HEIGHT, foreground_kinds, separate_bands
+from prediction.linking import StackLinker
+from prediction.objects import (
+    KEEP_ALL,
+    TILE_HEIGHT,
+    ObjectFilter,
+    ObjectList,
+    filter_bands,
+    separate_bands,
+)
 from prediction.output_files import TABLE_COLUMNS, OutputFiles
 from prediction.predictor import Predictor
 from prediction.tiling import Band, TileGrid, write_in_background
@@ -72,9 +80,10 @@ class Part:
 
 @dataclass(frozen=True)
 class FrameObjects:
-    """Class index and area [px] of each object of a frame, (N,) each."""
+    """Number, class index and area [px] of each object of a frame, (N,) each."""
 
     frame: int
+    numbers: np.ndarray
     classes: np.ndarray
     areas: np.ndarray
 
@@ -99,6 +108,10 @@ class PredictionJob:
         Average over the eight flips and quarter turns.
     dtype : {"uint8", "float32"}
         Type of the probability.
+    object_filter : ObjectFilter
+        Which objects are kept.
+    linker : StackLinker or None
+        Gives objects one number through the sections of a stack; None: numbers start anew in each section.
     objects : list of FrameObjects
         Filled by `run`, if objects are wanted.
     """
@@ -110,11 +123,13 @@ class PredictionJob:
     world: World
     tta: bool
     dtype: str
+    object_filter: ObjectFilter = KEEP_ALL
+    linker: StackLinker | None = None
     objects: list[FrameObjects] = field(default_factory=list)
 
     def run(self) -> None:
         """Compute and write this process's part, and gather the objects of all processes."""
-        with self._open_writers() as writers:
+        with closing(self.linker) if self.linker else nullcontext(), self._open_writers() as writers:
             write_in_background(self._parts(), lambda part: part.write(writers))
         self.objects = sorted(self.world.gather(self.objects), key=lambda objects: objects.frame)
 
@@ -167,13 +182,19 @@ class PredictionJob:
         return self.grids[self.images[frame].shape[:2]]
 
     def _tasks(self) -> dict[int, list[int]]:
-        """Bands of each frame that this process computes: whole frames if PNGs or objects are wanted."""
+        """Bands of each frame that this process computes: whole frames for PNGs or objects, whole stacks to link."""
         counts = [len(self._grid(frame).rows) for frame in range(len(self.images))]
         bands = [(frame, number) for frame, count in enumerate(counts) for number in range(count)]
-        by_frame = "cells" in self.files.outputs or self.files.to_png
-        num = len(counts) if by_frame else len(bands)
+        units = list(range(len(bands)))
+        if self.linker:
+            stacks = self.linker.stacks
+            bands.sort(key=lambda band: (stacks[band[0]], band))
+            units = [stacks[frame] for frame, _ in bands]
+        elif "cells" in self.files.outputs or self.files.to_png:
+            units = [frame for frame, _ in bands]
+        num = units[-1] + 1
         first, last = (rank * num // self.world.size for rank in (self.world.rank, self.world.rank + 1))
-        own = [band for index, band in enumerate(bands) if first <= (band[0] if by_frame else index) < last]
+        own = [band for unit, band in zip(units, bands, strict=True) if first <= unit < last]
         return {frame: [number for _, number in group] for frame, group in groupby(own, key=lambda band: band[0])}
 
     def _parts(self) -> Iterator[Part]:
@@ -207,7 +228,7 @@ class PredictionJob:
     def _pixel_part(self, frame: int, kept: list[RowFile], band: Band) -> Part:
         """Probability and mask of a band; the values that objects are computed from are kept."""
         if kept:
-            for file, plane in zip(kept, _object_planes(band.values, self.predictor), strict=True):
+            for file, plane in zip(kept, self.predictor.object_planes(band.values), strict=True):
                 file.append(plane)
         outputs: dict[str, np.ndarray] = {}
         if "probability" in self.files.outputs:
@@ -217,31 +238,43 @@ class PredictionJob:
         return Part(frame, band.rows.start, outputs)
 
     def _object_parts(self, frame: int, probability: RowFile, kinds: RowFile | None = None) -> Iterator[Part]:
-        """Objects of a frame band by band; stores the class and area of each at the end."""
-        classes, areas = np.zeros(1, np.int64), np.zeros(1, np.int64)  # entry 0 is the background
-        for band in separate_bands(probability, self.predictor.object_threshold, kinds=kinds):
-            yield Part(frame, band.rows.start, {"cells": band.values[None]})
-            counts = np.bincount(band.values.ravel(), minlength=len(areas))
-            areas = np.pad(areas, (0, len(counts) - len(areas))) + counts
-            classes = np.pad(classes, (0, len(counts) - len(classes)))
-            foreground = 1 - self.predictor.background
-            classes[band.values] = foreground if kinds is None else kinds[band.rows].astype(np.int64) - 1
-        self.objects.append(FrameObjects(frame, classes[1:], areas[1:]))
+        """Objects of a frame band by band; stores the number, class and area of each at the end."""
+        found = ObjectList()
+        with ExitStack() as stack:
+            bands = separate_bands(probability, self.predictor.object_threshold, kinds=kinds)
+            if self.object_filter.is_active:
+                unfiltered = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
+                for band in bands:
+                    unfiltered.append(band.values)
+                bands = filter_bands(unfiltered, self.object_filter)
+            if self.linker:
+                bands = self.linker.link(frame, bands, kinds)
+            for band in bands:
+                yield Part(frame, band.rows.start, {"cells": band.values[None]})
+                found.add(band.values, None if kinds is None else kinds[band.rows])
+        numbers = np.flatnonzero(found.area[1:]) + 1
+        foreground = 1 - self.predictor.background
+        classes = np.full(len(numbers), foreground) if kinds is None else found.kind[numbers].astype(np.int64) - 1
+        self.objects.append(FrameObjects(frame, numbers, classes, found.area[numbers]))
 
     def report_objects(self) -> None:
         """Print the number of objects of each class; with several classes write the table of objects."""
         info, background = self.predictor.info, self.predictor.background
-        classes = np.concatenate([found.classes for found in self.objects])
+        stacks = self.linker.stacks if self.linker else list(range(len(self.images)))  # numbers count anew in each
+        keys = np.concatenate([stacks[found.frame] * 2**32 + found.numbers for found in self.objects])
+        each = np.unique(keys, return_index=True)[1]  # a linked object counts once
+        classes = np.concatenate([found.classes for found in self.objects])[each]
         counts = np.bincount(classes, minlength=info.num_class)
         text = ", ".join(f"{counts[k]} of {name}" for k, name in enumerate(info.class_names) if k != background)
-        say(f"objects: {text}; background is {info.class_names[background]}")
+        linked = f", linked in {len({*self.linker.stacks})} stack(s)" if self.linker else ""
+        say(f"objects: {text}{linked}; background is {info.class_names[background]}")
         if self.files.table is None:
             return
         with atomic_write(self.files.table, "w") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(TABLE_COLUMNS)
             for found in self.objects:
-                for number, (index, area) in enumerate(zip(found.classes, found.areas, strict=True), 1):
+                for number, index, area in zip(found.numbers, found.classes, found.areas, strict=True):
                     table.writerow([self.files.frames[found.frame], number, info.class_names[index], area])
 
 
@@ -264,13 +297,6 @@ def _to_bytes(probability: np.ndarray) -> np.ndarray:
     for row in range(probability.shape[1]):
         scaled[:, row] = np.round(probability[:, row] * np.float32(255))
     return scaled
-
-
-def _object_planes(probability: np.ndarray, predictor: Predictor) -> list[np.ndarray]:
-    """Planes that objects are computed from: probability of the foreground, and with several classes the class."""
-    if predictor.num_channel == 1:
-        return [probability[0] if predictor.background == 0 else 1 - probability[0]]
-    return [probability.max(0), foreground_kinds(probability.argmax(0), predictor.background)]
 
 
 PROBABILITY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"uint8": _to_bytes, "float32": lambda values: values}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from images.statistics import neighbours
 from prediction.tiling import Band
 
 SEED, SEED_FRACTION = 100, 0.25  # a core below both (100 px, and this fraction of its region's largest core) is no seed
 SPECK = 8  # [px] a smaller core is never a seed
+OUTSIDE = 0  # stands for what is beyond the image among the objects beside a region of background
 TILE_HEIGHT, TILE_WIDTH, TILE_HALO = 512, 2048, 128  # [px] of the watershed, which also floods a halo around each tile
 
 
@@ -28,7 +30,47 @@ class Slices(Protocol):
         """Rows (h, W)."""
 
 
-def separate_objects(probability: np.ndarray, threshold: float = 0.5, background: int = 0) -> np.ndarray:
+class ObjectFilter(NamedTuple):
+    """Which objects are kept, and whether their holes are filled.
+
+    Attributes
+    ----------
+    min_size : int
+        Smaller objects are dropped [px]; 0 keeps all.
+    fill_holes : bool
+        Fill the holes of the objects that are kept: 4-connected regions of background enclosed by one object, which do
+        not reach the border of the image.
+    """
+
+    min_size: int = 0
+    fill_holes: bool = False
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything may change."""
+        return self.min_size > 1 or self.fill_holes
+
+    def with_given(self, **values: Any) -> ObjectFilter:
+        """The same with some other values, except where they are None."""
+        return self._replace(**{name: value for name, value in values.items() if value is not None})
+
+    def __str__(self) -> str:
+        """What happens to the objects, in words."""
+        small = [f"under {self.min_size} px dropped"] if self.min_size > 1 else []
+        return ", ".join(small + (["holes filled"] if self.fill_holes else [])) or "all kept"
+
+
+KEEP_ALL = ObjectFilter()
+
+
+def separate_objects(
+    probability: np.ndarray,
+    threshold: float = 0.5,
+    background: int = 0,
+    *,
+    min_size: int = 0,
+    fill_holes: bool = False,
+) -> np.ndarray:
     """Split the foreground into objects where the probability between two certain cores is lowest.
 
     A seeded watershed: seeds are the 4-connected regions above the middle between the threshold and 1, and they grow
@@ -43,6 +85,8 @@ def separate_objects(probability: np.ndarray, threshold: float = 0.5, background
         Pixels above it are foreground. With K classes a pixel belongs to the most probable one.
     background : int
         Index of the background among K classes. Objects of different classes never merge.
+    min_size, fill_holes
+        See `ObjectFilter`.
 
     Returns
     -------
@@ -58,7 +102,23 @@ def separate_objects(probability: np.ndarray, threshold: float = 0.5, background
     kinds = None
     if probability.ndim == 3:
         probability, kinds = probability.max(0), foreground_kinds(probability.argmax(0), background)
-    return join_bands(separate_bands(probability, threshold, kinds=kinds), probability.shape)
+    objects = join_bands(separate_bands(probability, threshold, kinds=kinds), probability.shape)
+    return filter_objects(objects, ObjectFilter(min_size, fill_holes))
+
+
+def filter_objects(objects: np.ndarray, chosen: ObjectFilter) -> np.ndarray:
+    """Image of objects (H, W) uint32 after a filter, in place; its numbers keep their order, without a gap.
+
+    Examples
+    --------
+    >>> ring = np.array([[3, 0, 0, 0], [0, 4, 4, 4], [0, 4, 0, 4], [0, 4, 4, 4]], np.uint32)
+    >>> filter_objects(np.pad(ring, 1), ObjectFilter(2, True))[1:-1, 1:-1].tolist()
+    [[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
+    """
+    if chosen.is_active:
+        for band in filter_bands(objects, chosen):
+            objects[band.rows] = band.values
+    return objects
 
 
 def join_bands(bands: Iterable[Band], shape: tuple[int, ...]) -> np.ndarray:
@@ -126,6 +186,52 @@ def separate_bands(
             planes = _Planes(*map(np.concatenate, zip(planes, prepared(number + 1), strict=True)))
         yield Band(slice(top, top + end - above), _flood(planes.cut(slice(end + halo)), wide, halo)[above:end])
         planes, above = planes.cut(slice(max(end - halo, 0), None)), min(halo, end)
+
+
+def filter_bands(objects: Slices, chosen: ObjectFilter, tall: int = TILE_HEIGHT) -> Iterator[Band]:
+    """Objects (h, W) uint32 of `filter_objects`, band by band; the unfiltered ones are read two or three times."""
+    tops = range(0, len(objects), tall)
+    found = ObjectList()
+    for top in tops:
+        found.add(objects[top : top + tall])
+    is_kept = found.area >= chosen.min_size
+    is_kept[0] = False  # the background
+    number_of = np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint32)
+    holes = _Holes()
+    if chosen.fill_holes:
+        for top in tops:
+            holes.add(number_of[objects[top : top + tall]])
+    owner = holes.owners()
+    for number, top in enumerate(tops):
+        values = number_of[objects[top : top + tall]]
+        if chosen.fill_holes:
+            values += owner[_label((values == 0).astype(np.uint8), holes.regions.starts[number])]
+        yield Band(slice(top, top + len(values)), values)
+
+
+class ObjectList:
+    """Area and class of each object of an image given band by band.
+
+    Attributes
+    ----------
+    area : ndarray of int64
+        (N + 1,) [px] of each number, 0 included.
+    kind : ndarray of uint8
+        (N + 1,) class + 1 of each.
+    """
+
+    def __init__(self) -> None:
+        self.area, self.kind = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+
+    def add(self, objects: np.ndarray, kinds: np.ndarray | None = None) -> None:
+        """Add the next band (h, W), with the class + 1 of each pixel; None: 1."""
+        area = np.bincount(objects.ravel(), minlength=len(self.area))
+        kind = np.ones(len(area), np.uint8)
+        if kinds is not None:  # written backwards: the first pixel, which is never one of a filled hole, decides
+            kind[objects.ravel()[::-1]] = kinds.ravel()[::-1]
+        kind[: len(self.kind)][self.area > 0] = self.kind[self.area > 0]
+        area[: len(self.area)] += self.area
+        self.area, self.kind = area, kind
 
 
 class _Planes(NamedTuple):
@@ -216,6 +322,50 @@ class _Regions:
         _, region = connected_components(graph, directed=False)
         first = np.unique(region, return_index=True)[1][region]
         return first, np.bincount(first, sizes, minlength=len(sizes))
+
+
+class _Holes:
+    """Regions of background in an image of objects given band by band, and the objects beside each.
+
+    Attributes
+    ----------
+    regions : _Regions
+        Pieces of the background.
+    """
+
+    def __init__(self) -> None:
+        self.regions = _Regions()
+        self._beside = [np.zeros(0, np.int64)]  # pairs of a piece and an object, see `_pair`
+        self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # pieces and objects (1, W)
+
+    def add(self, objects: np.ndarray) -> None:
+        """Add the next band (h, W)."""
+        pieces = self.regions.add((objects == 0).astype(np.uint8))
+        outside = [pieces[:, 0], pieces[:, -1]] + ([pieces[0]] if self._last_row is None else [])
+        self._beside += [_pair(piece, OUTSIDE) for piece in outside]
+        last_row = pieces[-1:].copy(), objects[-1:].copy()
+        if self._last_row is not None:  # pixels may lie beside an object of the other band
+            pieces, objects = map(np.concatenate, zip(self._last_row, (pieces, objects), strict=True))
+        for piece, beside in neighbours(pieces, objects):
+            edge = (piece > 0) & (beside > 0)
+            self._beside.append(_pair(piece[edge], beside[edge]))
+        self._last_row = last_row
+
+    def owners(self) -> np.ndarray:
+        """Object that encloses the region of each piece; 0 if there are several, or the region reaches the border."""
+        if self._last_row is not None:
+            self._beside.append(_pair(self._last_row[0], OUTSIDE))
+        piece, beside = np.divmod(np.unique(np.concatenate(self._beside)), 2**32)
+        root, _ = self.regions.joined()
+        lowest, highest = np.full(len(root), 2**32), np.zeros(len(root), np.int64)
+        np.minimum.at(lowest, root[piece], beside)
+        np.maximum.at(highest, root[piece], beside)
+        return np.where(lowest == highest, lowest, 0).astype(np.uint32)[root]
+
+
+def _pair(piece: np.ndarray, beside: np.ndarray | int) -> np.ndarray:
+    """One integer per pair of a piece of background and an object beside it, each once."""
+    return np.unique(piece.astype(np.int64) * 2**32 + beside)
 
 
 def _label(kinds: np.ndarray, first: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images.frames import Rows
 from model import CNR2d, UNet, class_probability, pad_to_multiple
 from prediction.halo import WHOLE, Sides, crop_sides, forward_tile, halo, size_without_halo
+from prediction.linking import SectionLinker
+from prediction.objects import ObjectFilter, filter_objects, foreground_kinds, join_bands, separate_bands
 from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
 from utils import UserError, on_device, pick_device, pick_precision
 
@@ -155,9 +157,24 @@ class Predictor:
         return self.threshold if self.background == 0 else round(1 - self.threshold, 6)
 
     @property
+    def object_filter(self) -> ObjectFilter:
+        """Filter of the objects by the labels of the training, the mildest of all members and classes with objects."""
+        kinds = [kind for kind in range(self.info.num_class) if kind != self.background]
+        infos = [member.info for member in self.members]
+        sizes = [(info.min_size or [0] * info.num_class)[kind] for info in infos for kind in kinds]
+        fill = [(info.fill_holes or [False] * info.num_class)[kind] for info in infos for kind in kinds]
+        return ObjectFilter(min(sizes), all(fill))
+
+    @property
     def num_channel(self) -> int:
         """Channels of a probability: 1 for two classes, else one per class."""
         return 1 if self.info.num_class == 2 else self.info.num_class
+
+    def object_planes(self, probability: np.ndarray) -> list[np.ndarray]:
+        """Planes that objects are computed from: probability of the foreground, and with several classes the class."""
+        if self.num_channel == 1:
+            return [probability[0] if self.background == 0 else 1 - probability[0]]
+        return [probability.max(0), foreground_kinds(probability.argmax(0), self.background)]
 
     def bands(self, image: Rows, grid: TileGrid, *, tta: bool, every_class: bool = False) -> Bands:
         """Probability of an image (H, W, C), computed by bands; `every_class`: also for class 0 of two classes.
@@ -337,8 +354,18 @@ def find_background(info: DataInfo, name: str) -> int:
     raise UserError(f"--background {name}: no such class: choose from {known}")
 
 
-def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, tile: int = 0) -> np.ndarray:
-    """Probability of each pixel of an image or a stack.
+def predict_array(
+    predictor: Predictor,
+    image: np.ndarray,
+    *,
+    tta: bool = True,
+    tile: int = 0,
+    what: str = "probability",
+    min_size: int | None = None,
+    fill_holes: bool | None = None,
+    link: float = 0.0,
+) -> np.ndarray:
+    """Probability of each pixel of an image or a stack, or its objects.
 
     Parameters
     ----------
@@ -352,28 +379,52 @@ def predict_array(predictor: Predictor, image: np.ndarray, *, tta: bool = True, 
         Average over the eight flips and quarter turns; eight times slower.
     tile : int
         Height of a tile [px], rounded up to a multiple of the network's stride; 0: as memory allows.
+    what : {"probability", "cells"}
+        What to return.
+    min_size, fill_holes
+        Filter of the cells, see `ObjectFilter`; None: as in the training labels, `predictor.object_filter`.
+    link : float
+        Give the cells of neighbouring sections of a stack (N, H, W) one number if their intersection over union is at
+        least this; 0: numbers start anew in each section.
 
     Returns
     -------
-    ndarray of float32
-        (..., H, W) of class 1, or (..., K, H, W) of K classes; in [0, 1].
+    ndarray of float32 or uint32
+        Probability (..., H, W) of class 1, or (..., K, H, W) of K classes, in [0, 1]; or cells (..., H, W), 0 for the
+        background.
 
     Raises
     ------
     UserError
-        The image has a different number of channels than the network, or holds NaN or infinity.
+        The image has a different number of channels than the network, holds NaN or infinity, or is no stack to link.
     """
+    if what not in ("probability", "cells"):
+        raise UserError(f"what={what!r}: choose probability or cells")
     image = np.asarray(image)
     if predictor.info.nch_in == 1 and not _has_channels(image.shape):
         image = image[..., None]
     if image.ndim < 3 or 0 in image.shape or image.dtype.kind not in "uifb":
         raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
-    result = []
+    if link and (what != "cells" or image.ndim != 4 or len(image) < 2):
+        raise UserError(f"link={link:g} of an image of shape {image.shape}: links the cells of a stack (N, H, W)")
+    chosen = predictor.object_filter.with_given(min_size=min_size, fill_holes=fill_holes)
+    result, linker = [], SectionLinker(link) if link else None
     for frame in image.reshape(-1, *image.shape[-3:]):
         bands = predictor.bands(frame, predictor.tile_grid(frame.shape, tile), tta=tta)
-        result.append(np.concatenate([band.values for band in bands.compute()], axis=1))
-    probability = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
-    return probability[..., 0, :, :] if predictor.num_channel == 1 else probability
+        probability = np.concatenate([band.values for band in bands.compute()], axis=1)
+        result.append(probability if what == "probability" else _cells(predictor, probability, chosen, linker)[None])
+    stacked = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
+    return stacked[..., 0, :, :] if what == "cells" or predictor.num_channel == 1 else stacked
+
+
+def _cells(
+    predictor: Predictor, probability: np.ndarray, chosen: ObjectFilter, linker: SectionLinker | None
+) -> np.ndarray:
+    """Objects (H, W) of a probability (K, H, W), numbered in their stack if they are linked."""
+    foreground, *kinds = predictor.object_planes(probability)
+    bands = separate_bands(foreground, predictor.object_threshold, kinds=kinds[0] if kinds else None)
+    objects = filter_objects(join_bands(bands, foreground.shape), chosen)
+    return linker.link(objects, *kinds)[objects] if linker else objects
 
 
 def _has_channels(shape: tuple[int, ...]) -> bool:

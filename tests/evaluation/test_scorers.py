@@ -22,6 +22,7 @@ from evaluation.scorers import (
     segment,
 )
 from model import UNet
+from prediction.objects import ObjectFilter
 from prediction.predictor import Member, Predictor
 from utils import UserError
 
@@ -159,6 +160,21 @@ def test_three_classes_have_no_challenge_scores(tmp_path):
     assert summary["mean"]["dice_c"] == summary["mean"]["object_f1"] == 1
     assert summary["challenge"] is None and summary["segment_threshold"] is None and summary["background"] == "a"
     assert "background is a" in scorer.legend
+
+
+def test_holes_of_a_class_are_filled_with_it_and_specks_are_not_scored(tmp_path):
+    info = DataInfo(1, [0, 1, 2], ["a", "b", "c"], [0.5, 0.3, 0.2], [0.0], [1.0], [0.0, 255.0])
+    label = np.zeros((20, 30), int)
+    label[2:12, 2:12], label[2:12, 15:25] = 1, 2
+    output = label.copy()
+    output[3:11, 3:11], output[6, 6], output[15, 15] = 0, 2, 1  # a ring around a speck of the other class, and a speck
+    found = []
+    for chosen in (ObjectFilter(), ObjectFilter(5), ObjectFilter(5, True)):
+        scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(info), chosen)
+        scorer(segmented(label, np.moveaxis(np.eye(3)[output], -1, 0), num_class=3))
+        scorer.finish()
+        found.append(scorer.summary()["mean"]["object_f1"])
+    assert found[0] < found[1] == 0.5 and found[2] == 1
 
 
 def test_touching_objects_that_the_watershed_parts_are_scored_as_predict_writes_them(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from prediction.objects import separate_bands, separate_objects
+from prediction.objects import ObjectFilter, ObjectList, filter_bands, filter_objects, separate_bands, separate_objects
 
 
 def test_touching_discs_are_two_objects_and_the_rest_is_background():
@@ -85,3 +85,85 @@ def test_bands_of_several_classes_have_the_objects_of_the_whole_image(tiles):
     assert whole.max() == objects.max() == sum(ndimage.label(kinds == kind)[1] for kind in (1, 2))
     pairs = np.unique(np.stack([whole.ravel(), objects.ravel()]), axis=1)
     assert len(pairs.T) == whole.max() + 1  # one number of the one is one of the other
+
+
+def scattered(shape=(150, 190), scale=2, threshold=0.5):
+    """Objects of all sizes with holes, some of which have objects of their own in them."""
+    return ndimage.label(smooth(shape, scale) > threshold)[0].astype(np.uint32)
+
+
+def filtered_by_scikit_image(objects, min_size, fill):
+    """The same from whole images: each hole is filled if all pixels around it are of one object."""
+    from skimage.measure import label
+    from skimage.segmentation import relabel_sequential
+
+    objects = np.where(np.bincount(objects.ravel())[objects] >= min_size, objects, 0).astype(int)
+    filled = objects.copy()
+    regions = label(np.pad(objects == 0, 1, constant_values=True), connectivity=1)[1:-1, 1:-1]
+    around = ndimage.generate_binary_structure(2, 1)
+    for number in range(2, regions.max() + 1) if fill else ():  # 1 reaches the border
+        beside = np.unique(objects[ndimage.binary_dilation(regions == number, around) & (regions != number)])
+        if len(beside) == 1:
+            filled[regions == number] = beside[0]
+    return relabel_sequential(filled)[0]
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("min_size", [0, 12, 10**6])
+@pytest.mark.parametrize("threshold", [0.4, 0.5])  # one large object with many holes, or many objects
+def test_filtered_bands_are_what_scikit_image_does_to_the_whole_image(fill, min_size, threshold):
+    objects = scattered(threshold=threshold)
+    expected = filtered_by_scikit_image(objects, min_size, fill)
+    for tall in (1, 7, 64, 150, 512):
+        bands = list(filter_bands(objects, ObjectFilter(min_size, fill), tall))
+        assert [row for band in bands for row in range(150)[band.rows]] == list(range(150))
+        assert np.array_equal(np.concatenate([band.values for band in bands]), expected)
+    assert np.array_equal(filter_objects(objects.copy(), ObjectFilter(min_size, fill)), expected)
+    changed = not np.array_equal(expected, objects)
+    assert changed == (fill or min_size > 0) and (expected.max() > 1) == (min_size < 10**6)
+
+
+def test_holes_of_objects_without_neighbours_are_those_of_binary_fill_holes():
+    objects = np.zeros((60, 90), np.uint32)
+    y, x = np.mgrid[:60, :90]
+    for number, (top, left) in enumerate([(15, 15), (15, 45), (45, 30), (40, 89)], 1):  # the last one is cut
+        distance = np.hypot(y - top, x - left)
+        objects[(distance < 12) & (distance > 3 * number)] = number
+    expected = sum(number * ndimage.binary_fill_holes(objects == number) for number in range(1, 5))
+    filled = filter_objects(objects.copy(), ObjectFilter(fill_holes=True))
+    assert np.array_equal(filled, expected) and 0 < np.sum(filled != objects) < np.sum(objects == 0)
+
+
+def test_holes_are_judged_after_small_objects_are_dropped():
+    cells = np.ones((9, 9), np.uint32)
+    cells[2:7, 2:7], cells[4, 4] = 0, 2  # a speck in a hole
+    assert np.array_equal(filter_objects(cells.copy(), ObjectFilter(0, True)), cells)  # the hole lies between two
+    assert (filter_objects(cells.copy(), ObjectFilter(2, True)) == 1).all()
+    cells[3:6, 3:6] = 0
+    cells[0, 4] = cells[1, 4] = 0  # open to the border
+    assert np.array_equal(filter_objects(cells.copy(), ObjectFilter(0, True)), cells)
+
+
+def test_separated_objects_are_filtered_also_of_several_classes():
+    classes = np.zeros((40, 60), int)
+    classes[5:25, 5:25], classes[12:16, 12:16], classes[5:25, 25:45], classes[30:33, 30:33] = 1, 0, 2, 2
+    probability = np.moveaxis(np.eye(3)[classes] * 0.9 + 0.03, -1, 0)
+    assert separate_objects(probability).max() == 3
+    objects = separate_objects(probability, min_size=10, fill_holes=True)
+    assert objects.max() == 2 and (objects[5:25, 5:25] == 1).all() and (objects[5:25, 25:45] == 2).all()
+    assert not separate_objects(np.zeros((5, 5)), min_size=3, fill_holes=True).any()
+
+
+def test_a_filter_says_what_it_does():
+    assert not ObjectFilter(1).is_active and str(ObjectFilter()) == "all kept"
+    assert str(ObjectFilter(20, True)) == "under 20 px dropped, holes filled"
+
+
+def test_an_object_has_the_class_of_its_pixels_and_not_of_a_filled_hole():
+    objects, kinds = np.full((6, 6), 1), np.full((6, 6), 3, np.uint8)
+    kinds[2:4, 2:4], objects[5], kinds[5] = 2, 3, 1
+    for tall in (6, 3, 1):
+        found = ObjectList()
+        for top in range(0, 6, tall):
+            found.add(objects[top : top + tall], kinds[top : top + tall])
+        assert found.area.tolist() == [0, 30, 0, 6] and found.kind[[1, 3]].tolist() == [3, 1]
