@@ -52,6 +52,9 @@ class DataInfo:
         Number of neighbouring sections above, and as many below, in the input channels; the top section comes first.
     ignore : int, float, list of int or None
         Label value of pixels that are not annotated, whose class index is `IGNORE`; None: all pixels are annotated.
+    class_mean : list of float or None
+        Mean grey value of each class in the first channel of the section itself, over the annotated training pixels;
+        None: a class has no pixels, or the database is of before this entry.
     """
 
     nch_in: int
@@ -64,6 +67,7 @@ class DataInfo:
     normalize: str = "data"
     context: int = 0
     ignore: float | list[int] | None = None
+    class_mean: list[float] | None = None
 
     @property
     def num_class(self) -> int:
@@ -74,6 +78,11 @@ class DataInfo:
     def is_partial(self) -> bool:
         """Whether labels may contain pixels that are not annotated."""
         return self.ignore is not None
+
+    @property
+    def own_channels(self) -> slice:
+        """Channels of the section itself, which lies between its neighbours."""
+        return own_channels(self.nch_in, self.context)
 
     @classmethod
     def from_dict(cls, values: dict, origin: Path) -> DataInfo:
@@ -94,6 +103,12 @@ class DataInfo:
             if not holds(info):
                 raise UserError(f"{origin}: {name} is {getattr(info, name)!r:.60}: must be {rule}: {advice}")
         return info
+
+
+def own_channels(nch_in: int, context: int) -> slice:
+    """Channels of a section itself among those of its neighbours, `context` on each side."""
+    nch = nch_in // (2 * context + 1)
+    return slice(context * nch, (context + 1) * nch)
 
 
 def _is_number(value: Any, low: float = -3e38, high: float = 3e38) -> bool:
@@ -151,6 +166,10 @@ _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
             or (_is_class_value(info.ignore) and info.ignore not in info.class_values and info.num_class <= IGNORE)
         ),
         "a label value that no class has, or null",
+    ),
+    "class_mean": (
+        lambda info: info.class_mean is None or _are_numbers(info.class_mean, info.num_class),
+        "a number for each class, or null",
     ),
 }
 
@@ -392,7 +411,10 @@ def _labelled(file: SampleFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe(
-    samples: Iterable[tuple[np.ndarray, np.ndarray | None]], class_values: list, class_names: list[str] | None = None
+    samples: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    class_values: list,
+    class_names: list[str] | None = None,
+    context: int = 0,
 ) -> DataInfo:
     """Description of a training split, measured on its samples.
 
@@ -404,15 +426,18 @@ def describe(
         As in `DataInfo`.
     class_names : list of str, optional
         As in `DataInfo`; default: the values.
+    context : int
+        As in `DataInfo`.
     """
     moments, rng = Moments(), np.random.default_rng(0)
-    num_pixel, shown = np.zeros(len(class_values)), []
+    num_pixel, grey, shown = np.zeros(len(class_values)), np.zeros(len(class_values)), []
     for image, label in samples:
         moments.add(image)
         shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
         if label is not None:
             counts = np.bincount(np.ravel(label), minlength=len(class_values))
             num_pixel += counts[: len(class_values)]  # without IGNORE
+            grey += _class_sums(image[..., own_channels(image.shape[2], context).start], label, len(class_values))
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
@@ -422,7 +447,18 @@ def describe(
         mean=mean.tolist(),
         std=std.tolist(),
         value_range=_value_range(np.concatenate(shown)),
+        context=context,
+        class_mean=(grey / num_pixel).tolist() if num_pixel.all() else None,
     )
+
+
+def _class_sums(image: np.ndarray, label: np.ndarray, num_class: int) -> np.ndarray:
+    """Sum of the grey values (H, W) of each class, (num_class,)."""
+    total = np.zeros(num_class)
+    for top in range(0, len(label), 512):  # rows that are converted at a time
+        grey, classes = (np.ravel(array[top : top + 512]) for array in (image, label))
+        total += np.bincount(classes, grey.astype(np.float64), num_class)[:num_class]
+    return total
 
 
 def _value_range(values: np.ndarray) -> list[float]:
