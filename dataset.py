@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from files import finish_exchange
 from images.rows import Rows
 from images.statistics import Moments, image_statistics, is_wide
 from utils import UserError, natural_key
+
+if TYPE_CHECKING:  # not at run time: a database is made in half the time without torch
+    from torch import Tensor
 
 SPLITS = ("train", "val", "test")
 ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
@@ -481,7 +482,7 @@ def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Pixels (H, W, C) minus the mean, divided by the standard deviation; computed in the mean's type, then float32."""
-    return ((pixels.to(mean.dtype) - mean) / std).to(torch.float32)
+    return ((pixels.to(mean.dtype) - mean) / std).float()
 
 
 def legacy_statistics(image: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -498,5 +499,7 @@ STATISTICS = {"image": image_statistics, "legacy": legacy_statistics}
 
 def as_tensor(array: np.ndarray) -> Tensor:
     """Tensor of an array, in the native byte order as torch requires."""
+    import torch
+
     dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")  # np.longdouble
     return torch.from_numpy(np.ascontiguousarray(array, dtype))
