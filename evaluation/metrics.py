@@ -170,10 +170,20 @@ def _pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     counts: np.ndarray = np.zeros(0, np.float64)
     for top in range(0, len(one), tall):
         keys = one[top : top + tall].astype(np.int64) * stride + other[top : top + tall]  # one integer per pair
-        keys, count = np.unique(keys, return_counts=True)
+        keys, count = _count_values(keys)
         found, place = np.unique(np.concatenate([found, keys]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([counts, count]))
     return found // stride, found % stride, counts
+
+
+def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values that occur, sorted, and how often each; as `np.unique`, but without sorting if they lie close together."""
+    low = values.min()
+    if values.max() - low >= 4 * values.size:
+        return np.unique(values, return_counts=True)
+    counts = np.bincount((values - low).ravel())
+    found = np.flatnonzero(counts)
+    return found + low, counts[found]
 
 
 def v_rand(table: Contingency) -> float:
@@ -233,7 +243,9 @@ def thin_borders(mask: np.ndarray, known: np.ndarray | None = None) -> np.ndarra
     if mask.size > LARGE:
         return _grow(mask, known)
     segments = ndimage.label(mask)[0]
-    return watershed(~mask, segments, connectivity=1, mask=known, watershed_line=True) if mask.any() else segments
+    if not mask.any() or (mask if known is None else mask | ~known).all():  # nothing to grow
+        return segments
+    return watershed(~mask, segments, connectivity=1, mask=known, watershed_line=True)
 
 
 def _grow(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
