@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from files import finish_exchange
 from images.rows import Rows
 from images.statistics import Moments, ObjectSizes, image_statistics, is_wide
 from utils import UserError, natural_key
+
+if TYPE_CHECKING:  # not at run time: a database is made in half the time without torch
+    from torch import Tensor
 
 SPLITS = ("train", "val", "test")
 ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
@@ -56,6 +57,9 @@ class DataInfo:
         Area [px] of each class that hardly any training object falls below, see `ObjectSizes`; None in older files.
     fill_holes : list of bool or None
         Whether hardly any training object of each class has a hole; None in older files.
+    class_mean : list of float or None
+        Mean grey value of each class in the first channel of the section itself, over the annotated training pixels;
+        None: a class has no pixels, or the database is of before this entry.
     """
 
     nch_in: int
@@ -70,6 +74,7 @@ class DataInfo:
     ignore: float | list[int] | None = None
     min_size: list[int] | None = None
     fill_holes: list[bool] | None = None
+    class_mean: list[float] | None = None
 
     @property
     def num_class(self) -> int:
@@ -80,6 +85,11 @@ class DataInfo:
     def is_partial(self) -> bool:
         """Whether labels may contain pixels that are not annotated."""
         return self.ignore is not None
+
+    @property
+    def own_channels(self) -> slice:
+        """Channels of the section itself, which lies between its neighbours."""
+        return own_channels(self.nch_in, self.context)
 
     @classmethod
     def from_dict(cls, values: dict, origin: Path) -> DataInfo:
@@ -100,6 +110,12 @@ class DataInfo:
             if not holds(info):
                 raise UserError(f"{origin}: {name} is {getattr(info, name)!r:.60}: must be {rule}: {advice}")
         return info
+
+
+def own_channels(nch_in: int, context: int) -> slice:
+    """Channels of a section itself among those of its neighbours, `context` on each side."""
+    nch = nch_in // (2 * context + 1)
+    return slice(context * nch, (context + 1) * nch)
 
 
 def _is_number(value: Any, low: float = -3e38, high: float = 3e38) -> bool:
@@ -175,6 +191,10 @@ _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
             or (_is_list(info.fill_holes, info.num_class) and all(isinstance(each, bool) for each in info.fill_holes))
         ),
         "true or false for each class, or null",
+    ),
+    "class_mean": (
+        lambda info: info.class_mean is None or _are_numbers(info.class_mean, info.num_class),
+        "a number for each class, or null",
     ),
 }
 
@@ -416,7 +436,10 @@ def _labelled(file: SampleFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe(
-    samples: Iterable[tuple[np.ndarray, np.ndarray | None]], class_values: list, class_names: list[str] | None = None
+    samples: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    class_values: list,
+    class_names: list[str] | None = None,
+    context: int = 0,
 ) -> DataInfo:
     """Description of a training split, measured on its samples.
 
@@ -428,9 +451,11 @@ def describe(
         As in `DataInfo`.
     class_names : list of str, optional
         As in `DataInfo`; default: the values.
+    context : int
+        As in `DataInfo`.
     """
     moments, sizes, rng = Moments(), ObjectSizes(len(class_values)), np.random.default_rng(0)
-    num_pixel, shown = np.zeros(len(class_values)), []
+    num_pixel, grey, shown = np.zeros(len(class_values)), np.zeros(len(class_values)), []
     for image, label in samples:
         moments.add(image)
         shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
@@ -438,6 +463,7 @@ def describe(
             counts = np.bincount(np.ravel(label), minlength=len(class_values))
             num_pixel += counts[: len(class_values)]  # without IGNORE
             sizes.add(label)
+            grey += _class_sums(image[..., own_channels(image.shape[2], context).start], label, len(class_values))
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
@@ -449,7 +475,18 @@ def describe(
         value_range=_value_range(np.concatenate(shown)),
         min_size=sizes.min_size,
         fill_holes=sizes.fill_holes,
+        context=context,
+        class_mean=(grey / num_pixel).tolist() if num_pixel.all() else None,
     )
+
+
+def _class_sums(image: np.ndarray, label: np.ndarray, num_class: int) -> np.ndarray:
+    """Sum of the grey values (H, W) of each class, (num_class,)."""
+    total = np.zeros(num_class)
+    for top in range(0, len(label), 512):  # rows that are converted at a time
+        grey, classes = (np.ravel(array[top : top + 512]) for array in (image, label))
+        total += np.bincount(classes, grey.astype(np.float64), num_class)[:num_class]
+    return total
 
 
 def _value_range(values: np.ndarray) -> list[float]:
@@ -472,7 +509,7 @@ def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Pixels (H, W, C) minus the mean, divided by the standard deviation; computed in the mean's type, then float32."""
-    return ((pixels.to(mean.dtype) - mean) / std).to(torch.float32)
+    return ((pixels.to(mean.dtype) - mean) / std).float()
 
 
 def legacy_statistics(image: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -489,5 +526,7 @@ STATISTICS = {"image": image_statistics, "legacy": legacy_statistics}
 
 def as_tensor(array: np.ndarray) -> Tensor:
     """Tensor of an array, in the native byte order as torch requires."""
+    import torch
+
     dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")  # np.longdouble
     return torch.from_numpy(np.ascontiguousarray(array, dtype))

@@ -9,9 +9,15 @@ python main.py --mode predict --name_data em --input new.tif --output segmented.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from config import Config, parse
 from utils import memory_advice, pick_device, program
+
+if TYPE_CHECKING:
+    import torch
+
+    from distributed import World
 
 MEMORY_ADVICE = {
     "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",
@@ -32,22 +38,31 @@ def main(argv: list[str] | None = None) -> int:
     """
     config = parse(Config, argv, __doc__)
     import distributed  # here, so that --help needs no torch
-    from evaluation.test import run_test
-    from predict import predict_files
-    from prediction.export import export
-    from train import Trainer
 
     if (num_gpu := distributed.num_gpu(config.gpu_ids)) > 1 and not distributed.is_worker():
         return distributed.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
     device = pick_device("-1" if config.mode == "export" else config.gpu_ids)  # exports run on the CPU
     with memory_advice(MEMORY_ADVICE[config.mode]), distributed.joined(device, config.dist_timeout) as world:
-        if config.mode == "predict":
-            return predict_files(config, device, world)
-        if config.mode == "export":
-            return export(config) if world.is_main else 0  # the others wait for it
-        if config.mode == "test":
-            return run_test(config, device, world)
-        return Trainer(config, device, world).train()
+        return _run(config, device, world)
+
+
+def _run(config: Config, device: torch.device, world: World) -> int:
+    """Do what `--mode` says, and return the exit status; only the modules that it needs are imported."""
+    if config.mode == "predict":
+        from predict import predict_files
+
+        return predict_files(config, device, world)
+    if config.mode == "export":
+        from prediction.export import export
+
+        return export(config) if world.is_main else 0  # the others wait for it
+    if config.mode == "test":
+        from evaluation.test import run_test
+
+        return run_test(config, device, world)
+    from train import Trainer
+
+    return Trainer(config, device, world).train()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 from images.statistics import neighbours
 
 THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # of the ISBI 2012 challenge
+LIMITS = tuple(k / 100 for k in range(50, 100, 5))  # two objects match above, for the average precision
 LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be off by one pixel
 
 
@@ -171,10 +172,20 @@ def _pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     counts: np.ndarray = np.zeros(0, np.float64)
     for top in range(0, len(one), tall):
         keys = one[top : top + tall].astype(np.int64) * stride + other[top : top + tall]  # one integer per pair
-        keys, count = np.unique(keys, return_counts=True)
+        keys, count = _count_values(keys)
         found, place = np.unique(np.concatenate([found, keys]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([counts, count]))
     return found // stride, found % stride, counts
+
+
+def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values that occur, sorted, and how often each; as `np.unique`, but without sorting if they lie close together."""
+    low = values.min()
+    if values.max() - low >= 4 * values.size:
+        return np.unique(values, return_counts=True)
+    counts = np.bincount((values - low).ravel())
+    found = np.flatnonzero(counts)
+    return found + low, counts[found]
 
 
 def v_rand(table: Contingency) -> float:
@@ -234,7 +245,9 @@ def thin_borders(mask: np.ndarray, known: np.ndarray | None = None) -> np.ndarra
     if mask.size > LARGE:
         return _grow(mask, known)
     segments = ndimage.label(mask)[0]
-    return watershed(~mask, segments, connectivity=1, mask=known, watershed_line=True) if mask.any() else segments
+    if not mask.any() or (mask if known is None else mask | ~known).all():  # nothing to grow
+        return segments
+    return watershed(~mask, segments, connectivity=1, mask=known, watershed_line=True)
 
 
 def _grow(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
@@ -347,9 +360,10 @@ def rand_error(counts: np.ndarray) -> float:
 
 
 def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
-    """Detection scores: F1 of the objects, and mean overlap of the matched ones.
+    """Detection scores: F1 of the objects, mean overlap of the matched ones, and average precision.
 
-    Two objects match if their intersection over union is greater than 0.5, so that an object has at most one match.
+    Two objects match if their intersection over union is greater than 0.5, so that an object has at most one match; for
+    the average precision the limit rises from 0.5 to 0.95.
 
     Parameters
     ----------
@@ -360,9 +374,11 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        `object_f1`, 2 TP / (2 TP + FP + FN), and `matched_iou`, the mean over the matches; both in [0, 1], and 1
-        if neither image has an object. Empty if no object could be judged.
-        Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7.
+        `object_f1`, 2 TP / (2 TP + FP + FN), and `matched_iou`, the mean over the matches; the average precision
+        TP / (TP + FP + FN) as a mean over the limits 0.5, 0.55, ... 0.95, `ap`, and of one limit, `ap_50` and `ap_75`.
+        All in [0, 1], and 1 if neither image has an object. Empty if no object could be judged.
+        Sources: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7; for the average precision, which is no area under a
+        curve as in COCO, Schmidt et al. 2018, doi 10.1007/978-3-030-00934-2_30.
 
     Notes
     -----
@@ -371,29 +387,56 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
 
     Examples
     --------
-    >>> object_scores(np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 1, 0, 2]]))
-    {'object_f1': 0.5, 'matched_iou': 0.6666666666666666}
+    >>> scores = object_scores(np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 1, 0, 2]]))
+    >>> scores["object_f1"], scores["matched_iou"], scores["ap_50"], scores["ap_75"]
+    (0.5, 0.6666666666666666, 0.3333333333333333, 0.0)
     """
+    overlaps = _overlaps(truth, proposal)
+    num_match, num_object = np.transpose([overlaps.counts(limit) for limit in LIMITS])
+    if overlaps.num_cut and not num_object[0]:
+        return {}
+    precision = _ratio(num_match, num_object - num_match)  # TP / (TP + FP + FN); 1 without any object
+    matched = overlaps.iou[overlaps.iou > LIMITS[0]]
+    return {
+        "object_f1": float(_ratio(2 * num_match, num_object)[0]),
+        "matched_iou": float(matched.mean()) if len(matched) else float(num_object[0] == 0),
+        "ap": float(precision.mean()),
+        "ap_50": float(precision[LIMITS.index(0.5)]),
+        "ap_75": float(precision[LIMITS.index(0.75)]),
+    }
+
+
+class _Overlaps(NamedTuple):
+    """Pairs of a true and a found object that overlap, and the objects that count; see `object_scores`."""
+
+    iou: np.ndarray  # of each pair
+    proposal: np.ndarray  # number of the found object of each pair
+    counts_alone: np.ndarray  # whether a found object counts without a match, by its number
+    num_truth: int  # true objects that are not cut
+    num_cut: int
+
+    def counts(self, limit: float) -> tuple[int, int]:
+        """Number of matches above a limit, TP, and of the objects of both images, 2 TP + FP + FN."""
+        matched = self.proposal[self.iou > limit]
+        counts = self.counts_alone.copy()
+        counts[matched] = True
+        return len(matched), self.num_truth + int(counts.sum())
+
+
+def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
+    """Overlaps of true and found objects; the arguments are those of `object_scores`."""
     true, proposed, count = _pairs(truth, proposal)
     known = true >= 0
     cut = np.zeros(0, truth.dtype) if known.all() else _cut_objects(truth)
     area = np.bincount(true[known], count[known], minlength=1)
     proposed_area = np.bincount(proposed[known], count[known], minlength=int(proposed.max(initial=0)) + 1)
-    both = (true > 0) & (proposed > 0)
-    true_both, proposed_both, joint = true[both], proposed[both], count[both]
-    ious = joint / (area[true_both] + proposed_area[proposed_both] - joint)
-    is_match = (ious > 0.5) & ~np.isin(true_both, cut)
-    matched = ious[is_match]
     outside = np.bincount(proposed, count * (~known | np.isin(true, cut)))
-    counts = (proposed_area > 0) & (2 * outside <= np.bincount(proposed, count))
-    counts[proposed_both[is_match]] = True
-    objects = int(np.sum(area[1:] > 0)) - len(cut) + int(np.sum(counts[1:]))
-    if len(cut) and not objects:
-        return {}
-    return {
-        "object_f1": 2 * len(matched) / objects if objects else 1.0,
-        "matched_iou": float(matched.mean()) if len(matched) else float(objects == 0),
-    }
+    counts_alone = (proposed_area > 0) & (2 * outside <= np.bincount(proposed, count))
+    counts_alone[0] = False  # the background
+    both = (true > 0) & (proposed > 0) & ~np.isin(true, cut)
+    true, proposed, joint = true[both], proposed[both], count[both]
+    iou = joint / (area[true] + proposed_area[proposed] - joint)
+    return _Overlaps(iou, proposed, counts_alone, int(np.sum(area[1:] > 0)) - len(cut), len(cut))
 
 
 def _cut_objects(truth: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from evaluation.pictures import KINDS, picture_name
 
 Scores = dict[str, float]  # name of a score -> value
 MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # columns before and after Dice
+WIDTH = 100  # columns of a terminal
 RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]  # entries of the result folder, replaced together
 
 
@@ -67,10 +68,34 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     mean   0.2500
     """
     names = _columns(rows)
-    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    return _aligned([names, *([_cell(row.get(name)) for name in names] for row in rows)])
+
+
+def _aligned(cells: list[list[str]]) -> str:
+    """Lines of cells with the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def format_confusion(counts: np.ndarray, names: list[str]) -> str:
+    """Text table of the percentage of each class of the label (row) that was predicted as each class (column).
+
+    The diagonal has the recall of each class; a class without pixels has none. Numbers head the columns if the names
+    are too wide for 100 columns of a terminal; with too many classes for that, the text is empty.
+
+    >>> print(format_confusion(np.array([[3, 1], [0, 0]]), ["cell", "edge"]))
+    label  cell  edge
+    cell   75.0  25.0
+    edge
+    """
+    rows = [[f"{100 * count / max(row.sum(), 1):.1f}" if row.any() else "" for count in row] for row in counts]
+    numbered = [f"{k} {name}" for k, name in enumerate(names)]
+    for heads, firsts in ((names, names), (list(map(str, range(len(names)))), numbered)):
+        text = _aligned([["label", *heads], *([first, *row] for first, row in zip(firsts, rows, strict=True))])
+        if max(map(len, text.splitlines())) <= WIDTH:
+            return text
+    return ""
 
 
 def _cell(value: Any) -> str:

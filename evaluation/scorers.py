@@ -15,6 +15,7 @@ import torch
 from dataset import IGNORE, DataInfo, SampleFile, check_samples, check_values
 from distributed import World
 from evaluation import metrics
+from evaluation.otsu import otsu_mask
 from evaluation.page import Scores
 from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
 from prediction.objects import (
@@ -31,7 +32,7 @@ from prediction.tiling import Band
 from utils import UserError, release_memory
 
 Gather = Callable[[list], list]  # lists of all processes, joined
-TALL = 512  # [px] rows of a picture that are made at a time
+TALL = 512  # [px] rows of an image that are drawn or counted at a time
 LEVEL = 1e-3  # of V_Info: a smaller difference is none
 TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a difference (benchmarks/README.md)
 WAITING = 2**24  # [px] of images that may wait for their scores
@@ -181,8 +182,7 @@ def _cross_entropy(probability: np.ndarray, label: np.ndarray) -> float:
 
 def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
     """Pictures of an image: input, label if there is one, and output; made by rows, in little memory."""
-    nch = info.nch_in // (2 * info.context + 1)  # of the section itself, which lies between its neighbours
-    own = image.image[..., info.context * nch : (info.context + 1) * nch]
+    own = image.image[..., info.own_channels]
 
     def by_rows(draw: Callable[[slice], np.ndarray]) -> np.ndarray:
         return np.concatenate([draw(slice(top, top + TALL)) for top in range(0, len(own), TALL)])
@@ -352,21 +352,26 @@ class ImageScores:
     ----------
     index : int
         Its number.
-    scores, baseline : dict of str to float
-        Its scores, and those of always predicting the majority class; empty without a label.
+    scores, baseline, otsu : dict of str to float
+        Its scores, those of always predicting the majority class, and those of Otsu's threshold; empty without a label,
+        `otsu` also if that does not apply.
     challenge : dict of str to ndarray or None
         `metrics.challenge_scores` of an image of two classes.
     predicted : set of int
         Classes that any pixel was predicted as.
+    matrix : ndarray of int64
+        (K, K) confusion matrix of the annotated pixels.
     annotated : float
         Fraction of its pixels that are annotated.
     """
 
     index: int
     predicted: set[int]
+    matrix: np.ndarray
     annotated: float = 1.0
     scores: Scores = field(default_factory=dict)
     baseline: Scores = field(default_factory=dict)
+    otsu: Scores = field(default_factory=dict)
     challenge: dict[str, np.ndarray] | None = None
 
 
@@ -417,7 +422,7 @@ class TestScorer:
 
     def _scored(self, image: Segmented) -> ImageScores:
         """Scores of an image."""
-        found = ImageScores(image.index, set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist()))
+        found = ImageScores(image.index, set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist()), image.matrix)
         if image.label is None:
             return found
         label, known = image.label, image.known
@@ -427,6 +432,7 @@ class TestScorer:
         if self.info.num_class == 2:
             foreground = image.foreground(self.background)
             found.challenge = metrics.challenge_scores(label != self.background, foreground, known=known)
+            found.otsu = self._otsu_scores(image.image, label, known)
         return found
 
     def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
@@ -434,6 +440,21 @@ class TestScorer:
         answer = np.zeros_like(matrix)
         answer[:, self.majority] = matrix.sum(1)
         return answer
+
+    def _otsu_scores(self, image: np.ndarray, label: np.ndarray, known: np.ndarray | None) -> Scores:
+        """Scores of Otsu's threshold; the class that was brighter in training is above it. Empty if neither was."""
+        means = self.info.class_mean
+        if means is None or means[0] == means[1]:
+            return {}
+        foreground = 1 - self.background
+        mask = otsu_mask(image[..., self.info.own_channels.start], bright=means[foreground] > means[self.background])
+        matrix = np.zeros((2, 2), np.int64)
+        for rows in (slice(top, top + TALL) for top in range(0, len(label), TALL)):
+            inside = np.s_[:] if known is None else known[rows]
+            classes = np.where(mask[rows], foreground, self.background)
+            matrix += metrics.confusion_matrix(label[rows][inside][None], classes[inside][None], 2)[0].numpy()
+        scores = metrics.confusion_scores(matrix, self.info.class_names)
+        return scores | metrics.mask_scores(label != self.background, mask, known=known)
 
     def finish(self, gather: Gather = list) -> None:
         """Gather the images of all processes, in order."""
@@ -481,6 +502,11 @@ class TestScorer:
         return any(image.annotated < 1 for image in self.images)
 
     @property
+    def matrix(self) -> np.ndarray:
+        """Confusion matrix (K, K) of all images; row: class of the label, column: class of the output."""
+        return np.sum([image.matrix for image in self.images], axis=0)
+
+    @property
     def legend(self) -> str:
         """Text with the classes, and the threshold of each kind of score."""
         pairs = zip(self.info.class_names, self.info.class_values, strict=True)
@@ -494,7 +520,7 @@ class TestScorer:
         return f"classes {', '.join(of)}; {foreground}; pixels at 0.5, segments at {self.threshold:g}; {shown}"
 
     def summary(self) -> dict[str, Any]:
-        """Classes and thresholds, mean scores, the baseline, and the challenge's maxima over the thresholds."""
+        """Classes, thresholds, mean scores, baselines, the challenge's maxima over the thresholds, confusion matrix."""
         two = self.info.num_class == 2
         return {
             "classes": dict(zip(self.info.class_names, self.info.class_values, strict=True)),
@@ -505,7 +531,9 @@ class TestScorer:
             "mean": metrics.mean_scores([image.scores for image in self.images]),
             "majority_class": self.info.class_names[self.majority],
             "majority": metrics.mean_scores([image.baseline for image in self.images if image.baseline]),
+            "baseline_otsu": metrics.mean_scores([image.otsu for image in self.images if image.otsu]) or None,
             "challenge": self.challenge.summary() if self.challenge.scores else None,
+            "confusion_matrix": {"names": self.info.class_names, "counts": self.matrix.tolist()},
         } | (self.object_filter._asdict() if self.object_filter.is_active else {})
 
     @property
@@ -519,7 +547,8 @@ class TestScorer:
         return rows
 
     def table(self) -> list[dict[str, str | float]]:
-        """Rows of the images, of their mean, and of always predicting the majority class."""
+        """Rows of the images, of their mean, of always predicting the majority class, and of Otsu's threshold."""
         summary = self.summary()
         last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
+        last["otsu"] = summary["baseline_otsu"]
         return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]

@@ -104,9 +104,17 @@ def _flags(tested: Iterable[Checkpoint]) -> dict[str, Any]:
     return found
 
 
+def _say_confusion(scorer: TestScorer) -> None:
+    """Print the confusion matrix of more than two classes, if it fits."""
+    text = page.format_confusion(scorer.matrix, scorer.info.class_names)
+    if text and scorer.info.num_class > 2 and scorer.matrix.any():
+        say(f"\npercentage of each class of the label (row) predicted as each class (column):\n{text}\n")
+
+
 def _say_scores(scorer: TestScorer, epochs: list[int], folder: Path) -> None:
     """Print the scores of a test, with its classes and thresholds."""
     say(page.format_table(page.main_scores(scorer.table())))
+    _say_confusion(scorer)
     of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
     say(f"{of}; {scorer.legend}")
     if challenge := scorer.summary()["challenge"]:

@@ -76,9 +76,8 @@ def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_fo
     splits, notes = split_pairs(pairs, classes, flags)
     files = _write_samples(goal, splits, classes)
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
-    info = describe(samples, classes.values, classes.names)
-    info = replace(info, context=flags.context, ignore=classes.ignore)
-    entries = {name: value for name, value in asdict(info).items() if name != "ignore" or info.is_partial}
+    info = replace(describe(samples, classes.values, classes.names, flags.context), ignore=classes.ignore)
+    entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (goal / "dataset.json").write_text(text + "\n", "utf-8")
     return _report(splits, info, notes + _annotated_fractions(files, info))

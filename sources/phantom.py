@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
-from scipy.spatial import cKDTree
 from scipy.special import expit
 
 MEMBRANE, CELL = 0, 255  # label values of the ISBI 2012 stack
@@ -66,6 +65,8 @@ def _smooth(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
 
 def _cells(centers: np.ndarray, warp: list[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Mask of the cells, and the distance [px] of each pixel from the nearest border."""
+    from scipy.spatial import cKDTree  # here, since other images don't need it
+
     y, x = np.mgrid[:size, :size].astype(np.float64)
     points = np.stack([y + warp[0], x + warp[1]], axis=-1)
     owner = cKDTree(centers).query(points)[1]

@@ -45,7 +45,16 @@ def test_description_of_a_split_worked_out_by_hand():
     ]
     info = describe(iter(samples), [0, 255])
     assert (info.mean, info.std, info.class_share) == ([3.0], [pytest.approx(5**0.5)], [0.25, 0.75])
-    assert describe(iter([(np.uint16([[[7]]]), None)]), [0, 1]).std == [1.0]
+    assert info.class_mean == [0.0, 4.0]
+    unlabelled = describe(iter([(np.uint16([[[7]]]), None)]), [0, 1])
+    assert unlabelled.std == [1.0] and unlabelled.class_mean is None
+
+
+def test_the_mean_of_a_class_is_that_of_the_first_channel_of_the_section_itself():
+    image = np.arange(12.0).reshape(1, 2, 6)  # two channels, of the section before, of itself and of the one after
+    info = describe([(image, np.uint8([[0, 1]]))], [0, 255], context=1)
+    assert info.class_mean == [2.0, 8.0] and info.own_channels == slice(2, 4) and info.context == 1
+    assert describe([(image, np.uint8([[0, 0]]))], [0, 255], context=1).class_mean is None
 
 
 def test_pixels_that_are_not_annotated_have_no_part_in_the_fractions_of_the_classes():
@@ -53,6 +62,7 @@ def test_pixels_that_are_not_annotated_have_no_part_in_the_fractions_of_the_clas
     info = describe(iter(samples), [0, 255])
     assert info.class_share == [0.25, 0.75]
     assert info.mean == [3.0]  # of all pixels, as the network sees them
+    assert info.class_mean == [0.0, 3.0]
 
 
 def test_an_input_without_its_label_is_refused_where_others_have_one(tmp_path):
@@ -108,6 +118,7 @@ def described(work):
         ("value_range", [[0], [9, 1], {}]),
         ("normalize", ["foo", ["data"], {}]),
         ("context", [1.5, 1, -1, "0"]),
+        ("class_mean", [3, [1.0], [1, None], [float("nan"), 0]]),
         ("ignore", [[1, 2], {}, True, float("nan"), INFO.class_values[1]]),
     ],
 )

@@ -44,6 +44,8 @@ def test_the_four_commands_end_to_end(trained, work, capsys):
     assert scores["majority"]["dice_cell"] == pytest.approx(2 * share / (1 + share))
     assert scores["mean"]["dice_cell"] == scores["images"][0]["dice_cell"]
     out = capsys.readouterr().out
+    otsu = next(line for line in out.splitlines() if line.startswith("otsu"))
+    assert f" {scores['baseline_otsu']['pixel_error']:.4f} " in otsu and "percentage" not in out
     assert "dice_membrane" in out and "all cell" in out and "foreground is cell" in out
 
 

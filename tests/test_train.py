@@ -555,7 +555,8 @@ def test_objects_of_three_classes_are_scored_and_written_with_their_class(work, 
     assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "20", "--batch_size", "1", "--lr", "1e-2"]) == 0
     assert main.main(["--mode", "test", "--gpu_ids", "-1", "--background", "2"]) == 0
     assert scores_of(work, "unet")["object_f1"] > 0.2
-    assert "background is 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "background is 2" in said and re.search(r"^label +0 +1 +2\n0 +[\d.]+ ", said, re.MULTILINE)
     image = SampleFile(work / "datasets" / "em" / "test" / "0.npy").open()[0]
     np.save("in.npy", np.ascontiguousarray(image[..., 0]))
     predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "in.npy", "--output", "out.npy"]

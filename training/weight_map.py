@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import Tensor
 from tqdm import tqdm
 
 from dataset import IGNORE, DataInfo, SampleFile, check_values
 from files import atomic_write
 from utils import UserError
+
+if TYPE_CHECKING:  # not at run time: databases are made without torch
+    from torch import Tensor
 
 FAR = 50  # [px] largest d1 + d2 that matters: exp(-50^2 / (2 sigma^2)) is 4e-6 for the largest --sigma, 10
 REACH = FAR // 2  # [px] around the pixels nearest to an object, the region searched for their second nearest object
@@ -139,9 +142,12 @@ def pixel_weight(label: Tensor, distance: Tensor, class_share: list[float] | Non
 
     Examples
     --------
+    >>> import torch
     >>> pixel_weight(torch.tensor([[[0, 0, 1]]]), torch.tensor([[[0.0, 50.0, 0.0]]]), [0.25, 0.75], 10.0, 5.0)
     tensor([[[12.0000,  2.0000,  0.6667]]])
     """
+    import torch
+
     weight = 1 + torch.where(label == 0, w0 * torch.exp(-(distance**2) / (2 * sigma**2)), 0)
     if class_share is not None:
         balance = 1 / (len(class_share) * torch.tensor(class_share).clamp_min(1e-3))

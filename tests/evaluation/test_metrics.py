@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
+from scipy.optimize import linear_sum_assignment
 
 from evaluation.metrics import (
     challenge_scores,
@@ -26,6 +27,7 @@ from evaluation.metrics import (
     warping_scores,
 )
 
+PERFECT = dict.fromkeys(("object_f1", "matched_iou", "ap", "ap_50", "ap_75"), 1.0)
 LABEL = np.array([[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
 PREDICTION = np.array([[[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
 
@@ -136,9 +138,34 @@ def test_objects_are_matched_by_more_than_half():
     scores = object_scores(truth, proposal)  # 2 of 3 and 3 of 4 pixels; object 3 is missed
     assert scores["object_f1"] == pytest.approx(2 * 2 / (3 + 2))
     assert scores["matched_iou"] == pytest.approx((2 / 3 + 3 / 4) / 2)
-    assert object_scores(truth, truth) == {"object_f1": 1.0, "matched_iou": 1.0}
-    assert object_scores(truth, 0 * truth) == {"object_f1": 0.0, "matched_iou": 0.0}
+    assert object_scores(truth, truth) == PERFECT
+    assert object_scores(truth, 0 * truth) == dict.fromkeys(PERFECT, 0.0)
     assert object_scores(truth.clip(1), truth.clip(1))["object_f1"] == 1.0  # no background at all
+
+
+def test_average_precision_worked_out_by_hand():
+    truth = np.repeat([1, 2, 3], 20)[None]
+    found = np.repeat([1, 0, 2, 0, 4], [19, 1, 14, 6, 20])[None]  # overlaps of 0.95, 0.7 and 1
+    scores = object_scores(truth, found)
+    assert scores["ap_50"] == 1 and scores["ap_75"] == 2 / 4  # one is missed, and one found that is none
+    assert scores["ap"] == pytest.approx((4 * 1 + 5 * 2 / 4 + 1 / 5) / 10)  # at most 0.65, 0.9 and 0.95
+    assert object_scores(0 * truth, found)["ap"] == object_scores(truth, 0 * truth)["ap"] == 0
+    assert object_scores(0 * truth, 0 * truth) == PERFECT
+
+
+def test_average_precision_is_that_of_an_assignment_of_the_objects():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth, proposal = (np.repeat(rng.integers(0, 6, (12, 12)), 2, 1) for _ in range(2))
+        proposal = np.where(rng.random(truth.shape) < 0.75, (truth + 2) % 6, proposal)
+        overlap = np.array([[np.sum((truth == i) & (proposal == j)) for j in range(1, 6)] for i in range(1, 6)])
+        area, other = (np.array([np.sum(image == i) for i in range(1, 6)]) for image in (truth, proposal))
+        ious, expected = overlap / (area[:, None] + other - overlap), []
+        for limit in np.arange(50, 100, 5) / 100:  # as StarDist and Cellpose count
+            rows, columns = linear_sum_assignment(-((ious > limit) + ious))
+            hits = np.sum(ious[rows, columns] > limit)
+            expected.append(hits / (10 - hits))
+        assert 0 < object_scores(truth, proposal)["ap"] == pytest.approx(np.mean(expected))
 
 
 def test_a_deformed_cell_is_no_topological_error_and_a_hole_is_neither_split_nor_merger():
@@ -189,7 +216,7 @@ def test_scores_of_random_masks_lie_in_their_ranges():
 
 def test_many_objects_need_no_table_of_all_pairs():
     numbers = np.arange(1, 250_001).reshape(500, 500)  # all pairs would be 500 GB
-    assert object_scores(numbers, numbers + 7) == {"object_f1": 1.0, "matched_iou": 1.0}
+    assert object_scores(numbers, numbers + 7) == PERFECT
 
 
 def grid(*rows):
@@ -254,9 +281,9 @@ def test_objects_that_the_annotation_cuts_are_neither_hit_nor_missed():
     truth = grid("0000..", "0110..", "0110..", "0000..", "0022..", "0022..")  # 1 is whole, 2 is cut
     whole = grid("000000", "011000", "011000", "000000", "000000", "000000")
     found = whole + grid("000000", "000000", "000000", "000000", "002222", "002222")
-    assert object_scores(truth, whole) == object_scores(truth, found) == {"object_f1": 1.0, "matched_iou": 1.0}
+    assert object_scores(truth, whole) == object_scores(truth, found) == PERFECT
     halves = whole + grid("000000", "000000", "000000", "000000", "002220", "003330")
-    assert object_scores(truth, halves) == {"object_f1": 1.0, "matched_iou": 1.0}  # both lie at 2
+    assert object_scores(truth, halves) == PERFECT  # both lie at 2
 
 
 def test_found_objects_count_if_half_of_them_is_annotated():
@@ -266,10 +293,13 @@ def test_found_objects_count_if_half_of_them_is_annotated():
         found = whole + grid("000000", "000000", "000000", "000000", "000000", row)
         assert object_scores(truth, found)["object_f1"] == (2 / 3 if counts else 1), row
     overflowing = whole | grid("000000", "000111", "000111", "000111", "000000", "000000")
-    assert object_scores(truth, overflowing) == {"object_f1": 1.0, "matched_iou": 4 / 7}  # 7 of 13 px are annotated
-    assert object_scores(truth, overflowing * (np.arange(6) > 1)) == {"object_f1": 0.0, "matched_iou": 0.0}
+    scores = object_scores(truth, overflowing)  # 7 of 13 px are annotated
+    assert (scores["object_f1"], scores["matched_iou"], scores["ap"]) == (1.0, 4 / 7, 0.2)  # above 0.5 and 0.55
+    assert object_scores(truth, overflowing * (np.arange(6) > 1)) == dict.fromkeys(PERFECT, 0.0)
     mostly_outside = whole | grid("000011", "000111", "000011", "000011", "000011", "000011")
-    assert object_scores(truth, mostly_outside) == {"object_f1": 1.0, "matched_iou": 4 / 5}  # a match counts
+    scores = object_scores(truth, mostly_outside)
+    assert (scores["object_f1"], scores["matched_iou"]) == (1.0, 4 / 5)  # a match counts,
+    assert (scores["ap_50"], scores["ap_75"], scores["ap"]) == (1.0, 1.0, 0.6)  # and above 0.8 it is a miss
 
 
 def test_no_object_score_where_none_can_be_judged():
@@ -277,7 +307,7 @@ def test_no_object_score_where_none_can_be_judged():
     assert object_scores(stroke, stroke.clip(0)) == {}
     assert object_scores(stroke, grid(*["000000"] * 6)) == {}
     empty = grid("000...", "000...", "000...", "000...", "000...", "000...")
-    assert object_scores(empty, grid("001111", *["000000"] * 5)) == {"object_f1": 1.0, "matched_iou": 1.0}
+    assert object_scores(empty, grid("001111", *["000000"] * 5)) == PERFECT
     assert object_scores(empty, grid("011111", "010000", *["000000"] * 4))["object_f1"] == 0  # half of it is annotated
 
 

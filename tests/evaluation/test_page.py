@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from evaluation.page import write_index, write_metrics
+from evaluation.page import format_confusion, write_index, write_metrics
 from evaluation.pictures import save_images
 
 
@@ -61,3 +61,16 @@ def test_the_first_image_may_lack_scores_that_others_have(tmp_path):
         "mean,,0.25",
     ]
     assert "<th>loss</th>" in (tmp_path / "index.html").read_text()
+
+
+def test_a_confusion_matrix_is_printed_in_at_most_100_columns():
+    counts = np.diag(np.arange(12))
+    counts[1, 0] = 3
+    names = ["background", *(f"class {k}" for k in range(1, 12))]
+    head, first, second, *_ = format_confusion(counts[:4, :4], names[:4]).splitlines()
+    assert head.split() == ["label", "background", "class", "1", "class", "2", "class", "3"]
+    assert first == "background" and second.split() == ["class", "1", "75.0", "25.0", "0.0", "0.0"]
+    head, _, second, *_, last = format_confusion(counts, names).splitlines()
+    assert head.split() == ["label", *map(str, range(12))] and len(head) <= 100
+    assert second.startswith("1 class 1 ") and last.split()[-1] == "100.0"
+    assert format_confusion(np.eye(30), [str(k) for k in range(30)]) == ""

@@ -159,6 +159,9 @@ def test_three_classes_have_no_challenge_scores(tmp_path):
     summary = scorer.summary()
     assert summary["mean"]["dice_c"] == summary["mean"]["object_f1"] == 1
     assert summary["challenge"] is None and summary["segment_threshold"] is None and summary["background"] == "a"
+    counts = [int(np.sum(label == k)) for k in range(3)]
+    assert summary["confusion_matrix"] == {"names": ["a", "b", "c"], "counts": np.diag(counts).tolist()}
+    assert summary["baseline_otsu"] is None
     assert "background is a" in scorer.legend
 
 
@@ -191,6 +194,56 @@ def test_touching_objects_that_the_watershed_parts_are_scored_as_predict_writes_
 
 PARTIAL = replace(INFO, ignore=128)
 UNKNOWN = np.arange(24 * 24).reshape(24, 24) % 24 > 9  # right of a window of 10 columns
+
+
+def scorer_of(folder, info, image, label, background=0, known=None):
+    """What a test of one image says, whose output is its label."""
+    label = np.asarray(label, np.uint8)
+    scorer = TestScorer(folder, [SampleFile(Path("a.npy"))], predictor(info, background=background))
+    shown = segmented(label, np.where(label == 1, 0.9, 0.1), known=known)
+    scorer(replace(shown, image=image))
+    scorer.finish()
+    return scorer
+
+
+@pytest.mark.parametrize("background", [0, 1])
+@pytest.mark.parametrize("means", [[50.0, 150.0], [150.0, 50.0]])
+def test_otsus_threshold_takes_the_side_that_the_foreground_had_in_training(tmp_path, means, background):
+    label, rng = np.zeros((32, 32), int), np.random.default_rng(0)
+    label[4:14, 4:14] = label[18:28, 18:28] = 1
+    image = np.uint8(np.take(means, label)[..., None] + rng.normal(0, 5, (32, 32, 1)))
+    info = replace(INFO, class_mean=means)
+    scores = scorer_of(tmp_path, info, image, label, background).summary()["baseline_otsu"]
+    assert scores["pixel_error"] == 0 and scores["dice_membrane"] == scores["dice_cell"] == 1
+    assert scores["object_f1"] == scores["v_rand"] == scores["ap"] == 1 and "loss" not in scores
+    inverted = scorer_of(tmp_path, info, 200 - image, label, background).summary()["baseline_otsu"]
+    assert inverted["pixel_error"] == 1  # no label of the test chooses the side
+    image[:16, :16] = np.take(means, 1 - label[:16, :16])[..., None]
+    scores = scorer_of(tmp_path, info, image, label, background).summary()["baseline_otsu"]
+    assert scores["pixel_error"] == 1 / 4
+    assert scores["dice_cell"] == pytest.approx(2 * 100 / (200 + 100 + 156))
+    known = np.arange(32)[:, None] + np.zeros(32) >= 16
+    partial, seen = replace(info, ignore=128), np.where(known, label, IGNORE)
+    assert scorer_of(tmp_path, partial, image, seen, background, known).summary()["baseline_otsu"]["pixel_error"] == 0
+
+
+def test_otsus_threshold_is_that_of_the_section_itself(tmp_path):
+    label = np.eye(32)
+    image = np.stack([1 - label, 0 * label, label, label, 1 - label, 0 * label], -1)  # a neighbour, itself, a neighbour
+    numbers = [0.0] * 6
+    info = DataInfo(
+        6, [0, 255], ["a", "b"], [0.5, 0.5], numbers, [1.0] * 6, [0.0, 1.0], "data", 1, class_mean=[0.2, 0.8]
+    )
+    scorer = scorer_of(tmp_path, info, image, label)
+    assert scorer.summary()["baseline_otsu"]["pixel_error"] == 0
+    assert [row["image"] for row in scorer.table()] == ["0000", "mean", "all a", "otsu"]
+
+
+@pytest.mark.parametrize("means", [None, [7.0, 7.0]])
+def test_there_is_no_row_of_otsu_where_no_side_is_known(tmp_path, means):
+    scorer = scorer_of(tmp_path, replace(INFO, class_mean=means), np.eye(24)[..., None], np.eye(24))
+    assert scorer.summary()["baseline_otsu"] is None
+    assert [row["image"] for row in scorer.table()] == ["0000", "mean", "all cell"]
 
 
 @pytest.fixture
