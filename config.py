@@ -56,6 +56,7 @@ def is_gpu_list(value: str) -> bool:
 
 WHAT = ("probability", "mask", "cells")
 WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, comma-separated")
+COMPRESSION = ("auto", "zlib", "none")
 TILE: Rule = (
     lambda value: value == 0 or (64 <= value <= 2**20 and value % 16 == 0),
     "must be 0 or a multiple of 16, from 64 to 1048576",
@@ -274,6 +275,7 @@ class Config(Flags):
     output: str = flag("", "file (.tif, .npy, .zarr, .png) or folder (PNG) to write; file of an export", "predict")
     what: str = flag("probability", "outputs, comma-separated: probability, mask, cells", "predict", rule=WHAT_LIST)
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
+    compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
 
     format: str = flag("onnx", "format of the export", "export", choices=("onnx", "torchscript", "bioimageio"))
     author: str = flag("", "bioimageio: authors of the network, comma-separated", "export")

@@ -38,7 +38,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     folders = [Path(name) for name in named if Path(name).is_dir()]
     files = OutputFiles(config.output, outputs, frames, predictor.num_channel, folders)
     grids = tile_grids(predictor, images, config.tile, world)
-    job = PredictionJob(predictor, images, files, grids, world, config.tta, config.dtype)
+    job = PredictionJob(predictor, images, files, grids, world, config.tta, config.dtype, config.compression)
     with ExitStack() as locks:
         replaced = locks.enter_context(files.reserved(config.dtype)) if world.is_main else {}
         job.run()

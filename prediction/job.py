@@ -18,7 +18,7 @@ from distributed import World
 from files import atomic_write
 from images.frames import Frame, Rows, drop_cached_pages, read_geometry
 from images.layout import ORDER, Layout
-from images.writers import FlatWriter, PngWriter, RowFile, Writer
+from images.writers import TIFF, TIFF_WRITERS, FlatWriter, PngWriter, RowFile, Writer
 from images.zarr_writer import ZarrWriter
 from prediction.objects import TILE_HEIGHT, foreground_kinds, separate_bands
 from prediction.output_files import TABLE_COLUMNS, OutputFiles
@@ -99,6 +99,8 @@ class PredictionJob:
         Average over the eight flips and quarter turns.
     dtype : {"uint8", "float32"}
         Type of the probability.
+    compression : {"auto", "zlib", "none"}
+        Compression of TIFFs; auto: zlib for labels.
     objects : list of FrameObjects
         Filled by `run`, if objects are wanted.
     """
@@ -110,6 +112,7 @@ class PredictionJob:
     world: World
     tta: bool
     dtype: str
+    compression: str = "auto"
     objects: list[FrameObjects] = field(default_factory=list)
 
     def run(self) -> None:
@@ -147,6 +150,9 @@ class PredictionJob:
         if self.files.to_png:
             return PngWriter(self.files.png_names[output], [image.shape[0] for image in self.images])
         layout = self._layout(output, ORDER.get(path.suffix.lower(), ""))
+        if path.suffix.lower() in TIFF:
+            auto = "zlib" if layout.labels else "none"
+            return TIFF_WRITERS[auto if self.compression == "auto" else self.compression](path, layout, is_main)
         if path.suffix.lower() != ".zarr":
             return FlatWriter(path, layout, is_main)
         band_height = min(TILE_HEIGHT, layout.shape[2]) if output == "cells" else self._grid(0).rows[0].core.stop
