@@ -54,7 +54,7 @@ def is_gpu_list(value: str) -> bool:
     return value.strip() == "-1" or (named and len({*map(int, numbers)}) == len(numbers))
 
 
-WHAT = ("probability", "mask", "cells")
+WHAT = ("probability", "mask", "cells", "table", "overlay", "rois")
 WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, comma-separated")
 COMPRESSION = ("auto", "zlib", "none")
 TILE: Rule = (
@@ -272,8 +272,10 @@ class Config(Flags):
     noise: float = flag(0.0, "random noise in standard deviations (0 = off)", "augmentation", rule=up_to(100))
 
     input: str = flag("", "images, stacks, folders, patterns or Zarr to segment", "predict", nargs="+")
-    output: str = flag("", "file (.tif, .npy, .zarr, .png) or folder (PNG) to write; file of an export", "predict")
-    what: str = flag("probability", "outputs, comma-separated: probability, mask, cells", "predict", rule=WHAT_LIST)
+    output: str = flag(
+        "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict"
+    )
+    what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", rule=WHAT_LIST)
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
     compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
 

@@ -46,6 +46,6 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         for written, num in replaced.items():
             older = f" (replaced {num} older file(s))" if num else ""
             say(f"segmented {len(frames)} image(s) with {', '.join(map(str, paths))}: {written}{older}")
-        if "cells" in outputs:
+        if files.has_objects:
             job.report_objects()
     return 0

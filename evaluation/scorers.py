@@ -16,7 +16,8 @@ from dataset import IGNORE, DataInfo, SampleFile, check_samples, check_values
 from distributed import World
 from evaluation import metrics
 from evaluation.page import Scores
-from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
+from evaluation.pictures import Pictures, image_name, label_picture, probability_picture, save_images
+from images.drawing import input_picture
 from prediction.objects import foreground_kinds, join_bands, separate_bands
 from prediction.predictor import Predictor
 from prediction.tiling import Band

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,14 +14,22 @@ from tqdm import tqdm
 
 from dataset import DataInfo
 from distributed import World
-from files import atomic_write
 from images.frames import Frame, Rows, drop_cached_pages, read_geometry
 from images.layout import ORDER, Layout
 from images.writers import TIFF, TIFF_WRITERS, FlatWriter, PngWriter, RowFile, Writer
 from images.zarr_writer import ZarrWriter
+from prediction.object_outputs import (
+    FrameObjects,
+    FrameOutputs,
+    display_range,
+    outline_colours,
+    with_rows_beside,
+    write_table,
+)
 from prediction.objects import TILE_HEIGHT, foreground_kinds, separate_bands
-from prediction.output_files import TABLE_COLUMNS, OutputFiles
+from prediction.output_files import OutputFiles
 from prediction.predictor import Predictor
+from prediction.rois import RoiWriter
 from prediction.tiling import Band, TileGrid, write_in_background
 from utils import UserError, say
 
@@ -70,15 +77,6 @@ class Part:
             writers[output].write(self.frame, self.top, rows)
 
 
-@dataclass(frozen=True)
-class FrameObjects:
-    """Class index and area [px] of each object of a frame, (N,) each."""
-
-    frame: int
-    classes: np.ndarray
-    areas: np.ndarray
-
-
 @dataclass
 class PredictionJob:
     """One prediction run, and this process's part of it.
@@ -114,6 +112,8 @@ class PredictionJob:
     dtype: str
     compression: str = "auto"
     objects: list[FrameObjects] = field(default_factory=list)
+    _rois: RoiWriter | None = None
+    _ranges: dict[Path, list[float]] = field(default_factory=dict)  # grey values shown as black and white in overlays
 
     def run(self) -> None:
         """Compute and write this process's part, and gather the objects of all processes."""
@@ -126,23 +126,44 @@ class PredictionJob:
         """Writer of each output; the files are renamed at the end, and removed after an error."""
         writers: dict[str, Writer] = {}
         try:
+            if self.files.roi_files:
+                self._rois = RoiWriter(list(self.files.roi_files))
             if not self.world.is_main:
                 self.world.barrier()  # the first process creates the files, the others open them
-            for output in self.files.outputs:
+            for output in self.files.images:
                 writers[output] = self._writer(output)
             if self.world.is_main:
                 self.world.barrier()
             yield writers
             for writer in writers.values():
                 writer.close()
+            self._append_rois()
             self.world.barrier()  # wait for the last bands of the others
             if self.world.is_main:
                 for writer in writers.values():
                     writer.finish()
+                for rois in self._roi_writers:
+                    rois.finish()
         except BaseException:
+            for rois in self._roi_writers:
+                rois.discard() if self.world.is_main else rois.close()
             for writer in writers.values():
                 writer.discard() if self.world.is_main else writer.close()
             raise
+
+    @property
+    def _roi_writers(self) -> list[RoiWriter]:
+        """The writer of outlines, if they are wanted."""
+        return [self._rois] if self._rois else []
+
+    def _append_rois(self) -> None:
+        """Add the outlines of one process after the other to the files, in the order of the frames."""
+        for rois in self._roi_writers:
+            for rank in range(self.world.size):
+                if rank == self.world.rank:
+                    rois.append(create=rank == 0)
+                    rois.close()
+                self.world.barrier()
 
     def _writer(self, output: str) -> Writer:
         """Writer of one output."""
@@ -164,9 +185,10 @@ class PredictionJob:
         if len(sizes) > 1:
             (one, first), (other, second), *_ = sizes.items()
             raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, name a folder")
-        dtype = {"probability": self.dtype, "mask": "uint8", "cells": "uint32"}[output]
+        dtype = {"probability": self.dtype, "cells": "uint32"}.get(output, "uint8")
         shape = (len(self.images), self.files.channels(output), *self.images[0].shape[:2])
-        return Layout(shape, np.dtype(dtype), read_geometry(self.files.frames), output != "probability", order)
+        geometry, labels = read_geometry(self.files.frames), output in ("mask", "cells")
+        return Layout(shape, np.dtype(dtype), geometry, labels, order, rgb=output == "overlay")
 
     def _grid(self, frame: int) -> TileGrid:
         """Tiles of a frame."""
@@ -176,7 +198,7 @@ class PredictionJob:
         """Bands of each frame that this process computes: whole frames if PNGs or objects are wanted."""
         counts = [len(self._grid(frame).rows) for frame in range(len(self.images))]
         bands = [(frame, number) for frame, count in enumerate(counts) for number in range(count)]
-        by_frame = "cells" in self.files.outputs or self.files.to_png
+        by_frame = self.files.has_objects or self.files.to_png
         num = len(counts) if by_frame else len(bands)
         first, last = (rank * num // self.world.size for rank in (self.world.rank, self.world.rank + 1))
         own = [band for index, band in enumerate(bands) if first <= (band[0] if by_frame else index) < last]
@@ -186,7 +208,7 @@ class PredictionJob:
         """Everything that this process computes, with a progress bar in the main process."""
         tasks = self._tasks()
         num = sum(map(len, tasks.values()))
-        if "cells" in self.files.outputs:
+        if self.files.has_objects:
             num += sum(-(-self.images[frame].shape[0] // TILE_HEIGHT) for frame in tasks)
         with tqdm(total=num, desc="segment", unit="band", disable=None if self.world.is_main else True) as bar:
             for frame, numbers in tasks.items():
@@ -203,7 +225,7 @@ class PredictionJob:
         """Some bands of a frame, then its objects, which need all of them."""
         bands = self.predictor.bands(self.images[frame], self._grid(frame), tta=self.tta)
         with ExitStack() as stack:
-            num_plane = min(self.predictor.num_channel, 2) if "cells" in self.files.outputs else 0
+            num_plane = min(self.predictor.num_channel, 2) if self.files.has_objects else 0
             kept = [stack.enter_context(RowFile(Path(self.files.target))) for _ in range(num_plane)]
             # map: unlike a loop it holds no band while the next one is computed
             yield from map(partial(self._pixel_part, frame, kept), bands.compute(numbers))
@@ -223,32 +245,35 @@ class PredictionJob:
         return Part(frame, band.rows.start, outputs)
 
     def _object_parts(self, frame: int, probability: RowFile, kinds: RowFile | None = None) -> Iterator[Part]:
-        """Objects of a frame band by band; stores the class and area of each at the end."""
-        classes, areas = np.zeros(1, np.int64), np.zeros(1, np.int64)  # entry 0 is the background
-        for band in separate_bands(probability, self.predictor.object_threshold, kinds=kinds):
-            yield Part(frame, band.rows.start, {"cells": band.values[None]})
-            counts = np.bincount(band.values.ravel(), minlength=len(areas))
-            areas = np.pad(areas, (0, len(counts) - len(areas))) + counts
-            classes = np.pad(classes, (0, len(counts) - len(classes)))
-            foreground = 1 - self.predictor.background
-            classes[band.values] = foreground if kinds is None else kinds[band.rows].astype(np.int64) - 1
-        self.objects.append(FrameObjects(frame, classes[1:], areas[1:]))
+        """Outputs of the objects of a frame band by band; stores the class and measures of each object at the end."""
+        of_object = np.zeros(1, np.int64)  # class index; entry 0 is the background
+        outputs = self._frame_outputs(frame)
+        for band, beside in with_rows_beside(separate_bands(probability, self.predictor.object_threshold, kinds=kinds)):
+            foreground = np.full(band.values.shape, 1 - self.predictor.background, np.int16)
+            classes = foreground if kinds is None else kinds[band.rows].astype(np.int16) - np.int16(1)
+            yield Part(frame, band.rows.start, outputs.add(band, beside, classes))
+            of_object = np.pad(of_object, (0, max(int(band.values.max()) + 1 - len(of_object), 0)))
+            of_object[band.values] = classes
+        self.objects.append(FrameObjects(frame, of_object[1:], outputs.finish()))
+
+    def _frame_outputs(self, frame: int) -> FrameOutputs:
+        """Maker of the outputs of the objects of a frame."""
+        info, path = self.predictor.info, self.files.frames[frame].path
+        if "overlay" in self.files.outputs and path not in self._ranges:
+            self._ranges = {path: display_range([other for other in self.files.frames if other.path == path])}
+        colours = outline_colours(info.num_class, self.predictor.background)
+        return FrameOutputs(self.files, frame, self._rois, colours, self._ranges.get(path, []))
 
     def report_objects(self) -> None:
-        """Print the number of objects of each class; with several classes write the table of objects."""
+        """Print the number of objects of each class, and write their table if there is one."""
         info, background = self.predictor.info, self.predictor.background
         classes = np.concatenate([found.classes for found in self.objects])
         counts = np.bincount(classes, minlength=info.num_class)
         text = ", ".join(f"{counts[k]} of {name}" for k, name in enumerate(info.class_names) if k != background)
         say(f"objects: {text}; background is {info.class_names[background]}")
-        if self.files.table is None:
-            return
-        with atomic_write(self.files.table, "w") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(TABLE_COLUMNS)
-            for found in self.objects:
-                for number, (index, area) in enumerate(zip(found.classes, found.areas, strict=True), 1):
-                    table.writerow([self.files.frames[found.frame], number, info.class_names[index], area])
+        if self.files.table:
+            names = info.class_names if self.predictor.num_channel > 1 else None
+            write_table(self.files.table, self.files, self.objects, names)
 
 
 def tile_grids(predictor: Predictor, images: list[Rows], tile: int, world: World) -> dict[tuple[int, int], TileGrid]:
