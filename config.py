@@ -54,8 +54,10 @@ def is_gpu_list(value: str) -> bool:
     return value.strip() == "-1" or (named and len({*map(int, numbers)}) == len(numbers))
 
 
-WHAT = ("probability", "mask", "cells")
+OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
+WHAT = ("probability", "mask", *OF_OBJECTS)
 WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, comma-separated")
+COMPRESSION = ("auto", "zlib", "none")
 TILE: Rule = (
     lambda value: value == 0 or (64 <= value <= 2**20 and value % 16 == 0),
     "must be 0 or a multiple of 16, from 64 to 1048576",
@@ -274,12 +276,15 @@ class Config(Flags):
     noise: float = flag(0.0, "random noise in standard deviations (0 = off)", "augmentation", rule=up_to(100))
 
     input: str = flag("", "images, stacks, folders, patterns or Zarr to segment", "predict", nargs="+")
-    output: str = flag("", "file (.tif, .npy, .zarr, .png) or folder (PNG) to write; file of an export", "predict")
-    what: str = flag("probability", "outputs, comma-separated: probability, mask, cells", "predict", rule=WHAT_LIST)
+    output: str = flag(
+        "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict"
+    )
+    what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", rule=WHAT_LIST)
     channel: str = flag("", CHANNEL, "predict")
     series: str = flag("", SERIES, "predict")
     section: str = flag("", SECTION, "predict")
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
+    compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
     link: float = flag(
         0.0,
         "objects of neighbouring sections that overlap by this IoU get one number (0 = off)",
@@ -333,7 +338,7 @@ class Config(Flags):
     def _check_objects(self) -> None:
         """Refuse flags of objects where predict writes none."""
         given = list(self.given_filter) + (["link"] if self.link else [])
-        if self.mode == "predict" and given and "cells" not in self.what.split(","):
+        if self.mode == "predict" and given and not {*OF_OBJECTS} & {*self.what.split(",")}:
             text = " ".join(f"--{name} {getattr(self, name)}" for name in given)
             raise FlagError(f"{text}: applies to objects: add cells to --what {self.what}")
 

@@ -472,7 +472,7 @@ def describe(
         class_share=(num_pixel / max(num_pixel.sum(), 1)).tolist(),
         mean=mean.tolist(),
         std=std.tolist(),
-        value_range=_value_range(np.concatenate(shown)),
+        value_range=well_used_range(np.concatenate(shown)),
         min_size=sizes.min_size,
         fill_holes=sizes.fill_holes,
         context=context,
@@ -489,7 +489,7 @@ def _class_sums(image: np.ndarray, label: np.ndarray, num_class: int) -> np.ndar
     return total
 
 
-def _value_range(values: np.ndarray) -> list[float]:
+def well_used_range(values: np.ndarray) -> list[float]:
     """Grey values shown as black and white: 0 and 255 for well-used 8 bits, else the 0.1 and 99.9 % percentiles."""
     low, high = np.percentile(values, (0.1, 99.9)).tolist()
     if values.dtype == np.uint8 and high >= 128:

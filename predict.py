@@ -45,7 +45,8 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     grids = tile_grids(predictor, images, config.tile, world)
     chosen = predictor.object_filter._replace(**config.given_filter)
     linker = _linker(config, frames, images, world)
-    job = PredictionJob(predictor, images, files, grids, world, config.tta, config.dtype, chosen, linker)
+    form = (config.dtype, config.compression)
+    job = PredictionJob(predictor, images, files, grids, world, config.tta, *form, chosen, linker)
     with ExitStack() as locks:
         replaced = locks.enter_context(files.reserved(config.dtype)) if world.is_main else {}
         job.run()
@@ -53,7 +54,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         for written, num in replaced.items():
             older = f" (replaced {num} older file(s))" if num else ""
             say(f"segmented {len(frames)} image(s) with {', '.join(map(str, paths))}: {written}{older}")
-        if "cells" in outputs:
+        if files.has_objects:
             job.report_objects()
             _say_filter(chosen, config)
     return 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import colorsys
 from pathlib import Path
 
 import numpy as np
+
+from images.drawing import palette
 
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 KINDS = ("input", "label", "output")
@@ -26,22 +27,6 @@ def picture_name(image: str, kind: str) -> str:
     return f"{image}-{kind}.png"
 
 
-def palette(num_class: int) -> np.ndarray:
-    """Colours of the classes, (num_class, 3) uint8: black, seven that colour-blind readers can tell apart, then others.
-
-    Source of the first eight: Wong 2011, doi 10.1038/nmeth.1618; the hues of the others advance by the golden ratio.
-
-    >>> palette(2).tolist()
-    [[0, 0, 0], [230, 159, 0]]
-    """
-    wong = ["000000", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7"]
-    colours = [tuple(bytes.fromhex(colour)) for colour in wong]
-    for k in range(len(wong), num_class):
-        rgb = colorsys.hsv_to_rgb(k * 0.618034 % 1, 0.5 + 0.5 * (k % 2), 0.95)
-        colours.append(tuple(round(255 * value) for value in rgb))
-    return np.array(colours[:num_class], np.uint8)
-
-
 def label_picture(label: np.ndarray, num_class: int, known: np.ndarray | None = None) -> np.ndarray:
     """Picture of class indices (H, W): 0 and 255 for two classes, colours (H, W, 3) for more.
 
@@ -60,16 +45,6 @@ def label_picture(label: np.ndarray, num_class: int, known: np.ndarray | None = 
 def probability_picture(probability: np.ndarray) -> np.ndarray:
     """Picture (H, W) of the probability of class 1: 0 becomes 0 and 1 becomes 255."""
     return np.round(probability * 255).astype(np.uint8)
-
-
-def input_picture(pixels: np.ndarray, value_range: list[float]) -> np.ndarray:
-    """Picture of an input (H, W, C): its three channels (H, W, 3), else the first one (H, W).
-
-    `value_range` are the values that become 0 and 255, the same for all images, so that no contrast is stretched.
-    """
-    low, high = value_range
-    picture = np.clip((pixels - low) / ((high - low) or 1) * 255, 0, 255).round().astype(np.uint8)
-    return picture if picture.shape[-1] == 3 else picture[..., 0]
 
 
 def save_images(folder: Path, number: int, pictures: Pictures) -> None:

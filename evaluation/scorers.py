@@ -17,7 +17,8 @@ from distributed import World
 from evaluation import metrics
 from evaluation.otsu import otsu_mask
 from evaluation.page import Scores
-from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
+from evaluation.pictures import Pictures, image_name, label_picture, probability_picture, save_images
+from images.drawing import input_picture
 from prediction.objects import (
     KEEP_ALL,
     ObjectFilter,
@@ -472,8 +473,8 @@ class TestScorer:
             if image is None:
                 return scores | metrics.mask_scores(inside, whole, known=known)
             probability = image.foreground(self.background)
-            mask, objects = probability > self.threshold, separate_bands(probability, self.threshold)
-            found = filter_objects(join_bands(objects, label.shape), self.object_filter)
+            mask, bands = probability > self.threshold, separate_bands(probability, self.threshold)
+            found = filter_objects(join_bands(bands, label.shape), self.object_filter)
             return scores | metrics.mask_scores(inside, mask, found, known)
         classes = np.full(label.shape, self.majority, np.uint8) if image is None else image.classes
         kinds = foreground_kinds(classes, self.background)

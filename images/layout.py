@@ -29,6 +29,8 @@ class Layout:
         Whether the values are class or object numbers, which must not be averaged in a pyramid.
     order : str
         Order of the axes before Y and X that the format requires; empty: as in the input, then the channels.
+    rgb : bool
+        Whether each pixel is a colour: red, green and blue are the last axis of the file.
     """
 
     shape: tuple[int, int, int, int]
@@ -36,6 +38,7 @@ class Layout:
     geometry: Geometry = field(default_factory=Geometry)
     labels: bool = False
     order: str = ""
+    rgb: bool = False
 
     @property
     def counted(self) -> dict[str, int]:
@@ -54,17 +57,32 @@ class Layout:
     @property
     def axes(self) -> str:
         """Axes of the file as letters, e.g. `TZCYX`."""
-        return "".join(self.lead) + "YX"
+        return "".join(self.lead) + ("YXS" if self.rgb else "YX")
 
     @property
     def full_shape(self) -> tuple[int, ...]:
         """Shape of the file."""
-        return (*self.lead.values(), *self.shape[2:])
+        return (*self.lead.values(), *self.shape[2:], *([3] if self.rgb else []))
+
+    @property
+    def photometric(self) -> str:
+        """Meaning of the values, as TIFF calls it."""
+        return "rgb" if self.rgb else "minisblack"
+
+    @property
+    def num_plane(self) -> int:
+        """Number of planes (H, W) of the file."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def row_byte(self) -> int:
+        """Size of one row of a plane [bytes]."""
+        return self.shape[3] * self.dtype.itemsize * (3 if self.rgb else 1)
 
     @property
     def num_byte(self) -> int:
         """Size of all pixels [bytes]."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.full_shape) * self.dtype.itemsize
 
     def place(self, frame: int, channel: Any) -> tuple[Any, ...]:
         """Index of a frame's channel (an int or a slice) along the axes before Y and X."""

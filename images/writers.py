@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,9 @@ from utils import UserError
 
 TIFF = (".tif", ".tiff")
 BIG = 2**32 - 2**25  # [bytes] a larger TIFF needs 64-bit offsets: BigTIFF
+STRIP = (
+    2**18
+)  # [bytes] of a compressed TIFF: it is read strip by strip, so a few rows of it cost no more than one strip
 
 
 class Writer:
@@ -71,21 +75,20 @@ class FlatWriter(Writer):
                 self.partial.unlink(missing_ok=True)  # from a killed process, or a link, which is not followed
                 with self.partial.open("x+b") as file:
                     if path.suffix.lower() in TIFF:
-                        _start_tiff(file, layout, ome=path.stem.lower().endswith(".ome"))
+                        _write_tiff(file, layout, _is_ome(path))
                     else:
                         _start_npy(file, layout)
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
-        """Write rows (C, h, W) of a frame, from row `top` on."""
+        """Write rows (C, h, W), or (1, h, W, 3) of RGB, of a frame, from row `top` on."""
         with explain_write_errors(self.path):
             if self.file is None:
                 self.offset, self.dtype = _find_pixels(self.partial)
                 self.file = open(self.partial, "r+b", buffering=0, opener=_no_link)  # noqa: SIM115
             band = np.ascontiguousarray(band, self.dtype)
-            height, width = self.layout.shape[2:]
             for channel, rows in enumerate(band):
-                row = self.layout.plane(frame, channel) * height + top
-                self.file.seek(self.offset + row * width * self.dtype.itemsize)
+                row = self.layout.plane(frame, channel) * self.layout.shape[2] + top
+                self.file.seek(self.offset + row * self.layout.row_byte)
                 view = memoryview(rows).cast("B")
                 while view:  # an unbuffered write may take only a part
                     view = view[self.file.write(view) :]
@@ -111,6 +114,41 @@ class FlatWriter(Writer):
             self.partial.unlink()
 
 
+class ZlibTiffWriter(FlatWriter):
+    """Writes a TIFF compressed by zlib, the compression that ImageJ and every TIFF library read.
+
+    How long a compressed strip will be is not known beforehand, and bands come in any order and from several processes.
+    So they go to an uncompressed partial file first, which `finish` compresses strip by strip. Both exist for a moment.
+
+    Parameters as for `FlatWriter`; the path is that of a TIFF.
+    """
+
+    def finish(self) -> None:
+        """Write the finished file, and remove the uncompressed one."""
+        with explain_write_errors(self.path):
+            self.close()
+            with self.partial.open("rb") as pixels, atomic_write(self.path) as file:
+                pixels.seek(_find_pixels(self.partial)[0])
+                _write_tiff(file, self.layout, _is_ome(self.path), _compressed_strips(pixels, self.layout))
+            self.partial.unlink()
+
+
+TIFF_WRITERS = {"none": FlatWriter, "zlib": ZlibTiffWriter}
+
+
+def _compressed_strips(pixels: IO[bytes], layout: Layout) -> Iterator[bytes]:
+    """Strips of an uncompressed file, compressed one by one; a strip belongs to one plane."""
+    height, rows = layout.shape[2], _strip_height(layout)
+    for _ in range(layout.num_plane):
+        for top in range(0, height, rows):
+            yield zlib.compress(pixels.read(min(rows, height - top) * layout.row_byte))
+
+
+def _strip_height(layout: Layout) -> int:
+    """Rows of a strip of a compressed TIFF."""
+    return min(max(STRIP // layout.row_byte, 1), layout.shape[2])
+
+
 def _no_link(path: str, flags: int) -> int:
     """Open a file without following a link."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
@@ -123,8 +161,16 @@ def _start_npy(file: IO[bytes], layout: Layout) -> None:
     file.truncate(file.tell() + layout.num_byte)
 
 
-def _start_tiff(file: IO[bytes], layout: Layout, ome: bool) -> None:
-    """Write the tags of a TIFF without pixels: ImageJ if it holds type and size, else OME-TIFF; BigTIFF over 4 GB."""
+def _is_ome(path: Path) -> bool:
+    """Whether the name of a TIFF asks for OME-TIFF."""
+    return path.stem.lower().endswith(".ome")
+
+
+def _write_tiff(file: IO[bytes], layout: Layout, ome: bool, strips: Iterator[bytes] | None = None) -> None:
+    """Write the tags of a TIFF, with room for its pixels or with compressed strips.
+
+    It is an ImageJ TIFF if that holds type and size, else OME-TIFF; BigTIFF over 4 GB.
+    """
     import tifffile
 
     big = layout.num_byte >= BIG
@@ -137,11 +183,11 @@ def _start_tiff(file: IO[bytes], layout: Layout, ome: bool) -> None:
         per = 1e4 if in_cm else 1
         options["resolution"] = (per / pixel["X"], per / pixel["Y"])
         options["resolutionunit"] = "CENTIMETER" if in_cm else "NONE"
-    metadata = {"axes": layout.axes} | describe(layout)
+    if strips is not None:
+        options |= {"compression": "zlib", "rowsperstrip": _strip_height(layout)}
+    options["metadata"] = {"axes": layout.axes} | describe(layout)
     with tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=not imagej) as tif:
-        tif.write(
-            None, shape=layout.full_shape, dtype=layout.dtype, photometric="minisblack", metadata=metadata, **options
-        )
+        tif.write(strips, shape=layout.full_shape, dtype=layout.dtype, photometric=layout.photometric, **options)
 
 
 def _imagej_metadata(layout: Layout) -> dict[str, Any]:
@@ -207,10 +253,10 @@ class PngWriter(Writer):
         self._missing: dict[int, int] = {}
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
-        """Take rows (C, h, W) of a frame; the file is written when it has all of them."""
+        """Take rows (C, h, W), or (1, h, W, 3) of RGB, of a frame; the file is written when it has all of them."""
         height = self.heights[frame]
         if frame not in self._frames:
-            self._frames[frame] = np.empty((len(band), height, band.shape[2]), band.dtype)
+            self._frames[frame] = np.empty((len(band), height, *band.shape[2:]), band.dtype)
         pixels = self._frames[frame]
         pixels[:, top : top + band.shape[1]] = band
         self._missing[frame] = self._missing.get(frame, height) - band.shape[1]

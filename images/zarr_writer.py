@@ -87,7 +87,7 @@ class ZarrWriter(Writer):
         with explain_write_errors(self.path):
             scales = self._pyramid()
             group = self._zarr.open_group(self.partial, mode="a")
-            group.attrs["ome"] = {"version": "0.5", "multiscales": [self._description(scales)]}
+            group.attrs["ome"] = self._metadata(scales)
             if not (self.path.exists() and swap_folders(self.partial, self.path)):
                 if self.path.exists():
                     self.path.rename(old_of(self.path))
@@ -114,6 +114,11 @@ class ZarrWriter(Writer):
             scales.append((scales[-1][0] * 2, scales[-1][1] * 2))
             array = smaller
         return scales
+
+    def _metadata(self, scales: list[tuple[float, float]]) -> dict[str, Any]:
+        """Metadata of the image; a viewer opens one with `image-label` as labels, not as grey values."""
+        label = {"image-label": {"version": "0.5"}} if self.layout.labels else {}
+        return {"version": "0.5", "multiscales": [self._description(scales)]} | label
 
     def _description(self, scales: list[tuple[float, float]]) -> dict[str, Any]:
         """Metadata entry `multiscales`, after https://ngff.openmicroscopy.org/0.5."""

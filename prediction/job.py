@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,22 +14,23 @@ from tqdm import tqdm
 
 from dataset import DataInfo
 from distributed import World
-from files import atomic_write
 from images.frames import Frame, Rows, drop_cached_pages, read_geometry
 from images.layout import ORDER, Layout
-from images.writers import FlatWriter, PngWriter, RowFile, Writer
+from images.writers import TIFF, TIFF_WRITERS, FlatWriter, PngWriter, RowFile, Writer
 from images.zarr_writer import ZarrWriter
 from prediction.linking import StackLinker
-from prediction.objects import (
-    KEEP_ALL,
-    TILE_HEIGHT,
-    ObjectFilter,
-    ObjectList,
-    filter_bands,
-    separate_bands,
+from prediction.object_outputs import (
+    FrameObjects,
+    FrameOutputs,
+    display_range,
+    outline_colours,
+    with_rows_beside,
+    write_table,
 )
-from prediction.output_files import TABLE_COLUMNS, OutputFiles
+from prediction.objects import KEEP_ALL, TILE_HEIGHT, ObjectFilter, ObjectList, filter_bands, separate_bands
+from prediction.output_files import OutputFiles
 from prediction.predictor import Predictor
+from prediction.rois import RoiWriter
 from prediction.tiling import Band, TileGrid, write_in_background
 from utils import UserError, say
 
@@ -78,16 +78,6 @@ class Part:
             writers[output].write(self.frame, self.top, rows)
 
 
-@dataclass(frozen=True)
-class FrameObjects:
-    """Number, class index and area [px] of each object of a frame, (N,) each."""
-
-    frame: int
-    numbers: np.ndarray
-    classes: np.ndarray
-    areas: np.ndarray
-
-
 @dataclass
 class PredictionJob:
     """One prediction run, and this process's part of it.
@@ -108,6 +98,8 @@ class PredictionJob:
         Average over the eight flips and quarter turns.
     dtype : {"uint8", "float32"}
         Type of the probability.
+    compression : {"auto", "zlib", "none"}
+        Compression of TIFFs; auto: zlib for labels.
     object_filter : ObjectFilter
         Which objects are kept.
     linker : StackLinker or None
@@ -123,9 +115,12 @@ class PredictionJob:
     world: World
     tta: bool
     dtype: str
+    compression: str = "auto"
     object_filter: ObjectFilter = KEEP_ALL
     linker: StackLinker | None = None
     objects: list[FrameObjects] = field(default_factory=list)
+    _rois: RoiWriter | None = None
+    _ranges: dict[Path, list[float]] = field(default_factory=dict)  # grey values shown as black and white in overlays
 
     def run(self) -> None:
         """Compute and write this process's part, and gather the objects of all processes."""
@@ -138,23 +133,44 @@ class PredictionJob:
         """Writer of each output; the files are renamed at the end, and removed after an error."""
         writers: dict[str, Writer] = {}
         try:
+            if self.files.roi_files:
+                self._rois = RoiWriter(list(self.files.roi_files))
             if not self.world.is_main:
                 self.world.barrier()  # the first process creates the files, the others open them
-            for output in self.files.outputs:
+            for output in self.files.images:
                 writers[output] = self._writer(output)
             if self.world.is_main:
                 self.world.barrier()
             yield writers
             for writer in writers.values():
                 writer.close()
+            self._append_rois()
             self.world.barrier()  # wait for the last bands of the others
             if self.world.is_main:
                 for writer in writers.values():
                     writer.finish()
+                for rois in self._roi_writers:
+                    rois.finish()
         except BaseException:
+            for rois in self._roi_writers:
+                rois.discard() if self.world.is_main else rois.close()
             for writer in writers.values():
                 writer.discard() if self.world.is_main else writer.close()
             raise
+
+    @property
+    def _roi_writers(self) -> list[RoiWriter]:
+        """The writer of outlines, if they are wanted."""
+        return [self._rois] if self._rois else []
+
+    def _append_rois(self) -> None:
+        """Add the outlines of one process after the other to the files, in the order of the frames."""
+        for rois in self._roi_writers:
+            for rank in range(self.world.size):
+                if rank == self.world.rank:
+                    rois.append(create=rank == 0)
+                    rois.close()
+                self.world.barrier()
 
     def _writer(self, output: str) -> Writer:
         """Writer of one output."""
@@ -162,6 +178,9 @@ class PredictionJob:
         if self.files.to_png:
             return PngWriter(self.files.png_names[output], [image.shape[0] for image in self.images])
         layout = self._layout(output, ORDER.get(path.suffix.lower(), ""))
+        if path.suffix.lower() in TIFF:
+            auto = "zlib" if layout.labels else "none"
+            return TIFF_WRITERS[auto if self.compression == "auto" else self.compression](path, layout, is_main)
         if path.suffix.lower() != ".zarr":
             return FlatWriter(path, layout, is_main)
         band_height = min(TILE_HEIGHT, layout.shape[2]) if output == "cells" else self._grid(0).rows[0].core.stop
@@ -173,9 +192,10 @@ class PredictionJob:
         if len(sizes) > 1:
             (one, first), (other, second), *_ = sizes.items()
             raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, name a folder")
-        dtype = {"probability": self.dtype, "mask": "uint8", "cells": "uint32"}[output]
+        dtype = {"probability": self.dtype, "cells": "uint32"}.get(output, "uint8")
         shape = (len(self.images), self.files.channels(output), *self.images[0].shape[:2])
-        return Layout(shape, np.dtype(dtype), read_geometry(self.files.frames), output != "probability", order)
+        geometry, labels = read_geometry(self.files.frames), output in ("mask", "cells")
+        return Layout(shape, np.dtype(dtype), geometry, labels, order, rgb=output == "overlay")
 
     def _grid(self, frame: int) -> TileGrid:
         """Tiles of a frame."""
@@ -190,7 +210,7 @@ class PredictionJob:
             stacks = self.linker.stacks
             bands.sort(key=lambda band: (stacks[band[0]], band))
             units = [stacks[frame] for frame, _ in bands]
-        elif "cells" in self.files.outputs or self.files.to_png:
+        elif self.files.has_objects or self.files.to_png:
             units = [frame for frame, _ in bands]
         num = units[-1] + 1
         first, last = (rank * num // self.world.size for rank in (self.world.rank, self.world.rank + 1))
@@ -201,7 +221,7 @@ class PredictionJob:
         """Everything that this process computes, with a progress bar in the main process."""
         tasks = self._tasks()
         num = sum(map(len, tasks.values()))
-        if "cells" in self.files.outputs:
+        if self.files.has_objects:
             num += sum(-(-self.images[frame].shape[0] // TILE_HEIGHT) for frame in tasks)
         with tqdm(total=num, desc="segment", unit="band", disable=None if self.world.is_main else True) as bar:
             for frame, numbers in tasks.items():
@@ -218,7 +238,7 @@ class PredictionJob:
         """Some bands of a frame, then its objects, which need all of them."""
         bands = self.predictor.bands(self.images[frame], self._grid(frame), tta=self.tta)
         with ExitStack() as stack:
-            num_plane = min(self.predictor.num_channel, 2) if "cells" in self.files.outputs else 0
+            num_plane = min(self.predictor.num_channel, 2) if self.files.has_objects else 0
             kept = [stack.enter_context(RowFile(Path(self.files.target))) for _ in range(num_plane)]
             # map: unlike a loop it holds no band while the next one is computed
             yield from map(partial(self._pixel_part, frame, kept), bands.compute(numbers))
@@ -238,27 +258,39 @@ class PredictionJob:
         return Part(frame, band.rows.start, outputs)
 
     def _object_parts(self, frame: int, probability: RowFile, kinds: RowFile | None = None) -> Iterator[Part]:
-        """Objects of a frame band by band; stores the number, class and area of each at the end."""
-        found = ObjectList()
-        with ExitStack() as stack:
-            bands = separate_bands(probability, self.predictor.object_threshold, kinds=kinds)
-            if self.object_filter.is_active:
-                unfiltered = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
-                for band in bands:
-                    unfiltered.append(band.values)
-                bands = filter_bands(unfiltered, self.object_filter)
-            if self.linker:
-                bands = self.linker.link(frame, bands, kinds)
-            for band in bands:
-                yield Part(frame, band.rows.start, {"cells": band.values[None]})
-                found.add(band.values, None if kinds is None else kinds[band.rows])
-        numbers = np.flatnonzero(found.area[1:]) + 1
+        """Outputs of the objects of a frame band by band; stores the class and measures of each object at the end."""
+        found, outputs = ObjectList(), self._frame_outputs(frame)
         foreground = 1 - self.predictor.background
-        classes = np.full(len(numbers), foreground) if kinds is None else found.kind[numbers].astype(np.int64) - 1
-        self.objects.append(FrameObjects(frame, numbers, classes, found.area[numbers]))
+        with ExitStack() as stack:
+            for band, beside in with_rows_beside(self._objects(stack, frame, probability, kinds)):
+                found.add(band.values, None if kinds is None else kinds[band.rows])
+                of_object = (
+                    found.kind.astype(np.int64) - 1 if kinds is not None else np.full(len(found.kind), foreground)
+                )
+                yield Part(frame, band.rows.start, outputs.add(band, beside, of_object[band.values]))
+        numbers = np.flatnonzero(found.area[1:]) + 1
+        self.objects.append(FrameObjects(frame, numbers, of_object[numbers], outputs.finish()))
+
+    def _objects(self, stack: ExitStack, frame: int, probability: RowFile, kinds: RowFile | None) -> Iterable[Band]:
+        """Objects of a frame (h, W) uint32 band by band, filtered and linked as wanted."""
+        bands: Iterable[Band] = separate_bands(probability, self.predictor.object_threshold, kinds=kinds)
+        if self.object_filter.is_active:
+            unfiltered = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
+            for band in bands:
+                unfiltered.append(band.values)
+            bands = filter_bands(unfiltered, self.object_filter)
+        return self.linker.link(frame, bands, kinds) if self.linker else bands
+
+    def _frame_outputs(self, frame: int) -> FrameOutputs:
+        """Maker of the outputs of the objects of a frame."""
+        info, path = self.predictor.info, self.files.frames[frame].path
+        if "overlay" in self.files.outputs and path not in self._ranges:
+            self._ranges = {path: display_range([other for other in self.files.frames if other.path == path])}
+        colours = outline_colours(info.num_class, self.predictor.background)
+        return FrameOutputs(self.files, frame, self._rois, colours, self._ranges.get(path, []))
 
     def report_objects(self) -> None:
-        """Print the number of objects of each class; with several classes write the table of objects."""
+        """Print the number of objects of each class, and write their table if there is one."""
         info, background = self.predictor.info, self.predictor.background
         stacks = self.linker.stacks if self.linker else list(range(len(self.images)))  # numbers count anew in each
         keys = np.concatenate([stacks[found.frame] * 2**32 + found.numbers for found in self.objects])
@@ -268,14 +300,9 @@ class PredictionJob:
         text = ", ".join(f"{counts[k]} of {name}" for k, name in enumerate(info.class_names) if k != background)
         linked = f", linked in {len({*self.linker.stacks})} stack(s)" if self.linker else ""
         say(f"objects: {text}{linked}; background is {info.class_names[background]}")
-        if self.files.table is None:
-            return
-        with atomic_write(self.files.table, "w") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(TABLE_COLUMNS)
-            for found in self.objects:
-                for number, index, area in zip(found.numbers, found.classes, found.areas, strict=True):
-                    table.writerow([self.files.frames[found.frame], number, info.class_names[index], area])
+        if self.files.table:
+            names = info.class_names if self.predictor.num_channel > 1 else None
+            write_table(self.files.table, self.files, self.objects, names)
 
 
 def tile_grids(predictor: Predictor, images: list[Rows], tile: int, world: World) -> dict[tuple[int, int], TileGrid]:

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from config import OF_OBJECTS
 from files import locked
 from images.frames import Frame
 from images.outputs import check_apart, check_replaceable, written_at
-from images.writers import png_files
+from images.writers import TIFF, png_files
+from prediction.rois import is_roi_file
 from utils import UserError
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".png")
-TABLE_COLUMNS = ("image", "object", "class", "area_px")
+ENDINGS = {"table": ".csv", "rois": ".zip"}  # of the outputs that are no images
+TABLE_BEGINS = ("image,section,object,", "image,object,class,area_px")  # the second is of earlier versions
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class OutputFiles:
     target : str
         `--output`: a file, or a folder for PNGs.
     outputs : list of str
-        Outputs to write, of "probability", "mask" and "cells".
+        Outputs to write, of `WHAT` in config.py.
     frames : list of Frame
         Images to segment.
     num_channel : int
@@ -50,7 +53,7 @@ class OutputFiles:
         path = Path(self.target)
         if self.target.endswith(("/", os.sep)):
             return True
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in (*SUFFIXES, *ENDINGS.values()):
             return False
         if path.suffix and not path.is_dir():
             advice = f"use {', '.join(SUFFIXES)}, or end the name of a folder with /"
@@ -62,35 +65,67 @@ class OutputFiles:
         """Whether one PNG or a folder of PNGs is written."""
         return self.to_folder or Path(self.target).suffix.lower() == ".png"
 
+    @property
+    def images(self) -> list[str]:
+        """Outputs that are written as images."""
+        return [output for output in self.outputs if output not in ENDINGS]
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether an output needs objects."""
+        return not {*OF_OBJECTS}.isdisjoint(self.outputs)
+
     @cached_property
     def paths(self) -> dict[str, Path]:
-        """File or folder of each output; several files are named after their outputs."""
+        """File of each image, or the folder of the PNGs."""
+        return {output: Path(self.target) if self.to_folder else self._file(output) for output in self.images}
+
+    def _file(self, output: str) -> Path:
+        """File of one output; several files are named after their outputs."""
         path = Path(self.target)
-        if self.to_png or len(self.outputs) == 1:
-            return dict.fromkeys(self.outputs, path)
-        return {output: path.with_name(f"{path.stem}-{output}{path.suffix}") for output in self.outputs}
+        ending = ENDINGS.get(output, path.suffix)
+        if output == "overlay" and not self.to_png:
+            ending = path.suffix if path.suffix.lower() in TIFF else ".tif"  # colours, which an array has not
+        if len(self.outputs) == 1 or path.suffix.lower() == ".png":
+            return path.with_suffix(ending)
+        return path.with_name(f"{path.stem}-{output}{ending}")
 
     @cached_property
     def png_names(self) -> dict[str, list[Path]]:
         """PNG of each frame for each output; with several channels, see `png_files`."""
         if not self.to_folder:
-            return {output: [Path(self.target)] * len(self.frames) for output in self.outputs}
+            return {output: [self.paths[output]] * len(self.frames) for output in self.images}
         num = Counter((frame.path, frame.series) for frame in self.frames)
-        numbers = [f.place[1] if f.series else f.index for f in self.frames]
         stems = [
-            f.name + (f"-{number:04d}" if num[f.path, f.series] > 1 else "")
-            for f, number in zip(self.frames, numbers, strict=True)
+            frame.name + (f"-{_place(frame):04d}" if num[frame.path, frame.series] > 1 else "") for frame in self.frames
         ]
-        endings = {output: f"-{output}.png" if len(self.outputs) > 1 else ".png" for output in self.outputs}
-        return {output: [Path(self.target, stem + endings[output]) for stem in stems] for output in self.outputs}
+        endings = {output: f"-{output}.png" if len(self.outputs) > 1 else ".png" for output in self.images}
+        return {output: [Path(self.target, stem + endings[output]) for stem in stems] for output in self.images}
 
     @property
     def table(self) -> Path | None:
-        """Table with the class and area of each object, if there are several classes."""
+        """Table of the objects, also next to the cells of several classes."""
+        if "table" in self.outputs:
+            return Path(self.target, "table.csv") if self.to_folder else self._file("table")
         if "cells" not in self.outputs or self.num_channel == 1:
             return None
         path = self.paths["cells"]
         return path / "cells.csv" if self.to_folder else path.with_suffix(".csv")
+
+    @cached_property
+    def roi_files(self) -> dict[Path, list[int]]:
+        """The .zip files of outlines with the numbers of their frames: one, or in a folder one per input file."""
+        files: dict[Path, list[int]] = {}
+        if "rois" in self.outputs:
+            ending = "-rois.zip" if len(self.outputs) > 1 else ".zip"
+            for number, frame in enumerate(self.frames):
+                path = Path(self.target, frame.name + ending) if self.to_folder else self._file("rois")
+                files.setdefault(path, []).append(number)
+        return files
+
+    def section(self, number: int) -> int:
+        """Number of a frame in its stack, from 1: in the one that is written, or in its own file if PNGs are."""
+        return (_place(self.frames[number]) if self.to_folder else number) + 1
 
     def channels(self, output: str) -> int:
         """Channels of one output."""
@@ -111,19 +146,39 @@ class OutputFiles:
         UserError
             PNGs can't hold the output, another run writes it, or it would replace an input or a foreign file.
         """
-        if self.to_png:
-            self._check_pngs(dtype)
-        written = self._pngs if self.to_png else [part for path in self.paths.values() for part in written_at(path)]
-        check_apart(written, [*self.folders, *(frame.path for frame in self.frames)])  # before a folder is made
+        self._check_endings(dtype)
+        tables = [self.table] if self.table else []
+        check_apart(self._written(tables), [*self.folders, *(frame.path for frame in self.frames)])  # no folder yet
         advice = "choose another --output"
+        files = [*dict.fromkeys([*self.paths.values(), *tables, *self.roi_files])]
         with ExitStack() as locks:
             if self.to_folder:
                 locks.enter_context(locked(Path(self.target), advice))
             else:
-                for path in sorted({*self.paths.values()}):
+                for path in sorted(files):
                     locks.enter_context(locked(path.parent, advice, name=f".{path.name}.lock"))
-            self._check_table()
-            yield {path: self._count_older(path) for path in dict.fromkeys(self.paths.values())}
+            self._check_foreign(tables)
+            older = {path: self._count_older(path) for path in files}
+            yield {Path(self.target): sum(older.values())} if self.to_folder else older
+
+    def _written(self, tables: list[Path]) -> list[Path]:
+        """All paths that are written."""
+        files = [*tables, *self.roi_files, *([] if self.to_png else self.paths.values())]
+        return [*(self._pngs if self.to_png else []), *(part for path in files for part in written_at(path))]
+
+    def _check_endings(self, dtype: str) -> None:
+        """Refuse outputs that a file of this kind can't hold."""
+        ending = Path(self.target).suffix.lower()
+        if not self.to_folder and ending in ENDINGS.values():
+            held = [output for output in self.outputs if ENDINGS.get(output) == ending]
+            other = [output for output in self.outputs if output in self.images or not held]
+            if other:
+                raise UserError(f"--output {self.target} can't hold {other[0]}: name another file, or a folder")
+        if self.to_png:
+            self._check_pngs(dtype)
+        for path, numbers in self.roi_files.items():
+            if self.to_folder and len({self.frames[number].path for number in numbers}) > 1:
+                raise UserError(f"--input: the outlines of two images would become {path}: rename one")
 
     def _check_pngs(self, dtype: str) -> None:
         """Refuse outputs that PNGs can't hold."""
@@ -136,16 +191,27 @@ class OutputFiles:
         if twice:
             raise UserError(f"--input: two images would become {twice[0]}: rename one, or write a stack")
 
-    def _check_table(self) -> None:
-        """Refuse to replace a file that is not a table of objects."""
-        path = self.table
-        if path and path.exists() and not path.read_text("utf-8", "replace").startswith(",".join(TABLE_COLUMNS)):
-            raise UserError(f"{path}: not a table of objects, and not replaced: move it, or choose another --output")
+    def _check_foreign(self, tables: list[Path]) -> None:
+        """Refuse to replace a file that is not a table of objects, or not a .zip of outlines only."""
+        advice = "and not replaced: move it, or choose another --output"
+        for path in tables:
+            check_replaceable(path)
+            if path.exists() and not path.read_text("utf-8", "replace").startswith(TABLE_BEGINS):
+                raise UserError(f"{path}: not a table of objects, {advice}")
+        for path in self.roi_files:
+            check_replaceable(path)
+            if path.exists() and not is_roi_file(path):
+                raise UserError(f"{path}: not a .zip of ROIs only, {advice}")
 
     def _count_older(self, path: Path) -> int:
         """Number of older files at a path; refuses to replace anything but older outputs."""
-        files = self._pngs if self.to_png else [path]
+        files = self._pngs if self.to_png and path in self.paths.values() else [path]
         older = sum(os.path.lexists(file) for file in files)
         for file in files:
             check_replaceable(file)
         return older
+
+
+def _place(frame: Frame) -> int:
+    """Index of a frame in its series, or in its file if that has one series."""
+    return frame.place[1] if frame.series else frame.index

@@ -9,6 +9,7 @@ import dataset
 import main
 import model
 from config import PHANTOM, Config, parse
+from images import writers
 from prediction import export, job
 from sources import database, phantom
 from training import best, losses, optim
@@ -34,6 +35,7 @@ def test_the_choices_of_a_flag_are_those_that_are_implemented():
     assert choices["split"] == set(dataset.SPLITS)
     assert choices["normalize"] == set(dataset.NORMALIZE) - {"legacy"}
     assert choices["dtype"] == job.PROBABILITY.keys()
+    assert choices["compression"] == writers.TIFF_WRITERS.keys() | {"auto"}
     assert choices["loss"] == losses.LOSSES.keys() | {"auto"}
     assert choices["norm"] == model.NORMS.keys()
     assert choices["pool"] == model.POOLS.keys()

@@ -255,6 +255,8 @@ def valid_zarr(path):
     models = pytest.importorskip("ome_zarr_models.v05")
     group = zarr.open_group(path, mode="r")
     models.Image.from_zarr(group)
+    if "image-label" in group.attrs["ome"]:
+        assert models.ImageLabel.from_zarr(group).attributes.ome.image_label.version == "0.5"
     return group["0"][:]
 
 
@@ -354,6 +356,11 @@ def test_three_classes_of_two_channels_go_through_every_format(work):
     assert np.mean(mask == labels) > 0.8
     if "out.zarr" in goals:
         assert np.array_equal(valid_zarr("out-probability.zarr"), probability.swapaxes(0, 1))  # C, Z, Y, X
+        assert np.array_equal(valid_zarr("out-cells.zarr"), tifffile.imread("out-cells.tif"))
+        assert np.array_equal(valid_zarr("out-mask.zarr"), mask)
+        metadata = {path.name: json.loads((path / "zarr.json").read_text()) for path in work.glob("*.zarr")}
+        labels = {name for name, entry in metadata.items() if "image-label" in entry["attributes"]["ome"]}
+        assert labels == {"out-cells.zarr", "out-mask.zarr"}
     assert segment("images.tif", "folder", "--what", "mask,probability") == 0
     assert len(list((work / "folder").iterdir())) == 6 * 4
 

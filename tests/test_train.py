@@ -563,7 +563,9 @@ def test_objects_of_three_classes_are_scored_and_written_with_their_class(work, 
     assert main.main([*predict, "--what", "mask,cells", "--background", "2"]) == 0
     mask, cells = np.load("out-mask.npy"), np.load("out-cells.npy")
     assert np.array_equal(cells == 0, mask == 2)
-    rows = [line.split(",") for line in (work / "out-cells.csv").read_text().splitlines()[1:]]
+    table = [line.split(",") for line in (work / "out-cells.csv").read_text().splitlines()]
+    assert table[0][:5] == ["image", "section", "object", "class", "area_px"]
+    rows = [[row[0], *row[2:5]] for row in table[1:]]
     assert [int(row[1]) for row in rows] == list(range(1, cells.max() + 1))
     for _, number, name, area in rows:
         assert set(np.unique(mask[cells == int(number)])) == {int(name)} and (cells == int(number)).sum() == int(area)

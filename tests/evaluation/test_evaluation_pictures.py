@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.pictures import input_picture, label_picture, palette, probability_picture, save_images
+from evaluation.pictures import label_picture, probability_picture, save_images
+from images.drawing import input_picture, palette
 
 
 @pytest.mark.parametrize("constant", [0, 1])

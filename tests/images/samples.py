@@ -7,7 +7,7 @@ from conftest import kill_before
 
 from images.layout import Layout
 from images.outputs import check_replaceable
-from images.writers import FlatWriter
+from images.writers import TIFF_WRITERS
 from images.zarr_writer import ZarrWriter
 
 RNG = np.random.default_rng(0)
@@ -30,8 +30,10 @@ def write(path, value, kill_at=None):
     with pytest.MonkeyPatch.context() as patch:
         if kill_at is not None:
             kill_before(patch, ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"), kill_at)
-        zarr = path.suffix == ".zarr"
-        writer = ZarrWriter(path, layout, True, 16, chunk=16) if zarr else FlatWriter(path, layout, True)
+        if path.suffix == ".zarr":
+            writer = ZarrWriter(path, layout, True, 16, chunk=16)
+        else:
+            writer = TIFF_WRITERS["zlib" if path.stem == "zlib" else "none"](path, layout, True)
         for band in bands(np.full(layout.shape, value, np.uint8), 16):
             writer.write(*band)
         writer.finish()

@@ -10,23 +10,26 @@ from conftest import Killed
 from samples import bands, value_of, write
 
 from images import writers
+from images.frames import list_frames, read_geometry
 from images.geometry import Geometry
 from images.layout import Layout
-from images.writers import FlatWriter, PngWriter, RowFile
+from images.writers import TIFF_WRITERS, FlatWriter, PngWriter, RowFile
 from utils import UserError
 
 
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "uint32"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ["out.tif", "out.npy"])
+@pytest.mark.parametrize("name", ["out.tif", "out.npy", "zlib.tif"])
 def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channels, dtype, big):
     monkeypatch.setattr(writers, "BIG", 1000 if big else 2**32)
     pixels = np.random.default_rng(0).integers(0, 255, (4, channels, 50, 33)).astype(dtype)
     layout = Layout(
         pixels.shape, np.dtype(dtype), Geometry("TZ", (2, 2), {"X": 0.25, "Y": 0.5, "Z": 2.0}, "micron"), order="TZC"
     )
-    writer = FlatWriter(tmp_path / name, layout, create=True)
+    monkeypatch.setattr(writers, "STRIP", 600)  # several strips in each plane
+    compression = "zlib" if name == "zlib.tif" else "none"
+    writer = TIFF_WRITERS[compression](tmp_path / name, layout, create=True)
     for band in bands(pixels, 16):
         writer.write(*band)
     assert not (tmp_path / name).exists()
@@ -38,6 +41,48 @@ def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channel
         with tifffile.TiffFile(tmp_path / name) as tif:
             assert tif.is_bigtiff == big and tif.is_imagej == (not big and dtype != "uint32")
             assert tif.series[0].axes == ("TZCYX" if channels > 1 else "TZYX")
+            assert tif.pages[0].compression == (8 if compression == "zlib" else 1)
+        geometry = read_geometry(list_frames(tmp_path / name))
+        assert geometry.pixel == pytest.approx(layout.geometry.pixel) and geometry.unit == "micron"
+        assert np.array_equal(list_frames(tmp_path / name)[2].open()[9:40], pixels[2, :, 9:40].transpose(1, 2, 0))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("compression", ["none", "zlib"])
+def test_colours_are_the_last_axis_of_a_tiff(tmp_path, compression):
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 1, 50, 33, 3)).astype(np.uint8)
+    layout = Layout(pixels.shape[:4], pixels.dtype, Geometry("Z", (2,), {"X": 0.25, "Y": 0.5}, "micron"), rgb=True)
+    writer = TIFF_WRITERS[compression](tmp_path / "out.tif", layout, create=True)
+    for frame in (1, 0):
+        for top in (32, 0, 16, 48):
+            writer.write(frame, top, pixels[frame][:, top : top + 16])
+    writer.finish()
+    with tifffile.TiffFile(tmp_path / "out.tif") as tif:
+        assert tif.is_imagej and tif.series[0].axes == "ZYXS" and tif.pages[0].photometric == 2
+        assert np.array_equal(tif.asarray(), pixels[:, 0])
+
+
+def test_a_compressed_tiff_is_read_strip_by_strip(tmp_path):
+    layout = Layout((1, 1, 4000, 600), np.dtype("uint8"))
+    writer = TIFF_WRITERS["zlib"](tmp_path / "out.tif", layout, create=True)
+    for top in range(0, 4000, 500):
+        writer.write(0, top, np.full((1, 500, 600), top // 500, np.uint8))
+    writer.finish()
+    with tifffile.TiffFile(tmp_path / "out.tif") as tif:
+        assert tif.pages[0].rowsperstrip * 600 <= writers.STRIP < 4000 * 600
+    image = list_frames(tmp_path / "out.tif")[0].open()
+    assert set(np.unique(image[990:1010])) == {1, 2}
+    assert sum(segment.nbytes for segment, _ in image._kept.values()) <= writers.STRIP
+
+
+def test_a_disk_too_full_for_the_compressed_file_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+    writer = TIFF_WRITERS["zlib"](tmp_path / "out.tif", Layout((1, 1, 8, 8), np.dtype("uint8")), create=True)
+    writer.write(0, 0, np.zeros((1, 8, 8), np.uint8))
+    monkeypatch.setattr(writers.zlib, "compress", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
+    with pytest.raises(UserError, match=r"cannot write .*out.tif: disk full"):
+        writer.finish()
+    writer.discard()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_takes_only_a_part_of_a_band_is_told_and_nothing_is_left(tmp_path):
@@ -72,7 +117,7 @@ def test_a_png_counts_to_65535(tmp_path):
         PngWriter([tmp_path / "a"], [2]).write(0, 0, np.full((1, 2, 2), 70000, np.uint32))
 
 
-@pytest.mark.parametrize("name", ["out.tif", "out.zarr"])
+@pytest.mark.parametrize("name", ["out.tif", "zlib.tif", "out.zarr"])
 def test_a_kill_at_any_point_leaves_the_old_or_the_new_or_what_the_next_run_mends(tmp_path, name):
     if name.endswith("zarr"):
         pytest.importorskip("zarr")

@@ -157,9 +157,8 @@ def test_the_table_of_several_classes_lists_the_objects_that_were_written(stack,
     raw, cells = segment("raw.npy", "--scope", "three", *ALL), np.load("out.npy")
     with Path("out.csv").open() as file:
         rows = list(csv.DictReader(file))
-    table = {(row["image"], int(row["object"])): int(row["area_px"]) for row in rows}
-    numbers = [[f"in.tif, page {z + 1}", n, np.sum(cells[z] == n)] for z in range(5) for n in np.unique(cells[z])[1:]]
-    assert table == {(image, number): area for image, number, area in numbers}
+    table = {(int(row["section"]) - 1, int(row["object"])): int(row["area_px"]) for row in rows}
+    assert table == {(z, n): np.sum(cells[z] == n) for z in range(5) for n in np.unique(cells[z])[1:]}
     assert {row["class"] for row in rows} == {"b", "c"} and raw.max() > filtered(raw, 6, True).max()
     predictor = load("checkpoints/three/em/model_epoch0001.pth")
     options = {"tta": False, "min_size": 6, "fill_holes": True, "link": float(link)}
@@ -168,7 +167,7 @@ def test_the_table_of_several_classes_lists_the_objects_that_were_written(stack,
     for z in range(5):
         found = ObjectList()
         found.add(cells[z], classes[z] + 1)
-        of_page = {int(row["object"]): row["class"] for row in rows if row["image"] == f"in.tif, page {z + 1}"}
+        of_page = {int(row["object"]): row["class"] for row in rows if int(row["section"]) == z + 1}
         assert {number: "abc"[found.kind[number] - 1] for number in of_page} == of_page
 
 

@@ -1,0 +1,65 @@
+"""Pictures of grey values and of objects: contrast, colours of classes, outlines."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+
+
+def palette(num_class: int) -> np.ndarray:
+    """Colours of the classes, (num_class, 3) uint8: black, seven that colour-blind readers can tell apart, then others.
+
+    Source of the first eight: Wong 2011, doi 10.1038/nmeth.1618; the hues of the others advance by the golden ratio.
+
+    >>> palette(2).tolist()
+    [[0, 0, 0], [230, 159, 0]]
+    """
+    wong = ["000000", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7"]
+    colours = [tuple(bytes.fromhex(colour)) for colour in wong]
+    for k in range(len(wong), num_class):
+        rgb = colorsys.hsv_to_rgb(k * 0.618034 % 1, 0.5 + 0.5 * (k % 2), 0.95)
+        colours.append(tuple(round(255 * value) for value in rgb))
+    return np.array(colours[:num_class], np.uint8)
+
+
+def input_picture(pixels: np.ndarray, value_range: list[float]) -> np.ndarray:
+    """Picture of an input (H, W, C): its three channels (H, W, 3), else the first one (H, W).
+
+    `value_range` are the values that become 0 and 255, the same for all images, so that no contrast is stretched.
+    """
+    low, high = value_range
+    picture = np.clip((pixels - low) / ((high - low) or 1) * 255, 0, 255).round().astype(np.uint8)
+    return picture if picture.shape[-1] == 3 else picture[..., 0]
+
+
+def outlines(objects: np.ndarray, above: np.ndarray | None = None, below: np.ndarray | None = None) -> np.ndarray:
+    """Pixels (h, W) bool of objects that touch another object or the background by a side.
+
+    Parameters
+    ----------
+    objects : ndarray
+        (h, W) number of the object or class of each pixel, 0 for background; some rows of an image.
+    above, below : ndarray, optional
+        (W,) the rows next to them; default: the image ends there, which is no outline.
+
+    Examples
+    --------
+    >>> outlines(np.array([[1, 1, 1, 0, 2, 3]])).astype(int).tolist()
+    [[0, 0, 1, 0, 1, 1]]
+    """
+    first = objects[0] if above is None else above
+    last = objects[-1] if below is None else below
+    around = np.concatenate([first[None], objects, last[None]])
+    edge = (objects != around[:-2]) | (objects != around[2:])
+    differ = objects[:, 1:] != objects[:, :-1]
+    edge[:, 1:] |= differ
+    edge[:, :-1] |= differ
+    return edge & (objects > 0)
+
+
+def overlay_picture(picture: np.ndarray, edge: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Picture (h, W) or (h, W, 3) with its pixels on an `edge` (h, W) replaced by colours (h, W, 3) or (3,), as RGB."""
+    rgb = np.array(np.broadcast_to(picture if picture.ndim == 3 else picture[..., None], (*edge.shape, 3)))
+    rgb[edge] = np.broadcast_to(colours, rgb.shape)[edge]
+    return rgb

@@ -1,0 +1,229 @@
+"""What is written of objects besides their numbers: measures, outlines for Fiji, and pictures with outlines."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset import well_used_range
+from files import atomic_write
+from images.drawing import input_picture, outlines, overlay_picture, palette
+from images.frames import Frame, Rows, drop_cached_pages, read_geometry
+from prediction.measure import Measures, ObjectMeasurer
+from prediction.output_files import OutputFiles
+from prediction.rois import ObjectOutlines, RoiWriter
+from prediction.tiling import Band
+from utils import say
+
+SHOWN_FRAMES, SHOWN_ROWS = (
+    8,
+    32,
+)  # sections of a file, and rows of each, that the contrast of its pictures is taken from
+BOX = ("top", "left", "bottom", "right")
+Columns = dict[str, Any]  # name -> (N,) values
+Beside = tuple[np.ndarray | None, np.ndarray | None]  # the rows (W,) above and below a band
+
+
+@dataclass(frozen=True)
+class FrameObjects:
+    """The objects of a frame.
+
+    Attributes
+    ----------
+    frame : int
+        Number of the frame.
+    numbers, classes : ndarray
+        (N,) number and class index of each.
+    measures : Measures or None
+        Measures of each, if there is a table.
+    """
+
+    frame: int
+    numbers: np.ndarray
+    classes: np.ndarray
+    measures: Measures | None
+
+
+class FrameOutputs:
+    """Makes the outputs of the objects of one frame, band by band.
+
+    Parameters
+    ----------
+    files : OutputFiles
+        Files to write.
+    frame : int
+        Number of the frame.
+    rois : RoiWriter or None
+        Takes the outlines.
+    colours : ndarray
+        (K, 3) uint8 of the outlines in an overlay, for each class.
+    value_range : list of float
+        Grey values shown as black and white in an overlay.
+    """
+
+    def __init__(
+        self, files: OutputFiles, frame: int, rois: RoiWriter | None, colours: np.ndarray, value_range: list[float]
+    ) -> None:
+        self.files, self.frame, self.colours, self.value_range = files, frame, colours, value_range
+        self.image: Rows = files.frames[frame].open()  # without its context
+        self.measurer = ObjectMeasurer(self.image.shape[2]) if files.table else None
+        self.outlines = ObjectOutlines() if rois else None
+        self.rois = rois
+
+    def add(self, band: Band, beside: Beside, classes: np.ndarray) -> dict[str, np.ndarray]:
+        """Add the next band of objects with the rows beside it, and the class index (h, W) of its pixels.
+
+        Returns
+        -------
+        dict
+            Rows (1, h, W) of cells and (1, h, W, 3) of the overlay, as far as they are wanted.
+        """
+        outputs: dict[str, np.ndarray] = {}
+        if "cells" in self.files.outputs:
+            outputs["cells"] = band.values[None]
+        if self.measurer or "overlay" in self.files.outputs:
+            pixels = np.asarray(self.image[band.rows])
+            if self.measurer:
+                self.measurer.add(band.rows.start, band.values, pixels)
+            if "overlay" in self.files.outputs:
+                outputs["overlay"] = self._overlay(band.values, beside, pixels, classes)[None]
+            drop_cached_pages(self.image)
+        if self.outlines:
+            self._write_outlines(self.outlines.add(band.rows.start, band.values))
+        return outputs
+
+    def _overlay(self, objects: np.ndarray, beside: Beside, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Rows (h, W, 3) of the image with the outlines of the objects; row by row, to save memory for float values."""
+        edge = outlines(objects, *beside)
+        picture = np.empty((*objects.shape, 3), np.uint8)
+        for row in range(len(objects)):
+            here = slice(row, row + 1)
+            shown = input_picture(pixels[here].astype(np.float64), self.value_range)
+            picture[here] = overlay_picture(shown, edge[here], self.colours[classes[here]])
+        return picture
+
+    def _write_outlines(self, found: Iterable[tuple[int, np.ndarray]]) -> None:
+        assert self.rois is not None
+        numbers = enumerate(self.files.roi_files.values())
+        place, in_file = next((place, frames) for place, frames in numbers if self.frame in frames)
+        section = self.files.section(self.frame) if len(in_file) > 1 else 0
+        for number, outline in found:
+            self.rois.write(place, f"{section:04d}-{number:06d}", section, outline)
+
+    def finish(self) -> Measures | None:
+        """Write the last outlines, and return the measures of all objects."""
+        if self.outlines:
+            self._write_outlines(self.outlines.finish())
+            if self.outlines.too_large:
+                what = f"{len(self.outlines.too_large)} object(s) too large to be outlined"
+                say(f"note: {self.files.frames[self.frame]}: {what} (of more than 4096 x 4096 px)")
+        return self.measurer.measures() if self.measurer else None
+
+
+def with_rows_beside(bands: Iterable[Band]) -> Iterator[tuple[Band, Beside]]:
+    """Bands of objects with the row (W,) above and below each; None at the ends of the image."""
+    above, current = None, None
+    for band in bands:
+        if current is not None:
+            yield current, (above, band.values[0])
+            above = current.values[-1].copy()
+        current = band
+    if current is not None:
+        yield current, (above, None)
+
+
+def display_range(frames: list[Frame]) -> list[float]:
+    """Grey values of a file's frames that are shown as black and white: one contrast for all of its sections."""
+    values = []
+    for frame in frames[:: -(-len(frames) // SHOWN_FRAMES)]:
+        image = frame.open()
+        for row in range(0, image.shape[0], -(-image.shape[0] // SHOWN_ROWS)):
+            values.append(np.asarray(image[row : row + 1]).ravel())
+    return well_used_range(np.concatenate(values))
+
+
+def outline_colours(num_class: int, background: int) -> np.ndarray:
+    """Colours (K, 3) uint8 of the outlines of each class: those of the palette, with its black for the background."""
+    colours = palette(num_class)
+    colours[[0, background]] = colours[[background, 0]]
+    return colours
+
+
+def write_table(path: Path, files: OutputFiles, objects: list[FrameObjects], class_names: list[str] | None) -> None:
+    """Write the measures of all objects, one row each, and say which images have no pixel size.
+
+    Parameters
+    ----------
+    path : Path
+        The table, CSV.
+    files : OutputFiles
+        Names of the images and their sections.
+    objects : list of FrameObjects
+        Objects of each frame, with measures.
+    class_names : list of str or None
+        Names of the classes, which get a column; None: all objects are of one class.
+    """
+    pixels = {frame.path: _pixel_size(files, frame.path) for frame in files.frames}
+    unknown = sum(pixel is None for pixel in pixels.values())
+    with atomic_write(path, "w") as file:
+        table = csv.writer(file, lineterminator="\n")
+        for found in objects:
+            frame, measures = files.frames[found.frame], found.measures
+            assert measures is not None
+            names = {} if class_names is None else {"class": [class_names[index] for index in found.classes]}
+            columns = names | _columns_in_px(measures, pixels[frame.path])
+            if unknown < len(pixels):
+                columns |= _columns_in_micron(measures, pixels[frame.path])
+            if found is objects[0]:
+                table.writerow(["image", "section", "object", *columns])
+            lists = [
+                [f"{value:.8g}" for value in column] if _is_float(column) else column for column in columns.values()
+            ]
+            for number, *cells in zip(measures.number, *lists, strict=True):
+                table.writerow([frame.path, files.section(found.frame), number, *cells])
+    if unknown:
+        some = f"{unknown} of {len(pixels)} files have no pixel size, their measures in micron are blank"
+        say(f"{path}: " + (some if unknown < len(pixels) else "measures in px only, the images have no pixel size"))
+
+
+def _is_float(column: Any) -> bool:
+    """Whether a column holds numbers with fractions."""
+    return getattr(column, "dtype", np.dtype(object)).kind == "f"
+
+
+def _pixel_size(files: OutputFiles, path: Path) -> tuple[float, float] | None:
+    """Height and width of a pixel of a file in micron; None if it does not say."""
+    geometry = read_geometry([frame for frame in files.frames if frame.path == path])
+    if geometry.unit != "micron" or not {"X", "Y"} <= geometry.pixel.keys():
+        return None
+    return geometry.pixel["Y"], geometry.pixel["X"]
+
+
+def _columns_in_px(measures: Measures, pixel: tuple[float, float] | None) -> Columns:
+    """Columns of a table that need no pixel size; the shape is that in micron where the pixels are no squares."""
+    columns: Columns = {"area_px": measures.area}
+    columns |= {f"centre_{axis}_px": measures.centre[:, place] for place, axis in enumerate("yx")}
+    columns |= {f"box_{side}_px": measures.box[:, place] for place, side in enumerate(BOX)}
+    columns |= {"diameter_px": measures.diameter()}
+    columns |= {"eccentricity": measures.eccentricity(pixel or (1.0, 1.0)), "solidity": measures.solidity}
+    num_channel = measures.mean.shape[1]
+    for channel in range(num_channel):
+        ending = f"_{channel + 1}" if num_channel > 1 else ""
+        columns |= {f"mean{ending}": measures.mean[:, channel], f"std{ending}": measures.std[:, channel]}
+    return columns
+
+
+def _columns_in_micron(measures: Measures, pixel: tuple[float, float] | None) -> Columns:
+    """Columns of a table in micron; blank without a pixel size."""
+    height, width = pixel or (1.0, 1.0)
+    columns: Columns = {"area_um2": measures.area * height * width}
+    centre, box = measures.centre * (height, width), measures.box * (height, width, height, width)
+    columns |= {f"centre_{axis}_um": centre[:, place] for place, axis in enumerate("yx")}
+    columns |= {f"box_{side}_um": box[:, place] for place, side in enumerate(BOX)}
+    columns |= {"diameter_um": measures.diameter((height, width))}
+    return columns if pixel else {name: [""] * len(measures.area) for name in columns}

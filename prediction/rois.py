@@ -1,0 +1,183 @@
+"""Outlines of objects as polygons for Fiji's ROI Manager, from an image that is given band by band."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+
+from files import explain_write_errors, partial_of
+from prediction.measure import Runs, join_runs, runs_of
+from utils import check_module
+
+LARGEST = 2**24  # [px] box of the largest object that is outlined, which takes 0.3 GB
+
+
+class ObjectOutlines:
+    """Outlines of the objects of an image; only the runs of objects that may go on in the next band are kept.
+
+    Attributes
+    ----------
+    too_large : set of int
+        Numbers of the objects that were left out, since their box has more than `LARGEST` pixels.
+    """
+
+    def __init__(self) -> None:
+        self.too_large: set[int] = set()
+        self._done: set[int] = set()
+        self._runs: list[Runs] = []
+
+    def add(self, top: int, objects: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Add the objects (h, W) of the next band; yields the number and outline (N, 2) of those that are complete."""
+        self._runs.append(runs_of(objects, top))
+        yield from self._complete(np.unique(objects[-1]))
+
+    def finish(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Outlines of the remaining objects."""
+        yield from self._complete(np.zeros(0, np.int64))
+
+    def _complete(self, open_objects: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Outlines of all objects that are not open; one that was cut in two has that of its first piece."""
+        runs = join_runs(self._runs)
+        for number, own in runs.by_object():
+            if _box_size(runs[own]) > LARGEST:
+                self.too_large.add(number)
+        is_open = np.isin(runs.objects, open_objects)
+        left_out = np.isin(runs.objects, [*self.too_large, *self._done])
+        self._runs = [runs[is_open & ~left_out]]
+        complete = runs[~is_open & ~left_out]
+        for number, own in complete.by_object():
+            self._done.add(number)
+            yield number, outline_of(complete[own])
+
+
+def _box_size(runs: Runs) -> int:
+    """Pixels in the box around the runs of an object."""
+    return int(np.ptp(runs.rows) + 1) * int(runs.last.max() - runs.first.min() + 1)
+
+
+def outline_of(runs: Runs) -> np.ndarray:
+    """Outer outline (N, 2) of the largest piece of an object, as (x, y) [px]; pixel (0, 0) reaches from 0 to 1.
+
+    The outline runs halfway between the pixels inside and outside, so that the pixels in it are those of the object,
+    apart from holes.
+
+    Examples
+    --------
+    >>> outline_of(runs_of(np.array([[0, 1, 0]]), top=4)).tolist()
+    [[1.5, 5.0], [1.0, 4.5], [1.5, 4.0], [2.0, 4.5]]
+    """
+    from skimage.measure import find_contours
+
+    top, left = int(runs.rows.min()) - 1, int(runs.first.min()) - 1
+    changes = np.zeros((int(runs.rows.max()) - top + 2, int(runs.last.max()) - left + 3), np.int8)  # with a border of 0
+    changes[runs.rows - top, runs.first - left] = 1
+    np.add.at(changes, (runs.rows - top, runs.last - left + 1), -1)
+    mask = np.cumsum(changes, axis=1, dtype=np.int8)[:, :-1]
+    outline = max(find_contours(mask, 0.5), key=_enclosed)
+    steps = np.diff(outline[np.r_[-2, 0 : len(outline)]], axis=0)  # to each point but the last one, and from it
+    turns = steps[:-1, 0] * steps[1:, 1] != steps[:-1, 1] * steps[1:, 0]  # else a point on a straight line
+    return outline[:-1][turns][:, ::-1] + (left + 0.5, top + 0.5)
+
+
+def _enclosed(outline: np.ndarray) -> float:
+    """Area [px²] within a closed outline (N, 2)."""
+    y, x = outline.T
+    return abs(float(np.sum(y[:-1] * x[1:] - y[1:] * x[:-1]))) / 2
+
+
+def is_roi_file(path: Path) -> bool:
+    """Whether a file is a .zip that holds nothing but ROIs."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return all(name.endswith(".roi") for name in file.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+class RoiWriter:
+    """Writes outlines into one or several .zip files for Fiji's ROI Manager; each appears when it is complete.
+
+    Each process keeps its outlines in a temporary file. At the end they are added to the .zip files by one process
+    after the other.
+
+    Parameters
+    ----------
+    paths : list of Path
+        The .zip files.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        check_module("roifile", "--what rois")
+        self.paths = paths
+        with explain_write_errors(paths[0]):
+            paths[0].parent.mkdir(parents=True, exist_ok=True)
+            self._kept = tempfile.TemporaryFile(dir=paths[0].parent)  # noqa: SIM115
+
+    def write(self, number: int, name: str, position: int, outline: np.ndarray) -> None:
+        """Keep an outline (N, 2) for the .zip file of this number.
+
+        Parameters
+        ----------
+        number : int
+            Index of the .zip file in `paths`.
+        name : str
+            Name of the ROI, unique in its file.
+        position : int
+            Number of the section in its stack, from 1; 0 shows the ROI in all sections.
+        outline : ndarray
+            (N, 2) points (x, y) [px].
+        """
+        from roifile import ROI_TYPE, ImagejRoi
+
+        roi = ImagejRoi.frompoints(outline.astype(np.float32), name=name, position=position - 1 if position else None)
+        roi.roitype = ROI_TYPE.POLYGON
+        with explain_write_errors(self.paths[number]):
+            pickle.dump((number, name, roi.tobytes()), self._kept)
+
+    def append(self, create: bool) -> None:
+        """Add the outlines of this process to the partial .zip files, which the first process creates."""
+        if create:
+            for path in self.paths:
+                with explain_write_errors(path), zipfile.ZipFile(partial_of(path), "w"):
+                    pass
+        self._kept.seek(0)
+        for number, rois in groupby(self._stored(), key=itemgetter(0)):
+            path = self.paths[number]
+            with explain_write_errors(path), zipfile.ZipFile(partial_of(path), "a", zipfile.ZIP_DEFLATED) as file:
+                for _, name, content in rois:
+                    file.writestr(f"{name}.roi", content)
+
+    def _stored(self) -> Iterator[tuple[int, str, bytes]]:
+        """Number of the .zip file, name and content of each ROI that this process has kept."""
+        with suppress(EOFError):
+            while True:
+                yield pickle.load(self._kept)  # a nameless file that this process wrote
+
+    def finish(self) -> None:
+        """Rename the finished files."""
+        for path in self.paths:
+            with explain_write_errors(path):
+                with partial_of(path).open("rb") as file:
+                    os.fsync(file.fileno())
+                partial_of(path).replace(path)
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        with suppress(OSError):
+            self._kept.close()
+
+    def discard(self) -> None:
+        """Remove the partial files after an error."""
+        self.close()
+        for path in self.paths:
+            with suppress(OSError):
+                partial_of(path).unlink()

@@ -1,0 +1,195 @@
+import csv
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import SMALL, finish
+from PIL import Image
+from skimage.measure import regionprops_table
+
+import main
+import run_make_database
+from images.drawing import outlines, overlay_picture
+from images.frames import list_frames, read_geometry
+from prediction.object_outputs import display_range, outline_colours, with_rows_beside
+from prediction.tiling import Band
+
+ALL = "mask,cells,table,overlay,rois"
+
+
+def predict(source, goal, *flags):
+    return ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--input", source, "--output", goal, *flags]
+
+
+def segment(*arguments):
+    return main.main(predict(*arguments))
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def roi_names(path):
+    roifile = pytest.importorskip("roifile")
+    return [(roi.name, roi.position) for roi in roifile.roiread(path)]
+
+
+@pytest.fixture
+def stack(trained):
+    """A stack of three sections of 528 x 40 px, which takes two bands of objects."""
+    pixels = np.random.default_rng(0).integers(0, 200, (3, 33, 4)).astype(np.uint8).repeat(16, 1).repeat(10, 2)
+    options = {"imagej": True, "resolution": (1 / 0.25, 1 / 0.5)}
+    tifffile.imwrite("in.tif", pixels, **options, metadata={"axes": "ZYX", "unit": "micron", "spacing": 2.0})
+    return pixels
+
+
+def test_the_outputs_of_the_objects_agree_with_the_cells(stack, work, capsys):
+    pytest.importorskip("roifile")
+    assert segment("in.tif", "out.tif", "--what", ALL, "--tile", "64") == 0
+    assert "out-table.csv" in capsys.readouterr().out
+    cells, rows = tifffile.imread("out-cells.tif"), rows_of(work / "out-table.csv")
+    assert cells.max() > 20
+    expected = []
+    for section, (page, objects) in enumerate(zip(stack, cells, strict=True), 1):
+        names = ("label", "area", "centroid", "intensity_mean")
+        table = regionprops_table(objects.astype(int), page, properties=names)
+        columns = (table[name] for name in ("label", "area", "centroid-0", "centroid-1", "intensity_mean"))
+        expected += [(section, *values) for values in zip(*columns, strict=True)]
+    found = [
+        [float(row[name]) for name in ("section", "object", "area_px", "centre_y_px", "centre_x_px", "mean")]
+        for row in rows
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert {row["image"] for row in rows} == {"in.tif"} and "class" not in rows[0]
+    assert float(rows[0]["area_um2"]) == float(rows[0]["area_px"]) * 0.125
+    assert float(rows[0]["box_right_um"]) == float(rows[0]["box_right_px"]) * 0.25
+    places = [(f"{int(row['section']):04d}-{int(row['object']):06d}", int(row["section"])) for row in rows]
+    assert sorted(roi_names(work / "out-rois.zip")) == places
+
+
+def test_an_overlay_is_the_image_with_the_outlines_of_the_cells(stack, work):
+    assert segment("in.tif", "out.tif", "--what", "cells,overlay", "--compression", "zlib") == 0
+    with tifffile.TiffFile("out-overlay.tif") as tif:
+        assert tif.series[0].axes == "ZYXS" and tif.pages[0].photometric == 2 and tif.pages[0].compression == 8
+        picture = tif.asarray()
+    assert read_geometry(list_frames("out-overlay.tif")).pixel == pytest.approx({"X": 0.25, "Y": 0.5, "Z": 2.0})
+    edge = np.stack([outlines(page) for page in tifffile.imread("out-cells.tif")])
+    assert (picture[edge] == (230, 159, 0)).all() and edge[:, 512].any()  # also at the border of two bands
+    assert np.array_equal(picture[~edge], np.repeat(stack[~edge][:, None], 3, axis=1))
+
+
+def test_a_folder_has_pictures_by_section_one_table_and_outlines_by_file(stack, work):
+    pytest.importorskip("roifile")
+    (work / "raw").mkdir()
+    (work / "in.tif").rename(work / "raw" / "a.tif")
+    Image.fromarray(stack[0, :100]).save("raw/b.png")
+    assert segment("raw", "out/", "--what", "overlay,table,rois") == 0
+    names = ["a-0000-overlay.png", "a-0001-overlay.png", "a-0002-overlay.png", "a-rois.zip", "b-overlay.png"]
+    assert sorted(path.name for path in (work / "out").iterdir()) == [*names, "b-rois.zip", "table.csv"]
+    assert np.asarray(Image.open("out/b-overlay.png")).shape == (100, 40, 3)
+    assert {position for _, position in roi_names(work / "out" / "a-rois.zip")} == {1, 2, 3}
+    assert {position for _, position in roi_names(work / "out" / "b-rois.zip")} == {0}
+    rows = rows_of(work / "out" / "table.csv")
+    assert {(row["image"], row["section"]) for row in rows} == {("raw/a.tif", n) for n in "123"} | {("raw/b.png", "1")}
+    assert all((row["area_um2"] == "") == (row["image"] == "raw/b.png") for row in rows)
+
+
+def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack, work, capsys):
+    tifffile.imwrite("bare.tif", stack[:1, :64])
+    for goal, what, files in (
+        ("t.csv", "table", {"t.csv"}),
+        ("u.tif", "table", {"u.csv"}),
+        ("v.npy", "mask,overlay,table", {"v-mask.npy", "v-overlay.tif", "v-table.csv"}),
+        ("w.png", "overlay,table", {"w.png", "w.csv"}),
+    ):
+        before = set(work.iterdir())
+        assert segment("bare.tif", goal, "--what", what) == 0
+        assert {path.name for path in set(work.iterdir()) - before} == files
+        lines = capsys.readouterr().out.splitlines()
+        assert sum("measures in px only, the images have no pixel size" in line for line in lines) == 1
+    assert not any("um" in name for name in rows_of(work / "t.csv")[0])
+    assert (work / "t.csv").read_text() == (work / "w.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("goal", "what", "words"),
+    [
+        ("x.csv", "table,mask", "--output x.csv can't hold mask"),
+        ("x.zip", "table", "--output x.zip can't hold table"),
+        ("notes.csv", "table", "notes.csv: not a table of objects, and not replaced"),
+        ("notes.zip", "rois", "notes.zip: not a .zip of ROIs only, and not replaced"),
+        ("out/", "rois", "outlines of two images would become out/in.zip"),
+        ("out.png", "table,overlay", "is one picture, but 2 will be written"),
+    ],
+)
+def test_what_can_not_be_written_is_one_line(trained, work, fails, goal, what, words):
+    for name in ("in.tif", "in.png"):
+        Image.fromarray(np.zeros((40, 50), np.uint8)).save(name)
+    for name in ("notes.csv", "notes.zip"):
+        (work / name).write_text("mine")
+    before = sorted(work.iterdir())
+    line = fails(
+        main.main, [*predict("in.png", goal, "--what", what)[:-2], "--input", "in.tif", "in.png", "--what", what]
+    )
+    assert words in line
+    assert sorted(work.iterdir()) == before and (work / "notes.csv").read_text() == "mine"
+
+
+def test_outlines_without_their_package_are_refused(stack, work, fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "roifile", None)
+    line = fails(main.main, predict("in.tif", "out.zip", "--what", "rois"))
+    assert "--what rois needs the package roifile: pip install -r requirements-extra.txt" in line
+    assert not list(work.glob("*out*"))
+
+
+def test_two_processes_write_what_one_writes(stack, work, together):
+    pytest.importorskip("roifile")
+    assert segment("in.tif", "out.tif", "--what", ALL, "--tile", "64") == 0
+    finish(together(2, *predict("in.tif", "two.tif", "--what", ALL, "--tile", "64")))
+    for name in ("mask.tif", "overlay.tif", "table.csv"):
+        assert (work / f"out-{name}").read_bytes() == (work / f"two-{name}").read_bytes(), name
+    assert np.array_equal(tifffile.imread("out-cells.tif"), tifffile.imread("two-cells.tif"))
+    assert roi_names(work / "out-rois.zip") == roi_names(work / "two-rois.zip")
+    assert not list(work.glob("*.partial"))
+
+
+def test_an_older_table_and_outlines_are_replaced_and_counted(stack, work, capsys):
+    pytest.importorskip("roifile")
+    (work / "out-table.csv").write_text("image,object,class,area_px\n")  # of an earlier version
+    for replaced in (1, 2):
+        assert segment("in.tif", "out.tif", "--what", "table,rois") == 0
+        assert capsys.readouterr().out.count("(replaced 1 older file(s))") == replaced
+
+
+def test_an_empty_image_has_a_table_of_names_and_no_outlines(work, stack):
+    pytest.importorskip("roifile")
+    assert run_make_database.main(["--synthetic", "4", "--size", "32", "--phantom", "rare", "--name_data", "r"]) == 0
+    assert main.main([*SMALL, "--num_epoch", "1", "--name_data", "r", "--lr", "1e-9"]) == 0
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save("one.png")
+    assert segment("one.png", "out.tif", "--what", ALL, "--name_data", "r") == 0
+    num = int(tifffile.imread("out-cells.tif").max())
+    assert len(rows_of(work / "out-table.csv")) == num == len(roi_names(work / "out-rois.zip"))
+    assert (work / "out-table.csv").read_text().startswith("image,section,object,area_px,")
+
+
+def test_outlines_in_bands_are_those_of_the_image():
+    objects = np.random.default_rng(0).integers(0, 4, (11, 30)).repeat(3, 0)[:31]
+    bands = [Band(slice(top, top + 4), objects[top : top + 4]) for top in range(0, 31, 4)]
+    joined = [outlines(band.values, *beside) for band, beside in with_rows_beside(bands)]
+    assert np.array_equal(np.concatenate(joined), outlines(objects))
+
+
+def test_colours_of_outlines_by_class_have_the_black_of_the_background():
+    assert outline_colours(3, 1).tolist() == [[230, 159, 0], [0, 0, 0], [86, 180, 233]]
+    colours = outline_colours(2, 0)[np.array([[0, 1]])]
+    picture = overlay_picture(np.array([[7, 9]], np.uint8), np.array([[False, True]]), colours)
+    assert picture.tolist() == [[[7, 7, 7], [230, 159, 0]]]
+
+
+def test_the_contrast_of_a_stack_is_that_of_all_its_sections(work):
+    pixels = np.arange(20, dtype=np.uint16)[:, None, None] * np.full((50, 60), 100, np.uint16)
+    tifffile.imwrite("in.tif", pixels, photometric="minisblack")
+    low, high = display_range(list_frames("in.tif"))
+    assert low == 0 and 1700 <= high <= 1900
