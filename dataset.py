@@ -16,7 +16,7 @@ from torch import Tensor
 from files import finish_exchange
 from images.rows import Rows
 from images.statistics import Moments, image_statistics, is_wide
-from utils import UserError, natural_key
+from utils import UserError, natural_key, printable
 
 SPLITS = ("train", "val", "test")
 ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
@@ -365,6 +365,52 @@ def load_info(folder: Path) -> DataInfo:
         raise UserError(f"{folder}/train: {len(values)} label values, only {MAX_CLASS} are allowed: use class labels")
     values = [0, 255] if set(values) <= {0, 255} else values
     return describe((file.open(values) for file in files), values)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a sample comes from.
+
+    Attributes
+    ----------
+    name : str
+        Name of the image file, with the page and the rows and columns where the sample is a part of it.
+    pixel_size : (float, float) or None
+        Height and width of a pixel [µm], if the file gives it.
+    """
+
+    name: str
+    pixel_size: tuple[float, float] | None = None
+
+
+def sample_origins(folder: Path, split: str) -> dict[str, Origin]:
+    """Origin of the samples of a split by the names of their files, as far as the description of the database has it.
+
+    Databases of earlier versions have no pixel size, and those of pytorch-UNET no origins.
+    """
+    path = find_description(folder)
+    samples = json.loads(path.read_text("utf-8")).get("samples") if path else None
+    if not isinstance(samples, dict):
+        return {}
+    entries = [entry for of in samples.values() if isinstance(of, list) for entry in of if isinstance(entry, dict)]
+    stacks = {entry.get("source") for entry in entries if entry.get("frame")}  # with more than a first page
+    return {
+        str(entry.get("file")): _origin(entry, paged=entry["source"] in stacks)
+        for entry in samples.get(split) or []
+        if isinstance(entry, dict) and isinstance(entry.get("source"), str)
+    }
+
+
+def _origin(entry: dict[str, Any], *, paged: bool) -> Origin:
+    """Origin as its entry in the description tells it."""
+    parts = [entry["source"]]
+    if paged and isinstance(entry.get("frame"), int):
+        parts.append(f"page {entry['frame'] + 1}")
+    for name in ("rows", "columns"):
+        if _are_numbers(entry.get(name), 2):
+            parts.append("{} {} to {}".format(name, *entry[name]))
+    size: Any = entry.get("pixel_size")
+    return Origin(printable(", ".join(parts)), (size[0], size[1]) if _are_numbers(size, 2, 1e-9) else None)
 
 
 def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[tuple[int, int]]:

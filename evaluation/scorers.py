@@ -12,11 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset import IGNORE, DataInfo, SampleFile, check_samples, check_values
+from dataset import IGNORE, DataInfo, Origin, SampleFile, check_samples, check_values
 from distributed import World
 from evaluation import metrics
+from evaluation.index import Card
 from evaluation.page import Scores
-from evaluation.pictures import Pictures, image_name, input_picture, label_picture, probability_picture, save_images
+from evaluation.pictures import (
+    Pictures,
+    image_name,
+    input_picture,
+    label_picture,
+    probability_picture,
+    save_images,
+    wrong_pixels,
+)
 from prediction.objects import foreground_kinds, join_bands, separate_bands
 from prediction.predictor import Predictor
 from prediction.tiling import Band
@@ -350,14 +359,20 @@ class ImageScores:
         Classes that any pixel was predicted as.
     annotated : float
         Fraction of its pixels that are annotated.
+    shape : (int, int)
+        Height and width [px].
+    wrong : list of int
+        Number of wrong pixels of the output's picture for each threshold (`wrong_pixels`) in an image of two classes.
     """
 
     index: int
     predicted: set[int]
+    shape: tuple[int, int]
     annotated: float = 1.0
     scores: Scores = field(default_factory=dict)
     baseline: Scores = field(default_factory=dict)
     challenge: dict[str, np.ndarray] | None = None
+    wrong: list[int] = field(default_factory=list)
 
 
 class TestScorer:
@@ -372,6 +387,8 @@ class TestScorer:
     predictor : Predictor
         Classes, background, and the threshold: with two classes, segments and objects are scored where the probability
         of the foreground is greater. Pixels count for the most probable class.
+    origins : dict of str to Origin
+        Origin of each sample by the name of its file, as far as it is known.
 
     Attributes
     ----------
@@ -383,8 +400,10 @@ class TestScorer:
 
     __test__ = False  # no test of pytest's
 
-    def __init__(self, folder: Path, files: list[SampleFile], predictor: Predictor) -> None:
-        self.folder, self.files, self.info = folder, files, predictor.info
+    def __init__(
+        self, folder: Path, files: list[SampleFile], predictor: Predictor, origins: dict[str, Origin] | None = None
+    ) -> None:
+        self.folder, self.files, self.info, self.origins = folder, files, predictor.info, origins or {}
         self.background, self.threshold = predictor.background, predictor.object_threshold
         self.images: list[ImageScores] = []
         self.predicted: set[int] = set()
@@ -399,7 +418,8 @@ class TestScorer:
 
     def _scored(self, image: Segmented) -> ImageScores:
         """Scores of an image."""
-        found = ImageScores(image.index, set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist()))
+        predicted = set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist())
+        found = ImageScores(image.index, predicted, image.classes.shape)
         if image.label is None:
             return found
         label, known = image.label, image.known
@@ -409,6 +429,9 @@ class TestScorer:
         if self.info.num_class == 2:
             foreground = image.foreground(self.background)
             found.challenge = metrics.challenge_scores(label != self.background, foreground, known=known)
+            output = probability_picture(image.probability)
+            output = output if self.background == 0 else 255 - output
+            found.wrong = wrong_pixels(label != self.background, output, known)
         return found
 
     def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
@@ -486,13 +509,25 @@ class TestScorer:
 
     @property
     def rows(self) -> list[dict[str, str | float]]:
-        """Number, sample and scores of each image, and which fraction is annotated where that is not all of them."""
+        """Number, sample, source and scores of each image, and the fraction that is annotated if that is not all."""
         rows: list[dict[str, str | float]] = []
         for image in self.images:
-            names = {"image": image_name(image.index), "sample": self.files[image.index].input.name}
+            sample = self.files[image.index].input.name
+            source = {"source": self.origins[sample].name} if sample in self.origins else {}
+            names = {"image": image_name(image.index), "sample": sample, **source}
             annotated = {"annotated": image.annotated} if self.is_partial and image.scores else {}
             rows.append({**names, **annotated, **image.scores})
         return rows
+
+    def cards(self) -> list[Card]:
+        """The images as the page shows them."""
+        cards = []
+        for image in self.images:
+            sample = self.files[image.index].input.name
+            origin = self.origins.get(sample, Origin(""))
+            shown = (image_name(image.index), sample, image.shape, image.scores, origin.name, origin.pixel_size)
+            cards.append(Card(*shown, image.wrong, image.annotated if image.scores else 1.0))
+        return cards
 
     def table(self) -> list[dict[str, str | float]]:
         """Rows of the images, of their mean, and of always predicting the majority class."""

@@ -1,7 +1,9 @@
+import csv
 import html
 import json
 import re
 import resource
+import shlex
 import shutil
 
 import numpy as np
@@ -70,9 +72,12 @@ def test_the_architecture_comes_from_the_checkpoint_and_an_epoch_can_be_chosen(t
 def test_the_page_names_the_flags_of_the_training_as_they_are_typed(trained, work):
     assert main.main(TEST) == 0
     page = (work / "results" / "unet" / "em" / "index.html").read_text()
-    facts = dict(re.findall(r"<tr><th>(--\w+)</th><td>(.*?)</td></tr>", page))
+    facts = dict(re.findall(r'<tr><th scope="row">(--\w+)</th><td>(.*?)</td></tr>', page))
     typed = [html.unescape(part) for fact in facts.items() for part in fact]
     assert parse(Config, typed, None) == parse(Config, [*SMALL, "--num_epoch", "1"], None)
+    command = next(line for line in re.findall(r"<pre.*?>(.*?)</pre>", page) if "--nch_ker" in line)
+    assert command.startswith("python main.py ") and len(command.split()) == 2 + len(SMALL) + 2
+    assert parse(Config, shlex.split(html.unescape(command))[2:], None) == parse(Config, typed, None)
 
 
 def test_names_in_files_and_of_files_do_not_steer_the_terminal(trained, work, capfd):
@@ -113,7 +118,7 @@ def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, wo
     assert main.main(TEST) == 0
     folder = work / "results" / "unet" / "em"
     full = json.loads((folder / "metrics.json").read_text())["images"][0]
-    assert "annotated" not in full and "not annotated" not in (folder / "index.html").read_text()
+    assert "annotated" not in full and "veil on what is not annotated" not in (folder / "index.html").read_text()
     info = json.loads((trained / "dataset.json").read_text()) | {"ignore": 128}
     (trained / "dataset.json").write_text(json.dumps(info))
     sample = np.load(trained / "test" / "00000.npy")
@@ -129,9 +134,12 @@ def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, wo
         assert mean == pytest.approx(full[score], abs=1e-12)
     with Image.open(folder / "images" / "0001-label.png") as picture:
         assert np.array_equal(np.asarray(picture), np.where(left, sample["label"] * 255, 128))
-    assert "not annotated" in (folder / "index.html").read_text() and "not annotated" in capsys.readouterr().out
-    header, *rows = (folder / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 4 and {line.count(",") for line in rows} == {header.count(",")}
+    assert (
+        "veil on what is not annotated" in (folder / "index.html").read_text()
+        and "not annotated" in capsys.readouterr().out
+    )
+    header, *rows = csv.reader((folder / "metrics.csv").read_text().splitlines())
+    assert len(rows) == 4 and {len(row) for row in rows} == {len(header)}
     assert display_result.main([]) == 0
 
 
