@@ -46,12 +46,14 @@ function ofColour(colour, result) {
   return where(channels.map((channel) => (value) => value === channel), result);
 }
 
-/** Primitives whose result `shape` is the classes that are shown, of a picture of classes. */
+const merge = (parts, result) => svg("feMerge", { result }, ...parts.map((part) => svg("feMergeNode", { in: part })));
+const nothing = (result) => svg("feFlood", { "flood-opacity": 0, result });
+const partsOf = () => [...state.classes].map((k) => `class${k}`);
+
+/** Primitives whose result `shape` is the classes that are shown, each a part of it, of a picture of classes. */
 function ofClasses() {
-  const parts = [...state.classes].map((k) => ofColour(data.classes[k].colour, `class${k}`)).flat();
-  const merged = svg("feMerge", { result: "shape" });
-  for (const k of state.classes) merged.append(svg("feMergeNode", { in: `class${k}` }));
-  return state.classes.size ? [...parts, merged] : [svg("feFlood", { "flood-opacity": 0, result: "shape" })];
+  const made = [...state.classes].flatMap((k) => ofColour(data.classes[k].colour, `class${k}`));
+  return made.length ? [...made, merge(partsOf(), "shape")] : [nothing("shape")];
 }
 
 /** The same of an output: with two classes, of the probability of class 1. */
@@ -64,11 +66,15 @@ function ofOutput() {
 
 const colouredBy = (colour) => [flood(colour), within("colour", "shape")];
 
-function outline(colour, radius) {
-  const eroded = svg("feMorphology", { in: "shape", operator: "erode", radius, result: "inner" });
-  const rim = within("shape", "inner", "out");
-  rim.setAttribute("result", "rim");
-  return [eroded, rim, flood(colour), within("colour", "rim")];
+/** Primitives that draw the inner rim of some parts. */
+function outline(colour, radius, parts) {
+  const rims = parts.flatMap((part) => {
+    const rim = within(part, "inner", "out");
+    rim.setAttribute("result", `rim-${part}`);
+    return [svg("feMorphology", { in: part, operator: "erode", radius, result: "inner" }), rim];
+  });
+  const all = parts.length ? merge(parts.map((part) => `rim-${part}`), "rim") : nothing("rim");
+  return [...rims, all, flood(colour), within("colour", "rim")];
 }
 
 /** Label in red and output in green, both on the pixels of the wrong class in blue, become missed, added, confused. */
@@ -79,6 +85,14 @@ function errorColours() {
   return [
     matrix("1 -1 0 0 0  -1 1 0 0 0  1 1 1 0 -2  0 0 0 0 1"),
     matrix(`${rows.join("  ")}  1 1 1 0 0`),
+  ];
+}
+
+/** What is not annotated in red, and green stripes everywhere, become light stripes on grey where there is red. */
+function veil() {
+  return [
+    matrix("1 1 0 0 -1  1 0 0 0 0  0 0 0 0 0  0 0 0 0 1"),
+    matrix("0.6 0 0 0 0.3  0.6 0 0 0 0.3  0.6 0 0 0 0.3  0 0.75 0 0 0"),
   ];
 }
 
@@ -98,13 +112,14 @@ function alone() {
 /** Primitives of each filter, by its name in the style. */
 function filters() {
   const { label, output } = data.colours;
+  const parts = isTwo ? ["shape"] : partsOf();
   const own = [within("SourceGraphic", "shape")];
   const unknown = ofColour("#" + data.notAnnotated.toString(16).repeat(3), "shape");
   return {
     "label-fill": [...ofClasses(), ...(isTwo ? colouredBy(label) : own)],
     "output-fill": [...ofOutput(), ...(isTwo ? colouredBy(output) : own.map((one) => one.cloneNode()))],
-    "label-line": [...ofClasses(), ...outline(label, 2)],
-    "output-line": [...ofOutput(), ...outline(output, 1)],
+    "label-line": [...ofClasses(), ...outline(label, 2, parts)],
+    "output-line": [...ofOutput(), ...outline(output, 1, parts)],
     "label-signal": [...ofClasses(), ...colouredBy("#f00")],
     "output-signal": [...ofOutput(), ...colouredBy("#0f0")],
     "label-shown": alone(),
@@ -112,7 +127,8 @@ function filters() {
     differs: anyDifference(),
     errors: errorColours(),
     unknown: [...unknown, ...colouredBy("#000")],
-    veil: [...unknown.map((one) => one.cloneNode(true)), ...colouredBy("rgb(128 128 128 / 70%)")],
+    "unknown-signal": [...unknown.map((one) => one.cloneNode(true)), ...colouredBy("#f00")],
+    veil: veil(),
   };
 }
 

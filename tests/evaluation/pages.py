@@ -48,7 +48,7 @@ def write_two_classes(folder, num=3, *, background="background", **changes):
     """Page of images of two classes, of which number k is k px off; the last one is partly annotated."""
     cards = []
     for number in range(num):
-        pixels, label, probability = scene(number)
+        pixels, label, probability = scene(number % 9)
         known = np.arange(SIZE) < (40 if number == num - 1 else SIZE)
         known = np.broadcast_to(known, label.shape)
         pictures = {"input": pixels, "label": label_picture(label, 2, known), "output": probability}
@@ -59,7 +59,11 @@ def write_two_classes(folder, num=3, *, background="background", **changes):
         error = wrong[127] / known.sum()
         scores = {"loss": 0.1 + 0.1 * (number % 2), "pixel_error": error, "dice_cell": 1 - error}
         card = Card(f"{number:04d}", f"{number:05d}.npy", label.shape, scores, f"cell_{'abc'[number % 3]}{number}.tif")
-        changed = {"wrong": wrong, "annotated": float(known.mean()), "pixel_size": (0.5, 0.5)} | changes
+        changed = {
+            "wrong": wrong,
+            "annotated": float(known.mean()),
+            "pixel_size": None if number else (0.5, 0.5),
+        } | changes
         cards.append(Card(**vars(card) | changed))
     write_index(folder, folder, run_of(), summary_of(background=background), cards)
     return (folder / "index.html").as_uri()
