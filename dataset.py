@@ -392,13 +392,13 @@ def sample_origins(folder: Path, split: str) -> dict[str, Origin]:
     samples = json.loads(path.read_text("utf-8")).get("samples") if path else None
     if not isinstance(samples, dict):
         return {}
-    entries = [entry for of in samples.values() if isinstance(of, list) for entry in of if isinstance(entry, dict)]
-    stacks = {entry.get("source") for entry in entries if entry.get("frame")}  # with more than a first page
-    return {
-        str(entry.get("file")): _origin(entry, paged=entry["source"] in stacks)
-        for entry in samples.get(split) or []
-        if isinstance(entry, dict) and isinstance(entry.get("source"), str)
+    entries = {
+        name: [entry for entry in of if isinstance(entry, dict) and isinstance(entry.get("source"), str)]
+        for name, of in samples.items()
+        if isinstance(of, list)
     }
+    stacks = {entry["source"] for of in entries.values() for entry in of if entry.get("frame")}  # of several pages
+    return {str(entry.get("file")): _origin(entry, paged=entry["source"] in stacks) for entry in entries.get(split, [])}
 
 
 def _origin(entry: dict[str, Any], *, paged: bool) -> Origin:

@@ -45,6 +45,8 @@ def test_the_four_commands_end_to_end(trained, work, capsys):
     share = (sample["label"] == 1).mean()
     assert scores["majority"]["dice_cell"] == pytest.approx(2 * share / (1 + share))
     assert scores["mean"]["dice_cell"] == scores["images"][0]["dice_cell"]
+    assert (scores["images"][0]["sample"], scores["images"][0]["source"]) == ("00000.npy", "train-volume.tif, page 8")
+    assert "<h3>train-volume.tif, page 8</h3>" in (folder / "index.html").read_text()
     out = capsys.readouterr().out
     assert "dice_membrane" in out and "all cell" in out and "foreground is cell" in out
 
@@ -67,6 +69,8 @@ def test_the_architecture_comes_from_the_checkpoint_and_an_epoch_can_be_chosen(t
         scores = json.loads((work / "results" / "unet" / "em" / "metrics.json").read_text())
         assert scores["epoch"] == epoch and scores["checkpoint"].endswith(f"model_epoch000{epoch}.pth")
         assert f"epoch {epoch};" in capsys.readouterr().out
+        page = (work / "results" / "unet" / "em" / "index.html").read_text()
+        assert f"model_epoch000{epoch}.pth" in page and "loss train" in page  # the curves of the log
 
 
 def test_the_page_names_the_flags_of_the_training_as_they_are_typed(trained, work):
@@ -110,7 +114,9 @@ def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
     shutil.rmtree(trained / "test")
     (trained / "test").mkdir()
     write_sample(trained / "test" / "00000.npy", sample["input"], None)
+    shutil.rmtree(work / "log")  # without curves, too
     assert main.main(TEST) == 0
+    assert "No image has a label" in (work / "results" / "unet" / "em" / "index.html").read_text()
     assert "mean" in (work / "results" / "unet" / "em" / "metrics.csv").read_text()
 
 

@@ -132,10 +132,14 @@ function filters() {
   };
 }
 
-function drawFilters() {
+/** Draw the filters whose name begins so; the browser paints anew what they are on. */
+function drawFilters(beginning = "") {
   const area = { x: 0, y: 0, width: "100%", height: "100%", "color-interpolation-filters": "sRGB" };
-  const made = Object.entries(filters()).map(([id, primitives]) => svg("filter", { id, ...area }, ...primitives));
-  find("#filters").replaceChildren(...made);
+  for (const [id, primitives] of Object.entries(filters())) {
+    if (!id.startsWith(beginning)) continue;
+    document.getElementById(id)?.remove();
+    find("#filters").append(svg("filter", { id, ...area }, ...primitives));
+  }
 }
 
 // --- layers, threshold and classes
@@ -162,7 +166,7 @@ function setThreshold(value) {
   const shown = ((state.threshold + 0.5) / 255).toFixed(2);
   find("#threshold").value = state.threshold;
   find("#threshold-value").value = shown;
-  drawFilters();
+  drawFilters("output-");
   for (const card of cards) {
     const line = find(".live", card);
     if (line) line.textContent = `pixel error ${percent(errorAt(imageOf(card)))} at threshold ${shown}`;
@@ -449,8 +453,8 @@ function listen() {
 }
 
 document.body.append(svg("svg", { id: "filters", width: 0, height: 0, "aria-hidden": true, style: "position: absolute" }));
+drawFilters();
 if (isTwo) setThreshold(data.threshold);
-else drawFilters();
 for (const button of document.querySelectorAll(".by")) button.setAttribute("aria-pressed", button.dataset.score === state.score);
 drawChart();
 for (const card of cards) nearby.observe(find(".stage", card));
