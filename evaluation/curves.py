@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+
+from utils import say
 
 Points = list[tuple[float, float]]  # (epoch, value)
 GROUPS = {  # title of a chart -> the names of its curves, or what they begin with
@@ -16,7 +19,8 @@ GROUPS = {  # title of a chart -> the names of its curves, or what they begin wi
     "segments of the validation set": ("max/v_rand", "max/v_info"),
 }
 MAX_POINT = 1000  # points of a curve that are kept
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 360, 190, 44, 8, 24  # of a chart and of the margins around its lines
+WIDTH, HEIGHT = 360, 190  # of a chart
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 8, 24  # margins around its lines
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Chart:
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
+    right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
 
@@ -50,7 +55,11 @@ def read_curves(folder: Path) -> dict[str, Points]:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), {"scalars": MAX_POINT, "images": 1, "tensors": 1}).Reload()
+    try:
+        events = EventAccumulator(str(folder), {"scalars": MAX_POINT, "images": 1, "tensors": 1}).Reload()
+    except OSError as error:
+        say(f"warning: {folder}: can't be read ({error.strerror or error}): no training curves", sys.stderr)
+        return {}
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
@@ -74,7 +83,7 @@ def _chart(title: str, curves: dict[str, Points], epoch: int | None) -> Chart:
     x_range, y_range = (_range(point[axis] for points in curves.values() for point in points) for axis in (0, 1))
 
     def x(value: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - 6) * (value - x_range[0]) / (x_range[1] - x_range[0]), 1)
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - x_range[0]) / (x_range[1] - x_range[0]), 1)
 
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - y_range[0]) / (y_range[1] - y_range[0]), 1)

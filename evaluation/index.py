@@ -20,7 +20,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 LOW_IS_GOOD = ("loss", "pixel_error", "warping_error", "num_split", "num_merger")
 SORTED_BY = ("pixel_error", "loss")  # the first of these scores that there is sorts the images
 MAIN = ("loss", "pixel_error", "dice_", "v_rand", "v_info", "object_f1")  # first part of a card's scores, by beginning
-COLOURS = {"label": "#56b4e9", "output": "#e69f00", "confused": "#cc79a7"}  # told apart by colour-blind readers
+# what only the label has, only the output has, or both with other classes: told apart by colour-blind readers, and with
+# several classes also from the colours of these
+COLOURS = {"label": "#56b4e9", "output": "#e69f00"}
+COLOURS_OF_SEVERAL = {"label": "#ffffff", "output": "#ff2ad4", "confused": "#b6ff00"}
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ def write_index(folder: Path, goal: Path, run: Run, summary: dict[str, Any], car
     cards : sequence of Card
         The images, in the order of their numbers.
     """
+    # here, since a training, which has no use for it, imports this module
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -221,7 +225,7 @@ def _data(summary: dict[str, Any], cards: Sequence[Card], names: list[str], by: 
     """What the script works with."""
     return {
         "classes": classes_of(summary),
-        "colours": COLOURS,
+        "colours": COLOURS if len(summary["classes"]) == 2 else COLOURS_OF_SEVERAL,
         "notAnnotated": NOT_ANNOTATED,
         "threshold": _in_8_bits(summary["pixel_threshold"]),
         "lowIsGood": [name for name in names if name in LOW_IS_GOOD],

@@ -80,7 +80,7 @@ function outline(colour, radius, parts) {
 /** Label in red and output in green, both on the pixels of the wrong class in blue, become missed, added, confused. */
 function errorColours() {
   const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255);
-  const colours = [data.colours.label, data.colours.output, data.colours.confused].map(rgb);
+  const colours = [data.colours.label, data.colours.output, data.colours.confused ?? "#000000"].map(rgb);
   const rows = [0, 1, 2].map((channel) => `${colours.map((colour) => colour[channel]).join(" ")} 0 0`);
   return [
     matrix("1 -1 0 0 0  -1 1 0 0 0  1 1 1 0 -2  0 0 0 0 1"),
@@ -415,8 +415,9 @@ function press(event) {
 
 // --- start
 
-function listen() {
-  const on = (selector, event, action, options) => find(selector)?.addEventListener(event, action, options);
+const on = (selector, event, action, options) => find(selector)?.addEventListener(event, action, options);
+
+function listenOnPage() {
   on(".toolbar", "change", ({ target }) => {
     if (target.dataset.layer) toggleLayer(target.dataset.layer);
     if (target.dataset.class) toggleClass(Number(target.dataset.class));
@@ -438,6 +439,9 @@ function listen() {
   on("#cards", "input", ({ target }) => {
     if (target.matches(".wipe")) find(".stage", target.closest(".card")).style.setProperty("--wipe", `${target.value}%`);
   });
+}
+
+function listenInLargeView() {
   for (const button of document.querySelectorAll(".show-help")) button.addEventListener("click", toggleHelp);
   on("#previous", "click", () => step(-1));
   on("#next", "click", () => step(1));
@@ -458,4 +462,5 @@ if (isTwo) setThreshold(data.threshold);
 for (const button of document.querySelectorAll(".by")) button.setAttribute("aria-pressed", button.dataset.score === state.score);
 drawChart();
 for (const card of cards) nearby.observe(find(".stage", card));
-listen();
+listenOnPage();
+listenInLargeView();

@@ -87,3 +87,12 @@ def write_three_classes(folder):
     }
     write_index(folder, folder, run_of(), summary, [Card("0000", "00000.npy", label.shape, {"pixel_error": 0.1})])
     return (folder / "index.html").as_uri()
+
+
+def write_unlabelled(folder):
+    """Page of one image of two classes without a label."""
+    pixels, _, probability = scene(0)
+    save_images(folder / "images", 0, {"input": pixels, "output": probability})
+    summary = summary_of() | {"mean": {}, "majority": {}}
+    write_index(folder, folder, run_of(), summary, [Card("0000", "00000.npy", pixels.shape, {})])
+    return (folder / "index.html").as_uri()

@@ -128,7 +128,7 @@ def test_curves_of_a_training_are_drawn_within_their_chart():
     assert [chart.title for chart in found] == ["loss"]
     train, validation = found[0].lines
     assert (train.name, train.last, validation.last) == ("loss train", 0.25, 0.3)
-    assert train.points == "44.0,8.0 199.0,113.3 354.0,166.0" and found[0].marked == 354.0
+    assert train.points == "44.0,8.0 195.0,113.3 346.0,166.0" and found[0].marked == 346.0
     assert [text for _, text in found[0].x_ticks] == ["1", "2", "3"]
 
 
@@ -137,13 +137,15 @@ def test_curves_that_are_level_short_or_not_finite_are_no_error():
     assert charts({"loss/train": [(1, 1.0)], "loss/val": [(1, nan), (2, nan)]}) == []
     assert charts({}) == []
     level = charts({"loss/train": [(1, 0.5), (2, 0.5), (3, nan)]}, 9)[0]
-    assert level.marked is None and level.lines[0].points == "44.0,87.0 354.0,87.0"
+    assert level.marked is None and level.lines[0].points == "44.0,87.0 346.0,87.0"
 
 
-def test_a_folder_without_a_log_has_no_curves(tmp_path):
+def test_a_folder_without_a_log_that_can_be_read_has_no_curves(tmp_path, capsys):
     assert read_curves(tmp_path) == {} and read_curves(tmp_path / "none") == {}
     (tmp_path / "events.out.tfevents.1").write_bytes(b"damaged")
-    assert read_curves(tmp_path) == {}
+    assert read_curves(tmp_path) == {} and capsys.readouterr().err == ""
+    (tmp_path / "events.out.tfevents.2").mkdir()
+    assert read_curves(tmp_path) == {} and "no training curves" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("low,high", [(0, 1e-6), (1, 3), (-2.5, 1e6), (0.999, 1.001), (1, 10_000)])

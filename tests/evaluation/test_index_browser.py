@@ -244,12 +244,13 @@ def test_classes_are_switched_on_and_off(page, three):
     page.click("[data-class='1']")
     only(page, "errors")
     shown = page.picture("#image-0000 .stage")
-    assert is_near(shown, (204, 121, 167))[20:40, 30:40].all()  # another class
-    assert is_near(shown, BLUE)[8:56, 48:56].all() and (shown[:56, :30] == 120).all()
+    green, white, magenta = (182, 255, 0), (255, 255, 255), (255, 42, 212)
+    assert is_near(shown, green, 80)[20:40, 30:40].all()  # another class
+    assert is_near(shown, white, 80)[8:56, 48:56].all() and (shown[:56, :30] == 120).all()
     only(page, "output-line")
     shown = page.shot("#image-0000 .stage")
     middle = shown[shown.shape[0] * 30 // 64]  # crosses the border of the cell, and that of the nucleus in it
-    columns = np.flatnonzero(is_near(middle, ORANGE, 10)) * 64 / len(middle)
+    columns = np.flatnonzero(is_near(middle, magenta, 10)) * 64 / len(middle)
     assert {int(column + 0.5) for column in columns} == {8, 20, 30, 48}
 
 
@@ -278,3 +279,14 @@ def test_layers_are_there_only_near_the_window(page, tmp_path):
     page.run(f"document.querySelector('{last}').scrollIntoView()")
     page.wait_for_layers(last)
     page.wait_for(f"!document.querySelector('{first} .layer')")
+
+
+def test_an_image_without_a_label_shows_input_and_output(page, tmp_path):
+    page.open(pages.write_unlabelled(tmp_path))
+    page.wait_for_layers("#image-0000")
+    only(page, "errors", "label-line", "output-fill")
+    shown, output = page.picture("#image-0000 .stage"), pages.scene(0)[2]
+    assert np.array_equal(shown[..., 0] > shown[..., 2], output > 127)
+    page.click(".card .stage")
+    captions = "[...document.querySelectorAll('.panels figcaption')].map(caption => caption.textContent)"
+    assert page.run(captions) == ["input with layers", "output"]
