@@ -14,7 +14,7 @@ import numpy as np
 from files import finish_exchange
 from images.rows import Rows
 from images.statistics import Moments, ObjectSizes, image_statistics, is_wide
-from utils import UserError, natural_key
+from utils import UserError, natural_key, printable
 
 if TYPE_CHECKING:  # not at run time: a database is made in half the time without torch
     from torch import Tensor
@@ -409,6 +409,54 @@ def load_info(folder: Path) -> DataInfo:
         raise UserError(f"{folder}/train: {len(values)} label values, only {MAX_CLASS} are allowed: use class labels")
     values = [0, 255] if set(values) <= {0, 255} else values
     return describe((file.open(values) for file in files), values)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a sample comes from.
+
+    Attributes
+    ----------
+    name : str
+        Name of the image file, with the page and the rows and columns where the sample is a part of it.
+    pixel_size : (float, float) or None
+        Height and width of a pixel [µm], if the file gives it.
+    """
+
+    name: str
+    pixel_size: tuple[float, float] | None = None
+
+
+def sample_origins(folder: Path, split: str) -> dict[str, Origin]:
+    """Origin of the samples of a split by the names of their files, as far as the description of the database has it.
+
+    Databases of earlier versions have no pixel size, and those of pytorch-UNET no origins.
+    """
+    path = find_description(folder)
+    samples = json.loads(path.read_text("utf-8")).get("samples") if path else None
+    if not isinstance(samples, dict):
+        return {}
+    entries = {
+        name: [entry for entry in of if isinstance(entry, dict) and isinstance(entry.get("source"), str)]
+        for name, of in samples.items()
+        if isinstance(of, list)
+    }
+    stacks = {entry["source"] for of in entries.values() for entry in of if entry.get("frame")}  # of several pages
+    return {str(entry.get("file")): _origin(entry, paged=entry["source"] in stacks) for entry in entries.get(split, [])}
+
+
+def _origin(entry: dict[str, Any], *, paged: bool) -> Origin:
+    """Origin as its entry in the description tells it."""
+    parts = [entry["source"]]
+    if isinstance(entry.get("series"), str):
+        parts.append(entry["series"])
+    elif paged and isinstance(entry.get("frame"), int):
+        parts.append(f"page {entry['frame'] + 1}")
+    for name in ("rows", "columns"):
+        if _are_numbers(entry.get(name), 2):
+            parts.append("{} {} to {}".format(name, *entry[name]))
+    size: Any = entry.get("pixel_size")
+    return Origin(printable(", ".join(parts)), (size[0], size[1]) if _are_numbers(size, 2, 1e-9) else None)
 
 
 def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[tuple[int, int]]:

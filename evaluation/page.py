@@ -1,16 +1,13 @@
-"""Result files of a test besides its pictures: index.html, metrics.json and metrics.csv."""
+"""Tables of the scores of a test: metrics.json, metrics.csv, and as text."""
 
 from __future__ import annotations
 
 import csv
-import html
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from evaluation.pictures import KINDS, picture_name
 
 Scores = dict[str, float]  # name of a score -> value
 MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # columns before and after Dice
@@ -100,69 +97,3 @@ def format_confusion(counts: np.ndarray, names: list[str]) -> str:
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def write_index(folder: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write `index.html`: pictures and scores of each image, and how the run was made.
-
-    Parameters
-    ----------
-    folder : Path
-        The result folder with `images/`, whose pictures the page shows.
-    title : str
-        Heading.
-    rows : list of dict
-        As for `write_metrics`, followed by rows without pictures (mean, baseline).
-    facts : dict
-        Names and values of the command and the configuration.
-    """
-    names = [name for name in _columns(rows) if name != "image"]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("image", *KINDS, *names))
-    body = "\n".join(_index_row(folder, row, names) for row in rows)
-    table = "\n".join(
-        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
-    )
-    page = _PAGE.format(title=html.escape(title), head=head, body=body, facts=table)
-    (folder / "index.html").write_text(page, "utf-8")
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 14px sans-serif; margin: 1em; }}
-table {{ border-collapse: collapse; margin-bottom: 2em; }}
-th, td {{ padding: 4px 6px; text-align: center; border-bottom: 1px solid #ccc; }}
-.facts th, .facts td {{ text-align: left; font-family: monospace; font-weight: normal; }}
-img {{ width: 256px; image-rendering: pixelated; display: block; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-<h2>How it was made</h2>
-<table class="facts">
-<tbody>
-{facts}
-</tbody>
-</table>
-</body>
-</html>
-"""
-
-
-def _index_row(folder: Path, row: dict[str, Any], names: list[str]) -> str:
-    cells = [f"<td>{html.escape(str(row['image']))}</td>"]
-    for kind in KINDS:
-        name = f"images/{picture_name(row['image'], kind)}"
-        picture = f'<img src="{html.escape(name)}" alt="{kind}">' if (folder / name).exists() else ""
-        cells.append(f"<td>{picture}</td>")
-    cells += [f"<td>{html.escape(_cell(row.get(name)))}</td>" for name in names]
-    return f"<tr>{''.join(cells)}</tr>"

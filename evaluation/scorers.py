@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset import IGNORE, DataInfo, SampleFile, check_samples, check_values
+from dataset import IGNORE, DataInfo, Origin, SampleFile, check_samples, check_values
 from distributed import World
 from evaluation import metrics
+from evaluation.index import Card
 from evaluation.otsu import otsu_mask
 from evaluation.page import Scores
-from evaluation.pictures import Pictures, image_name, label_picture, probability_picture, save_images
+from evaluation.pictures import (
+    Pictures,
+    image_name,
+    label_picture,
+    probability_picture,
+    save_images,
+    wrong_pixels,
+)
 from images.drawing import input_picture
 from prediction.objects import (
     KEEP_ALL,
@@ -364,16 +372,22 @@ class ImageScores:
         (K, K) confusion matrix of the annotated pixels.
     annotated : float
         Fraction of its pixels that are annotated.
+    shape : (int, int)
+        Height and width [px].
+    wrong : list of int
+        Number of wrong pixels of the output's picture for each threshold (`wrong_pixels`) in an image of two classes.
     """
 
     index: int
     predicted: set[int]
+    shape: tuple[int, int]
     matrix: np.ndarray
     annotated: float = 1.0
     scores: Scores = field(default_factory=dict)
     baseline: Scores = field(default_factory=dict)
     otsu: Scores = field(default_factory=dict)
     challenge: dict[str, np.ndarray] | None = None
+    wrong: list[int] = field(default_factory=list)
 
 
 class TestScorer:
@@ -390,6 +404,8 @@ class TestScorer:
         of the foreground is greater. Pixels count for the most probable class.
     object_filter : ObjectFilter
         Which of the objects found are scored.
+    origins : dict of str to Origin
+        Origin of each sample by the name of its file, as far as it is known.
 
     Attributes
     ----------
@@ -407,8 +423,10 @@ class TestScorer:
         files: list[SampleFile],
         predictor: Predictor,
         object_filter: ObjectFilter = KEEP_ALL,
+        origins: dict[str, Origin] | None = None,
     ) -> None:
         self.folder, self.files, self.info, self.object_filter = folder, files, predictor.info, object_filter
+        self.origins = origins or {}
         self.background, self.threshold = predictor.background, predictor.object_threshold
         self.images: list[ImageScores] = []
         self.predicted: set[int] = set()
@@ -423,7 +441,8 @@ class TestScorer:
 
     def _scored(self, image: Segmented) -> ImageScores:
         """Scores of an image."""
-        found = ImageScores(image.index, set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist()), image.matrix)
+        predicted = set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist())
+        found = ImageScores(image.index, predicted, image.classes.shape, image.matrix)
         if image.label is None:
             return found
         label, known = image.label, image.known
@@ -434,6 +453,9 @@ class TestScorer:
             foreground = image.foreground(self.background)
             found.challenge = metrics.challenge_scores(label != self.background, foreground, known=known)
             found.otsu = self._otsu_scores(image.image, label, known)
+            output = probability_picture(image.probability)
+            output = output if self.background == 0 else 255 - output
+            found.wrong = wrong_pixels(label != self.background, output, known)
         return found
 
     def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
@@ -539,13 +561,25 @@ class TestScorer:
 
     @property
     def rows(self) -> list[dict[str, str | float]]:
-        """Number, sample and scores of each image, and which fraction is annotated where that is not all of them."""
+        """Number, sample, source and scores of each image, and the fraction that is annotated if that is not all."""
         rows: list[dict[str, str | float]] = []
         for image in self.images:
-            names = {"image": image_name(image.index), "sample": self.files[image.index].input.name}
+            sample = self.files[image.index].input.name
+            source = {"source": self.origins[sample].name} if sample in self.origins else {}
+            names = {"image": image_name(image.index), "sample": sample, **source}
             annotated = {"annotated": image.annotated} if self.is_partial and image.scores else {}
             rows.append({**names, **annotated, **image.scores})
         return rows
+
+    def cards(self) -> list[Card]:
+        """The images as the page shows them."""
+        cards = []
+        for image in self.images:
+            sample = self.files[image.index].input.name
+            origin = self.origins.get(sample, Origin(""))
+            shown = (image_name(image.index), sample, image.shape, image.scores, origin.name, origin.pixel_size)
+            cards.append(Card(*shown, image.wrong, image.annotated if image.scores else 1.0))
+        return cards
 
     def table(self) -> list[dict[str, str | float]]:
         """Rows of the images, of their mean, of always predicting the majority class, and of Otsu's threshold."""

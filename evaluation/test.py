@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import torch
 import checkpoint
 from checkpoint import Checkpoint
 from config import Config, as_typed
-from dataset import ENTRIES, list_samples
+from dataset import ENTRIES, list_samples, sample_origins
 from distributed import World
-from evaluation import page
+from evaluation import curves, index, page
 from evaluation.scorers import TestScorer, checked_samples, segment
 from files import atomic_folder
 from prediction.objects import KEEP_ALL
@@ -44,8 +46,8 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
         predictor = predictor_of(tested.items(), device, None, config.background)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(config.folder("result"), world) as folder:
-            chosen = KEEP_ALL._replace(**config.given_filter)
-            scorer = TestScorer(folder / "images", files, predictor, chosen)
+            chosen, origins = KEEP_ALL._replace(**config.given_filter), sample_origins(database, config.split)
+            scorer = TestScorer(folder / "images", files, predictor, chosen, origins)
             for image in segment(predictor, files, world, tta=config.tta, tile=config.tile):
                 scorer(image)
             scorer.finish(world.gather)
@@ -77,8 +79,40 @@ def _write(folder: Path, scorer: TestScorer, config: Config, tested: dict[Path, 
     """Write the tables of a test and its page."""
     facts = {"command": command_line(), **_origin(tested), "split": config.split}
     page.write_metrics(folder, facts | scorer.summary(), scorer.rows)
-    title = f"{', '.join(config.scopes)} / {config.name_data}: {scorer.legend}"
-    page.write_index(folder, title, scorer.table(), facts | _flags(tested.values()))
+    index.write_index(
+        folder,
+        config.folder("result"),
+        index.Run(
+            title=f"{', '.join(config.scopes)} / {config.name_data}",
+            legend=scorer.legend,
+            facts=facts,
+            checkpoints=[(f"epoch {saved.epoch}", path) for path, saved in tested.items()],
+            commands=[_typed_command(saved.config) for saved in tested.values()],
+            flags=_flags(tested.values()),
+            charts=_charts(config, [saved.epoch for saved in tested.values()]),
+        ),
+        scorer.summary(),
+        scorer.cards(),
+    )
+
+
+def _charts(config: Config, epochs: list[int]) -> dict[str, list[curves.Chart]]:
+    """Curves of each network from its log, as far as there is one."""
+    found = {}
+    for scope, epoch in zip(config.scopes, epochs, strict=True):
+        folder = replace(config, scope=scope).folder("log")
+        found[scope] = curves.charts(curves.read_curves(folder), epoch)
+    return found
+
+
+def _typed_command(flags: dict[str, Any]) -> str:
+    """Command of a training with the flags that differ from their defaults."""
+    default = Config().as_typed()
+    words = ["python", "main.py"]
+    for name, value in as_typed(flags).items():
+        if name not in default or value != default[name]:
+            words += [name, *map(str, value if isinstance(value, (tuple, list)) else [value])]
+    return shlex.join(words)
 
 
 def _origin(tested: dict[Path, Checkpoint]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from config import NO_LABEL, DatabaseFlags
 from dataset import ENTRIES, IGNORE, DataInfo, SampleFile, describe, write_sample
 from files import atomic_folder, finish_exchange, locked
 from images.choice import Choice
-from images.frames import Frame, forget_files, sha256
+from images.frames import Frame, forget_files, read_geometry, sha256
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
@@ -28,6 +28,7 @@ from utils import FlagError, UserError, say
 OTHER_NAME = "choose another --name_data"
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
+PRINTED = 25  # [µm] of a pixel at 1016 dpi: larger ones are of a print, as of 72 dpi, which many programs write
 
 
 def make_database(flags: DatabaseFlags) -> None:
@@ -182,12 +183,16 @@ def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, 
 def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict[str, Any]:
     """Origin of the samples: split, source files with hashes, and source of each sample."""
     sources = dict.fromkeys(path for pair in pairs for path in pair.files)
+    sizes = {path: _pixel_size(pair.input) for path, pair in {pair.input.path: pair for pair in pairs}.items()}
     return {
         "split": {"kind": flags.split, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
         "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
         "samples": {
             split: [
-                {"file": f"{number:05d}.npy", "source": pair.input.path.name} | _place(pair.input) | _region(pair)
+                {"file": f"{number:05d}.npy", "source": pair.input.path.name}
+                | _place(pair.input)
+                | _region(pair)
+                | sizes[pair.input.path]
                 for number, pair in enumerate(members)
             ]
             for split, members in splits.items()
@@ -199,6 +204,13 @@ def _place(frame: Frame) -> dict[str, Any]:
     """Index of a frame in its file, the name of its series such as a well, and the channels if some were chosen."""
     series = {"series": frame.series} if frame.series else {}
     return {"frame": frame.index} | series | ({"channels": list(frame.channels)} if frame.channels else {})
+
+
+def _pixel_size(frame: Frame) -> dict[str, list[float]]:
+    """Height and width of a pixel [µm]; empty if the file doesn't give them."""
+    geometry = read_geometry([frame])
+    size = [geometry.pixel.get(axis, 0.0) for axis in "YX"]
+    return {"pixel_size": size} if geometry.unit == "micron" and 0 < min(size) <= max(size) < PRINTED else {}
 
 
 def _region(pair: Pair) -> dict[str, list[int]]:

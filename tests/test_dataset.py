@@ -10,10 +10,12 @@ from conftest import SMALL
 from dataset import (
     IGNORE,
     DataInfo,
+    Origin,
     SampleFile,
     describe,
     list_samples,
     load_info,
+    sample_origins,
     write_sample,
 )
 from main import main
@@ -188,3 +190,31 @@ def test_a_split_without_samples_says_what_to_do(described, fails):
 def test_pictures_show_8_bits_as_they_are_and_other_images_without_their_rarest_values(values, dtype, expected):
     info = describe([(values.astype(dtype)[None, :, None], None)], [0, 1])
     assert info.value_range == pytest.approx(expected, abs=0.5)
+
+
+# --- origins of the samples
+
+
+def describe_samples(folder, **splits):
+    (folder / "dataset.json").write_text(json.dumps({"samples": splits}))
+
+
+def test_the_origin_of_a_sample_names_file_page_and_region(tmp_path):
+    test = [
+        {"file": "00000.npy", "source": "stack.tif", "frame": 2},
+        {"file": "00001.npy", "source": "one\x1b.png", "frame": 0, "rows": [0, 9], "pixel_size": [0.5, 0.25]},
+    ]
+    describe_samples(tmp_path, train=[{"file": "00000.npy", "source": "stack.tif", "frame": 0}], test=test)
+    assert sample_origins(tmp_path, "train") == {"00000.npy": Origin("stack.tif, page 1")}
+    found = sample_origins(tmp_path, "test")
+    assert found["00000.npy"] == Origin("stack.tif, page 3")
+    assert found["00001.npy"] == Origin(r"one\x1b.png, rows 0 to 9", (0.5, 0.25))
+
+
+@pytest.mark.parametrize(
+    "samples", [None, [], {"test": 5}, {"test": [5, {}, {"file": "a", "source": 3, "frame": "x"}]}]
+)
+def test_a_database_without_origins_is_read(tmp_path, samples):
+    (tmp_path / "dataset.json").write_text(json.dumps({} if samples is None else {"samples": samples}))
+    assert sample_origins(tmp_path, "test") == {}
+    assert sample_origins(tmp_path, "val") == {}

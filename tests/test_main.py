@@ -1,7 +1,9 @@
+import csv
 import html
 import json
 import re
 import resource
+import shlex
 import shutil
 
 import numpy as np
@@ -43,6 +45,8 @@ def test_the_four_commands_end_to_end(trained, work, capsys):
     share = (sample["label"] == 1).mean()
     assert scores["majority"]["dice_cell"] == pytest.approx(2 * share / (1 + share))
     assert scores["mean"]["dice_cell"] == scores["images"][0]["dice_cell"]
+    assert (scores["images"][0]["sample"], scores["images"][0]["source"]) == ("00000.npy", "train-volume.tif, page 8")
+    assert "<h3>train-volume.tif, page 8</h3>" in (folder / "index.html").read_text()
     out = capsys.readouterr().out
     otsu = next(line for line in out.splitlines() if line.startswith("otsu"))
     assert f" {scores['baseline_otsu']['pixel_error']:.4f} " in otsu and "percentage" not in out
@@ -67,14 +71,19 @@ def test_the_architecture_comes_from_the_checkpoint_and_an_epoch_can_be_chosen(t
         scores = json.loads((work / "results" / "unet" / "em" / "metrics.json").read_text())
         assert scores["epoch"] == epoch and scores["checkpoint"].endswith(f"model_epoch000{epoch}.pth")
         assert f"epoch {epoch};" in capsys.readouterr().out
+        page = (work / "results" / "unet" / "em" / "index.html").read_text()
+        assert f"model_epoch000{epoch}.pth" in page and "loss train" in page  # the curves of the log
 
 
 def test_the_page_names_the_flags_of_the_training_as_they_are_typed(trained, work):
     assert main.main(TEST) == 0
     page = (work / "results" / "unet" / "em" / "index.html").read_text()
-    facts = dict(re.findall(r"<tr><th>(--\w+)</th><td>(.*?)</td></tr>", page))
+    facts = dict(re.findall(r'<tr><th scope="row">(--\w+)</th><td>(.*?)</td></tr>', page))
     typed = [html.unescape(part) for fact in facts.items() for part in fact]
     assert parse(Config, typed, None) == parse(Config, [*SMALL, "--num_epoch", "1"], None)
+    command = next(line for line in re.findall(r"<pre.*?>(.*?)</pre>", page) if "--nch_ker" in line)
+    assert command.startswith("python main.py ") and len(command.split()) == 2 + len(SMALL) + 2
+    assert parse(Config, shlex.split(html.unescape(command))[2:], None) == parse(Config, typed, None)
 
 
 def test_names_in_files_and_of_files_do_not_steer_the_terminal(trained, work, capfd):
@@ -107,7 +116,9 @@ def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
     shutil.rmtree(trained / "test")
     (trained / "test").mkdir()
     write_sample(trained / "test" / "00000.npy", sample["input"], None)
+    shutil.rmtree(work / "log")  # without curves, too
     assert main.main(TEST) == 0
+    assert "No image has a label" in (work / "results" / "unet" / "em" / "index.html").read_text()
     assert "mean" in (work / "results" / "unet" / "em" / "metrics.csv").read_text()
 
 
@@ -115,7 +126,7 @@ def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, wo
     assert main.main(TEST) == 0
     folder = work / "results" / "unet" / "em"
     full = json.loads((folder / "metrics.json").read_text())["images"][0]
-    assert "annotated" not in full and "not annotated" not in (folder / "index.html").read_text()
+    assert "annotated" not in full and "veil on what is not annotated" not in (folder / "index.html").read_text()
     info = json.loads((trained / "dataset.json").read_text()) | {"ignore": 128}
     (trained / "dataset.json").write_text(json.dumps(info))
     sample = np.load(trained / "test" / "00000.npy")
@@ -131,9 +142,12 @@ def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, wo
         assert mean == pytest.approx(full[score], abs=1e-12)
     with Image.open(folder / "images" / "0001-label.png") as picture:
         assert np.array_equal(np.asarray(picture), np.where(left, sample["label"] * 255, 128))
-    assert "not annotated" in (folder / "index.html").read_text() and "not annotated" in capsys.readouterr().out
-    header, *rows = (folder / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 4 and {line.count(",") for line in rows} == {header.count(",")}
+    assert (
+        "veil on what is not annotated" in (folder / "index.html").read_text()
+        and "not annotated" in capsys.readouterr().out
+    )
+    header, *rows = csv.reader((folder / "metrics.csv").read_text().splitlines())
+    assert len(rows) == 4 and {len(row) for row in rows} == {len(header)}
     assert display_result.main([]) == 0
 
 

@@ -263,3 +263,19 @@ def test_pictures_show_the_grey_values_that_are_there(work, image, expected):
     tifffile.imwrite(folder / "train-volume.tif", image, photometric="minisblack")
     assert make([]) == 0
     assert info(work)["value_range"] == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"imagej": True, "resolution": (2, 4), "metadata": {"axes": "ZYX", "unit": "um"}}, [0.25, 0.5]),
+        ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),  # of a print
+        ({"imagej": True, "resolution": (2, 2), "metadata": {"axes": "ZYX", "unit": "pixel"}}, None),
+        ({}, None),
+    ],
+)
+def test_the_size_of_a_pixel_is_kept_where_the_image_has_one(work, options, expected):
+    folder = write_stacks(work / "datasets" / "em")
+    tifffile.imwrite(folder / "train-volume.tif", noise(5, 32, 32), photometric="minisblack", **options)
+    assert make([]) == 0
+    assert info(work)["samples"]["test"][0].get("pixel_size") == expected

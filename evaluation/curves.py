@@ -1,0 +1,120 @@
+"""Curves of a training, read from its TensorBoard log, as the lines of small charts."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from utils import say
+
+Points = list[tuple[float, float]]  # (epoch, value)
+GROUPS = {  # title of a chart -> the names of its curves, or what they begin with
+    "loss": ("loss/train", "loss/val"),
+    "pixel error of the validation set": ("pixel_error", "min_pixel_error"),
+    "Dice of the validation set": ("dice/",),
+    "segments of the validation set": ("max/v_rand", "max/v_info"),
+}
+MAX_POINT = 1000  # points of a curve that are kept
+WIDTH, HEIGHT = 360, 190  # of a chart
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 8, 24  # margins around its lines
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: its name and last value, and its points as in the attribute `points` of an SVG polyline."""
+
+    name: str
+    last: float
+    points: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines with one scale, and the places and texts of the ticks of both axes."""
+
+    title: str
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    marked: float | None  # place of the epoch that was tested
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def read_curves(folder: Path) -> dict[str, Points]:
+    """Curves of the event files in a folder, as TensorBoard shows them; empty if there are none."""
+    if not any(folder.glob("events*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    try:
+        events = EventAccumulator(str(folder), {"scalars": MAX_POINT, "images": 1, "tensors": 1}).Reload()
+    except OSError as error:
+        say(f"warning: {folder}: can't be read ({error.strerror or error}): no training curves", sys.stderr)
+        return {}
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def charts(curves: dict[str, Points], epoch: int | None = None) -> list[Chart]:
+    """Charts of losses and scores; `epoch` is marked in each."""
+    found = []
+    for title, names in GROUPS.items():
+        of_chart = {
+            name: [point for point in points if math.isfinite(point[1])]
+            for name, points in curves.items()
+            if name.startswith(names)
+        }
+        of_chart = {name: points for name, points in of_chart.items() if len(points) > 1}
+        if of_chart:
+            found.append(_chart(title, of_chart, epoch))
+    return found
+
+
+def _chart(title: str, curves: dict[str, Points], epoch: int | None) -> Chart:
+    """Chart of curves, each with at least two points."""
+    x_range, y_range = (_range(point[axis] for points in curves.values() for point in points) for axis in (0, 1))
+
+    def x(value: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - x_range[0]) / (x_range[1] - x_range[0]), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - y_range[0]) / (y_range[1] - y_range[0]), 1)
+
+    lines = [
+        Line(name.replace("/", " "), points[-1][1], " ".join(f"{x(step)},{y(value)}" for step, value in points))
+        for name, points in curves.items()
+    ]
+    marked = x(epoch) if epoch is not None and x_range[0] <= epoch <= x_range[1] else None
+    x_ticks = [(x(tick), f"{tick:g}") for tick, _ in ticks(*x_range) if float(tick).is_integer()]
+    return Chart(title, lines, x_ticks, [(y(tick), text) for tick, text in ticks(*y_range)], marked)
+
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    """Least and greatest value, apart from each other."""
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers from `low` to `high`, three to seven of them, with their texts.
+
+    >>> [text for _, text in ticks(0.12, 0.4)], [text for _, text in ticks(1, 300)]
+    (['0.15', '0.20', '0.25', '0.30', '0.35', '0.40'], ['50', '100', '150', '200', '250', '300'])
+    """
+    rough = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * 0.999)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    numbers = [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    assert all(a < b for a, b in pairwise(numbers))
+    return [(number, f"{number:.{digits}f}") for number in numbers]

@@ -1,0 +1,245 @@
+"""The page of a test, `index.html`: all it shows, filled into the template in `templates/`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from evaluation.curves import Chart
+from evaluation.page import Scores
+from evaluation.pictures import KINDS, NOT_ANNOTATED, palette, picture_name
+from utils import printable
+
+TEMPLATES = Path(__file__).parent / "templates"
+LOW_IS_GOOD = ("loss", "pixel_error", "warping_error", "num_split", "num_merger")
+SORTED_BY = ("pixel_error", "loss")  # the first of these scores that there is sorts the images
+MAIN = ("loss", "pixel_error", "dice_", "v_rand", "v_info", "object_f1")  # first part of a card's scores, by beginning
+# what only the label has, only the output has, or both with other classes: told apart by colour-blind readers, and with
+# several classes also from the colours of these
+COLOURS = {"label": "#56b4e9", "output": "#e69f00"}
+COLOURS_OF_SEVERAL = {"label": "#ffffff", "output": "#ff2ad4", "confused": "#b6ff00"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """An image as the page shows it.
+
+    Attributes
+    ----------
+    image, sample : str
+        Its number and the name of its sample.
+    shape : (int, int)
+        Height and width [px].
+    scores : dict of str to float
+        Its scores; empty without a label.
+    name : str
+        Name of the original file; empty if it is not known.
+    pixel_size : (float, float) or None
+        Height and width of a pixel [µm].
+    wrong : list of int
+        Number of wrong pixels for each threshold, as of `wrong_pixels`; empty with more than two classes.
+    annotated : float
+        Fraction of its pixels that are annotated.
+    """
+
+    image: str
+    sample: str
+    shape: tuple[int, int]
+    scores: Scores
+    name: str = ""
+    pixel_size: tuple[float, float] | None = None
+    wrong: list[int] = field(default_factory=list)
+    annotated: float = 1.0
+
+    @property
+    def title(self) -> str:
+        """Name of the original file, otherwise of the sample."""
+        return printable(self.name or self.sample)
+
+    @property
+    def main_scores(self) -> Scores:
+        """The scores that most readers look at."""
+        return {name: value for name, value in self.scores.items() if name.startswith(MAIN)}
+
+    @property
+    def more_scores(self) -> Scores:
+        """The other ones."""
+        return {name: value for name, value in self.scores.items() if name not in self.main_scores}
+
+    @property
+    def scale_bar(self) -> tuple[float, str] | None:
+        """Length in percent of the width, and text, of a bar of a round length; None without a pixel size."""
+        if self.pixel_size is None:
+            return None
+        width = self.shape[1] * self.pixel_size[1]
+        length = round_below(width / 4)
+        return 100 * length / width, with_unit(length)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a test was made.
+
+    Attributes
+    ----------
+    title : str
+        Name of the networks and of the database.
+    legend : str
+        Text with the classes and thresholds.
+    facts : dict
+        Names and values of the command.
+    checkpoints : list of (str, Path)
+        Name and file of each checkpoint.
+    commands : list of str
+        Command of each training, with the flags that differ from their defaults.
+    flags : dict
+        All flags of the training as typed, and their values.
+    charts : dict of str to list of Chart
+        Training curves of each network.
+    """
+
+    title: str
+    legend: str
+    facts: dict[str, Any]
+    checkpoints: list[tuple[str, Path]]
+    commands: list[str]
+    flags: dict[str, Any]
+    charts: dict[str, list[Chart]]
+
+
+def round_below(value: float) -> float:
+    """Greatest of 1, 2, 5, 10, ... and their decimal fractions up to a positive value.
+
+    >>> [round_below(value) for value in (0.07, 4.9, 5, 130)]
+    [0.05, 2.0, 5.0, 100.0]
+    """
+    power = 10.0 ** np.floor(np.log10(value) + 1e-9)
+    return max(float(f"{step * power:.6g}") for step in (1, 2, 5) if step * power <= value * (1 + 1e-9))
+
+
+def with_unit(micron: float) -> str:
+    """Length in nm, µm or mm.
+
+    >>> with_unit(0.05), with_unit(20.0), with_unit(2000.0)
+    ('50 nm', '20 µm', '2 mm')
+    """
+    unit, size = ("nm", 1e3) if micron < 1 else ("µm", 1) if micron < 1000 else ("mm", 1e-3)
+    return f"{micron * size:g} {unit}"
+
+
+def write_index(folder: Path, goal: Path, run: Run, summary: dict[str, Any], cards: Sequence[Card]) -> None:
+    """Write `index.html`, which needs nothing but the pictures beside it.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it is written, with `images/`.
+    goal : Path
+        The result folder, from which it leads to the checkpoints.
+    run : Run
+        How the test was made.
+    summary : dict
+        As for `write_metrics`, of `TestScorer.summary`.
+    cards : sequence of Card
+        The images, in the order of their numbers.
+    """
+    # here, since a training, which has no use for it, imports this module
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # keys in their order
+    files = {name: Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js")}
+    names = list(dict.fromkeys(name for card in cards for name in card.scores))
+    by = next((name for name in SORTED_BY if name in names), "")
+    page = environment.get_template("index.html").render(
+        run=run,
+        summary=summary,
+        baselines=_baselines(summary),
+        cards=sorted(cards, key=lambda card: _badness(card.scores, by), reverse=True),
+        names=names,
+        sorted_by=by,
+        partial=any(card.annotated < 1 for card in cards),
+        checkpoints=[(name, link_to(path, goal)) for name, path in run.checkpoints],
+        pictures={card.image: pictures_of(folder, card) for card in cards},
+        classes=classes_of(summary),
+        thresholds={kind: _in_8_bits(summary[f"{kind}_threshold"]) for kind in ("pixel", "segment")},
+        data=_data(summary, cards, names, by),
+        style=files["style.css"],
+        script=files["script.js"],
+    )
+    (folder / "index.html").write_text(page, "utf-8", "backslashreplace")
+
+
+def _badness(scores: Scores, name: str) -> float:
+    """How bad a score is, the more the worse; without the score, less than all."""
+    if name not in scores:
+        return -np.inf
+    return scores[name] if name in LOW_IS_GOOD else -scores[name]
+
+
+def _baselines(summary: dict[str, Any]) -> dict[str, Scores]:
+    """Mean scores beside which those of the network are shown."""
+    found = {f"all {summary['majority_class']}": summary["majority"], "Otsu": summary.get("baseline_otsu")}
+    return {name: scores for name, scores in found.items() if scores}
+
+
+def classes_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name of each class, its colour in the pictures as `#rrggbb`, and whether it is the background."""
+    names = list(summary["classes"])
+    colours = [[0] * 3, [255] * 3] if len(names) == 2 else palette(len(names)).tolist()
+    return [
+        {"name": printable(name), "colour": "#" + bytes(colour).hex(), "background": name == summary["background"]}
+        for name, colour in zip(names, colours, strict=True)
+    ]
+
+
+def pictures_of(folder: Path, card: Card) -> dict[str, str]:
+    """Address of each picture of an image that there is."""
+    names = {kind: f"images/{picture_name(card.image, kind)}" for kind in KINDS}
+    return {kind: name for kind, name in names.items() if (folder / name).exists()}
+
+
+def link_to(path: Path, goal: Path) -> str:
+    """Address of a file, relative to a folder where both are on one drive."""
+    try:
+        return quote(Path(os.path.relpath(path.resolve(), goal.resolve())).as_posix())
+    except ValueError:  # Windows, on another drive
+        return path.resolve().as_uri()
+
+
+def _in_8_bits(threshold: float | None) -> int | None:
+    """Value of a picture above which a probability is above a threshold."""
+    return None if threshold is None else min(254, int(255 * threshold))
+
+
+def _data(summary: dict[str, Any], cards: Sequence[Card], names: list[str], by: str) -> dict[str, Any]:
+    """What the script works with."""
+    return {
+        "classes": classes_of(summary),
+        "colours": COLOURS if len(summary["classes"]) == 2 else COLOURS_OF_SEVERAL,
+        "notAnnotated": NOT_ANNOTATED,
+        "threshold": _in_8_bits(summary["pixel_threshold"]),
+        "lowIsGood": [name for name in names if name in LOW_IS_GOOD],
+        "sortedBy": by,
+        "images": {
+            card.image: {
+                "title": card.title,
+                "height": card.shape[0],
+                "width": card.shape[1],
+                "pixelSize": card.pixel_size and card.pixel_size[1],
+                "scores": card.scores,
+                "wrong": card.wrong,
+                "known": round(card.shape[0] * card.shape[1] * card.annotated),
+            }
+            for card in cards
+        },
+    }

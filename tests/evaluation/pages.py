@@ -1,0 +1,98 @@
+"""Results of a test made by hand, and their page."""
+
+import numpy as np
+
+from evaluation.index import Card, Run, write_index
+from evaluation.pictures import label_picture, save_images, wrong_pixels
+
+SIZE = 64
+
+
+def scene(number):
+    """Input, class indices and probability of class 1: a square of 20 px, found `number` px too far to the right."""
+    label = np.zeros((SIZE, SIZE), np.uint8)
+    label[16:36, 8:28] = 1
+    probability = np.full((SIZE, SIZE), 30, np.uint8)
+    probability[16:36, 8 + number : 28 + number] = 200
+    return np.full((SIZE, SIZE), 120, np.uint8), label, probability
+
+
+def run_of(title="unet / em", **changes):
+    facts = {"command": "python main.py --mode test", "split": "test"}
+    values = {
+        "legend": "",
+        "facts": facts,
+        "checkpoints": [],
+        "commands": ["python main.py"],
+        "flags": {},
+        "charts": {},
+    }
+    return Run(title=title, **values | changes)
+
+
+def summary_of(classes=("background", "cell"), background="background", mean=None):
+    two = len(classes) == 2
+    return {
+        "classes": {name: number for number, name in enumerate(classes)},
+        "foreground": next(name for name in classes if name != background) if two else None,
+        "background": background,
+        "pixel_threshold": 0.5 if two else None,
+        "segment_threshold": 0.7 if two else None,
+        "mean": mean or {"loss": 0.2, "pixel_error": 0.05, "dice_cell": 0.9},
+        "majority_class": background,
+        "majority": {"pixel_error": 0.1},
+    }
+
+
+def write_two_classes(folder, num=3, *, background="background", **changes):
+    """Page of images of two classes, of which number k is k px off; the last one is partly annotated."""
+    cards = []
+    for number in range(num):
+        pixels, label, probability = scene(number % 9)
+        known = np.arange(SIZE) < (40 if number == num - 1 else SIZE)
+        known = np.broadcast_to(known, label.shape)
+        pictures = {"input": pixels, "label": label_picture(label, 2, known), "output": probability}
+        save_images(folder / "images", number, pictures)
+        is_inverted = background == "cell"
+        inside, output = (label == 0, 255 - probability) if is_inverted else (label == 1, probability)
+        wrong = wrong_pixels(inside, output, known)
+        error = wrong[127] / known.sum()
+        scores = {"loss": 0.1 + 0.1 * (number % 2), "pixel_error": error, "dice_cell": 1 - error}
+        card = Card(f"{number:04d}", f"{number:05d}.npy", label.shape, scores, f"cell_{'abc'[number % 3]}{number}.tif")
+        changed = {
+            "wrong": wrong,
+            "annotated": float(known.mean()),
+            "pixel_size": None if number else (0.5, 0.5),
+        } | changes
+        cards.append(Card(**vars(card) | changed))
+    write_index(folder, folder, run_of(), summary_of(background=background), cards)
+    return (folder / "index.html").as_uri()
+
+
+def write_three_classes(folder):
+    """Page of one image with a nucleus in a cell, of which the output takes a half for cell."""
+    label = np.zeros((SIZE, SIZE), np.uint8)
+    label[8:56, 8:56] = 1
+    label[20:40, 20:40] = 2
+    output = label.copy()
+    output[20:40, 30:40] = 1
+    output[8:56, 48:56] = 0
+    pixels = np.full((SIZE, SIZE), 120, np.uint8)
+    save_images(
+        folder / "images", 0, {"input": pixels, "label": label_picture(label, 3), "output": label_picture(output, 3)}
+    )
+    names = ("background", "cell", "nucleus")
+    summary = summary_of(names) | {
+        "confusion_matrix": {"names": list(names), "counts": [[9, 1, 0], [1, 8, 1], [0, 5, 5]]}
+    }
+    write_index(folder, folder, run_of(), summary, [Card("0000", "00000.npy", label.shape, {"pixel_error": 0.1})])
+    return (folder / "index.html").as_uri()
+
+
+def write_unlabelled(folder):
+    """Page of one image of two classes without a label."""
+    pixels, _, probability = scene(0)
+    save_images(folder / "images", 0, {"input": pixels, "output": probability})
+    summary = summary_of() | {"mean": {}, "majority": {}}
+    write_index(folder, folder, run_of(), summary, [Card("0000", "00000.npy", pixels.shape, {})])
+    return (folder / "index.html").as_uri()

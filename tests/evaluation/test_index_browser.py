@@ -1,0 +1,293 @@
+"""index.html in Chromium, opened from the disk. Skipped without the browser, but failed with REQUIRE_BROWSER=1."""
+
+import io
+import os
+import shutil
+import time
+
+import numpy as np
+import pages
+import pytest
+from PIL import Image
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+MISSING = "needs chromium and chromedriver: apt-get install chromium chromium-driver"
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER) and os.environ.get("REQUIRE_BROWSER") != "1", reason=MISSING)
+BLUE, ORANGE = (86, 180, 233), (230, 159, 0)  # missed and label, added and output
+
+
+class Page:
+    """The browser with one page."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, address, width=1280, height=900, dark=False):
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.get(address)
+        return self
+
+    def run(self, script, *arguments):
+        return self.driver.execute_script(f"return {script}", *arguments)
+
+    def find(self, selector):
+        return self.driver.find_element("css selector", selector)
+
+    def click(self, selector):
+        self.find(selector).click()
+
+    def press(self, *keys):
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver, duration=0).send_keys(*keys).perform()
+
+    def slide(self, selector, value):
+        self.run(f"(() => {{ const s = document.querySelector('{selector}'); s.value = {value};"
+                 " s.dispatchEvent(new Event('input', {bubbles: true})); })()")  # fmt: skip
+
+    def text(self, selector):
+        return self.run("document.querySelector(arguments[0]).textContent.trim()", selector)
+
+    def order(self):
+        return self.run("[...document.querySelectorAll('.card')].filter(c => !c.hidden).map(c => c.dataset.image)")
+
+    def shot(self, selector):
+        """Colours (H, W, 3) of an element on the screen."""
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return np.asarray(Image.open(io.BytesIO(self.find(selector).screenshot_as_png)).convert("RGB")).astype(int)
+
+    def picture(self, selector, size=pages.SIZE):
+        """Colours (size, size, 3) shown at the middle of each pixel of the image."""
+        shown = self.shot(selector)
+        places = [((np.arange(size) + 0.5) * length / size).astype(int) for length in shown.shape[:2]]
+        return shown[np.ix_(*places)]
+
+    def wait_for(self, condition):
+        end = time.monotonic() + 10
+        while not self.run(condition):
+            assert time.monotonic() < end, condition
+            time.sleep(0.02)
+
+    def wait_for_layers(self, selector):
+        self.wait_for(f"document.querySelector('{selector} .layer')")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    assert CHROMIUM and DRIVER, MISSING
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-extensions",
+    ):
+        options.add_argument(argument)
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser):
+    """A page whose console must be empty in the end."""
+    browser.get_log("browser")
+    yield Page(browser)
+    assert browser.get_log("browser") == []
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory):
+    """Address of a page of three images of two classes; image k is k px off, the last is partly annotated."""
+    return pages.write_two_classes(tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory):
+    """Address of a page of one image of three classes."""
+    return pages.write_three_classes(tmp_path_factory.mktemp("three"))
+
+
+def is_near(colours, colour, tolerance=60):
+    return np.abs(colours - np.array(colour)).max(-1) < tolerance
+
+
+def only(page, *layers):
+    """Show these layers and no others."""
+    boxes = "[...document.querySelectorAll('[data-layer]')]"
+    page.run(f"{boxes}.forEach(box => box.checked !== arguments[0].includes(box.dataset.layer) && box.click())", layers)
+
+
+def test_images_are_sorted_by_any_score_filtered_and_led_to(page, two):
+    page.open(two)
+    assert page.order() == ["0002", "0001", "0000"] and page.find("#sort").get_property("value") == "pixel_error"
+    page.click("#direction")
+    assert page.order() == ["0000", "0001", "0002"] and page.text("#direction") == "best first"
+    page.click(".by[data-score=dice_cell]")
+    assert page.order() == ["0002", "0001", "0000"] and page.text("#direction") == "worst first"
+    page.click(".by[data-score=loss]")
+    assert page.order() == ["0001", "0002", "0000"]  # of equals, the order is as before
+    assert page.run("document.querySelector('.by[aria-pressed=true]').dataset.score") == "loss"
+    assert page.run("document.querySelectorAll('#chart circle').length") == 3
+    page.find("#filter").send_keys("CELL_b")
+    assert page.order() == ["0001"] and page.text("#count") == "1 of 3"
+    page.press(*["\ue003"] * 6)  # backspace
+    page.click("#chart a:nth-of-type(3) circle")
+    assert page.run("document.querySelector('.card.found').dataset.image") == "0000"
+
+
+def test_the_threshold_changes_mask_and_error_as_the_scores_say(page, two):
+    page.open(two)
+    page.wait_for_layers("#image-0001")
+    only(page, "output-fill")
+    assert page.text("#image-0001 .live") == f"pixel error {100 * 40 / 64**2:.2f} % at threshold 0.50"
+    output = pages.scene(1)[2]
+    for threshold in (127, 29, 30, 199, 200):
+        page.slide("#threshold", threshold)
+        shown = page.picture("#image-0001 .stage")
+        assert np.array_equal(shown[..., 0] > shown[..., 2], output > threshold), threshold
+    missed = 400 / 64**2
+    assert page.text("#image-0001 .live") == f"pixel error {100 * missed:.2f} % at threshold 0.79"
+    page.click(".jump:nth-of-type(2)")
+    assert page.text("#threshold-value") == "0.70"
+
+
+def test_errors_are_coloured_where_label_and_output_differ(page, two):
+    page.open(two)
+    page.wait_for_layers("#image-0001")
+    only(page, "errors")
+    shown = page.picture("#image-0001 .stage")
+    _, label, output = pages.scene(1)
+    assert np.array_equal(is_near(shown, BLUE), (label == 1) & (output < 128))
+    assert np.array_equal(is_near(shown, ORANGE), (label == 0) & (output > 128))
+    only(page)
+    assert (page.picture("#image-0001 .stage") == 120).all()
+    only(page, "veil")
+    shown = page.picture("#image-0002 .stage")
+    assert (shown[:, :40] == 120).all() and (shown[:, 40:] != 120).all() and np.unique(shown[:, 40:]).size > 1
+    page.click("[data-layer=veil]")
+    assert (page.picture("#image-0002 .stage") == 120).all()
+
+
+def test_outlines_follow_the_borders_of_label_and_output(page, two):
+    page.open(two)
+    page.wait_for_layers("#image-0001")
+    only(page, "output-line")
+    shown = page.shot("#image-0001 .stage")
+    scale = shown.shape[0] / pages.SIZE
+    rows, columns = np.nonzero(is_near(shown, ORANGE, 10))
+    for found, first, last in ((rows, 16, 36), (columns, 9, 29)):
+        assert (found.min(), found.max() + 1) == pytest.approx((first * scale, last * scale), abs=1)
+    inside = shown[round(18 * scale) : round(34 * scale), round(11 * scale) : round(27 * scale)]
+    assert (inside == 120).all()
+    only(page, "label-line")
+    shown = page.shot("#image-0001 .stage")
+    assert np.nonzero(is_near(shown, BLUE, 10))[1].min() == pytest.approx(8 * scale, abs=1)
+
+
+def test_the_wipe_uncovers_the_output(page, two):
+    page.open(two)
+    page.wait_for_layers("#image-0001")
+    only(page)
+    page.slide("#image-0001 .wipe", 50)
+    shown, output = page.picture("#image-0001 .stage")[:50, :, 0], pages.scene(1)[2][:50]  # above the scale bar
+    assert np.array_equal(shown[:, :31], output[:, :31]) and (shown[:, 33:] == 120).all()
+
+
+def test_the_large_view_zooms_all_panels_and_is_steered_by_keys(page, two):
+    page.open(two)
+    page.click("#image-0002 .stage")
+    assert page.text("#large-title") == "cell_c2.tif"
+    assert page.run("document.querySelectorAll('.panels figure').length") == 4
+    page.press("\ue014")  # right arrow
+    assert page.text("#large-title") == "cell_b1.tif"
+    page.press("\ue012", "\ue012")  # left arrow, of which the second one has no effect
+    assert page.text("#large-title") == "cell_c2.tif"
+    layers = "[...document.querySelectorAll('.panels :is(.input, .label-shown)')]"
+    size = f"{layers}.map(layer => getComputedStyle(layer).backgroundSize)"
+    before = page.run(size)
+    page.press("+")
+    after = page.run(size)
+    assert len({*after}) == 1 and len(after) == 3
+    assert float(after[0].split("px")[0]) == pytest.approx(1.5 * float(before[0].split("px")[0]), rel=1e-3)
+    page.press("0")
+    assert page.run(size) == before
+    page.press("]")
+    assert page.text("#threshold-value") == "0.52"
+    page.press("?")
+    assert page.run("document.querySelector('#help').open")
+    page.press("?")
+    page.press("o")
+    assert not page.find("[data-layer=output-line]").is_selected()
+    page.press("\ue00c")  # Escape
+    page.wait_for("!document.querySelector('#large').open && document.querySelector('main .toolbar')")
+    assert page.run("document.activeElement.closest('.card').dataset.image") == "0002"
+
+
+def test_classes_are_switched_on_and_off(page, three):
+    page.open(three)
+    page.wait_for_layers("#image-0000")
+    only(page, "label-fill")
+    shown = page.picture("#image-0000 .stage")
+    plain = (shown == 120).all(-1)
+    assert plain[:8].all() and not plain[8:56, 8:56].any()
+    page.click("[data-class='1']")
+    plain = (page.picture("#image-0000 .stage") == 120).all(-1)
+    assert not plain[20:40, 20:40].any() and np.count_nonzero(~plain) == 400
+    page.click("[data-class='1']")
+    only(page, "errors")
+    shown = page.picture("#image-0000 .stage")
+    green, white, magenta = (182, 255, 0), (255, 255, 255), (255, 42, 212)
+    assert is_near(shown, green, 80)[20:40, 30:40].all()  # another class
+    assert is_near(shown, white, 80)[8:56, 48:56].all() and (shown[:56, :30] == 120).all()
+    only(page, "output-line")
+    shown = page.shot("#image-0000 .stage")
+    middle = shown[shown.shape[0] * 30 // 64]  # crosses the border of the cell, and that of the nucleus in it
+    columns = np.flatnonzero(is_near(middle, magenta, 10)) * 64 / len(middle)
+    assert {int(column + 0.5) for column in columns} == {8, 20, 30, 48}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_fits_every_window_and_is_accessible(page, two, three, dark):
+    from axe_core_python.selenium import Axe
+
+    for address in (two, three):
+        for width in (400, 1280, 2500):
+            page.open(address, width, 900, dark)
+            assert page.run("document.documentElement.scrollWidth") <= width
+        if address == three:
+            page.click(".card .stage")
+            assert page.run("document.querySelector('#large').scrollWidth") <= width
+        found = [v for v in Axe().run(page.driver)["violations"] if v["impact"] in ("serious", "critical")]
+        assert not found, [(v["id"], node["html"]) for v in found for node in v["nodes"]]
+    background = page.run("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") != dark
+
+
+def test_layers_are_there_only_near_the_window(page, tmp_path):
+    page.open(pages.write_two_classes(tmp_path, 60, annotated=1.0), 800, 600)
+    first, last = (f"#image-{page.order()[at]}" for at in (0, -1))
+    page.wait_for_layers(first)
+    assert 0 < page.run("document.querySelectorAll('.card .wiped').length") < 30
+    page.run(f"document.querySelector('{last}').scrollIntoView()")
+    page.wait_for_layers(last)
+    page.wait_for(f"!document.querySelector('{first} .layer')")
+
+
+def test_an_image_without_a_label_shows_input_and_output(page, tmp_path):
+    page.open(pages.write_unlabelled(tmp_path))
+    page.wait_for_layers("#image-0000")
+    only(page, "errors", "label-line", "output-fill")
+    shown, output = page.picture("#image-0000 .stage"), pages.scene(0)[2]
+    assert np.array_equal(shown[..., 0] > shown[..., 2], output > 127)
+    page.click(".card .stage")
+    captions = "[...document.querySelectorAll('.panels figcaption')].map(caption => caption.textContent)"
+    assert page.run(captions) == ["input with layers", "output"]
