@@ -34,7 +34,7 @@ from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
 from training.patches import Batch, PatchDataset
 from training.progress import Progress
-from training.state import TrainState, changed_flags, num_weight
+from training.state import TrainState, changed_flags, hyperparameters, num_weight
 from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
@@ -190,7 +190,7 @@ class Trainer:
                 with self.progress.stop.unless_read():
                     log.scalars(state.epoch, scores, self.progress.fraction(state.epoch))
                 if last:
-                    log.hparams(state.epoch, self.config.as_typed(), scores)
+                    log.hparams(state.epoch, hyperparameters(self.config), scores)
                 if last or state.epoch % self.config.num_freq_save == 0:
                     path = self._save(state, whole=True)
                 state.next_epoch()

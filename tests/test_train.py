@@ -164,7 +164,8 @@ def test_the_log_has_flags_both_losses_and_precision_recall(database, work):
     assert (tp + fp + tn + fn == 48 * 48).all() and recall[0] == 1 and precision[0] == tp[0] / 48**2
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert (
-        b"--num_epoch" in content
+        b"--lr" in content
+        and b"--num_epoch" not in content
         and b"pixel_error" in events.summary_metadata["_hparams_/experiment"].plugin_data.content
     )
 
