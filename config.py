@@ -430,6 +430,10 @@ class DisplayFlags(Flags):
     scope: str = flag("unet", "name of the experiment, a folder", "figure")
     name_data: str = flag("em", "name of the database, a folder", "figure")
     num: int = flag(5, "number of images to show, 1 to 40", "figure", rule=between(1, MAX_SHOWN))
+    overlay: bool = flag(False, "add rows with outlines of label and output, and with errors", "figure")
+    worst: bool = flag(
+        False, "show the images with the highest pixel error (no value = on)", "figure", nargs="?", const="on"
+    )
     save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure")
     show: bool = flag(False, "also open a window (no value = on)", "figure", nargs="?", const="on")
 

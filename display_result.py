@@ -5,24 +5,47 @@ python display_result.py --dir_result ./results --scope unet --name_data em --nu
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from config import DisplayFlags, parse
-from evaluation.page import RESULTS
-from evaluation.pictures import KINDS, Pictures, picture_name
+from evaluation.page import RESULTS, SORTED_BY
+from evaluation.pictures import (
+    CONFUSED_COLOUR,
+    KINDS,
+    LABEL_COLOUR,
+    NOT_ANNOTATED,
+    OUTPUT_COLOUR,
+    Pictures,
+    classes_of,
+    error_picture,
+    picture_name,
+    veiled,
+)
 from files import atomic_write, reading
 from utils import UserError, is_out_of_memory, natural_key, program, say
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Colour = tuple[int, int, int]
+METRICS = "metrics.json"
 SHOWN = 1024  # [px] longest side of a picture in the figure, more than twice its size on the page
+
+
+class Column(NamedTuple):
+    """An image in the figure: its title and its pictures by kind."""
+
+    title: str
+    pictures: Pictures
 
 
 @program
@@ -36,13 +59,82 @@ def main(argv: list[str] | None = None) -> None:
     """
     flags = parse(DisplayFlags, argv, __doc__)
     folder = Path(flags.dir_result) / flags.scope / flags.name_data
-    goal = Path(flags.save or folder / "figure.png")
+    goal, title = Path(flags.save or folder / "figure.png"), f"{flags.scope} / {flags.name_data}"
     _check_goal(goal, folder)
     with reading(folder, RESULTS, "choose another --scope or --name_data"):
-        columns = find_images(folder / "images", flags.num)
-        pictures = {name: {kind: _read(path) for kind, path in files.items()} for name, files in columns.items()}
-    draw(pictures, f"{flags.scope} / {flags.name_data}", goal, flags.show)
+        metrics = read_metrics(folder) if flags.overlay or flags.worst else Metrics()
+        names = metrics.worst(folder)[: flags.num] if flags.worst else None
+        found = find_images(folder / "images", flags.num, names)
+        columns = {name: {kind: _read(path) for kind, path in files.items()} for name, files in found.items()}
+    if flags.worst:
+        title += f"\nhighest {metrics.worst_by.replace('_', ' ')} first"
+    titled = [Column(metrics.title(name), pictures) for name, pictures in columns.items()]
+    draw(titled, title, goal, flags.show, metrics.background if flags.overlay else None)
     say(f"figure of {len(columns)} images: {goal}")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Scores of a test.
+
+    Attributes
+    ----------
+    scores : dict
+        Scores of each image by its name; empty if the test wrote none.
+    foreground : str or None
+        The foreground class; None for several classes.
+    background : int
+        Index of the background class.
+    """
+
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    foreground: str | None = None
+    background: int = 0
+
+    @property
+    def worst_by(self) -> str:
+        """Score that `--worst` sorts by; empty without one."""
+        return next((name for name in SORTED_BY if any(name in row for row in self.scores.values())), "")
+
+    def worst(self, folder: Path) -> list[str]:
+        """Names of the images with this score, the highest first.
+
+        Raises
+        ------
+        UserError
+            The test has no scores.
+        """
+        by = self.worst_by
+        if not by:
+            raise UserError(
+                f"--worst on: no scores in {folder / METRICS}: test labelled images with main.py --mode test"
+            )
+        scored = [name for name, row in self.scores.items() if by in row]
+        return sorted(scored, key=lambda name: self.scores[name][by], reverse=True)
+
+    def title(self, name: str) -> str:
+        """Name of an image, and below it the pixel error and the Dice score of the foreground, or of all classes."""
+        row = self.scores.get(name, {})
+        kind = f"dice_{self.foreground}" if self.foreground is not None else "dice_"
+        dice = [value for key, value in row.items() if key.startswith(kind)]
+        if "pixel_error" not in row or not dice:
+            return name
+        return f"{name}\npixel error {row['pixel_error']:.4f}, Dice {np.mean(dice):.3f}"
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """Scores of a test; none if it wrote no metrics.json."""
+    path = folder / METRICS
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        scores = {row["image"]: {k: v for k, v in row.items() if isinstance(v, float)} for row in found["images"]}
+        names = list(found.get("classes", {}))
+        background = names.index(found["background"]) if found.get("background") in names else 0
+        return Metrics(scores, found.get("foreground"), background)
+    except FileNotFoundError:
+        return Metrics()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: can't be read ({error}): run main.py --mode test again") from error
 
 
 def _check_goal(goal: Path, folder: Path) -> None:
@@ -52,8 +144,10 @@ def _check_goal(goal: Path, folder: Path) -> None:
             raise UserError(f"--save {goal} is one of the results that are shown: choose another file")
 
 
-def find_images(folder: Path, num: int) -> dict[str, dict[str, Path]]:
-    """Picture files of the first `num` images of a test, by image name and kind; missing files are left out.
+def find_images(folder: Path, num: int, names: list[str] | None = None) -> dict[str, dict[str, Path]]:
+    """Picture files of the images `names` of a test, by image name and kind; missing files are left out.
+
+    Without names, those of the first `num` images.
 
     Raises
     ------
@@ -65,25 +159,28 @@ def find_images(folder: Path, num: int) -> dict[str, dict[str, Path]]:
         raise UserError(
             f"no result images in {folder}: run main.py --mode test first, or check --scope and --name_data"
         )
-    names = [path.name.removesuffix(picture_name("", "output")) for path in outputs]
+    if names is None:
+        names = [path.name.removesuffix(picture_name("", "output")) for path in outputs]
     return {
         name: {kind: path for kind in KINDS if (path := folder / picture_name(name, kind)).exists()} for name in names
     }
 
 
-def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> None:
+def draw(columns: list[Column], title: str, goal: Path, show: bool, overlay: int | None = None) -> None:
     """Draw the figure and write it.
 
     Parameters
     ----------
-    pictures : dict
-        For each image name, its pictures by kind.
+    columns : list of Column
+        The images.
     title : str
         Heading.
     goal : Path
         File to write; its suffix selects the format.
     show : bool
         Whether to open a window as well.
+    overlay : int, optional
+        Add rows with outlines and errors, for this class of the background.
 
     Raises
     ------
@@ -96,12 +193,13 @@ def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> N
         matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure = plt.figure(figsize=(2.4 * len(pictures) + 0.4, 7.8), layout="constrained")
+    height = 7.8 if overlay is None else 13.2
+    figure = plt.figure(figsize=(2.4 * len(columns) + 0.4, height), layout="constrained")
     try:
         types = figure.canvas.get_supported_filetypes().keys() - {"pgf"}  # needs LaTeX
         if goal.suffix[1:].lower() not in types:
             raise UserError(f"--save {goal}: matplotlib can't write this type: use {', '.join(sorted(types))}")
-        _fill(figure, pictures, title)
+        _fill(figure, columns, title, overlay)
         with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters missing in the font
             figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
         if show:
@@ -110,18 +208,69 @@ def draw(pictures: dict[str, Pictures], title: str, goal: Path, show: bool) -> N
         plt.close(figure)
 
 
-def _fill(figure: Figure, pictures: dict[str, Pictures], title: str) -> None:
-    """Draw one row per kind and one column per image."""
-    axes = figure.subplots(len(KINDS), len(pictures), squeeze=False)
-    for column, (name, kinds) in zip(axes.T, pictures.items(), strict=True):
-        for axis, kind in zip(column, KINDS, strict=True):
-            axis.set(xticks=[], yticks=[])
+def _fill(figure: Figure, columns: list[Column], title: str, overlay: int | None) -> None:
+    """Draw one row per kind and one column per image, and two rows of overlays if wanted."""
+    rows = KINDS if overlay is None else (*KINDS, "outlines", "errors")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    colours: dict[str, Colour] = {}
+    smaller: dict[str, Any] = {"fontsize": 9} if any("\n" in column.title for column in columns) else {}
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for column, (name, kinds) in zip(axes.T, columns, strict=True):
+        for axis, kind in zip(column, KINDS, strict=False):
             if kind in kinds:
                 axis.imshow(kinds[kind], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        column[0].set_title(name, parse_math=False)
-    for axis, kind in zip(axes[:, 0], KINDS, strict=True):
+        if overlay is not None:
+            colours |= _overlay(column[len(KINDS) :], name, kinds, overlay)
+        column[0].set_title(name, parse_math=False, **smaller)
+    for axis, kind in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(kind)
     figure.suptitle(title, parse_math=False)
+    if colours:
+        _legend(figure, colours)
+
+
+def _overlay(axes: np.ndarray, name: str, pictures: Pictures, background: int) -> dict[str, Colour]:
+    """Draw outlines and errors of an image; return what its colours mean."""
+    if not {"input", "output"} <= pictures.keys():
+        return {}
+    if len({picture.shape[:2] for picture in pictures.values()}) > 1:
+        raise UserError(f"image {name.split()[0]}: its pictures differ in size: run main.py --mode test again")
+    shown, output = pictures["input"], classes_of(pictures["output"])[0]
+    colours = {"output (added)": OUTPUT_COLOUR}
+    if "label" in pictures:
+        label, known = classes_of(pictures["label"])
+        axes[0].imshow(veiled(shown, known), interpolation="nearest")
+        _outline(axes[0], np.ma.masked_array(label, ~known), background, LABEL_COLOUR)
+        axes[1].imshow(error_picture(shown, label, output, background, known), interpolation="nearest")
+        colours |= {"label (missed)": LABEL_COLOUR}
+        colours |= {"wrong class": CONFUSED_COLOUR} if pictures["label"].ndim == 3 else {}
+        colours |= {} if known.all() else {"not annotated": (NOT_ANNOTATED,) * 3}
+    else:
+        axes[0].imshow(veiled(shown, None), interpolation="nearest")
+    _outline(axes[0], output, background, OUTPUT_COLOUR)
+    return colours
+
+
+def _outline(axis: Axes, classes: np.ndarray, background: int, colour: Colour) -> None:
+    """Draw the borders of the classes (H, W) but the background, as lines of one width whatever the image's size."""
+    y, x = (np.arange(-1, length + 1) for length in classes.shape)
+    missing = np.pad(np.ma.getmaskarray(classes), 1)  # no line where the annotation ends
+    for k in np.unique(np.ma.getdata(classes)[~np.ma.getmaskarray(classes)]):
+        if k != background:
+            inside = np.pad(np.ma.getdata(classes) == k, 1)  # lines close at the border of the image
+            mask = np.ma.masked_array(inside.astype(np.uint8), missing)
+            axis.contour(x, y, mask, [0.5], colors=f"#{bytes(colour).hex()}", linewidths=0.8)
+
+
+def _legend(figure: Figure, colours: dict[str, Colour]) -> None:
+    """Say below the figure what the colours of outlines and errors mean."""
+    from matplotlib.patches import Patch
+
+    order = ["label (missed)", "output (added)", "wrong class", "not annotated"]
+    shown = {text: f"#{bytes(colours[text]).hex()}" for text in order if text in colours}
+    patches = [Patch(color=colour, label=text) for text, colour in shown.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches) if figure.get_figwidth() > 5 else 1)
 
 
 def _read(path: Path) -> np.ndarray:

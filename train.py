@@ -34,7 +34,7 @@ from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
 from training.patches import Batch, PatchDataset
 from training.progress import Progress
-from training.state import TrainState, changed_flags, num_weight
+from training.state import TrainState, changed_flags, hyperparameters, num_weight
 from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
@@ -175,6 +175,7 @@ class Trainer:
         if self.world.is_main:
             self._open_folders(state)
         with self._log(state) as log, self.progress.stop:
+            log.arguments(state.epoch, self.config.as_typed())
             last = False
             while not (last or self.progress.is_stopping()):
                 scores = self._train_epoch(state, net, batches)
@@ -188,6 +189,8 @@ class Trainer:
                     break
                 with self.progress.stop.unless_read():
                     log.scalars(state.epoch, scores, self.progress.fraction(state.epoch))
+                if last:
+                    log.hparams(state.epoch, hyperparameters(self.config), scores)
                 if last or state.epoch % self.config.num_freq_save == 0:
                     path = self._save(state, whole=True)
                 state.next_epoch()
@@ -253,6 +256,8 @@ class Trainer:
         challenge = validation.score_segments(state) if saved or epoch % config.num_freq_score == 0 else None
         if self.progress.is_stopping():
             return {}
+        if challenge:
+            log.precision_recall(epoch, challenge.counts)
         scores = scorer.scores(challenge)
         take = partial(state.checkpoint, config, whole=True, seconds=self.progress.seconds)
         self.best.update(state, scores, take, has_threshold=bool(challenge) or state.info.num_class > 2)

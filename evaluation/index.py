@@ -12,17 +12,16 @@ from urllib.parse import quote
 import numpy as np
 
 from evaluation.curves import Chart
-from evaluation.page import Scores
-from evaluation.pictures import KINDS, NOT_ANNOTATED, palette, picture_name
+from evaluation.page import SORTED_BY, Scores
+from evaluation.pictures import KINDS, LABEL_COLOUR, NOT_ANNOTATED, OUTPUT_COLOUR, palette, picture_name
 from utils import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOW_IS_GOOD = ("loss", "pixel_error", "warping_error", "num_split", "num_merger")
-SORTED_BY = ("pixel_error", "loss")  # the first of these scores that there is sorts the images
 MAIN = ("loss", "pixel_error", "dice_", "v_rand", "v_info", "object_f1")  # first part of a card's scores, by beginning
 # what only the label has, only the output has, or both with other classes: told apart by colour-blind readers, and with
 # several classes also from the colours of these
-COLOURS = {"label": "#56b4e9", "output": "#e69f00"}
+COLOURS = {"label": "#{:02x}{:02x}{:02x}".format(*LABEL_COLOUR), "output": "#{:02x}{:02x}{:02x}".format(*OUTPUT_COLOUR)}
 COLOURS_OF_SEVERAL = {"label": "#ffffff", "output": "#ff2ad4", "confused": "#b6ff00"}
 
 

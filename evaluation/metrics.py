@@ -13,6 +13,7 @@ from torch import Tensor
 
 from images.statistics import neighbours
 
+NUM_BIN = 127  # of the probability, for precision-recall curves
 THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # of the ISBI 2012 challenge
 LIMITS = tuple(k / 100 for k in range(50, 100, 5))  # two objects match above, for the average precision
 LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be off by one pixel
@@ -112,6 +113,19 @@ def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
     """
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+
+
+def threshold_counts(inside: np.ndarray, probability: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Pixels outside and inside the foreground (2, 127) whose probability (H, W) lies in each of 127 equal bins.
+
+    The most that a precision-recall curve of TensorBoard has; the last bin is of probability 1 alone.
+
+    >>> threshold_counts(np.array([[False, True]]), np.array([[0.0, 1.0]]))[:, [0, -1]].tolist()
+    [[1, 0], [0, 1]]
+    """
+    bins = (probability * (NUM_BIN - 1)).astype(np.uint8) + NUM_BIN * inside.astype(np.uint8)
+    chosen = bins.ravel() if known is None else bins[known]
+    return np.bincount(chosen, minlength=2 * NUM_BIN).reshape(2, NUM_BIN)
 
 
 def number_segments(label: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:

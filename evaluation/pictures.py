@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset import MAX_CLASS
 from images.drawing import palette
 
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 KINDS = ("input", "label", "output")
 NOT_ANNOTATED = 128  # grey of pixels without annotation; the palette has no grey but black
+LABEL_COLOUR = MISSED_COLOUR = (86, 180, 233)  # sky blue; these three are of the palette of Wong, see `palette`
+OUTPUT_COLOUR = ADDED_COLOUR = (230, 159, 0)  # orange
+CONFUSED_COLOUR = (204, 121, 167)  # reddish purple
+DIMMED = 3  # part of its brightness that an input keeps below a map of errors
 
 
 def image_name(number: int) -> str:
@@ -45,6 +50,59 @@ def label_picture(label: np.ndarray, num_class: int, known: np.ndarray | None = 
 def probability_picture(probability: np.ndarray) -> np.ndarray:
     """Picture (H, W) of the probability of class 1: 0 becomes 0 and 1 becomes 255."""
     return np.round(probability * 255).astype(np.uint8)
+
+
+def classes_of(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class indices (H, W) of a picture of a label or an output, and which of its pixels show a class.
+
+    Reverses `label_picture`; an output (H, W) of two classes is class 1 where its probability is above 0.5.
+
+    >>> classes, known = classes_of(label_picture(np.array([[0, 1, 2]]), 3))
+    >>> classes.tolist(), known.tolist()
+    ([[0, 1, 2]], [[True, True, True]])
+    """
+    if picture.ndim == 2:
+        return (picture >= NOT_ANNOTATED).astype(np.uint8), picture != NOT_ANNOTATED
+    classes, known = np.zeros(picture.shape[:2], np.uint8), np.zeros(picture.shape[:2], bool)
+    for k, colour in enumerate(palette(MAX_CLASS)):
+        here = (picture == colour).all(-1)
+        classes[here], known = k, known | here
+    return classes, known
+
+
+def veiled(picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    """Picture (H, W, 3) of a picture (H, W) or (H, W, 3), blended with grey where `known` (H, W) is false."""
+    rgb = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)
+    return rgb if known is None else np.where(known[..., None], rgb, rgb // 4 + NOT_ANNOTATED * 3 // 4)
+
+
+def error_picture(
+    picture: np.ndarray, label: np.ndarray, output: np.ndarray, background: int = 0, known: np.ndarray | None = None
+) -> np.ndarray:
+    """Map (H, W, 3) of the wrong pixels, over the dimmed input.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8
+        (H, W) or (H, W, 3) picture of the input.
+    label, output : ndarray of uint8
+        (H, W) class indices.
+    background : int
+        Class of the background. Of the other classes pixels are missed or added, or have one of them for another.
+    known : ndarray of bool, optional
+        (H, W) pixels that are annotated, the others are veiled; default: all.
+
+    Examples
+    --------
+    >>> error_picture(np.array([[9, 9]], np.uint8), np.array([[0, 1]]), np.array([[0, 0]])).tolist()
+    [[[3, 3, 3], [86, 180, 233]]]
+    """
+    shown = veiled(picture, None) // DIMMED
+    inside, found = label != background, output != background
+    shown[inside & ~found] = MISSED_COLOUR
+    shown[found & ~inside] = ADDED_COLOUR
+    shown[inside & found & (label != output)] = CONFUSED_COLOUR
+    return shown if known is None else np.where(known[..., None], shown, veiled(picture, known))
 
 
 def wrong_pixels(inside: np.ndarray, probability: np.ndarray, known: np.ndarray | None = None) -> list[int]:

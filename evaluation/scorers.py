@@ -246,6 +246,11 @@ class Challenge:
     def __init__(self, scores: list[dict[str, np.ndarray]]) -> None:
         self.scores = scores
 
+    @property
+    def counts(self) -> np.ndarray:
+        """`metrics.threshold_counts` (2, 127) of all images."""
+        return np.sum([scores["counts"] for scores in self.scores], axis=0)
+
     def means(self, name: str) -> np.ndarray:
         """Mean over the images of a score at each threshold, (T,)."""
         return np.mean([scores[name] for scores in self.scores], axis=0)
@@ -304,7 +309,8 @@ class SegmentScorer:
     def _scored(
         index: int, label: np.ndarray, probability: np.ndarray, known: np.ndarray | None
     ) -> tuple[int, dict[str, np.ndarray]]:
-        return index, metrics.challenge_scores(label, probability, known=known)
+        counts = metrics.threshold_counts(label, probability, known)
+        return index, metrics.challenge_scores(label, probability, known=known) | {"counts": counts}
 
     def finish(self, gather: Gather = list) -> Challenge:
         """Scores of the images of all processes, in their order."""

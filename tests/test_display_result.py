@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import struct
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from display_result import find_images, main
+from display_result import find_images, main, read_metrics
 from evaluation.page import RESULTS
-from evaluation.pictures import save_images
+from evaluation.pictures import ADDED_COLOUR, MISSED_COLOUR, save_images
 from files import atomic_folder
 
 GREYS = {"input": 60, "label": 130, "output": 220}
@@ -147,3 +148,54 @@ def test_bad_flags_are_one_line_and_no_result_is_overwritten(results, fails):
     (results / "link.png").symlink_to(results / "link.png")
     assert "cannot write" in fails(main, ["--save", str(results / "link.png" / "a.png")])
     assert target.read_bytes() == before
+
+
+def write_metrics(folder, **errors):
+    """A metrics.json of an earlier test with a pixel error for each image."""
+    rows = [{"image": f"{int(name[1:]):04d}", "pixel_error": error, "dice_b": 0.5} for name, error in errors.items()]
+    rows.append({"image": "0001", "sample": "00001.npy"})  # without a label
+    summary = {"classes": {"a": 0, "b": 1}, "foreground": "b", "background": "a"}
+    (folder / "metrics.json").write_text(json.dumps(summary | {"images": rows}))
+
+
+def pixels_of(path, colour):
+    """How many pixels of a figure have a colour."""
+    with Image.open(path) as figure:
+        return int((np.asarray(figure.convert("RGB")) == colour).all(-1).sum())
+
+
+def test_overlays_show_what_was_missed_and_added(results):
+    label, output = np.zeros((2, 30, 30), np.uint8)
+    label[:10], output[20:] = 255, 255  # a third is missed, another added
+    save_images(results / "images", 0, {"label": label, "output": output})
+    assert main(["--num", "1", "--save", "plain.png"]) == main(["--num", "1", "--overlay", "on"]) == 0
+    assert not pixels_of("plain.png", MISSED_COLOUR) and not pixels_of("plain.png", ADDED_COLOUR)
+    missed, added = (pixels_of(results / "figure.png", colour) for colour in (MISSED_COLOUR, ADDED_COLOUR))
+    assert missed == pytest.approx(added, rel=0.1) and missed > 330 * 330 / 3
+
+
+def test_overlays_do_without_scores_label_and_input(results, fails):
+    (results / "images" / "0010-input.png").unlink()
+    assert main(["--overlay", "on"]) == 0
+    Image.new("L", (20, 20)).save(results / "images" / "0000-label.png")
+    assert "image 0000: its pictures differ in size" in fails(main, ["--overlay", "on"])
+    assert main([]) == 0
+
+
+def test_the_worst_images_have_the_highest_pixel_error(results, fails):
+    assert "no scores in" in fails(main, ["--worst"])
+    write_metrics(results, i0=0.1, i10=0.2)
+    save_images(results / "images", 10, {"output": np.full((30, 30), 99, np.uint8)})
+    assert main(["--worst", "--num", "1", "--save", "worst.png"]) == 0
+    assert main(["--num", "1", "--save", "first.png"]) == 0
+    assert pixels_of("worst.png", (99,) * 3) > 300 * 300 > 99 > pixels_of("first.png", (99,) * 3)
+    metrics = read_metrics(results)
+    assert metrics.worst(results) == ["0010", "0000"]
+    assert metrics.title("0010") == "0010\npixel error 0.2000, Dice 0.500" and metrics.title("0001") == "0001"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": [1]}', '{"images": null}'])
+def test_damaged_scores_are_one_line(results, fails, text):
+    (results / "metrics.json").write_text(text)
+    assert "metrics.json: can't be read" in fails(main, ["--worst"])
+    assert main([]) == 0  # needs none

@@ -150,6 +150,26 @@ def test_a_log_that_takes_no_more_ends_the_curves_and_not_the_training(tmp_path,
     assert len(warnings) == 1 and str(tmp_path) in warnings[0] and "epoch 98/99" in out
 
 
+def test_the_log_has_flags_both_losses_and_precision_recall(database, work):
+    flags = [*SMALL, "--num_freq_score", "1"]
+    assert main.main([*flags, "--num_epoch", "1"]) == 0
+    assert main.main([*flags, "--num_epoch", "2", "--train_continue", "on"]) == 0
+    events = EventAccumulator(str(work / "log" / "unet" / "em"), {"tensors": 0}).Reload()
+    assert b"| --num_freq_score | `1` |" in events.Tensors("flags/text_summary")[-1].tensor_proto.string_val[0]
+    layout = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    assert b"loss/train" in layout and b"loss/val" in layout
+    curves = events.Tensors("foreground")
+    assert [event.step for event in curves] == [1, 2]
+    tp, fp, tn, fn, precision, recall = np.reshape(curves[-1].tensor_proto.float_val, (6, 127))
+    assert (tp + fp + tn + fn == 48 * 48).all() and recall[0] == 1 and precision[0] == tp[0] / 48**2
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert (
+        b"--lr" in content
+        and b"--num_epoch" not in content
+        and b"pixel_error" in events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    )
+
+
 def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, monkeypatch):
     def fail(*_):
         raise MemoryError

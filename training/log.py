@@ -17,6 +17,8 @@ from dataset import DataInfo
 from files import atomic_write
 from utils import printable, say
 
+CHARTS = {"loss": {"train and validation": ["Multiline", ["loss/train", "loss/val"]]}}  # of custom scalars
+NO_SCORES = ("learning_rate", "images_per_second")  # curves that are none
 SHOWN = ("loss", "dice", "pixel_error", "images_per_second")  # scores shown next to the progress
 
 
@@ -97,6 +99,32 @@ class TrainingLog:
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
             say(f"epoch {epoch}{self.of}  {text}  {left} left")
 
+    def arguments(self, epoch: int, values: dict[str, Any]) -> None:
+        """Add the flags as a table of text, and the layout of the chart of both losses."""
+        from tensorboardX.summary import custom_scalars, text
+
+        rows = "".join(f"| {name} | `{printable(str(value))}` |\n" for name, value in values.items())
+        self._write(epoch, summary=text("flags", "| flag | value |\n|---|---|\n" + rows))
+        self._write(epoch, summary=custom_scalars(CHARTS))
+
+    def hparams(self, epoch: int, values: dict[str, Any], scores: dict[str, float]) -> None:
+        """Add the flags and which curves are the scores of the run; TensorBoard shows the last value of each."""
+        from tensorboardX.summary import hparams
+
+        plain = {name: v if isinstance(v, int | float | str) else str(v) for name, v in values.items()}
+        for summary in hparams(plain, {name: v for name, v in scores.items() if name not in NO_SCORES}):
+            self._write(epoch, summary=summary)
+
+    def precision_recall(self, epoch: int, counts: np.ndarray) -> None:
+        """Add a precision-recall curve from `metrics.threshold_counts` of all images."""
+        from tensorboardX.summary import pr_curve_raw
+
+        above = counts[:, ::-1].cumsum(1)[:, ::-1]  # pixels at least as probable, outside and inside
+        fp, tp = above.astype(float)
+        fn, tn = tp[0] - tp, fp[0] - fp
+        precision, recall = tp / np.maximum(tp + fp, 1), tp / max(tp[0], 1)
+        self._write(epoch, summary=pr_curve_raw("foreground", tp, fp, tn, fn, precision, recall, len(tp)))
+
     def images(self, epoch: int, pictures: dict[str, np.ndarray]) -> None:
         """Add pictures, (H, W) or (H, W, 3) uint8; tensorboardX would write grey as RGB, seven times slower."""
         from PIL import Image
@@ -129,6 +157,15 @@ class NoLog:
         """Do nothing."""
 
     def images(self, *_: Any) -> None:
+        """Do nothing."""
+
+    def arguments(self, *_: Any) -> None:
+        """Do nothing."""
+
+    def hparams(self, *_: Any) -> None:
+        """Do nothing."""
+
+    def precision_recall(self, *_: Any) -> None:
         """Do nothing."""
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import distributed
 from checkpoint import Checkpoint, explain_mismatch
-from config import Config
+from config import Config, as_typed
 from dataset import DataInfo
 from model import NUM_LEVEL, UNet, init_weights
 from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state
@@ -20,6 +20,15 @@ from utils import UserError, on_device
 # flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 PER_RUN |= {"init_from", "patience"}
+HPARAM_GROUPS = ("model", "training", "data", "augmentation")  # groups of flags that results depend on
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Flags that results depend on, as typed, but for those of a single run: TensorBoard keeps the first values."""
+    values = {"seed": config.seed}
+    for group in HPARAM_GROUPS:
+        values |= config.group(group)
+    return as_typed({name: value for name, value in values.items() if name not in PER_RUN})
 
 
 @dataclass

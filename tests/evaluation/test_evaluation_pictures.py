@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.pictures import label_picture, probability_picture, save_images
+from evaluation.pictures import (
+    ADDED_COLOUR,
+    CONFUSED_COLOUR,
+    MISSED_COLOUR,
+    classes_of,
+    error_picture,
+    label_picture,
+    probability_picture,
+    save_images,
+)
 from images.drawing import input_picture, palette
 
 
@@ -43,3 +52,20 @@ def test_pixels_without_annotation_are_grey(num_class):
     usual = label_picture(np.where(label == 255, 0, label), num_class)
     assert picture.shape == usual.shape and np.array_equal(picture[label != 255], usual[label != 255])
     assert [128] * 3 not in palette(num_class).tolist()
+
+
+@pytest.mark.parametrize("num_class", [2, 5, 32])
+def test_classes_are_read_from_a_picture(num_class):
+    label = np.array([[0, 1, 255], [255, num_class - 1, 0]], np.uint8)
+    classes, known = classes_of(label_picture(label, num_class, label != 255))
+    assert np.array_equal(known, label != 255) and np.array_equal(classes[known], label[known])
+
+
+def test_errors_are_missed_added_and_confused_and_those_without_annotation_do_not_count():
+    label, output = np.array([[1, 0, 1, 2, 2]]), np.array([[1, 2, 0, 1, 0]])
+    known = np.array([[True, True, True, True, False]])
+    picture = error_picture(np.full((1, 5), 90, np.uint8), label, output, 0, known)[0]
+    assert picture[:4].tolist() == [[30] * 3, [*ADDED_COLOUR], [*MISSED_COLOUR], [*CONFUSED_COLOUR]]
+    assert picture[4].tolist() == [118] * 3  # veiled
+    other = error_picture(np.full((1, 5, 3), 90, np.uint8), label, output, 1)[0]
+    assert other[1].tolist() == [*CONFUSED_COLOUR] and other[3].tolist() == [*MISSED_COLOUR]
