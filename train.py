@@ -253,6 +253,7 @@ class Trainer:
         for loss, file in zip(scorer.losses, validation.files, strict=True):
             check_finite(loss, f"the validation set after epoch {epoch}", [file])
         log.images(epoch, scorer.pictures or {})
+        scorer.pictures = None  # three bytes per pixel that the next scores need themselves
         challenge = validation.score_segments(state) if saved or epoch % config.num_freq_score == 0 else None
         if self.progress.is_stopping():
             return {}

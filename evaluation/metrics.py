@@ -275,10 +275,12 @@ def _grow(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
     for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         # -1 marks the rim, the lines and what is not annotated, so that no neighbour needs a bounds check
         numbers[rim], edge[rim] = -1, False
-    width, grown = padded.shape[1], numbers.ravel()  # (H + 2, W + 2) -> ((H + 2) * (W + 2),)
+    del padded
+    width, grown = numbers.shape[1], numbers.ravel()  # (H + 2, W + 2) -> ((H + 2) * (W + 2),)
     index = np.int32 if numbers.size < 2**31 else np.int64
     offsets = np.array([-width, -1, 1, width], index)  # to the four neighbours
-    front = np.flatnonzero(edge).astype(index)
+    front, next_front = np.flatnonzero(edge).astype(index), edge.ravel()
+    next_front[front] = False
     while len(front):
         # All pixels at one distance are flooded in two halves, like the fields of a chessboard: pixels of one half are
         # not neighbours of each other, so each sees the result of the other half and no two segments ever touch.
@@ -287,15 +289,12 @@ def _grow(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
             around = grown[half[:, None] + offsets]  # (P, 4)
             lowest = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
             grown[half] = np.where(lowest == around.max(1), lowest, -1)  # two different segments: a line
-        front = np.unique(np.concatenate([*_empty_neighbours(grown, front, offsets)]))
+        for piece in _pieces(front):
+            around = piece[grown[piece] > 0][:, None] + offsets  # (P, 4)
+            next_front[around[grown[around] == 0]] = True
+        front = np.flatnonzero(next_front).astype(index)
+        next_front[front] = False
     return np.maximum(numbers, 0, out=numbers)[1:-1, 1:-1]
-
-
-def _empty_neighbours(grown: np.ndarray, front: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:
-    """Pixels beside the flooded ones of a front that belong to no segment yet, piece by piece."""
-    for piece in _pieces(front):
-        around = piece[grown[piece] > 0][:, None] + offsets  # (P, 4)
-        yield np.unique(around[grown[around] == 0])
 
 
 def _pieces(*arrays: np.ndarray) -> Iterator[np.ndarray]:
