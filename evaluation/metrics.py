@@ -13,6 +13,7 @@ from torch import Tensor
 
 from images.statistics import neighbours
 
+PIECE = 2**20  # [px] computed at a time
 NUM_BIN = 127  # of the probability, for precision-recall curves
 THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # of the ISBI 2012 challenge
 LIMITS = tuple(k / 100 for k in range(50, 100, 5))  # two objects match above, for the average precision
@@ -279,28 +280,32 @@ def _grow(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
     width, grown = numbers.shape[1], numbers.ravel()  # (H + 2, W + 2) -> ((H + 2) * (W + 2),)
     index = np.int32 if numbers.size < 2**31 else np.int64
     offsets = np.array([-width, -1, 1, width], index)  # to the four neighbours
-    front, next_front = np.flatnonzero(edge).astype(index), edge.ravel()
-    next_front[front] = False
-    while len(front):
+    is_next = edge.ravel()  # pixels of the next front
+    while len(front := _taken(is_next, index)):
         # All pixels at one distance are flooded in two halves, like the fields of a chessboard: pixels of one half are
         # not neighbours of each other, so each sees the result of the other half and no two segments ever touch.
-        odd = (front // width + front % width) % 2 > 0
-        for half in _pieces(front[~odd], front[odd]):
-            around = grown[half[:, None] + offsets]  # (P, 4)
-            lowest = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
-            grown[half] = np.where(lowest == around.max(1), lowest, -1)  # two different segments: a line
+        for parity in (0, 1):
+            for piece in _pieces(front):
+                half = piece[(piece // width + piece % width) % 2 == parity]
+                around = grown[half[:, None] + offsets]  # (P, 4)
+                lowest = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
+                grown[half] = np.where(lowest == around.max(1), lowest, -1)  # two different segments: a line
         for piece in _pieces(front):
             around = piece[grown[piece] > 0][:, None] + offsets  # (P, 4)
-            next_front[around[grown[around] == 0]] = True
-        front = np.flatnonzero(next_front).astype(index)
-        next_front[front] = False
+            is_next[around[grown[around] == 0]] = True
     return np.maximum(numbers, 0, out=numbers)[1:-1, 1:-1]
 
 
-def _pieces(*arrays: np.ndarray) -> Iterator[np.ndarray]:
-    """Arrays in pieces of a million values, so that what is computed of one takes little memory."""
-    for array in arrays:
-        yield from (array[first : first + 2**20] for first in range(0, len(array), 2**20))
+def _taken(marked: np.ndarray, index: type[np.signedinteger]) -> np.ndarray:
+    """Positions of the marks (P,), which are cleared."""
+    places = [np.flatnonzero(piece).astype(index) + index(k * PIECE) for k, piece in enumerate(_pieces(marked))]
+    marked[:] = False
+    return np.concatenate(places)
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in pieces of a million values, so that what is computed of one takes little memory."""
+    yield from (array[first : first + PIECE] for first in range(0, len(array), PIECE))
 
 
 def mask_scores(
