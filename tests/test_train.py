@@ -181,11 +181,12 @@ def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, mon
 
 def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, work, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(os, "getppid", lambda: 7)
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     assert "already trained to epoch 1" in capsys.readouterr().out
-    monkeypatch.setattr(os, "getppid", lambda: 1)  # another launcher
+    monkeypatch.setattr(os, "getppid", lambda: 8)  # another launcher
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     assert "already" not in capsys.readouterr().out
     assert (work / "checkpoints" / "unet" / "em" / "earlier-1" / "model_epoch0001.pth").is_file()
