@@ -247,7 +247,7 @@ class Config(Flags):
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
     warmup: float = flag(0.0, "fraction of the training with rising learning rate", "training", rule=FRACTION)
     clip: float = flag(0.0, "clip the gradient norm (0 = off)", "training", rule=up_to(1e9))
-    amp: str = flag("auto", "mixed precision (auto = bfloat16 if supported)", "training", choices=AMP)
+    amp: str = flag("auto", "mixed precision, not of exports (auto = bfloat16 if supported)", "training", choices=AMP)
     compile: str = flag("auto", "torch.compile (auto = in long trainings on a GPU)", "training", choices=AUTO_SWITCH)
     average: float = flag(0.99, "decay of the weight EMA (0 = off)", "training", rule=FRACTION)
     best_score: str = flag("loss", "validation score by which an epoch is the best", "training", choices=BEST_SCORE)

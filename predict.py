@@ -35,7 +35,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     choice = Choice(config.channel, config.series, config.section)
     paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
-    predictor = load(paths, config.gpu_ids, "off" if config.amp == "auto" else config.amp, config.background)
+    predictor = load(paths, config.gpu_ids, config.amp, config.background)
     frames = list_frames(config.input, choice)
     images = [open_frame(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     outputs = [output for output in WHAT if output in config.what.split(",")]

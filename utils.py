@@ -263,7 +263,7 @@ def pick_device(gpu_ids: str) -> torch.device:
 
 
 def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
-    """Data type of mixed-precision training; weights, normalisation statistics and losses stay float32.
+    """Data type of mixed precision; weights, normalisation statistics, losses and probabilities stay float32.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ from files import atomic_folder
 from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of
 from training.log import command_line
-from utils import say
+from utils import pick_precision, say
 
 
 def run_test(config: Config, device: torch.device, world: World) -> int:
@@ -43,7 +43,8 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     database = config.folder("data")
     with world.reading(database, ENTRIES, "choose another --name_data"):
         tested = {path: _load(path, database) for path in paths}
-        predictor = predictor_of(tested.items(), device, None, config.background)
+        precision = pick_precision(config.amp, device)
+        predictor = predictor_of(tested.items(), device, precision, config.background)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(config.folder("result"), world) as folder:
             chosen, origins = KEEP_ALL._replace(**config.given_filter), sample_origins(database, config.split)
@@ -52,7 +53,7 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
                 scorer(image)
             scorer.finish(world.gather)
             if world.is_main:
-                _write(folder, scorer, config, tested)
+                _write(folder, scorer, config, tested, precision)
     if world.is_main:
         _say_scores(scorer, [saved.epoch for saved in tested.values()], config.folder("result"))
     return 0
@@ -75,9 +76,12 @@ def _results(goal: Path, world: World) -> Iterator[Path]:
         yield world.broadcast(folder)
 
 
-def _write(folder: Path, scorer: TestScorer, config: Config, tested: dict[Path, Checkpoint]) -> None:
+def _write(
+    folder: Path, scorer: TestScorer, config: Config, tested: dict[Path, Checkpoint], precision: torch.dtype | None
+) -> None:
     """Write the tables of a test and its page."""
     facts = {"command": command_line(), **_origin(tested), "split": config.split}
+    facts["precision"] = str(precision or torch.float32).removeprefix("torch.")  # --amp auto depends on the machine
     page.write_metrics(folder, facts | scorer.summary(), scorer.rows)
     index.write_index(
         folder,

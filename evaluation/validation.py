@@ -24,7 +24,7 @@ class Validation:
     files : list of SampleFile
         The samples, each with a label.
     device, precision
-        Device, and data type of mixed precision; segments are scored in float32, as in the test.
+        Device, and data type of mixed precision, as in the test.
     background : str
         Background class, see `--background`.
     tta, tile
@@ -47,7 +47,7 @@ class Validation:
     def score_pixels(self, state: TrainState, *, pictures: bool) -> ValidationScorer | None:
         """Score each pixel of the whole images, without augmentation; None after a signal to stop."""
         scorer = ValidationScorer(state.info, pictures=pictures)
-        for image in self._segment(self._predictor(state, self.precision), tta=False, stoppable=True):
+        for image in self._segment(self._predictor(state), tta=False, stoppable=True):
             scorer(image)
         self.progress.sync(state.epoch)
         if self.progress.is_stopping():
@@ -62,7 +62,7 @@ class Validation:
         """
         if state.info.num_class > 2:
             return None
-        predictor = self._predictor(state, None)
+        predictor = self._predictor(state)
         scorer = SegmentScorer(predictor.background)
         for image in self._segment(predictor, tta=self.tta, stoppable=stoppable):
             scorer(image)
@@ -74,10 +74,10 @@ class Validation:
         state.threshold = best if predictor.background == 0 else round(1 - best, 6)
         return challenge
 
-    def _predictor(self, state: TrainState, precision: torch.dtype | None) -> Predictor:
+    def _predictor(self, state: TrainState) -> Predictor:
         background = find_background(state.info, self.background)
         members = (Member(fold_norm(state.averaged_net), state.info),)
-        return Predictor(members, state.threshold, self.device, precision, background)
+        return Predictor(members, state.threshold, self.device, self.precision, background)
 
     def _segment(self, predictor: Predictor, *, tta: bool, stoppable: bool) -> Iterator[Segmented]:
         """Segment the samples of this process; ends at a signal to stop if `stoppable`."""

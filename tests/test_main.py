@@ -18,6 +18,7 @@ import run_make_database
 from config import Config, parse
 from dataset import IGNORE, write_sample
 from model import UNet
+from predict import load, predict_array
 
 TEST = ["--mode", "test", "--gpu_ids", "-1"]
 
@@ -61,6 +62,28 @@ def test_the_pictures_fit_the_scores(trained, work):
     error = np.mean((output > 255 * scores["pixel_threshold"]) != (label > 0))
     assert error == pytest.approx(scores["mean"]["pixel_error"], abs=0.02)
     assert scores["challenge"]["min_pixel_error"] <= scores["mean"]["pixel_error"] + 1e-9
+
+
+@pytest.mark.parametrize(("supported", "computed"), [(True, "bf16"), (False, "off")])
+def test_test_and_predict_compute_in_16_bits_where_the_processor_can(trained, work, monkeypatch, supported, computed):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": supported})
+    found = {}
+    for flags in ([], ["--amp", computed], ["--amp", "off"]):
+        assert main.main([*TEST, *flags]) == 0
+        scores = json.loads((work / "results" / "unet" / "em" / "metrics.json").read_text())
+        found[tuple(flags)] = scores["precision"], scores["mean"]["loss"]
+    precision = "bfloat16" if supported else "float32"
+    assert found[()] == found["--amp", computed] and found[()][0] == precision
+    assert (found[()] == found["--amp", "off"]) != supported
+    assert found[()][1] == pytest.approx(found["--amp", "off"][1], abs=0.01)
+    image = np.load(trained / "test" / "00000.npy")["input"][..., 0]
+    np.save("in.npy", image)
+    predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "in.npy", "--output", "out.npy", "--dtype", "float32"]
+    assert main.main(predict) == 0
+    path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
+    results = {amp: predict_array(load(path, amp=amp), image) for amp in ("auto", "bf16", "off")}
+    assert np.array_equal(np.load("out.npy"), results["auto"]) and np.array_equal(results["auto"], results[computed])
+    assert not np.array_equal(results["bf16"], results["off"])
 
 
 def test_the_architecture_comes_from_the_checkpoint_and_an_epoch_can_be_chosen(trained, work, capsys):

@@ -19,7 +19,7 @@ from predict import load, predict_array
 from prediction.predictor import Predictor
 from utils import UserError
 
-PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off"]
+PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--amp", "off"]  # `load` computes in float32, too
 
 
 def segment(source, goal, *flags):

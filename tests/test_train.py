@@ -505,11 +505,15 @@ def test_an_interrupted_epoch_of_few_images_of_an_earlier_version_begins_again(d
     assert len(checkpoint_of(work, 1).losses) == 12
 
 
-def test_another_split_can_be_tested(database, work, capsys):
+def test_another_split_can_be_tested_and_has_the_scores_of_the_validation(database, work, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})  # else all is in float32
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     assert main.main(["--mode", "test", "--gpu_ids", "-1", "--split", "val"]) == 0
     metrics = json.loads((work / "results" / "unet" / "em" / "metrics.json").read_text())
     assert metrics["split"] == "val"
+    validation = curves(work, every_epoch=False)
+    for name, score in (("max/v_info", "max_v_info"), ("min_pixel_error", "min_pixel_error")):
+        assert validation[name] == [(1, pytest.approx(metrics["challenge"][score], abs=1e-7))]
     assert len(list((work / "results" / "unet" / "em" / "images").glob("*-output.png"))) == len(
         list_samples(database / "val")
     )
@@ -564,7 +568,7 @@ def test_validation_and_test_in_tiles_have_the_scores_of_the_whole_image(work):
     wide(work)
     for scope, tile in (("unet", "0"), ("tiles", "64")):
         assert main.main([*SMALL, "--scope", scope, "--num_epoch", "2", "--tile", tile, "--amp", "off"]) == 0
-        assert main.main(["--mode", "test", "--gpu_ids", "-1", "--scope", scope, "--tile", tile]) == 0
+        assert main.main(["--mode", "test", "--gpu_ids", "-1", "--scope", scope, "--tile", tile, "--amp", "off"]) == 0
     assert scores_of(work, "tiles") == pytest.approx(scores_of(work, "unet"), abs=1e-6)
     whole, tiles = curves(work), curves(work, "tiles")
     for name in ("loss/val", "pixel_error", "iou/1"):

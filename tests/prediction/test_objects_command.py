@@ -35,7 +35,7 @@ def stack(work):
 
 
 def segment(goal, *flags, source="in.tif"):
-    predict = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--what", "cells"]
+    predict = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--amp", "off", "--what", "cells"]
     assert main.main([*predict, "--input", source, "--output", goal, *flags]) == 0
     return np.load(goal) if goal.endswith(".npy") else None
 
@@ -121,7 +121,7 @@ def test_stacks_are_not_linked_with_each_other_and_processes_share_them(stack, t
     two = np.stack([stack, stack[::-1]])
     tifffile.imwrite("tz.tif", two, imagej=True, metadata={"axes": "TZYX"})
     tifffile.imwrite("zt.ome.tif", two.swapaxes(0, 1), metadata={"axes": "ZTYX"})
-    flags = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--what", "cells", "--link", "0.3"]
+    flags = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--amp", "off", "--what", "cells", "--link", "0.3"]
     text = finish(together(3, *flags, "--input", "tz.tif", "--output", "tz.npy"))
     found = np.load("tz.npy")
     assert np.array_equal(segment("zt.npy", "--link", "0.3", source="zt.ome.tif"), found.swapaxes(0, 1))

@@ -25,6 +25,21 @@ def test_certain_pixels_keep_their_loss_with_test_time_augmentation():
         assert TestTimeAugmentation(net)(torch.zeros(1, 1, 4, 4)).mean().item() == pytest.approx(30, abs=1e-3)
 
 
+def test_the_mean_of_the_eight_views_is_not_rounded_to_16_bits():
+    torch.manual_seed(0)
+    net = UNet(1, 1, 2).eval()
+    x = torch.randn(1, 1, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = class_probability(TestTimeAugmentation(net)(x))
+        total = torch.zeros(1, 2, 32, 32)
+        for flip in ([], [-1]):
+            for quarters in range(4):
+                logits = net(torch.rot90(x.flip(flip), quarters, (-2, -1)))
+                assert logits.dtype == torch.bfloat16
+                total += torch.rot90(class_probability(logits.float()), -quarters, (-2, -1)).flip(flip)
+    torch.testing.assert_close(found, total / 8, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_folded_network_gives_the_same_logits(norm):
     torch.manual_seed(0)
