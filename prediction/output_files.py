@@ -192,7 +192,7 @@ class OutputFiles:
             raise UserError(f"--input: two images would become {twice[0]}: rename one, or write a stack")
 
     def _check_foreign(self, tables: list[Path]) -> None:
-        """Refuse to replace a file that is not a table of objects, or not a .zip of outlines only."""
+        """Refuse to replace a file that is not a table of objects, or not a .zip of its outlines only."""
         advice = "and not replaced: move it, or choose another --output"
         for path in tables:
             check_replaceable(path)
@@ -201,7 +201,7 @@ class OutputFiles:
         for path in self.roi_files:
             check_replaceable(path)
             if path.exists() and not is_roi_file(path):
-                raise UserError(f"{path}: not a .zip of ROIs only, {advice}")
+                raise UserError(f"{path}: not a .zip of ROIs of predict only, {advice}")
 
     def _count_older(self, path: Path) -> int:
         """Number of older files at a path; refuses to replace anything but older outputs."""
