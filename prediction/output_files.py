@@ -83,12 +83,14 @@ class OutputFiles:
     def _file(self, output: str) -> Path:
         """File of one output; several files are named after their outputs."""
         path = Path(self.target)
-        ending = ENDINGS.get(output, path.suffix)
+        is_ome = path.suffix.lower() in TIFF and path.stem.lower().endswith(".ome")
+        stem, suffix = (path.stem[:-4], path.stem[-4:] + path.suffix) if is_ome else (path.stem, path.suffix)
+        ending = ENDINGS.get(output, suffix)
         if output == "overlay" and not self.to_png:
-            ending = path.suffix if path.suffix.lower() in TIFF else ".tif"  # colours, which an array has not
+            ending = suffix if path.suffix.lower() in TIFF else ".tif"  # colours, which an array has not
         if len(self.outputs) == 1 or path.suffix.lower() == ".png":
-            return path.with_suffix(ending)
-        return path.with_name(f"{path.stem}-{output}{ending}")
+            return path.with_name(stem + ending)
+        return path.with_name(f"{stem}-{output}{ending}")
 
     @cached_property
     def png_names(self) -> dict[str, list[Path]]:

@@ -104,6 +104,8 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
         ("u.tif", "table", {"u.csv"}),
         ("v.npy", "mask,overlay,table", {"v-mask.npy", "v-overlay.tif", "v-table.csv"}),
         ("w.png", "overlay,table", {"w.png", "w.csv"}),
+        ("x.ome.tif", "mask,table", {"x-mask.ome.tif", "x-table.csv"}),
+        ("y.ome.tif", "table", {"y.csv"}),
     ):
         before = set(work.iterdir())
         assert segment("bare.tif", goal, "--what", what) == 0
