@@ -133,7 +133,7 @@ class Reference:
             if ended.status:
                 return faults  # it has refused, so it did not read a mixture
         now = self.goal.digest(folder)
-        whole = now in (self.old, self.new) or (self.goal.each and now.items() <= (self.new | self.old).items())
+        whole = now in (self.old, self.new) or (self.goal.each and now.items() <= self.new.items() | self.old.items())
         if not whole and now:
             faults.append(Fault("mixed", _difference(now, self.old, self.new)))
         elif not whole and self.old:
