@@ -418,7 +418,7 @@ class Origin:
     Attributes
     ----------
     name : str
-        Name of the image file, with the page and the rows and columns where the sample is a part of it.
+        Name of the image file, with the series, page, rows and columns where the sample is a part of it.
     pixel_size : (float, float) or None
         Height and width of a pixel [µm], if the file gives it.
     """
@@ -441,8 +441,19 @@ def sample_origins(folder: Path, split: str) -> dict[str, Origin]:
         for name, of in samples.items()
         if isinstance(of, list)
     }
-    stacks = {entry["source"] for of in entries.values() for entry in of if entry.get("frame")}  # of several pages
-    return {str(entry.get("file")): _origin(entry, paged=entry["source"] in stacks) for entry in entries.get(split, [])}
+    stacks = {_series(entry) for of in entries.values() for entry in of if _index(entry)}  # of several pages
+    return {str(entry.get("file")): _origin(entry, paged=_series(entry) in stacks) for entry in entries.get(split, [])}
+
+
+def _series(entry: dict[str, Any]) -> tuple[str, str]:
+    """File of a sample and series in it."""
+    return entry["source"], str(entry.get("series"))
+
+
+def _index(entry: dict[str, Any]) -> int:
+    """Index of the image of a sample in its series, or in its file if that has one series; 0 if it is not known."""
+    index = entry.get("frame_of_series" if isinstance(entry.get("series"), str) else "frame")
+    return index if isinstance(index, int) else 0
 
 
 def _origin(entry: dict[str, Any], *, paged: bool) -> Origin:
@@ -450,8 +461,8 @@ def _origin(entry: dict[str, Any], *, paged: bool) -> Origin:
     parts = [entry["source"]]
     if isinstance(entry.get("series"), str):
         parts.append(entry["series"])
-    elif paged and isinstance(entry.get("frame"), int):
-        parts.append(f"page {entry['frame'] + 1}")
+    if paged:
+        parts.append(f"page {_index(entry) + 1}")
     for name in ("rows", "columns"):
         if _are_numbers(entry.get(name), 2):
             parts.append("{} {} to {}".format(name, *entry[name]))

@@ -18,11 +18,11 @@ import numpy as np
 from config import DisplayFlags, parse
 from evaluation.page import RESULTS, SORTED_BY
 from evaluation.pictures import (
-    CONFUSED_COLOUR,
+    COLOURS,
+    COLOURS_OF_SEVERAL,
     KINDS,
-    LABEL_COLOUR,
     NOT_ANNOTATED,
-    OUTPUT_COLOUR,
+    Colour,
     Pictures,
     classes_of,
     error_picture,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Colour = tuple[int, int, int]
 METRICS = "metrics.json"
 SHOWN = 1024  # [px] longest side of a picture in the figure, more than twice its size on the page
 
@@ -237,18 +236,19 @@ def _overlay(axes: np.ndarray, name: str, pictures: Pictures, background: int) -
     if len({picture.shape[:2] for picture in pictures.values()}) > 1:
         raise UserError(f"image {name.split()[0]}: its pictures differ in size: run main.py --mode test again")
     shown, output = pictures["input"], classes_of(pictures["output"])[0]
-    colours = {"output (added)": OUTPUT_COLOUR}
+    of = COLOURS if pictures["output"].ndim == 2 else COLOURS_OF_SEVERAL
+    colours = {"output (added)": of["output"]}
     if "label" in pictures:
         label, known = classes_of(pictures["label"])
         axes[0].imshow(veiled(shown, known), interpolation="nearest")
-        _outline(axes[0], np.ma.masked_array(label, ~known), background, LABEL_COLOUR)
-        axes[1].imshow(error_picture(shown, label, output, background, known), interpolation="nearest")
-        colours |= {"label (missed)": LABEL_COLOUR}
-        colours |= {"wrong class": CONFUSED_COLOUR} if pictures["label"].ndim == 3 else {}
+        _outline(axes[0], np.ma.masked_array(label, ~known), background, of["label"])
+        axes[1].imshow(error_picture(shown, label, output, background, known, of), interpolation="nearest")
+        colours |= {"label (missed)": of["label"]}
+        colours |= {"wrong class": of["confused"]} if "confused" in of else {}
         colours |= {} if known.all() else {"not annotated": (NOT_ANNOTATED,) * 3}
     else:
         axes[0].imshow(veiled(shown, None), interpolation="nearest")
-    _outline(axes[0], output, background, OUTPUT_COLOUR)
+    _outline(axes[0], output, background, of["output"])
     return colours
 
 

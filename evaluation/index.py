@@ -13,16 +13,12 @@ import numpy as np
 
 from evaluation.curves import Chart
 from evaluation.page import SORTED_BY, Scores
-from evaluation.pictures import KINDS, LABEL_COLOUR, NOT_ANNOTATED, OUTPUT_COLOUR, palette, picture_name
+from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, KINDS, NOT_ANNOTATED, palette, picture_name
 from utils import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOW_IS_GOOD = ("loss", "pixel_error", "warping_error", "num_split", "num_merger")
 MAIN = ("loss", "pixel_error", "dice_", "v_rand", "v_info", "object_f1")  # first part of a card's scores, by beginning
-# what only the label has, only the output has, or both with other classes: told apart by colour-blind readers, and with
-# several classes also from the colours of these
-COLOURS = {"label": "#{:02x}{:02x}{:02x}".format(*LABEL_COLOUR), "output": "#{:02x}{:02x}{:02x}".format(*OUTPUT_COLOUR)}
-COLOURS_OF_SEVERAL = {"label": "#ffffff", "output": "#ff2ad4", "confused": "#b6ff00"}
 
 
 @dataclass(frozen=True)
@@ -222,9 +218,10 @@ def _in_8_bits(threshold: float | None) -> int | None:
 
 def _data(summary: dict[str, Any], cards: Sequence[Card], names: list[str], by: str) -> dict[str, Any]:
     """What the script works with."""
+    colours = COLOURS if len(summary["classes"]) == 2 else COLOURS_OF_SEVERAL
     return {
         "classes": classes_of(summary),
-        "colours": COLOURS if len(summary["classes"]) == 2 else COLOURS_OF_SEVERAL,
+        "colours": {name: f"#{bytes(colour).hex()}" for name, colour in colours.items()},
         "notAnnotated": NOT_ANNOTATED,
         "threshold": _in_8_bits(summary["pixel_threshold"]),
         "lowIsGood": [name for name in names if name in LOW_IS_GOOD],

@@ -9,12 +9,18 @@ import numpy as np
 from dataset import MAX_CLASS
 from images.drawing import palette
 
+Colour = tuple[int, int, int]
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 KINDS = ("input", "label", "output")
 NOT_ANNOTATED = 128  # grey of pixels without annotation; the palette has no grey but black
-LABEL_COLOUR = MISSED_COLOUR = (86, 180, 233)  # sky blue; these three are of the palette of Wong, see `palette`
-OUTPUT_COLOUR = ADDED_COLOUR = (230, 159, 0)  # orange
-CONFUSED_COLOUR = (204, 121, 167)  # reddish purple
+# what only the label has (missed), only the output has (added), or both with other classes (confused), and the outlines
+# of label and output: colours that colour-blind readers can tell apart, of several classes also from those of `palette`
+COLOURS = {"label": (86, 180, 233), "output": (230, 159, 0)}  # sky blue and orange
+COLOURS_OF_SEVERAL = {
+    "label": (255, 255, 255),
+    "output": (255, 42, 212),
+    "confused": (182, 255, 0),
+}  # white, pink, lime
 DIMMED = 3  # part of its brightness that an input keeps below a map of errors
 
 
@@ -77,7 +83,12 @@ def veiled(picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
 
 
 def error_picture(
-    picture: np.ndarray, label: np.ndarray, output: np.ndarray, background: int = 0, known: np.ndarray | None = None
+    picture: np.ndarray,
+    label: np.ndarray,
+    output: np.ndarray,
+    background: int = 0,
+    known: np.ndarray | None = None,
+    colours: dict[str, Colour] = COLOURS,
 ) -> np.ndarray:
     """Map (H, W, 3) of the wrong pixels, over the dimmed input.
 
@@ -91,6 +102,8 @@ def error_picture(
         Class of the background. Of the other classes pixels are missed or added, or have one of them for another.
     known : ndarray of bool, optional
         (H, W) pixels that are annotated, the others are veiled; default: all.
+    colours : dict
+        `COLOURS`, or `COLOURS_OF_SEVERAL` for more than two classes.
 
     Examples
     --------
@@ -99,9 +112,10 @@ def error_picture(
     """
     shown = veiled(picture, None) // DIMMED
     inside, found = label != background, output != background
-    shown[inside & ~found] = MISSED_COLOUR
-    shown[found & ~inside] = ADDED_COLOUR
-    shown[inside & found & (label != output)] = CONFUSED_COLOUR
+    shown[inside & ~found] = colours["label"]
+    shown[found & ~inside] = colours["output"]
+    if "confused" in colours:
+        shown[inside & found & (label != output)] = colours["confused"]
     return shown if known is None else np.where(known[..., None], shown, veiled(picture, known))
 
 

@@ -73,7 +73,7 @@ def _pixel_size(geometry: Geometry) -> str:
     """Pixel size and time step of a series."""
     sizes = [f"{axis} {geometry.pixel[axis]:.6g}" for axis in "XYZ" if axis in geometry.pixel]
     interval = f", {geometry.interval:.6g} s between two times" if geometry.interval else ""
-    return f"{', '.join(sizes)} {geometry.unit}{interval}" if sizes else f"unknown{interval}"
+    return f"{', '.join(sizes)} {geometry.unit or 'of unknown unit'}{interval}" if sizes else f"unknown{interval}"
 
 
 def _reading(frames: list[Frame]) -> str:

@@ -83,12 +83,14 @@ class OutputFiles:
     def _file(self, output: str) -> Path:
         """File of one output; several files are named after their outputs."""
         path = Path(self.target)
-        ending = ENDINGS.get(output, path.suffix)
+        is_ome = path.suffix.lower() in TIFF and path.stem.lower().endswith(".ome")
+        stem, suffix = (path.stem[:-4], path.stem[-4:] + path.suffix) if is_ome else (path.stem, path.suffix)
+        ending = ENDINGS.get(output, suffix)
         if output == "overlay" and not self.to_png:
-            ending = path.suffix if path.suffix.lower() in TIFF else ".tif"  # colours, which an array has not
+            ending = suffix if path.suffix.lower() in TIFF else ".tif"  # colours, which an array has not
         if len(self.outputs) == 1 or path.suffix.lower() == ".png":
-            return path.with_suffix(ending)
-        return path.with_name(f"{path.stem}-{output}{ending}")
+            return path.with_name(stem + ending)
+        return path.with_name(f"{stem}-{output}{ending}")
 
     @cached_property
     def png_names(self) -> dict[str, list[Path]]:
@@ -192,7 +194,7 @@ class OutputFiles:
             raise UserError(f"--input: two images would become {twice[0]}: rename one, or write a stack")
 
     def _check_foreign(self, tables: list[Path]) -> None:
-        """Refuse to replace a file that is not a table of objects, or not a .zip of outlines only."""
+        """Refuse to replace a file that is not a table of objects, or not a .zip of its outlines only."""
         advice = "and not replaced: move it, or choose another --output"
         for path in tables:
             check_replaceable(path)
@@ -201,7 +203,7 @@ class OutputFiles:
         for path in self.roi_files:
             check_replaceable(path)
             if path.exists() and not is_roi_file(path):
-                raise UserError(f"{path}: not a .zip of ROIs only, {advice}")
+                raise UserError(f"{path}: not a .zip of ROIs of predict only, {advice}")
 
     def _count_older(self, path: Path) -> int:
         """Number of older files at a path; refuses to replace anything but older outputs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from prediction.measure import Runs, join_runs, runs_of
 from utils import check_module
 
 LARGEST = 2**24  # [px] box of the largest object that is outlined, which takes 0.3 GB
+NAME = re.compile(r"[0-9]{4,}-[0-9]{6,}\.roi")  # section and object; those drawn in Fiji are 0012-0345.roi
 
 
 class ObjectOutlines:
@@ -95,10 +97,10 @@ def _enclosed(outline: np.ndarray) -> float:
 
 
 def is_roi_file(path: Path) -> bool:
-    """Whether a file is a .zip that holds nothing but ROIs."""
+    """Whether a file is a .zip of a `RoiWriter`; one with outlines that were drawn by hand is not."""
     try:
         with zipfile.ZipFile(path) as file:
-            return all(name.endswith(".roi") for name in file.namelist())
+            return all(NAME.fullmatch(name) for name in file.namelist())
     except (zipfile.BadZipFile, OSError):
         return False
 
@@ -147,14 +149,19 @@ class RoiWriter:
         """Add the outlines of this process to the partial .zip files, which the first process creates."""
         if create:
             for path in self.paths:
-                with explain_write_errors(path), zipfile.ZipFile(partial_of(path), "w"):
-                    pass
-        self._kept.seek(0)
+                with explain_write_errors(path):
+                    partial_of(path).unlink(missing_ok=True)  # from a killed process, or a link, which is not followed
+                    with zipfile.ZipFile(partial_of(path), "x"):
+                        pass
+        with explain_write_errors(self.paths[0]):
+            self._kept.seek(0)  # writes what is buffered
         for number, rois in groupby(self._stored(), key=itemgetter(0)):
             path = self.paths[number]
             with explain_write_errors(path), zipfile.ZipFile(partial_of(path), "a", zipfile.ZIP_DEFLATED) as file:
                 for _, name, content in rois:
-                    file.writestr(f"{name}.roi", content)
+                    entry = zipfile.ZipInfo(f"{name}.roi")  # without the time, so that equal runs write equal files
+                    entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+                    file.writestr(entry, content)
 
     def _stored(self) -> Iterator[tuple[int, str, bytes]]:
         """Number of the .zip file, name and content of each ROI that this process has kept."""

@@ -211,6 +211,18 @@ def test_the_origin_of_a_sample_names_file_page_and_region(tmp_path):
     assert found["00001.npy"] == Origin(r"one\x1b.png, rows 0 to 9", (0.5, 0.25))
 
 
+def test_the_origin_of_a_sample_names_series_and_section_in_it(tmp_path):
+    series = [("A/1", 0, 0), ("A/1", 1, 1), ("B/2", 2, 0)]
+    test = [
+        {"file": f"{k}.npy", "source": "plate.zarr", "frame": frame, "series": name, "frame_of_series": index}
+        for k, (name, frame, index) in enumerate(series)
+    ]
+    earlier = {"file": "e.npy", "source": "old.lif", "frame": 7, "series": "a"}
+    describe_samples(tmp_path, test=[*test, earlier])
+    names = [origin.name for origin in sample_origins(tmp_path, "test").values()]
+    assert names == ["plate.zarr, A/1, page 1", "plate.zarr, A/1, page 2", "plate.zarr, B/2", "old.lif, a"]
+
+
 @pytest.mark.parametrize(
     "samples", [None, [], {"test": 5}, {"test": [5, {}, {"file": "a", "source": 3, "frame": "x"}]}]
 )

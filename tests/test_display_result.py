@@ -11,7 +11,7 @@ from PIL import Image
 
 from display_result import find_images, main, read_metrics
 from evaluation.page import RESULTS
-from evaluation.pictures import ADDED_COLOUR, MISSED_COLOUR, save_images
+from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, label_picture, save_images
 from files import atomic_folder
 
 GREYS = {"input": 60, "label": 130, "output": 220}
@@ -169,9 +169,18 @@ def test_overlays_show_what_was_missed_and_added(results):
     label[:10], output[20:] = 255, 255  # a third is missed, another added
     save_images(results / "images", 0, {"label": label, "output": output})
     assert main(["--num", "1", "--save", "plain.png"]) == main(["--num", "1", "--overlay", "on"]) == 0
-    assert not pixels_of("plain.png", MISSED_COLOUR) and not pixels_of("plain.png", ADDED_COLOUR)
-    missed, added = (pixels_of(results / "figure.png", colour) for colour in (MISSED_COLOUR, ADDED_COLOUR))
+    assert not any(pixels_of("plain.png", colour) for colour in COLOURS.values())
+    missed, added = (pixels_of(results / "figure.png", colour) for colour in COLOURS.values())
     assert missed == pytest.approx(added, rel=0.1) and missed > 330 * 330 / 3
+
+
+def test_errors_of_several_classes_have_the_colours_of_the_page(results):
+    label, output = np.zeros((2, 30, 30), np.uint8)
+    label[:20], output[10:20], output[20:] = 1, 2, 1  # a third each is missed, of another class, and added
+    save_images(results / "images", 0, {"label": label_picture(label, 3), "output": label_picture(output, 3)})
+    assert main(["--num", "1", "--overlay", "on"]) == 0
+    sizes = {name: pixels_of(results / "figure.png", colour) for name, colour in COLOURS_OF_SEVERAL.items()}
+    assert sizes["confused"] == pytest.approx(sizes["output"], rel=0.1) and sizes["output"] > 330 * 330 / 3
 
 
 def test_overlays_do_without_scores_label_and_input(results, fails):

@@ -3,9 +3,7 @@ import pytest
 from PIL import Image
 
 from evaluation.pictures import (
-    ADDED_COLOUR,
-    CONFUSED_COLOUR,
-    MISSED_COLOUR,
+    COLOURS_OF_SEVERAL,
     classes_of,
     error_picture,
     label_picture,
@@ -64,8 +62,9 @@ def test_classes_are_read_from_a_picture(num_class):
 def test_errors_are_missed_added_and_confused_and_those_without_annotation_do_not_count():
     label, output = np.array([[1, 0, 1, 2, 2]]), np.array([[1, 2, 0, 1, 0]])
     known = np.array([[True, True, True, True, False]])
-    picture = error_picture(np.full((1, 5), 90, np.uint8), label, output, 0, known)[0]
-    assert picture[:4].tolist() == [[30] * 3, [*ADDED_COLOUR], [*MISSED_COLOUR], [*CONFUSED_COLOUR]]
+    picture = error_picture(np.full((1, 5), 90, np.uint8), label, output, 0, known, COLOURS_OF_SEVERAL)[0]
+    missed, added, confused = map(list, COLOURS_OF_SEVERAL.values())
+    assert picture[:4].tolist() == [[30] * 3, added, missed, confused]
     assert picture[4].tolist() == [118] * 3  # veiled
-    other = error_picture(np.full((1, 5, 3), 90, np.uint8), label, output, 1)[0]
-    assert other[1].tolist() == [*CONFUSED_COLOUR] and other[3].tolist() == [*MISSED_COLOUR]
+    other = error_picture(np.full((1, 5, 3), 90, np.uint8), label, output, 1, None, COLOURS_OF_SEVERAL)[0]
+    assert other[1].tolist() == confused and other[3].tolist() == missed

@@ -19,7 +19,7 @@ from .cases import Case, Fault, Part, Start, check_end
 from .goals import Reference, Training, measure
 from .processes import Ended, run
 
-NAMES = ("database", "test", "tif", "npy", "zarr", "pyramid", "png")
+NAMES = ("database", "test", "tif", "npy", "zarr", "pyramid", "png", "objects")
 EPOCHS = 2
 FAILURES = ("kill", "full")
 OPERATIONS = ("rename", "replace", "unlink", "mkdir", "rmdir", "truncate", "ftruncate", "link", "symlink", "fsync")

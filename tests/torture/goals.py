@@ -69,8 +69,11 @@ def _wide() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (1, 96, 1100), dtype=np.uint8)
 
 
-def _predict(source: str, output: str) -> list[str]:
-    return [*PREDICT, "--input", source, "--output", output]
+def _predict(source: str, output: str, *flags: str) -> list[str]:
+    return [*PREDICT, "--input", source, "--output", output, *flags]
+
+
+OF_OBJECTS = ["--what", "mask,overlay,rois,table", "--link", "0.2"]  # no cells: OME-TIFFs differ by a random number
 
 
 DATABASE = ["--overwrite", "--num_val", "2", "--num_test", "2", "--split", "random", "--seed", "5"]
@@ -96,6 +99,13 @@ GOALS = {
     "zarr": Goal("p.zarr", "main", _predict(VOLUME, "p.zarr"), old=_predict("wide.npy", "p.zarr")),
     "pyramid": Goal("p.zarr", "main", _predict("wide.npy", "p.zarr")),
     "png": Goal("png", "main", _predict(VOLUME, "png"), each=True),
+    "objects": Goal(
+        "objects",
+        "main",
+        _predict(VOLUME, "objects/p.tif", *OF_OBJECTS),
+        old=_predict(VOLUME, "objects/p.tif", *OF_OBJECTS, "--section", "0:3"),
+        each=True,
+    ),
 }
 
 
@@ -123,7 +133,7 @@ class Reference:
             if ended.status:
                 return faults  # it has refused, so it did not read a mixture
         now = self.goal.digest(folder)
-        whole = now in (self.old, self.new) or (self.goal.each and now.items() <= (self.new | self.old).items())
+        whole = now in (self.old, self.new) or (self.goal.each and now.items() <= self.new.items() | self.old.items())
         if not whole and now:
             faults.append(Fault("mixed", _difference(now, self.old, self.new)))
         elif not whole and self.old:
