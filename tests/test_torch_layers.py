@@ -1,0 +1,54 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from layers import UpConv2d, concat
+
+ORDERS = [torch.contiguous_format, torch.channels_last]
+
+
+def up_with_torch(net, x):
+    return F.conv_transpose2d(x, net.weight, net.bias, stride=2)
+
+
+def results(function, inputs):
+    """Value of a function, and the gradients of its squares' sum by the inputs."""
+    value = function(*inputs)
+    return value, *torch.autograd.grad(value.float().square().sum(), inputs)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_upsampling_has_the_values_and_gradients_of_torchs_own(order, precision):
+    torch.manual_seed(0)
+    net = UpConv2d(6, 4).to(memory_format=order)
+    x = torch.randn(3, 6, 10, 7).to(memory_format=order).requires_grad_()
+    inputs = (x, net.weight, net.bias)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        found = results(lambda x, *_: net(x), inputs)
+        expected = results(lambda x, *_: up_with_torch(net, x), inputs)
+    torch.testing.assert_close(found[:3], expected[:3], rtol=0, atol=0)
+    rounding = 1e-5 if precision == torch.float32 else 2**-7
+    torch.testing.assert_close(found[3], expected[3], rtol=rounding, atol=rounding)
+
+
+def test_the_upsampling_without_a_gradient_of_the_image_trains_its_weights():
+    net = UpConv2d(2, 2)
+    net(torch.ones(1, 2, 3, 3)).sum().backward()
+    assert net.bias.grad.tolist() == [36, 36]
+    torch.testing.assert_close(net.weight.grad, torch.full((2, 2, 2, 2), 9.0))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_gradients_of_a_concatenation_are_dense_and_those_of_torchs_own(order):
+    torch.manual_seed(0)
+    parts = [torch.randn(2, nch, 6, 4).to(memory_format=order).requires_grad_() for nch in (3, 5)]
+    found = results(concat, parts)
+    expected = results(lambda *both: torch.cat(both, dim=1), parts)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert all(grad.is_contiguous(memory_format=order) for grad in found[1:])
+
+
+def test_layers_have_the_names_of_torchs_own():
+    assert [*UpConv2d(2, 2).state_dict()] == [*nn.ConvTranspose2d(2, 2, 2).state_dict()] == ["weight", "bias"]
