@@ -167,15 +167,15 @@ def run_onnx(path):
     ("kind", "goal", "scopes", "run"),
     [
         ("torchscript", "net.pt", ["a", "b", "c"], run_script),
-        ("onnx", "net.onnx", ["s", "t"], run_onnx),  # of one level: its export takes seconds per level
+        ("onnx", "net.onnx", ["s", "t"], run_onnx),  # of few levels: its export takes seconds per level
     ],
 )
 def test_an_export_of_an_ensemble_gives_what_predict_gives(three, work, kind, goal, scopes, run):
     if kind == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
-    for scope, info in (("s", INFO), ("t", DATA)):
-        write_network(scope, {"nch_ker": 2, "num_level": 1}, info)
+    for scope, info, num_level in (("s", INFO, 3), ("t", DATA, 1)):
+        write_network(scope, {"nch_ker": 2, "num_level": num_level}, info)
     assert main.main(["--mode", "export", "--scope", ",".join(scopes), "--format", kind, "--output", goal]) == 0
     graph, predictor = run(goal), load([f"checkpoints/{scope}/em/model_epoch0001.pth" for scope in scopes])
     for size in ((1, 1), (40, 33), (97, 130)):

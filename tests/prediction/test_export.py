@@ -67,11 +67,11 @@ def describe(path):
 
 
 @needs("onnx", "onnxscript", "onnxruntime")
-@pytest.mark.parametrize("num_level", ["3", "5"])  # an export takes seconds; TorchScript is tested with 4, too
-def test_onnx_gives_the_checkpoints_probability_of_any_image(database, work, num_level):
+def test_onnx_gives_the_checkpoints_probability_of_any_image(database, work):
     import onnxruntime
 
-    assert main.main([*SMALL, "--num_epoch", "1", "--num_level", num_level]) == 0
+    # an export takes seconds: TorchScript is tested with other numbers, an ensemble in ONNX with 3 levels
+    assert main.main([*SMALL, "--num_epoch", "1", "--num_level", "5"]) == 0
     assert main.main([*EXPORT, "--output", "net.onnx"]) == 0
     session = onnxruntime.InferenceSession("net.onnx")
     compare(newest(work), lambda image: session.run(None, {"image": image})[0])
@@ -99,7 +99,7 @@ def test_torchscript_of_several_channels_and_classes_gives_the_probability_of_ea
 
 
 @needs("bioimageio")
-@pytest.mark.parametrize(("num_level", "halo"), [("2", 24), ("4", 96), ("5", 192)])
+@pytest.mark.parametrize(("num_level", "halo"), [("2", 24), ("5", 192)])
 def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(database, work, capsys, num_level, halo):
     from bioimageio.core import predict
 

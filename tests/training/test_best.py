@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -13,6 +14,7 @@ from prediction import predictor
 
 # the scores go up and down; of seven epochs the sixth is the best
 FLAGS = [*SMALL, "--lr", "0.3", "--seed", "1", "--schedule", "constant", "--batch_size", "2"]
+SEVEN = [*FLAGS, "--num_epoch", "7", "--num_freq_save", "4"]
 STILL = [*SMALL, "--lr", "1e-30", "--norm", "none", "--num_epoch", "30"]  # the first epoch stays the best
 CHECKPOINTS = "checkpoints/unet/em"
 
@@ -53,22 +55,31 @@ def test_the_best_epoch_by_each_score_is_kept_with_the_threshold_of_its_weights(
     assert set(best_epochs) - {5, 7}  # not all of them are saved under their numbers anyway
 
 
+@pytest.fixture(scope="module")
+def unbroken(made, tmp_path_factory):
+    """Checkpoints of a run of seven epochs, by epoch."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    shutil.copytree(made[0], folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main.main(SEVEN) == 0
+    return {epoch: checkpoint_of(folder, epoch) for epoch in (4, 7, "best")}
+
+
 # an epoch calls the network three times to train, once to validate, and eight times to choose a threshold
-@pytest.mark.parametrize("calls", [[14], [16], [20], [30], [6, 9], [14, 18]])
-def test_a_resumed_run_has_the_best_epoch_of_the_unbroken_one_bit_for_bit(database, work, stop_at_forward, calls):
-    flags = [*FLAGS, "--num_epoch", "7", "--num_freq_save", "4"]
-    assert main.main([*flags, "--scope", "whole"]) == 0
+@pytest.mark.parametrize("calls", [[14], [16], [20], [6, 9], [14, 18]])
+def test_a_resumed_run_has_the_best_epoch_of_the_unbroken_one_bit_for_bit(
+    database, work, unbroken, stop_at_forward, calls
+):
     for call in calls:  # a second Ctrl-C ends the choice of a threshold
         stop_at_forward(signal.SIGINT, call)
-    assert main.main(flags) == 130
-    assert main.main([*flags, "--train_continue", "on"]) == 0
+    assert main.main(SEVEN) == 130
+    assert main.main([*SEVEN, "--train_continue", "on"]) == 0
     for epoch in (7, "best"):
-        assert same_epoch(checkpoint_of(work, epoch), checkpoint_of(work, epoch, "whole"))
+        assert same_epoch(checkpoint_of(work, epoch), unbroken[epoch])
 
 
-def test_a_run_whose_validation_fails_resumes_with_the_best_epoch(database, work, monkeypatch, fails):
-    flags = [*FLAGS, "--num_epoch", "7", "--num_freq_save", "4"]
-    assert main.main([*flags, "--scope", "whole"]) == 0
+def test_a_run_whose_validation_fails_resumes_with_the_best_epoch(database, work, unbroken, monkeypatch, fails):
     forward, calls = predictor.forward_tile, []
 
     def failing(*arguments):
@@ -79,17 +90,18 @@ def test_a_run_whose_validation_fails_resumes_with_the_best_epoch(database, work
 
     with monkeypatch.context() as patch:
         patch.setattr(predictor, "forward_tile", failing)
-        assert "out of memory" in fails(main.main, flags)
+        assert "out of memory" in fails(main.main, SEVEN)
     assert not checkpoint_of(work, 3).whole and checkpoint_of(work, "best").epoch == checkpoint_of(work, 3).best_epoch
-    assert main.main([*flags, "--train_continue", "on"]) == 0
+    assert main.main([*SEVEN, "--train_continue", "on"]) == 0
     for epoch in (7, "best"):
-        assert same_epoch(checkpoint_of(work, epoch), checkpoint_of(work, epoch, "whole"))
+        assert same_epoch(checkpoint_of(work, epoch), unbroken[epoch])
 
 
 @pytest.mark.parametrize("name", ["model_epoch0004.pth", "model_best.pth"])
-def test_a_run_that_is_killed_before_a_file_is_written_resumes_with_the_best_epoch(database, work, monkeypatch, name):
-    flags = [*FLAGS, "--num_epoch", "6", "--num_freq_save", "2"]
-    assert main.main([*flags, "--scope", "whole"]) == 0
+def test_a_run_that_is_killed_before_a_file_is_written_resumes_with_the_best_epoch(
+    database, work, unbroken, monkeypatch, name
+):
+    flags = [*SEVEN, "--num_freq_save", "2"]
     save, written = Checkpoint.save, []
 
     def killing(self, path):
@@ -103,8 +115,8 @@ def test_a_run_that_is_killed_before_a_file_is_written_resumes_with_the_best_epo
         main.main(flags)
     assert checkpoint_of(work, "best").whole
     assert main.main([*flags, "--train_continue", "on"]) == 0
-    for epoch in (4, 6, "best"):
-        assert same_epoch(checkpoint_of(work, epoch), checkpoint_of(work, epoch, "whole"))
+    for epoch in (4, 7, "best"):
+        assert same_epoch(checkpoint_of(work, epoch), unbroken[epoch])
 
 
 def test_a_best_epoch_that_a_resumed_run_has_not_reached_is_set_aside(database, work, capsys):
