@@ -43,6 +43,14 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
+def _is_flags(value: Any) -> bool:
+    """Whether it holds values of flags: plain ones, and sequences of them."""
+    if not _is_table(value):
+        return False
+    parts = (part for entry in value.values() for part in (entry if isinstance(entry, list | tuple) else [entry]))
+    return all(part is None or isinstance(part, str | int | float) for part in parts)
+
+
 def _is_state(value: Any) -> bool:
     return _is_table(value) and all(isinstance(weights, torch.Tensor) for weights in value.values())
 
@@ -54,7 +62,7 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under 
     "scaler": lambda value: _is_table(value) and all(map(_is_number, value.values())),
     "arch": _is_table,
     "data": _is_table,
-    "config": _is_table,
+    "config": _is_flags,
     "epoch": _is_count,
     "whole": lambda value: isinstance(value, bool),
     "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),

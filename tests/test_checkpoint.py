@@ -155,7 +155,13 @@ def test_a_checkpoint_is_written_without_a_second_copy_in_memory(tmp_path):
 WRONG = [{"format": "x"}, {"arch": [1]}, {"arch": NET.arguments | {"depth": 3}}, {"epoch": "one"}, {"losses": 0.5}]
 WRONG += [{"data": asdict(INFO) | {"class_values": [0, 1, 2]}}, {"data": 5}, {"threshold": "high"}, {"optim": None}]
 WRONG += [{"best_epoch": -1}, {"best_score": "low"}, {"best_score": float("nan")}]
-WRONG += [{"average": {"net": 1}}, {"config": {1: 2}}, {"losses": [float("nan")]}, {"net": {FIRST: 1.0}}]
+WRONG += [
+    {"average": {"net": 1}},
+    {"config": {1: 2}},
+    {"config": {"lr": torch.ones(2)}},
+    {"losses": [float("nan")]},
+    {"net": {FIRST: 1.0}},
+]
 WRONG += [{"arch": NET.arguments | {"nch_ker": 3000}}, {"arch": NET.arguments | {"nch_ker": 10**19}}]
 WRONG += [{"arch": NET.arguments | {"norm": "lnorm"}}, {"net": STATE["net"] | {FIRST: torch.zeros(1, 1, 3, 3)}}]
 WRONG += [{"net": STATE["net"] | {FIRST: torch.zeros(1).expand(10**6, 10**6)}}, {"plan": {"seed": torch.zeros(2)}}]
