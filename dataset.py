@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from files import finish_exchange
-from images.rows import Rows
+from images.rows import Rows, full_name
 from images.statistics import Moments, ObjectSizes, image_statistics, is_wide
 from utils import UserError, natural_key, printable
 
@@ -458,9 +458,8 @@ def _index(entry: dict[str, Any]) -> int:
 
 def _origin(entry: dict[str, Any], *, paged: bool) -> Origin:
     """Origin as its entry in the description tells it."""
-    parts = [entry["source"]]
-    if isinstance(entry.get("series"), str):
-        parts.append(entry["series"])
+    series = entry.get("series")
+    parts = [full_name(entry["source"], series) if isinstance(series, str) else entry["source"]]
     if paged:
         parts.append(f"page {_index(entry) + 1}")
     for name in ("rows", "columns"):

@@ -29,8 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         from images.choice import Choice
         from images.info import show_info
 
-        sources = [flags.info] if isinstance(flags.info, str) else flags.info
-        return show_info(sources, Choice(flags.channel, flags.series, flags.section))
+        return show_info(flags.info, Choice(flags.channel, flags.series, flags.section))
     from sources.database import make_database  # here, so that --help needs no torch
 
     make_database(flags)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from images.rows import Frames, Series
+from images.rows import Frames, Series, listed
 from utils import FlagError, UserError
 
 RANGE = r"(-?[0-9]{0,18})(?:(-|:)([0-9]{0,18})(?::([1-9][0-9]{0,17}))?)?"
@@ -58,16 +59,15 @@ class Choice:
         numbers = sorted(set(_numbers(path, "series", self.series, [series.name for series in found.series])))
         for number in numbers:
             if found.series[number].problem:
-                raise UserError(f"{path}, series {number}: {found.series[number].problem}")
+                raise UserError(f"{found.series_name(path, number)}: {found.series[number].problem}")
         return numbers
 
     def frames(self, path: Path, found: Frames) -> list[int]:
         """Indices of the frames to read, in the order of the file."""
         chosen: list[int] = []
         for number in self.series_numbers(path, found):
-            series, first = found.series[number], found.first_frame(number)
-            name = f"{path}, {series.name or f'series {number}'}" if len(found.series) > 1 else str(path)
-            chosen += [first + index for index in self._of_series(name, series)]
+            name, first = found.series_name(path, number), found.first_frame(number)
+            chosen += [first + index for index in self._of_series(name, found.series[number])]
         return chosen
 
     def _of_series(self, name: str, series: Series) -> list[int]:
@@ -86,11 +86,12 @@ class Choice:
         """Channels of a frame to read; empty: all."""
         if not self.channel:
             return ()
-        num = found.images[index].shape[2]
-        if all(_range(part.strip(), num) for part in self.channel.split(",")):  # names need the metadata
-            return tuple(_numbers(path, "channel", self.channel, [""] * num))
-        names = found.series[found.series_of(index)].geometry().channels
-        return tuple(_numbers(path, "channel", self.channel, [*names] if len(names) == num else [""] * num))
+        num, number = found.images[index].shape[2], found.series_of(index)
+        names: Sequence[str] = [""] * num
+        if not all(_range(part.strip(), num) for part in self.channel.split(",")):  # names need the metadata
+            named = found.series[number].geometry().channels
+            names = named if len(named) == num else names
+        return tuple(_numbers(found.series_name(path, number), "channel", self.channel, names))
 
 
 def _is_range(text: str) -> bool:
@@ -108,7 +109,7 @@ def _is_range(text: str) -> bool:
     return mark == ":" or bool(first.strip("-") and (mark is None or last))
 
 
-def _numbers(where: Path | str, what: str, text: str, names: list[str]) -> list[int]:
+def _numbers(where: Path | str, what: str, text: str, names: Sequence[str]) -> list[int]:
     """Numbers that a comma-separated text of numbers, ranges and names chooses from all; each once."""
     chosen: list[int] = []
     for part in (part.strip() for part in text.split(",")):
@@ -137,7 +138,7 @@ def _range(text: str, count: int) -> range | list[int]:
     return numbers if len(numbers) and low >= 0 and numbers[-1] < count else []
 
 
-def _what_there_is(what: str, names: list[str]) -> str:
+def _what_there_is(what: str, names: Sequence[str]) -> str:
     """All numbers and names, for a message.
 
     Examples
@@ -149,5 +150,5 @@ def _what_there_is(what: str, names: list[str]) -> str:
         return f"it has one {what}, 0"
     if not any(names):
         return f"it has {len(names)}, 0 to {len(names) - 1}"
-    shown = [f"{number} ({name})" if name else str(number) for number, name in enumerate(names[:20])]
-    return f"it has {len(names)}, {', '.join(shown)}" + (", ..." if len(names) > 20 else "")
+    shown = [f"{number} ({name})" if name else str(number) for number, name in enumerate(names)]
+    return f"it has {len(names)}, {listed(shown)}"

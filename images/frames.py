@@ -22,7 +22,7 @@ from images.geometry import Geometry
 from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
 from images.pictures import is_picture, read_picture
-from images.rows import Converted, Frames, Rows, Series, check_count, naming, plain, split
+from images.rows import Converted, Frames, Rows, Series, check_count, full_name, listed, naming, plain, split
 from images.tiff import SIGNATURES, read_tiff, tiff_palette
 from images.zarr import is_zarr, read_zarr
 from utils import UserError, natural_key
@@ -62,7 +62,7 @@ class Frame:
 
     def __str__(self) -> str:
         if self.series:
-            return f"{self.path}, {self.series}, image {self.place[1] + 1}"
+            return f"{full_name(self.path, self.series)}, image {self.index_in_series + 1}"
         if self.path.suffix.lower() in TIFF:
             return f"{self.path}, page {self.index + 1}"
         return str(self.path) if self.stack is None else f"{self.path}, image {self.index + 1}"
@@ -76,7 +76,7 @@ class Frame:
 
     def open(self) -> Rows:
         """Frame whose pixels are read when rows are requested."""
-        image = _read(self.path).images[self.index]
+        image = read_file(self.path).images[self.index]
         return Converted(image, self._take) if self.channels else image
 
     def _take(self, pixels: np.ndarray) -> np.ndarray:
@@ -84,11 +84,10 @@ class Frame:
         return pixels[..., list(self.channels)]
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Number of the series, and index of the frame in it."""
-        found = _read(self.path)
-        number = found.series_of(self.index)
-        return number, self.index - found.first_frame(number)
+    def index_in_series(self) -> int:
+        """Index of the frame in its series, from 0."""
+        found = read_file(self.path)
+        return self.index - found.first_frame(found.series_of(self.index))
 
     @property
     def name(self) -> str:
@@ -115,23 +114,20 @@ def list_frames(source: Source, choice: Choice = ALL) -> list[Frame]:
         There is no such file or folder, it contains no image, an image can't be read, or it does not have what is
         chosen.
     """
-    sources = [source] if isinstance(source, (str, Path)) else list(source)
-    files = [(file, inner) for given in sources for file, inner in _files(str(given))]
-    if len(sources) > 1:  # a shell expands a pattern to files in plain order
-        files = sorted(dict.fromkeys(files), key=lambda file: (natural_key(str(file[0])), file[1]))
     frames: list[Frame] = []
     taken: set[tuple[Path, str]] = set()
-    for file, inner in files:
+    for file, inner in list_files(source):
         if (file.resolve(), inner) in taken:  # already read, as a part of an image in several files
             continue
-        found = _read(file)
-        taken |= {(other.resolve(), "") for other in found.files - {file}}
-        frames += _chosen(file, found, _with_inner(file, inner, found, choice))
+        taken |= {(other.resolve(), "") for other in read_file(file).files - {file}}
+        frames += frames_of_file(file, inner, choice)
     return frames
 
 
-def _chosen(file: Path, found: Frames, choice: Choice) -> list[Frame]:
-    """Frames of one file that are chosen."""
+def frames_of_file(file: Path, inner: str, choice: Choice) -> list[Frame]:
+    """Frames of one file, or of the data set `inner` in it if that is not empty, that are chosen."""
+    found = read_file(file)
+    choice = _with_inner(file, inner, found, choice)
     indices = choice.frames(file, found)
     # sections that were left out are neighbours, too; other series, such as a thumbnail, make no stack
     num_frame = sum(found.series[number].num_frame for number in choice.series_numbers(file, found))
@@ -153,8 +149,10 @@ def _with_inner(file: Path, inner: str, found: Frames, choice: Choice) -> Choice
     names = [series.name for series in found.series]
     if found.kind != "HDF5":
         raise UserError(f"{file}:{inner}: {file} is no HDF5 file: leave out :{inner}")
+    if choice.series:
+        raise UserError(f"{file}:{inner} --series {choice.series}: each chooses a data set: leave one out")
     if inner not in names:
-        named = ", ".join(f"{file}:{name}" for name in names[:20]) or "it holds none"
+        named = listed([full_name(file, name) for name in names]) or "it holds none"
         raise UserError(f"{file}:{inner}: no such data set: name one of them ({named})")
     return replace(choice, series=str(names.index(inner)))
 
@@ -170,6 +168,15 @@ def _split_inner(source: str) -> tuple[str, str]:
     if mark and not Path(source).exists() and (Path(file).is_file() or file.lower().endswith(HDF5)):
         return file, f"/{inner.strip('/')}"
     return source, ""
+
+
+def list_files(source: Source) -> list[tuple[Path, str]]:
+    """Files of a source in natural order, each with the path of the data set that is named in it, or an empty one."""
+    sources = [source] if isinstance(source, (str, Path)) else source
+    files = [file for given in sources for file in _files(str(given))]
+    if len(sources) > 1:  # a shell expands a pattern to files in plain order
+        files = sorted(dict.fromkeys(files), key=lambda file: (natural_key(str(file[0])), file[1]))
+    return files
 
 
 def _files(source: str) -> list[tuple[Path, str]]:
@@ -195,17 +202,6 @@ def _files(source: str) -> list[tuple[Path, str]]:
     for file in files:
         _check_kind(file)
     return [(file, inner) for file in _in_order(files)]
-
-
-def files_in(source: str) -> list[str]:
-    """Names of the files of one source: a file, a folder or a pattern."""
-    return [f"{file}:{inner}" if inner else str(file) for file, inner in _files(source)]
-
-
-def read_file(name: str) -> tuple[Path, Frames]:
-    """Path and all frames of one file, also of those that are left out by default."""
-    path = Path(_split_inner(name)[0])
-    return path, _read(path)
 
 
 def _in_order(files: Iterable[Path]) -> list[Path]:
@@ -278,7 +274,7 @@ def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
 
 def _stack_of(frame: Frame) -> list[Frame]:
     """All frames of the Z stack of a frame, also those that were not chosen."""
-    stacks = _read(frame.path).stacks
+    stacks = read_file(frame.path).stacks
     return [replace(frame, index=index) for index, stack in enumerate(stacks) if stack == frame.stack]
 
 
@@ -286,7 +282,7 @@ def read_geometry(frames: list[Frame]) -> Geometry:
     """Axes and pixel size of frames of one file; for other frames only an axis Z."""
     path, geometry = frames[0].path, Geometry()
     if all(frame.path == path for frame in frames):
-        found = _read(path)
+        found = read_file(path)
         numbers = {found.series_of(frame.index) for frame in frames}
         geometry = found.series[min(numbers)].geometry()
         if len(numbers) == 1:
@@ -306,8 +302,14 @@ def drop_cached_pages(image: Rows) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def read_frames(path: Path) -> list[Rows]:
-    """All frames (H, W, C) of one file in its own type; one bit becomes 0 and 255.
+def files_of(frames: list[Frame]) -> list[Path]:
+    """All files that frames are read from; an OME-TIFF may have more than the named one."""
+    paths = dict.fromkeys(frame.path for frame in frames)
+    return list(dict.fromkeys(file for path in paths for file in (path, *sorted(read_file(path).files))))
+
+
+def read_file(path: Path) -> Frames:
+    """All frames of one file in its own type, also those that are left out by default; one bit becomes 0 and 255.
 
     Pixels are not loaded but mapped, or read when rows are requested. The format is recognised by the first bytes, not
     by the name.
@@ -317,18 +319,6 @@ def read_frames(path: Path) -> list[Rows]:
     UserError
         The file is not an image, is damaged or truncated, or has no page.
     """
-    found = _read(path)
-    return [found.images[index] for index in ALL.frames(path, found)]
-
-
-def files_of(frames: list[Frame]) -> list[Path]:
-    """All files that frames are read from; an OME-TIFF may have more than the named one."""
-    paths = dict.fromkeys(frame.path for frame in frames)
-    return list(dict.fromkeys(file for path in paths for file in (path, *sorted(_read(path).files))))
-
-
-def _read(path: Path) -> Frames:
-    """Frames of a file."""
     _check_kind(path)
     status = path.stat()
     return _read_version(path, status.st_mtime_ns, status.st_size)
@@ -405,7 +395,7 @@ def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
             indices, colours = np.asarray(image), np.array(image.getpalette("RGB")).reshape(-1, 3)
     except Exception:  # reading it as an image will report the defect
         return None
-    _read(path)  # refuses a file of several images
+    read_file(path)  # refuses a file of several images
     return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
 
 

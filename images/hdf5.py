@@ -13,7 +13,7 @@ import numpy as np
 
 from images.chunks import ChunkedArray, usual_axes
 from images.geometry import Geometry, in_micron
-from images.rows import Frames, Series, check_count
+from images.rows import Frames, Series, check_count, full_name, listed
 from utils import check_module
 
 HDF5 = (".h5", ".hdf5", ".hdf")
@@ -52,14 +52,14 @@ def read_hdf5(path: Path) -> Frames:
             if problem:
                 found.series.append(Series(data.name, by_default=False, problem=problem))
                 continue
-            names.append(f"{path}:{data.name}")
+            names.append(full_name(path, data.name))
             source = ChunkedArray(Path(names[-1]), DataSet(path, data.name, data), _axes(data))
             axes, lengths = source.outer
             check_count(path, lengths)
             found.add(source.images(), Series(data.name, axes, lengths, partial(_geometry, path, data.name)))
     found.named = len(names) > 1
     if found.named:
-        found.ambiguous = f"{path}: holds {len(names)} data sets: name one of them ({', '.join(names)})"
+        found.ambiguous = f"{path}: holds {len(names)} data sets: name one of them ({listed(names)})"
     return found
 
 

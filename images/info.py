@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
 from images.choice import Choice
-from images.frames import Frame, files_in, list_frames, read_file
+from images.frames import Frame, Source, frames_of_file, list_files, read_file
 from images.geometry import Geometry
 from images.rows import Frames, Series
 from utils import UserError, say
@@ -14,7 +15,7 @@ from utils import UserError, say
 MAX_SERIES = 50  # shown of a file
 
 
-def show_info(sources: Sequence[str], choice: Choice) -> None:
+def show_info(source: Source, choice: Choice) -> None:
     """Print what files hold, and how they are read with a choice of channels, series and sections.
 
     Raises
@@ -23,31 +24,31 @@ def show_info(sources: Sequence[str], choice: Choice) -> None:
         A file can't be read; the others are printed before.
     """
     failed: list[UserError] = []
-    for source in sources:
-        for name in files_in(source):
-            try:
-                say("\n".join(_lines(name, choice)))
-            except UserError as error:
-                failed.append(error)
+    for file, inner in list_files(source):
+        try:
+            for line in _lines(file, inner, choice):
+                say(line)
+        except UserError as error:
+            failed.append(error)
     for other in failed[:-1]:
         say(f"error: {other}", sys.stderr)
     if failed:
         raise failed[-1]
 
 
-def _lines(name: str, choice: Choice) -> Iterator[str]:
-    """Lines about one file."""
-    path, found = read_file(name)
+def _lines(path: Path, inner: str, choice: Choice) -> Iterator[str]:
+    """Lines about one file, or about the data set `inner` in it if that is not empty."""
+    found = read_file(path)
     num = len(found.series)
     yield f"{path}: {found.kind}, {num} series" if num > 1 else f"{path}: {found.kind}"
     for number, series in enumerate(found.series[:MAX_SERIES]):
         yield from _series_lines(found, number, series)
     if num > MAX_SERIES:
         yield f"  ... and {num - MAX_SERIES} more series"
-    if choice == Choice() and found.ambiguous and ":/" not in name:
+    if choice == Choice() and found.ambiguous and not inner:
         yield f"  to be read, one must be chosen: {found.ambiguous.partition(': ')[2]}"
         return
-    yield f"  read as {_reading(list_frames(name, choice))}"
+    yield f"  read as {_reading(frames_of_file(path, inner, choice))}"
 
 
 def _series_lines(found: Frames, number: int, series: Series) -> Iterator[str]:

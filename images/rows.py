@@ -160,6 +160,23 @@ class Frames:
         """Number of the series of a frame."""
         return bisect_right(self.ends, index)
 
+    def series_name(self, path: Path, number: int) -> str:
+        """Name of a series of a file in messages; of an only one without a name that of the file."""
+        name = self.series[number].name
+        if len(self.series) == 1 and not name.startswith("/"):
+            return str(path)
+        return full_name(path, name or f"series {number}")
+
+
+def full_name(path: Path | str, series: str) -> str:
+    """Name of a series of a file in messages: of a data set of HDF5 as users give it."""
+    return f"{path}:{series}" if series.startswith("/") else f"{path}, {series}"
+
+
+def listed(names: Sequence[object], most: int = 20) -> str:
+    """Names for a message, of many the first ones."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
 
 def check_count(path: Path, lengths: tuple[int, ...]) -> None:
     """Refuse a file that claims too many frames, before an object is made for each."""

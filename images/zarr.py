@@ -8,7 +8,7 @@ from typing import Any
 
 from images.chunks import ChunkedArray, usual_axes
 from images.geometry import Geometry, in_micron, in_seconds
-from images.rows import Frames, Series, check_count
+from images.rows import Frames, Series, check_count, listed
 from utils import UserError, check_module, natural_key
 
 
@@ -30,7 +30,7 @@ def read_zarr(path: Path) -> Frames:
         geometry = partial(zarr_geometry, path / name)
         found.add(source.images(), Series(name, axes, lengths, geometry, levels))
     if len(names) > 1 and not part:
-        inside = ", ".join(f"{path / name}" for name in names)
+        inside = listed([path / name for name in names])
         found.ambiguous = f"{path}: not one OME-Zarr image: name one of its members ({inside}), or choose by --series"
     return found
 
@@ -81,7 +81,7 @@ def _image_names(path: Path, node: Any) -> list[str]:
         return [str(field["path"]) for field in well["images"]]
     names = sorted((name for name, inner in node.groups() if _multiscales(inner)), key=natural_key)
     if not names:
-        inside = ", ".join(f"{path / name}" for name in sorted(name for name, _ in node.members()))
+        inside = listed([path / name for name in sorted(name for name, _ in node.members())])
         raise UserError(f"{path}: not one OME-Zarr image: name one of its members ({inside or 'nothing'})")
     return names
 

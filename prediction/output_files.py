@@ -216,4 +216,4 @@ class OutputFiles:
 
 def _place(frame: Frame) -> int:
     """Index of a frame in its series, or in its file if that has one series."""
-    return frame.place[1] if frame.series else frame.index
+    return frame.index_in_series if frame.series else frame.index

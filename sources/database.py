@@ -202,7 +202,7 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict
 
 def _place(frame: Frame) -> dict[str, Any]:
     """Index of a frame in its file, name of its series such as a well and index in it, and the channels if chosen."""
-    series = {"series": frame.series, "frame_of_series": frame.place[1]} if frame.series else {}
+    series = {"series": frame.series, "frame_of_series": frame.index_in_series} if frame.series else {}
     return {"frame": frame.index} | series | ({"channels": list(frame.channels)} if frame.channels else {})
 
 

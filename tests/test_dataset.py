@@ -218,9 +218,11 @@ def test_the_origin_of_a_sample_names_series_and_section_in_it(tmp_path):
         for k, (name, frame, index) in enumerate(series)
     ]
     earlier = {"file": "e.npy", "source": "old.lif", "frame": 7, "series": "a"}
-    describe_samples(tmp_path, test=[*test, earlier])
+    data_set = {"file": "h.npy", "source": "1/em.h5", "frame": 0, "series": "/raw", "frame_of_series": 0}
+    describe_samples(tmp_path, test=[*test, earlier, data_set])
     names = [origin.name for origin in sample_origins(tmp_path, "test").values()]
-    assert names == ["plate.zarr, A/1, page 1", "plate.zarr, A/1, page 2", "plate.zarr, B/2", "old.lif, a"]
+    assert names[:4] == ["plate.zarr, A/1, page 1", "plate.zarr, A/1, page 2", "plate.zarr, B/2", "old.lif, a"]
+    assert names[4:] == ["1/em.h5:/raw"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 import tifffile
 from conftest import kill_before
 
+from images.frames import list_frames
 from images.layout import Layout
 from images.outputs import check_replaceable
 from images.writers import TIFF_WRITERS
@@ -15,6 +16,11 @@ RNG = np.random.default_rng(0)
 
 def stack(num=5, size=32, dtype=np.uint8):
     return RNG.integers(0, 255, (num, size, size)).astype(dtype)
+
+
+def read_frames(path):
+    """Images of all frames of a file."""
+    return [frame.open() for frame in list_frames(path)]
 
 
 def bands(pixels, tall):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from samples import RNG, stack
+from samples import RNG, read_frames, stack
 from zarrs import write_zarr
 
-from images.frames import Frame, list_frames, read_frames, with_neighbours
+from images.frames import Frame, list_frames, with_neighbours
 from utils import UserError
 
 

@@ -6,6 +6,7 @@ from samples import RNG, stack
 
 from images.choice import Choice
 from images.frames import files_of, list_frames, read_geometry
+from run_make_database import main
 from utils import UserError
 
 h5py = pytest.importorskip("h5py")
@@ -88,6 +89,28 @@ def test_what_is_no_image_is_refused(tmp_path):
     (tmp_path / "c.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"c\.h5: can't be read"):
         list_frames(tmp_path / "c.h5")
+
+
+def test_messages_name_the_data_set(tmp_path, work, fails):
+    write(tmp_path / "a.h5", raw=stack(3), label=stack(3) > 99, wide=stack(3).astype(np.uint16), times=np.arange(5))
+    write(tmp_path / "b.h5", raw=stack(1)[0])
+    with pytest.raises(UserError, match=r"a\.h5:/times: shape \(5,\) of int64"):
+        list_frames(tmp_path / "a.h5", Choice(series="2"))
+    with pytest.raises(UserError, match=r"a\.h5:/raw: no section 3"):
+        list_frames(f"{tmp_path}/a.h5:/raw", Choice(section="3"))
+    with pytest.raises(UserError, match=r"b\.h5:/raw: no channel 1"):
+        list_frames(f"{tmp_path}/b.h5:/raw", Choice(channel="1"))
+    with pytest.raises(UserError, match=r"a\.h5:/raw --series 0: each chooses a data set: leave one out"):
+        list_frames(f"{tmp_path}/a.h5:/raw", Choice(series="0"))
+    assert str(list_frames(f"{tmp_path}/a.h5:/raw")[2]) == f"{tmp_path}/a.h5:/raw, image 3"
+    line = fails(main, ["--input", "a.h5:/raw", "a.h5:/wide", "--label", "none"])
+    assert "a.h5:/wide, image 1 is uint16, a.h5:/raw, image 1 uint8" in line
+
+
+def test_of_many_data_sets_the_first_are_named(tmp_path):
+    write(tmp_path / "a.h5", **{f"s{number:02d}": stack(1, 8)[0] for number in range(30)})
+    with pytest.raises(UserError, match=r"holds 30 data sets: name one of them \(.*a\.h5:/s19, \.\.\.\)"):
+        list_frames(tmp_path / "a.h5")
 
 
 def test_only_hdf5_has_data_sets(tmp_path):

@@ -56,6 +56,9 @@ def test_data_sets_of_which_one_must_be_chosen_are_listed(work, capfd):
     assert lines[0] == "a.h5: HDF5, 3 series" and '  series 1 "/names": shape () of object' in lines[3]
     assert lines[-1] == "  to be read, one must be chosen: holds 2 data sets: name one of them (a.h5:/label, a.h5:/raw)"
     assert info(capfd, "a.h5:/raw")[-1] == "  read as 2 image(s) of 8 x 8 px, 1 channel(s) of uint8"
+    (work / "C:").mkdir()  # as Windows names a drive
+    (work / "a.h5").rename("C:/a.h5")
+    assert info(capfd, "C:/a.h5")[-1].startswith("  to be read, one must be chosen: holds 2 data sets")
 
 
 def test_the_plug_in_is_named(work, capfd):

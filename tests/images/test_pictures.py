@@ -4,9 +4,9 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
-from samples import RNG, stack
+from samples import RNG, read_frames, stack
 
-from images.frames import list_frames, read_frames
+from images.frames import list_frames
 from utils import UserError
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from samples import RNG, stack
+from samples import RNG, read_frames, stack
 
-from images.frames import files_of, list_frames, read_frames, read_geometry
+from images.frames import files_of, list_frames, read_geometry
 from utils import UserError
 
 

@@ -3,11 +3,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from samples import RNG, stack
+from samples import RNG, read_frames, stack
 from zarrs import write_plate, write_zarr
 
 from images.choice import Choice
-from images.frames import list_frames, read_frames, read_geometry, with_neighbours
+from images.frames import list_frames, read_geometry, with_neighbours
 from utils import UserError
 
 SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]
