@@ -512,39 +512,53 @@ def describe(
     context : int
         As in `DataInfo`.
     """
-    moments, sizes, rng = Moments(), ObjectSizes(len(class_values)), np.random.default_rng(0)
-    num_pixel, grey, shown = np.zeros(len(class_values)), np.zeros(len(class_values)), []
+    moments, sizes, classes = Moments(), ObjectSizes(len(class_values)), _ClassPixels(len(class_values))
+    rng, shown = np.random.default_rng(0), []
     for image, label in samples:
         moments.add(image)
         shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
         if label is not None:
-            counts = np.bincount(np.ravel(label), minlength=len(class_values))
-            num_pixel += counts[: len(class_values)]  # without IGNORE
             sizes.add(label)
-            grey += _class_sums(image[..., own_channels(image.shape[2], context).start], label, len(class_values))
+            classes.add(image[..., own_channels(image.shape[2], context).start], label)
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
         class_values=class_values,
         class_names=class_names or [str(value) for value in class_values],
-        class_share=(num_pixel / max(num_pixel.sum(), 1)).tolist(),
+        class_share=classes.share,
         mean=mean.tolist(),
         std=std.tolist(),
         value_range=well_used_range(np.concatenate(shown)),
         min_size=sizes.min_size,
         fill_holes=sizes.fill_holes,
         context=context,
-        class_mean=(grey / num_pixel).tolist() if num_pixel.all() else None,
+        class_mean=classes.mean,
     )
 
 
-def _class_sums(image: np.ndarray, label: np.ndarray, num_class: int) -> np.ndarray:
-    """Sum of the grey values (H, W) of each class, (num_class,)."""
-    total = np.zeros(num_class)
-    for top in range(0, len(label), 512):  # rows that are converted at a time
-        grey, classes = (np.ravel(array[top : top + 512]) for array in (image, label))
-        total += np.bincount(classes, grey.astype(np.float64), num_class)[:num_class]
-    return total
+class _ClassPixels:
+    """Number and mean grey value of the pixels of each class, in labels given one by one."""
+
+    def __init__(self, num_class: int) -> None:
+        self._count, self._grey = np.zeros(num_class), np.zeros(num_class)
+
+    def add(self, image: np.ndarray, label: np.ndarray) -> None:
+        """Add the grey values (H, W) and the label (H, W) of an image."""
+        num = len(self._count)
+        for top in range(0, len(label), 512):  # rows that are converted at a time
+            grey, classes = (np.ravel(array[top : top + 512]) for array in (image, label))
+            self._count += np.bincount(classes, minlength=num)[:num]  # without IGNORE
+            self._grey += np.bincount(classes, grey.astype(np.float64), num)[:num]
+
+    @property
+    def share(self) -> list[float]:
+        """Fraction of the annotated pixels of each class."""
+        return (self._count / max(self._count.sum(), 1)).tolist()
+
+    @property
+    def mean(self) -> list[float] | None:
+        """Mean grey value of each class; None if one has no pixels."""
+        return (self._grey / self._count).tolist() if self._count.all() else None
 
 
 def well_used_range(values: np.ndarray) -> list[float]:
