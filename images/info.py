@@ -9,7 +9,8 @@ from pathlib import Path
 from images.choice import Choice
 from images.frames import Frame, Source, frames_of_file, list_files, read_file
 from images.geometry import Geometry
-from images.rows import Frames, Series
+from images.memory import HARMLESS
+from images.rows import Frames, Rows, Series
 from utils import UserError, say
 
 MAX_SERIES = 50  # shown of a file
@@ -21,7 +22,7 @@ def show_info(source: Source, choice: Choice) -> None:
     Raises
     ------
     UserError
-        A file can't be read; the others are printed before.
+        A file can't be read, or is damaged at its end; the others are printed before.
     """
     failed: list[UserError] = []
     for file, inner in list_files(source):
@@ -48,7 +49,9 @@ def _lines(path: Path, inner: str, choice: Choice) -> Iterator[str]:
     if choice == Choice() and found.ambiguous and not inner:
         yield f"  to be read, one must be chosen: {found.ambiguous.partition(': ')[2]}"
         return
-    yield f"  read as {_reading(frames_of_file(path, inner, choice))}"
+    frames = frames_of_file(path, inner, choice)
+    unread = _check_end(frames[-1].open())
+    yield f"  read as {_reading(frames)}{unread}"
 
 
 def _series_lines(found: Frames, number: int, series: Series) -> Iterator[str]:
@@ -75,6 +78,15 @@ def _pixel_size(geometry: Geometry) -> str:
     sizes = [f"{axis} {geometry.pixel[axis]:.6g}" for axis in "XYZ" if axis in geometry.pixel]
     interval = f", {geometry.interval:.6g} s between two times" if geometry.interval else ""
     return f"{', '.join(sizes)} {geometry.unit or 'of unknown unit'}{interval}" if sizes else f"unknown{interval}"
+
+
+def _check_end(image: Rows) -> str:
+    """Read the last row, where a truncated file is damaged; returns what is to be said if the image is too large."""
+    height, width, channels = image.shape
+    if height * width * channels * image.dtype.itemsize > HARMLESS:  # a picture must be decoded as a whole
+        return f"; not checked for damage, since an image has over {HARMLESS // 2**20} MiB"
+    image[height - 1 : height]
+    return ""
 
 
 def _reading(frames: list[Frame]) -> str:

@@ -78,6 +78,26 @@ def test_a_damaged_file_is_one_line_after_the_others(work, capfd):
     assert len(err.splitlines()) == 1 and err.startswith("error: a.tif: ")
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])
+def test_a_truncated_picture_is_told_though_its_header_is_whole(work, capfd, ending):
+    name = f"a.{ending}"
+    for folder in (work, work / "whole"):
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(stack(1, 64)[0]).save(folder / name)
+    (work / name).write_bytes((work / name).read_bytes()[:2000])
+    assert main(["--info", f"**/{name}"]) == 1
+    out, err = capfd.readouterr()
+    assert out.splitlines()[0].startswith(f"{name}: ") and out.count("read as 1 image(s) of 64 x 64 px") == 1
+    assert err.startswith(f"error: {name}: damaged or truncated") and len(err.splitlines()) == 1
+
+
+def test_a_large_picture_is_not_decoded_which_is_said(work, capfd, monkeypatch):
+    monkeypatch.setattr("images.info.HARMLESS", 2**20)
+    Image.fromarray(np.zeros((1024, 1025), np.uint8)).save("a.png")
+    (work / "a.png").write_bytes((work / "a.png").read_bytes()[:-100])
+    assert info(capfd, "a.png")[-1].endswith("of uint8; not checked for damage, since an image has over 1 MiB")
+
+
 def test_a_damaged_czi_is_one_line_too(work, fails, caplog):
     pytest.importorskip("bioio_czi")
     write_czi(work / "a.czi", RNG.integers(0, 255, (1, 1, 1, 8, 9)).astype(np.uint8))
