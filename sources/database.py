@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from images.choice import Choice
 from images.frames import Frame, forget_files, read_geometry, sha256
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
-from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
+from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
 from sources.splits import Splits, split_numbers, split_pairs
 from training.weight_map import border_distance, loss_of
 from utils import FlagError, UserError, say
@@ -182,14 +183,17 @@ def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, 
 
 def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict[str, Any]:
     """Origin of the samples: split, source files with hashes, and source of each sample."""
-    sources = dict.fromkeys(path for pair in pairs for path in pair.files)
-    sizes = {path: _pixel_size(pair.input) for path, pair in {pair.input.path: pair for pair in pairs}.items()}
+    inputs = {pair.input.path: pair.input for pair in pairs}
+    others = dict.fromkeys(path for pair in pairs for path in pair.files if path not in inputs)
+    sizes = {path: _pixel_size(frame) for path, frame in inputs.items()}
+    names = names_below(list(inputs))
+    sources = names | names_below(list(others))
     return {
         "split": {"kind": flags.split, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
-        "sources": [{"name": path.name, "sha256": sha256(path)} for path in sources],
+        "sources": [{"name": name, "sha256": sha256(path)} for path, name in sources.items()],
         "samples": {
             split: [
-                {"file": f"{number:05d}.npy", "source": pair.input.path.name}
+                {"file": f"{number:05d}.npy", "source": names[pair.input.path]}
                 | _place(pair.input)
                 | _region(pair)
                 | sizes[pair.input.path]
@@ -198,6 +202,19 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict
             for split, members in splits.items()
         },
     }
+
+
+def names_below(paths: Sequence[Path]) -> dict[Path, str]:
+    """Paths below the folder that holds all of these files: their names, if no folders lie between.
+
+    Examples
+    --------
+    >>> list(names_below([Path("raw/1/images/img.tif"), Path("raw/2/images/img.tif")]).values())
+    ['1/images/img.tif', '2/images/img.tif']
+    """
+    parts = {path: path.absolute().parts for path in paths}
+    num = num_common(folders for *folders, _ in parts.values())
+    return {path: Path(*of[num:]).as_posix() for path, of in parts.items()}
 
 
 def _place(frame: Frame) -> dict[str, Any]:

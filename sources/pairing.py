@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -233,14 +233,15 @@ def _differences(stems: list[str]) -> list[str]:
     >>> _differences(["21_manual1", "22_manual1"]), _differences(["cell007", "cell012"])
     (['21', '22'], ['7', '12'])
     """
-    prefix = _common_prefix(stems).rstrip(digits)
-    suffix = _common_prefix([stem[::-1] for stem in stems])[::-1].lstrip(digits)
+    prefix = stems[0][: num_common(stems)].rstrip(digits)
+    backwards = [stem[::-1] for stem in stems]
+    suffix = backwards[0][: num_common(backwards)][::-1].lstrip(digits)
     return [stem.removeprefix(prefix).removesuffix(suffix).lstrip("0") for stem in stems]
 
 
-def _common_prefix(names: list[str]) -> str:
-    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in same)
+def num_common(texts: Iterable[Sequence[str]]) -> int:
+    """Number of letters, or of other parts, that all texts begin with."""
+    return sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*texts, strict=False)))
 
 
 def _last_numbers(stems: list[str]) -> list[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import ROOT, SMALL, write_stacks
 from PIL import Image
 
 import main
+from dataset import Origin, sample_origins
 from run_make_database import main as make
 
 RNG = np.random.default_rng(0)
@@ -263,6 +265,42 @@ def test_pictures_show_the_grey_values_that_are_there(work, image, expected):
     tifffile.imwrite(folder / "train-volume.tif", image, photometric="minisblack")
     assert make([]) == 0
     assert info(work)["value_range"] == pytest.approx(expected, abs=1)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(work):
+    for number in (1, 2, 10):
+        write(work / f"all/{number}/images/img.tif", noise())
+        for mask, pixels in enumerate((halves(), halves()[:, ::-1])):
+            write(work / f"all/{number}/masks/{mask}.tif", pixels)
+    assert make(["--input", "all/*/images/*.tif", "--label", "all/*/masks/*.tif"]) == 0
+    names = {split: [sample["source"] for sample in of] for split, of in info(work)["samples"].items()}
+    assert names == {"train": ["1/images/img.tif"], "val": ["2/images/img.tif"], "test": ["10/images/img.tif"]}
+    sources = [source["name"] for source in info(work)["sources"]]
+    masks = [f"{number}/masks/{mask}.tif" for number in (1, 2, 10) for mask in (0, 1)]
+    assert sources == [*(f"{number}/images/img.tif" for number in (1, 2, 10)), *masks]
+    assert sample_origins(work / "datasets/em", "test") == {"00000.npy": Origin("10/images/img.tif")}
+
+
+def test_a_database_and_a_checkpoint_of_before_are_used_without_what_came_later(trained, work):
+    """Neither has sizes, holes and grey values of classes, pixel sizes and places in a series."""
+    later, of_sample = {"min_size", "fill_holes", "class_mean"}, {"pixel_size", "series", "frame_of_series", "frame"}
+    description, path = info(work), work / "checkpoints/unet/em/model_epoch0001.pth"
+    assert later <= description.keys()
+    older = {name: value for name, value in description.items() if name not in later}
+    older["samples"] = {
+        split: [{name: value for name, value in sample.items() if name not in of_sample} for sample in samples]
+        for split, samples in description["samples"].items()
+    }
+    (trained / "dataset.json").write_text(json.dumps(older))
+    state = torch.load(path, weights_only=True)
+    assert later <= state["data"].keys()
+    torch.save(state | {"data": {name: value for name, value in state["data"].items() if name not in later}}, path)
+    assert main.main(TEST) == 0
+    scores = json.loads((work / "results/unet/em/metrics.json").read_text())
+    assert scores["images"][0]["source"] == "train-volume.tif"
+    predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "datasets/em/train-volume.tif", "--output", "o.npy"]
+    assert main.main([*predict, "--what", "cells"]) == 0
+    assert main.main([*SMALL, "--num_epoch", "2", "--train_continue", "on"]) == 0
 
 
 @pytest.mark.parametrize(
