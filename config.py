@@ -171,6 +171,12 @@ class Flags:
         """Flags of one group and their values."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.metadata["group"] == name}
 
+    def given(self, *names: str) -> str:
+        """Those of the named flags that don't have their default value, as typed on the command line."""
+        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        typed = self.as_typed()
+        return " ".join(f"--{name} {typed[f'--{name}']}" for name in changed if name in names)
+
     def as_typed(self) -> dict[str, Any]:
         """Flags and values as typed on the command line."""
         return as_typed({item.name: getattr(self, item.name) for item in fields(self)})
@@ -337,10 +343,9 @@ class Config(Flags):
 
     def _check_objects(self) -> None:
         """Refuse flags of objects where predict writes none."""
-        given = list(self.given_filter) + (["link"] if self.link else [])
+        given = self.given("min_size", "fill_holes", "link")
         if self.mode == "predict" and given and not {*OF_OBJECTS} & {*self.what.split(",")}:
-            text = " ".join(f"--{name} {getattr(self, name)}" for name in given)
-            raise FlagError(f"{text}: applies to objects: add cells to --what {self.what}")
+            raise FlagError(f"{given}: applies to objects: add cells to --what {self.what}")
 
     @property
     def given_filter(self) -> dict[str, Any]:
@@ -362,6 +367,10 @@ class Config(Flags):
         """Folder of this run: `data`, `checkpoint`, `log` or `result`; databases belong to no scope."""
         scope = () if name == "data" else (self.scope,)
         return Path(getattr(self, f"dir_{name}"), *scope, self.name_data)
+
+
+OF_LABELS = ("threshold", "objects", "background", "foreground", "ignore", "class_names", "fold")
+OF_SOURCE = {"phantom": "synthetic", "size": "synthetic", "url": "download"}  # flags without effect on another source
 
 
 @dataclass(frozen=True)
@@ -409,17 +418,37 @@ class DatabaseFlags(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        numbers = [f"--{name} {getattr(self, name)}" for name in ("num_val", "num_test") if getattr(self, name) >= 0]
+        self._check_source()
+        self._check_split()
+        if self.label == NO_LABEL:
+            self._check_unlabelled()
+
+    def _check_source(self) -> None:
+        """Refuse several sources of the images, and a flag of a source that is not used."""
+        sources = [f"--{name}" for name in ("input", "synthetic", "download") if getattr(self, name)]
+        if len(sources) > 1:
+            raise FlagError(f"{' and '.join(sources)}: each says which images to use: give one of them")
+        for name, source in OF_SOURCE.items():
+            if self.given(name) and not getattr(self, source):
+                raise FlagError(f"{self.given(name)}: applies to --{source} only: add that, or leave --{name} out")
+
+    def _check_split(self) -> None:
+        """Refuse flags of the splits that don't go together."""
+        numbers = self.given("num_val", "num_test")
         if self.fold and self.split == "region":
             raise FlagError(f"--fold {self.fold} --split region: folds are of whole images: leave one out")
         if self.fold and numbers:
-            raise FlagError(f"--fold {self.fold} {' '.join(numbers)}: a fold has its own numbers: leave one out")
+            raise FlagError(f"--fold {self.fold} {numbers}: a fold has its own numbers: leave one out")
         if self.split == "region" and max(self.num_val, self.num_test) > 0:
-            raise FlagError(f"--split region {' '.join(numbers)}: each image has one region per set: give 0 for none")
-        needing_labels = {"ignore": self.ignore, "fold": self.fold, "split": "region" if self.split == "region" else ""}
-        given = " ".join(f"--{name} {value}" for name, value in needing_labels.items() if value)
-        if self.label == NO_LABEL and given:
-            raise FlagError(f"--label {NO_LABEL} {given}: images without labels are all for the test: leave one out")
+            raise FlagError(f"--split region {numbers}: each image has one region per set: give 0 for none")
+
+    def _check_unlabelled(self) -> None:
+        """Refuse flags of labels and splits, which images without labels don't have."""
+        names = [*OF_LABELS, *(["split"] if self.split == "region" else [])]
+        names += [name for name in ("num_val", "num_test") if getattr(self, name) > 0]
+        if given := self.given(*names):
+            reason = "images without labels have no classes, and are all for the test"
+            raise FlagError(f"--label {NO_LABEL} {given}: {reason}: leave one out")
 
 
 @dataclass(frozen=True)

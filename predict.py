@@ -48,7 +48,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     form = (config.dtype, config.compression)
     job = PredictionJob(predictor, images, files, grids, world, config.tta, *form, chosen, linker)
     with ExitStack() as locks:
-        replaced = locks.enter_context(files.reserved(config.dtype)) if world.is_main else {}
+        replaced = locks.enter_context(files.reserved(config.dtype, config.compression)) if world.is_main else {}
         job.run()
     if world.is_main:
         for written, num in replaced.items():

@@ -16,7 +16,7 @@ from images.frames import Frame
 from images.outputs import check_apart, check_replaceable, written_at
 from images.writers import TIFF, png_files
 from prediction.rois import is_roi_file
-from utils import UserError
+from utils import FlagError, UserError
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".png")
 ENDINGS = {"table": ".csv", "rois": ".zip"}  # of the outputs that are no images
@@ -140,15 +140,19 @@ class OutputFiles:
         return [png for output, pngs in names for name in pngs for png in png_files(name, self.channels(output))]
 
     @contextmanager
-    def reserved(self, dtype: str) -> Iterator[dict[Path, int]]:
+    def reserved(self, dtype: str, compression: str) -> Iterator[dict[Path, int]]:
         """Check all files, and lock them against other runs; yields the number of older files at each path.
 
         Raises
         ------
         UserError
-            PNGs can't hold the output, another run writes it, or it would replace an input or a foreign file.
+            The files can't hold the outputs or be compressed, another run writes them, or they would replace an input
+            or a foreign file.
         """
         self._check_endings(dtype)
+        is_tiff = [path.suffix.lower() in TIFF for path in self.paths.values()]
+        if compression != "auto" and (self.to_png or not any(is_tiff)):
+            raise FlagError(f"--compression {compression}: applies to TIFFs: leave it out, or write .tif")
         tables = [self.table] if self.table else []
         check_apart(self._written(tables), [*self.folders, *(frame.path for frame in self.frames)])  # no folder yet
         advice = "choose another --output"

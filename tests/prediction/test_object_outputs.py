@@ -81,6 +81,12 @@ def test_an_overlay_is_the_image_with_the_outlines_of_the_cells(stack, work):
     assert np.array_equal(picture[~edge], np.repeat(stack[~edge][:, None], 3, axis=1))
 
 
+@pytest.mark.parametrize("output", ["out.npy", "out.zarr", "out.tif/"])
+def test_a_compression_needs_a_tiff(stack, fails, output):
+    argv = ["--mode", "predict", "--gpu_ids", "-1", "--input", "in.tif", "--output", output, "--compression", "none"]
+    assert "--compression none: applies to TIFFs" in fails(main.main, argv, 2)
+
+
 def test_a_folder_has_pictures_by_section_one_table_and_outlines_by_file(stack, work):
     pytest.importorskip("roifile")
     (work / "raw").mkdir()

@@ -167,9 +167,17 @@ def test_each_sample_is_tested_in_one_fold_and_is_in_one_split_of_each(work, spl
         (["--label", "none", "--fold", "1/5"], "--label none --fold 1/5", 2),
         (["--label", "none", "--split", "region"], "--label none --split region", 2),
         (["--label", "none", "--ignore", "0"], "--label none --ignore 0", 2),
+        (["--label", "none", "--class_names", "a,b"], "--label none --class_names a,b: images without labels have", 2),
+        (["--label", "none", "--objects", "on"], "--label none --objects on", 2),
+        (["--label", "none", "--threshold", "0"], "--label none --threshold 0", 2),
+        (["--label", "none", "--num_test", "2"], "--label none --num_test 2", 2),
+        (["--size", "64"], "--size 64: applies to --synthetic only", 2),
+        (["--download", "--phantom", "rare"], "--phantom rare: applies to --synthetic only", 2),
+        (["--url", "x"], "--url x: applies to --download only", 2),
+        (["--synthetic", "5", "--input", "a", "b"], "--input and --synthetic: each says which images to use", 2),
     ],
 )
-def test_a_wrong_fold_or_region_is_one_line(work, fails, flags, words, status):
+def test_flags_that_do_not_go_together_are_one_line(work, fails, flags, words, status):
     write_stacks(work / "datasets" / "em")
     assert words in fails(main, flags, status)
 
