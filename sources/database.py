@@ -82,7 +82,7 @@ def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_fo
     entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (goal / "dataset.json").write_text(text + "\n", "utf-8")
-    return _report(splits, info, notes + _annotated_fractions(files, info))
+    return _report(files, info, pairs[0].input.open().dtype, notes + _annotated_fractions(files, info))
 
 
 def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
@@ -183,11 +183,14 @@ def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, 
 
 def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict[str, Any]:
     """Origin of the samples: split, source files with hashes, and source of each sample."""
-    inputs = {pair.input.path: pair.input for pair in pairs}
-    others = dict.fromkeys(path for pair in pairs for path in pair.files if path not in inputs)
-    sizes = {path: _pixel_size(frame) for path, frame in inputs.items()}
-    names = names_below(list(inputs))
-    sources = names | names_below(list(others))
+    sizes: dict[Path, dict[str, list[float]]] = {}
+    files: dict[Path, None] = {}
+    for pair in pairs:
+        files |= dict.fromkeys(pair.files)
+        if pair.input.path not in sizes:  # the file is still open
+            sizes[pair.input.path] = _pixel_size(pair.input)
+    names = names_below(list(sizes))
+    sources = names | names_below([path for path in files if path not in names])
     return {
         "split": {"kind": flags.split, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
         "sources": [{"name": name, "sha256": sha256(path)} for path, name in sources.items()],
@@ -244,25 +247,27 @@ def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[s
         return []
     shown = []
     for split, paths in files.items():
-        labels = [label for _, label in (SampleFile(path).open() for path in paths) if label is not None]
-        num_known = sum(np.count_nonzero(label != IGNORE) for label in labels)
-        shown += [f"{num_known / sum(label.size for label in labels):.1%} of {split}"] if labels else []
+        num_known = num_pixel = 0
+        for path in paths:  # one by one: each keeps a file open
+            label = SampleFile(path).open()[1]
+            if label is not None:
+                num_known, num_pixel = num_known + np.count_nonzero(label != IGNORE), num_pixel + label.size
+        shown += [f"{num_known / num_pixel:.1%} of {split}"] if num_pixel else []
     return [f"annotated: {', '.join(shown)}"]
 
 
-def _report(splits: Splits, info: DataInfo, notes: list[str]) -> str:
+def _report(files: dict[str, list[Path]], info: DataInfo, dtype: np.dtype, notes: list[str]) -> str:
     """Lines that describe the database."""
-    pairs = [pair for members in splits.values() for pair in members]
-    sizes = sorted({pair.shape for pair in pairs})
+    sizes = sorted({SampleFile(path).open()[0].shape[:2] for paths in files.values() for path in paths})
     shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")
-    lines = [", ".join(f"{len(members)} {split}" for split, members in splits.items()), *notes]
-    lines += [f"images: {shown} px, {info.nch_in} channel(s) of {pairs[0].input.open().dtype.name}"]
+    lines = [", ".join(f"{len(members)} {split}" for split, members in files.items()), *notes]
+    lines += [f"images: {shown} px, {info.nch_in} channel(s) of {dtype.name}"]
     for index, value in enumerate(info.class_values):
         role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")
         words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")
         pixels = "annotated pixels" if info.is_partial else "pixels"
         lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of {pixels}"]
-        if not info.class_share[index] and splits["train"]:
+        if not info.class_share[index] and files["train"]:
             lines += [f"warning: no training sample has class {index}: choose another --split, or annotate more"]
     lines += [f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}"]
     return "\n".join(lines)

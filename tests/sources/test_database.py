@@ -281,6 +281,21 @@ def test_files_of_one_name_are_told_apart_by_their_folders(work):
     assert sample_origins(work / "datasets/em", "test") == {"00000.npy": Origin("10/images/img.tif")}
 
 
+def test_more_samples_than_files_may_be_open_make_a_database(work, capsys):
+    resource = pytest.importorskip("resource")
+    partial = halves()
+    partial[:8] = 7
+    write_pairs(work, [noise() for _ in range(40)], [partial] * 40, [f"{number}.png" for number in range(40)])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = len([*Path("/dev/fd").iterdir()])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 12, limits[1]))
+    try:
+        assert make([*FOLDERS, "--ignore", "7"]) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "annotated: 75.0% of train, 75.0% of val, 75.0% of test" in capsys.readouterr().out
+
+
 def test_a_database_and_a_checkpoint_of_before_are_used_without_what_came_later(trained, work):
     """Neither has sizes, holes and grey values of classes, pixel sizes and places in a series."""
     later, of_sample = {"min_size", "fill_holes", "class_mean"}, {"pixel_size", "series", "frame_of_series", "frame"}
