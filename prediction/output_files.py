@@ -176,6 +176,8 @@ class OutputFiles:
             other = [output for output in self.outputs if output in self.images or not held]
             if other:
                 raise UserError(f"--output {self.target} can't hold {other[0]}: name another file, or a folder")
+        if self.outputs == ["overlay"] and self.paths["overlay"] != Path(self.target):
+            raise UserError(f"--output {self.target} can't hold overlay, a picture in colours: name a .tif or .png")
         if self.to_png:
             self._check_pngs(dtype)
         for path, numbers in self.roi_files.items():

@@ -126,6 +126,8 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
         ("drawn.zip", "rois", "drawn.zip: not a .zip of ROIs of predict only, and not replaced"),
         ("out/", "rois", "outlines of two images would become out/in.zip"),
         ("out.png", "table,overlay", "is one picture, but 2 will be written"),
+        ("o/x.zarr", "overlay", "--output o/x.zarr can't hold overlay, a picture in colours: name a .tif or .png"),
+        ("x.npy", "overlay", "--output x.npy can't hold overlay"),
     ],
 )
 def test_what_can_not_be_written_is_one_line(trained, work, fails, goal, what, words):
