@@ -18,7 +18,7 @@ from prediction.measure import Measures, ObjectMeasurer
 from prediction.output_files import OutputFiles
 from prediction.rois import ObjectOutlines, RoiWriter
 from prediction.tiling import Band
-from utils import say
+from utils import printable, say
 
 SHOWN_FRAMES, SHOWN_ROWS = 8, 32  # sections of a file, and rows of each, that its contrast is taken from
 BOX = ("top", "left", "bottom", "right")
@@ -197,7 +197,7 @@ def write_table(
 
 def _image_name(frame: Frame) -> str:
     """Name of a frame's image in a table: its file, and its series if outputs need it, as in `file.h5:/path`."""
-    return f"{frame.path}:{frame.series}" if frame.series else str(frame.path)
+    return printable(f"{frame.path}:{frame.series}" if frame.series else str(frame.path))  # some names are no UTF-8
 
 
 def _is_float(column: Any) -> bool:

@@ -1,5 +1,6 @@
 import csv
 import itertools
+import os
 import pkgutil
 import signal
 import sys
@@ -162,6 +163,13 @@ def test_a_table_names_each_series_which_has_its_own_pixel_size(stack, work, cap
         of_raw = [float(row["area_um2"] or "nan") / float(row["area_px"]) for row in rows if "raw" in row["image"]]
         assert np.allclose(of_raw, 0.125)
         assert {row["area_um2"] for row in rows if "other" in row["image"]} == {""}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8")
+def test_a_name_that_is_no_text_is_escaped_in_the_table(stack, work):
+    Image.fromarray(stack[0, :64]).save(os.fsdecode(b"a\xff.png"))
+    assert segment(os.fsdecode(b"a\xff.png"), "t.csv", "--what", "table") == 0
+    assert {row["image"] for row in rows_of(work / "t.csv")} == {r"a\udcff.png"}
 
 
 def test_positions_of_an_ome_tiff_have_a_pixel_size_each(stack, work):
