@@ -132,6 +132,8 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
         ("out.png", "table,overlay", "is one picture, but 2 will be written"),
         ("o/x.zarr", "overlay", "--output o/x.zarr can't hold overlay, a picture in colours: name a .tif or .png"),
         ("x.npy", "overlay", "--output x.npy can't hold overlay"),
+        ("in.tif", "overlay", "--output in.tif would replace the input"),
+        ("in-kept.tif", "overlay,table", "--output in-kept-table.csv would replace the input"),
     ],
 )
 def test_what_can_not_be_written_is_one_line(trained, work, fails, goal, what, words):
@@ -141,6 +143,7 @@ def test_what_can_not_be_written_is_one_line(trained, work, fails, goal, what, w
         (work / name).write_text("mine")
     with zipfile.ZipFile("drawn.zip", "w") as file:
         file.writestr("0234-0567.roi", b"Iout")  # as Fiji names them
+    (work / "in-kept-table.csv").symlink_to("in.tif")
     before = sorted(work.iterdir())
     line = fails(
         main.main, [*predict("in.png", goal, "--what", what)[:-2], "--input", "in.tif", "in.png", "--what", what]
@@ -264,7 +267,7 @@ def test_an_older_table_and_outlines_are_replaced_and_counted(stack, work, capsy
     pytest.importorskip("roifile")
     (work / "out-table.csv").write_text("image,object,class,area_px\n")  # of an earlier version
     for replaced in (1, 2):
-        assert segment("in.tif", "out.tif", "--what", "table,rois") == 0
+        assert segment("in.tif", "out.tif", "--what", "table,rois", "--section", "0") == 0
         assert capsys.readouterr().out.count("(replaced 1 older file(s))") == replaced
 
 
