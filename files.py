@@ -230,7 +230,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     path = Path(path)
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path)
         partial, file = _open_partial(path, mode)
         try:
             with file:
@@ -238,7 +238,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if fcntl:
-                    partial.replace(path)  # while locked, or `_sweep` of another process may remove it
+                    partial.replace(path)  # while locked, or `sweep` of another process may remove it
             if not fcntl:  # Windows can't rename an open file
                 partial.replace(path)
         finally:
@@ -262,7 +262,7 @@ def _open_partial(path: Path, mode: str) -> tuple[Path, IO]:
         file.close()  # another process swept it between its creation and the lock: try again
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove the partial files of killed processes: those that nobody locks."""
     for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*.partial"):
         with suppress(OSError):

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -34,6 +35,13 @@ class FlagError(UserError):
     status = 2
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that would have ended the process at once, without removing its partial files."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
 def program(main: Callable[..., int | None]) -> Callable[..., int]:
     """Decorate `main(argv)`: errors meant for the user become one line on stderr and an exit status.
 
@@ -45,7 +53,8 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
     Returns
     -------
     callable
-        Returns 0, the status of the `UserError` (1, or 2 for a flag), or 130 after Ctrl-C.
+        Returns 0, the status of the `UserError` (1, or 2 for a flag), or 128 plus the number of the signal that ended
+        it, 130 after Ctrl-C.
     """
 
     @functools.wraps(main)
@@ -53,14 +62,16 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", OMP_SPIN_COUNT)  # read when torch is imported
         try:
-            return main(argv) or 0
+            with _raise_signals():
+                return main(argv) or 0
         except UserError as error:
             message, status = f"error: {_last_line(str(error))}", error.status
         except BrokenPipeError:
             _mute()
             return 128 + SIGPIPE
-        except KeyboardInterrupt:
-            message, status = "interrupted; no partial files remain", 130
+        except KeyboardInterrupt as stop:
+            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+            message, status = "interrupted; no partial files remain", 128 + signum
         except (OSError, MemoryError, RuntimeError) as error:
             message, status = f"error: {_explain(error)}", 1
         rank = os.environ.get("RANK", "0")
@@ -68,6 +79,29 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         return status
 
     return run
+
+
+@contextmanager
+def _raise_signals() -> Iterator[None]:
+    """While entered, SIGTERM (of a batch system) and SIGHUP (a closed terminal) raise `Stopped` if nobody handles them.
+
+    Not in a process of torchrun, which ends by SIGTERM those that wait for a dead one: there Python would not see it.
+    """
+
+    def stop(signum: int, _frame: object) -> None:
+        raise Stopped(signum)
+
+    found = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has no SIGHUP
+    unhandled = [signum for signum in found if signum and signal.getsignal(signum) == signal.SIG_DFL]
+    if "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
+        unhandled = []  # Python allows handlers in the main thread only
+    for signum in unhandled:
+        signal.signal(signum, stop)
+    try:
+        yield
+    finally:
+        for signum in unhandled:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def printable(text: str) -> str:

@@ -12,15 +12,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from files import atomic_write, explain_write_errors, partial_of
+from files import atomic_write, explain_write_errors, partial_of, sweep
 from images.layout import Layout
 from utils import UserError
 
 TIFF = (".tif", ".tiff")
 BIG = 2**32 - 2**25  # [bytes] a larger TIFF needs 64-bit offsets: BigTIFF
-STRIP = (
-    2**18
-)  # [bytes] of a compressed TIFF: it is read strip by strip, so a few rows of it cost no more than one strip
+STRIP = 2**18  # [bytes] of a compressed TIFF, which is read strip by strip: a few rows cost no more than one strip
 
 
 class Writer:
@@ -73,6 +71,7 @@ class FlatWriter(Writer):
             with self.discard_on_error(), explain_write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.partial.unlink(missing_ok=True)  # from a killed process, or a link, which is not followed
+                sweep(path)  # from a killed process that was compressing
                 with self.partial.open("x+b") as file:
                     if path.suffix.lower() in TIFF:
                         _write_tiff(file, layout, _is_ome(path))

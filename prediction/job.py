@@ -133,44 +133,34 @@ class PredictionJob:
         """Writer of each output; the files are renamed at the end, and removed after an error."""
         writers: dict[str, Writer] = {}
         try:
-            if self.files.roi_files:
-                self._rois = RoiWriter(list(self.files.roi_files))
             if not self.world.is_main:
                 self.world.barrier()  # the first process creates the files, the others open them
+            if self.files.roi_files:
+                writers["rois"] = self._rois = RoiWriter(list(self.files.roi_files))
             for output in self.files.images:
                 writers[output] = self._writer(output)
             if self.world.is_main:
                 self.world.barrier()
             yield writers
+            if self._rois:
+                self._append(self._rois)
             for writer in writers.values():
                 writer.close()
-            self._append_rois()
             self.world.barrier()  # wait for the last bands of the others
             if self.world.is_main:
                 for writer in writers.values():
                     writer.finish()
-                for rois in self._roi_writers:
-                    rois.finish()
         except BaseException:
-            for rois in self._roi_writers:
-                rois.discard() if self.world.is_main else rois.close()
             for writer in writers.values():
                 writer.discard() if self.world.is_main else writer.close()
             raise
 
-    @property
-    def _roi_writers(self) -> list[RoiWriter]:
-        """The writer of outlines, if they are wanted."""
-        return [self._rois] if self._rois else []
-
-    def _append_rois(self) -> None:
+    def _append(self, rois: RoiWriter) -> None:
         """Add the outlines of one process after the other to the files, in the order of the frames."""
-        for rois in self._roi_writers:
-            for rank in range(self.world.size):
-                if rank == self.world.rank:
-                    rois.append(create=rank == 0)
-                    rois.close()
-                self.world.barrier()
+        for rank in range(self.world.size):
+            if rank == self.world.rank:
+                rois.append(create=rank == 0)
+            self.world.barrier()
 
     def _writer(self, output: str) -> Writer:
         """Writer of one output."""
@@ -264,12 +254,10 @@ class PredictionJob:
         with ExitStack() as stack:
             for band, beside in with_rows_beside(self._objects(stack, frame, probability, kinds)):
                 found.add(band.values, None if kinds is None else kinds[band.rows])
-                of_object = (
-                    found.kind.astype(np.int64) - 1 if kinds is not None else np.full(len(found.kind), foreground)
-                )
-                yield Part(frame, band.rows.start, outputs.add(band, beside, of_object[band.values]))
+                class_of = np.full(len(found.kind), foreground) if kinds is None else found.kind.astype(np.int64) - 1
+                yield Part(frame, band.rows.start, outputs.add(band, beside, class_of))
         numbers = np.flatnonzero(found.area[1:]) + 1
-        self.objects.append(FrameObjects(frame, numbers, of_object[numbers], outputs.finish()))
+        self.objects.append(FrameObjects(frame, numbers, class_of[numbers], outputs.finish()))
 
     def _objects(self, stack: ExitStack, frame: int, probability: RowFile, kinds: RowFile | None) -> Iterable[Band]:
         """Objects of a frame (h, W) uint32 band by band, filtered and linked as wanted."""
@@ -285,7 +273,7 @@ class PredictionJob:
         """Maker of the outputs of the objects of a frame."""
         info, path = self.predictor.info, self.files.frames[frame].path
         if "overlay" in self.files.outputs and path not in self._ranges:
-            self._ranges = {path: display_range([other for other in self.files.frames if other.path == path])}
+            self._ranges = {path: display_range(self.files.by_path[path])}
         colours = outline_colours(info.num_class, self.predictor.background)
         return FrameOutputs(self.files, frame, self._rois, colours, self._ranges.get(path, []))
 
@@ -302,7 +290,7 @@ class PredictionJob:
         say(f"objects: {text}{linked}; background is {info.class_names[background]}")
         if self.files.table:
             names = info.class_names if self.predictor.num_channel > 1 else None
-            write_table(self.files.table, self.files, self.objects, names)
+            write_table(self.files.table, self.files, self.objects, names, stacks if self.linker else [])
 
 
 def tile_grids(predictor: Predictor, images: list[Rows], tile: int, world: World) -> dict[tuple[int, int], TileGrid]:

@@ -108,7 +108,8 @@ class ObjectMeasurer:
     """Measures the objects of an image band by band, in memory that grows with the objects, not with their size.
 
     Sums of each band are joined as in Chan, Golub and LeVeque 1983, doi 10.1080/00031305.1983.10483115, which keeps
-    the precision at any offset of coordinates and grey values.
+    the precision at any offset of coordinates and grey values. `skimage.measure.regionprops` needs an object's crop
+    whole, which may be as large as the image, with the grey values of bands that are gone when the object ends.
 
     Parameters
     ----------

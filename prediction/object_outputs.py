@@ -18,14 +18,12 @@ from prediction.measure import Measures, ObjectMeasurer
 from prediction.output_files import OutputFiles
 from prediction.rois import ObjectOutlines, RoiWriter
 from prediction.tiling import Band
-from utils import say
+from utils import printable, say
 
-SHOWN_FRAMES, SHOWN_ROWS = (
-    8,
-    32,
-)  # sections of a file, and rows of each, that the contrast of its pictures is taken from
+SHOWN_FRAMES, SHOWN_ROWS = 8, 32  # sections of a file, and rows of each, that its contrast is taken from
 BOX = ("top", "left", "bottom", "right")
 Columns = dict[str, Any]  # name -> (N,) values
+PixelSize = tuple[float, float] | None  # height and width [micron]; None: unknown
 Beside = tuple[np.ndarray | None, np.ndarray | None]  # the rows (W,) above and below a band
 
 
@@ -75,8 +73,8 @@ class FrameOutputs:
         self.outlines = ObjectOutlines() if rois else None
         self.rois = rois
 
-    def add(self, band: Band, beside: Beside, classes: np.ndarray) -> dict[str, np.ndarray]:
-        """Add the next band of objects with the rows beside it, and the class index (h, W) of its pixels.
+    def add(self, band: Band, beside: Beside, class_of: np.ndarray) -> dict[str, np.ndarray]:
+        """Add the next band of objects with the rows beside it, and the class index (N + 1,) of each number so far.
 
         Returns
         -------
@@ -91,20 +89,20 @@ class FrameOutputs:
             if self.measurer:
                 self.measurer.add(band.rows.start, band.values, pixels)
             if "overlay" in self.files.outputs:
-                outputs["overlay"] = self._overlay(band.values, beside, pixels, classes)[None]
+                outputs["overlay"] = self._overlay(band.values, beside, pixels, class_of)[None]
             drop_cached_pages(self.image)
         if self.outlines:
             self._write_outlines(self.outlines.add(band.rows.start, band.values))
         return outputs
 
-    def _overlay(self, objects: np.ndarray, beside: Beside, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    def _overlay(self, objects: np.ndarray, beside: Beside, pixels: np.ndarray, class_of: np.ndarray) -> np.ndarray:
         """Rows (h, W, 3) of the image with the outlines of the objects; row by row, to save memory for float values."""
-        edge = outlines(objects, *beside)
+        edge, colour_of = outlines(objects, *beside), self.colours[class_of]
         picture = np.empty((*objects.shape, 3), np.uint8)
         for row in range(len(objects)):
             here = slice(row, row + 1)
             shown = input_picture(pixels[here].astype(np.float64), self.value_range)
-            picture[here] = overlay_picture(shown, edge[here], self.colours[classes[here]])
+            picture[here] = overlay_picture(shown, edge[here], colour_of[objects[here]])
         return picture
 
     def _write_outlines(self, found: Iterable[tuple[int, np.ndarray]]) -> None:
@@ -113,7 +111,7 @@ class FrameOutputs:
         place, in_file = next((place, frames) for place, frames in numbers if self.frame in frames)
         section = self.files.section(self.frame) if len(in_file) > 1 else 0
         for number, outline in found:
-            self.rois.write(place, f"{section:04d}-{number:06d}", section, outline)
+            self.rois.keep(place, f"{section:04d}-{number:06d}", section, outline)
 
     def finish(self) -> Measures | None:
         """Write the last outlines, and return the measures of all objects."""
@@ -154,7 +152,9 @@ def outline_colours(num_class: int, background: int) -> np.ndarray:
     return colours
 
 
-def write_table(path: Path, files: OutputFiles, objects: list[FrameObjects], class_names: list[str] | None) -> None:
+def write_table(
+    path: Path, files: OutputFiles, objects: list[FrameObjects], class_names: list[str] | None, stacks: list[int]
+) -> None:
     """Write the measures of all objects, one row each, and say which images have no pixel size.
 
     Parameters
@@ -167,28 +167,37 @@ def write_table(path: Path, files: OutputFiles, objects: list[FrameObjects], cla
         Objects of each frame, with measures.
     class_names : list of str or None
         Names of the classes, which get a column; None: all objects are of one class.
+    stacks : list of int
+        Number of the stack of each frame, from 0, if objects are linked; several stacks, each numbered for itself, get
+        a column.
     """
-    pixels = {frame.path: _pixel_size(files, frame.path) for frame in files.frames}
-    unknown = sum(pixel is None for pixel in pixels.values())
+    pixels = _pixel_sizes(files.frames)
+    unknown, several = pixels.count(None), len({*stacks}) > 1
     with atomic_write(path, "w") as file:
         table = csv.writer(file, lineterminator="\n")
         for found in objects:
-            frame, measures = files.frames[found.frame], found.measures
+            frame, pixel, measures = files.frames[found.frame], pixels[found.frame], found.measures
             assert measures is not None
-            names = {} if class_names is None else {"class": [class_names[index] for index in found.classes]}
-            columns = names | _columns_in_px(measures, pixels[frame.path])
-            if unknown < len(pixels):
-                columns |= _columns_in_micron(measures, pixels[frame.path])
+            place = {"image": _image_name(frame), "section": files.section(found.frame)}
+            place |= {"stack": stacks[found.frame] + 1} if several else {}
+            columns: Columns = {} if class_names is None else {"class": [class_names[index] for index in found.classes]}
+            columns |= _columns_in_px(measures, pixel)
+            columns |= _columns_in_micron(measures, pixel) if unknown < len(pixels) else {}
             if found is objects[0]:
-                table.writerow(["image", "section", "object", *columns])
+                table.writerow([*place, "object", *columns])
             lists = [
                 [f"{value:.8g}" for value in column] if _is_float(column) else column for column in columns.values()
             ]
             for number, *cells in zip(measures.number, *lists, strict=True):
-                table.writerow([frame.path, files.section(found.frame), number, *cells])
+                table.writerow([*place.values(), number, *cells])
     if unknown:
-        some = f"{unknown} of {len(pixels)} files have no pixel size, their measures in micron are blank"
+        some = f"{unknown} of {len(pixels)} images have no pixel size, their measures in micron are blank"
         say(f"{path}: " + (some if unknown < len(pixels) else "measures in px only, the images have no pixel size"))
+
+
+def _image_name(frame: Frame) -> str:
+    """Name of a frame's image in a table: its file, and its series if outputs need it, as in `file.h5:/path`."""
+    return printable(f"{frame.path}:{frame.series}" if frame.series else str(frame.path))  # some names are no UTF-8
 
 
 def _is_float(column: Any) -> bool:
@@ -196,15 +205,21 @@ def _is_float(column: Any) -> bool:
     return getattr(column, "dtype", np.dtype(object)).kind == "f"
 
 
-def _pixel_size(files: OutputFiles, path: Path) -> tuple[float, float] | None:
-    """Height and width of a pixel of a file in micron; None if it does not say."""
-    geometry = read_geometry([frame for frame in files.frames if frame.path == path])
-    if geometry.unit != "micron" or not {"X", "Y"} <= geometry.pixel.keys():
-        return None
-    return geometry.pixel["Y"], geometry.pixel["X"]
+def _pixel_sizes(frames: list[Frame]) -> list[PixelSize]:
+    """Pixel size of each frame; each series of a file has its own."""
+    known: dict[tuple[Path, int], PixelSize] = {}
+    sizes = []
+    for frame in frames:
+        series = frame.path, frame.place[0]
+        if series not in known:
+            geometry = read_geometry([frame])
+            is_known = geometry.unit == "micron" and {"X", "Y"} <= geometry.pixel.keys()
+            known[series] = (geometry.pixel["Y"], geometry.pixel["X"]) if is_known else None
+        sizes.append(known[series])
+    return sizes
 
 
-def _columns_in_px(measures: Measures, pixel: tuple[float, float] | None) -> Columns:
+def _columns_in_px(measures: Measures, pixel: PixelSize) -> Columns:
     """Columns of a table that need no pixel size; the shape is that in micron where the pixels are no squares."""
     columns: Columns = {"area_px": measures.area}
     columns |= {f"centre_{axis}_px": measures.centre[:, place] for place, axis in enumerate("yx")}
@@ -218,7 +233,7 @@ def _columns_in_px(measures: Measures, pixel: tuple[float, float] | None) -> Col
     return columns
 
 
-def _columns_in_micron(measures: Measures, pixel: tuple[float, float] | None) -> Columns:
+def _columns_in_micron(measures: Measures, pixel: PixelSize) -> Columns:
     """Columns of a table in micron; blank without a pixel size."""
     height, width = pixel or (1.0, 1.0)
     columns: Columns = {"area_um2": measures.area * height * width}

@@ -20,7 +20,8 @@ from utils import FlagError, UserError
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".png")
 ENDINGS = {"table": ".csv", "rois": ".zip"}  # of the outputs that are no images
-TABLE_BEGINS = ("image,section,object,", "image,object,class,area_px")  # the second is of earlier versions
+# first columns of a table; the last are those of earlier versions
+TABLE_BEGINS = ("image,section,object,", "image,section,stack,object,", "image,object,class,area_px")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ class OutputFiles:
             advice = f"use {', '.join(SUFFIXES)}, or end the name of a folder with /"
             raise UserError(f"--output {self.target}: unknown ending {path.suffix}: {advice}")
         return True
+
+    @cached_property
+    def by_path(self) -> dict[Path, list[Frame]]:
+        """Frames of each input file."""
+        found: dict[Path, list[Frame]] = {}
+        for frame in self.frames:
+            found.setdefault(frame.path, []).append(frame)
+        return found
 
     @property
     def to_png(self) -> bool:
@@ -180,6 +189,8 @@ class OutputFiles:
             other = [output for output in self.outputs if output in self.images or not held]
             if other:
                 raise UserError(f"--output {self.target} can't hold {other[0]}: name another file, or a folder")
+        if self.outputs == ["overlay"] and self.paths["overlay"] != Path(self.target):
+            raise UserError(f"--output {self.target} can't hold overlay, a picture in colours: name a .tif or .png")
         if self.to_png:
             self._check_pngs(dtype)
         for path, numbers in self.roi_files.items():

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from files import explain_write_errors, partial_of
+from images.writers import Writer
 from prediction.measure import Runs, join_runs, runs_of
 from utils import check_module
 
@@ -105,7 +106,7 @@ def is_roi_file(path: Path) -> bool:
         return False
 
 
-class RoiWriter:
+class RoiWriter(Writer):
     """Writes outlines into one or several .zip files for Fiji's ROI Manager; each appears when it is complete.
 
     Each process keeps its outlines in a temporary file. At the end they are added to the .zip files by one process
@@ -124,7 +125,7 @@ class RoiWriter:
             paths[0].parent.mkdir(parents=True, exist_ok=True)
             self._kept = tempfile.TemporaryFile(dir=paths[0].parent)  # noqa: SIM115
 
-    def write(self, number: int, name: str, position: int, outline: np.ndarray) -> None:
+    def keep(self, number: int, name: str, position: int, outline: np.ndarray) -> None:
         """Keep an outline (N, 2) for the .zip file of this number.
 
         Parameters

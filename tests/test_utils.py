@@ -39,6 +39,17 @@ def test_what_the_user_can_mend_is_one_line(error, status, fails):
     assert fails(_raiser(error), [], status)
 
 
+def test_a_signal_that_would_kill_is_raised_so_that_partial_files_go(fails, monkeypatch):
+    signals = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    for signum in signals:
+        assert "interrupted" in fails(program(lambda _, signum=signum: signal.raise_signal(signum)), [], 128 + signum)
+        assert signal.getsignal(signum) == signal.SIG_DFL
+    monkeypatch.setenv("RANK", "1")  # of torchrun, which ends processes that hang
+    handlers = []
+    assert program(lambda _: handlers.extend(map(signal.getsignal, signals)))([]) == 0
+    assert handlers == [signal.SIG_DFL] * 2
+
+
 def test_names_in_messages_are_one_line_and_do_not_steer_the_terminal(fails):
     line = fails(_raiser(UserError("a\nerror: fake\x1b[31m\udcff.png: no image")), [])
     assert line == r"error: a\nerror: fake\x1b[31m\udcff.png: no image"

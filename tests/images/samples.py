@@ -29,8 +29,9 @@ def bands(pixels, tall):
     return [(frame, top, pixels[frame, :, top : top + tall]) for frame, top in reversed(places)]
 
 
-def write(path, value, kill_at=None):
+def write(path, value, kill_at=None, compression=""):
     """Write an image of 20 px with one value; before a change of the folder's entries the process may be killed."""
+    compression = compression or ("zlib" if path.stem == "zlib" else "none")
     layout = Layout((1, 1, 20, 16), np.dtype("uint8"))
     check_replaceable(path)
     with pytest.MonkeyPatch.context() as patch:
@@ -39,7 +40,7 @@ def write(path, value, kill_at=None):
         if path.suffix == ".zarr":
             writer = ZarrWriter(path, layout, True, 16, chunk=16)
         else:
-            writer = TIFF_WRITERS["zlib" if path.stem == "zlib" else "none"](path, layout, True)
+            writer = TIFF_WRITERS[compression](path, layout, True)
         for band in bands(np.full(layout.shape, value, np.uint8), 16):
             writer.write(*band)
         writer.finish()

@@ -1,4 +1,8 @@
 import csv
+import itertools
+import os
+import pkgutil
+import signal
 import sys
 import zipfile
 
@@ -132,6 +136,10 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
         ("drawn.zip", "rois", "drawn.zip: not a .zip of ROIs of predict only, and not replaced"),
         ("out/", "rois", "outlines of two images would become out/in.zip"),
         ("out.png", "table,overlay", "is one picture, but 2 will be written"),
+        ("o/x.zarr", "overlay", "--output o/x.zarr can't hold overlay, a picture in colours: name a .tif or .png"),
+        ("x.npy", "overlay", "--output x.npy can't hold overlay"),
+        ("in.tif", "overlay", "--output in.tif would replace the input"),
+        ("in-kept.tif", "overlay,table", "--output in-kept-table.csv would replace the input"),
     ],
 )
 def test_what_can_not_be_written_is_one_line(trained, work, fails, goal, what, words):
@@ -141,12 +149,45 @@ def test_what_can_not_be_written_is_one_line(trained, work, fails, goal, what, w
         (work / name).write_text("mine")
     with zipfile.ZipFile("drawn.zip", "w") as file:
         file.writestr("0234-0567.roi", b"Iout")  # as Fiji names them
+    (work / "in-kept-table.csv").symlink_to("in.tif")
     before = sorted(work.iterdir())
     line = fails(
         main.main, [*predict("in.png", goal, "--what", what)[:-2], "--input", "in.tif", "in.png", "--what", what]
     )
     assert words in line
     assert sorted(work.iterdir()) == before and (work / "notes.csv").read_text() == "mine"
+
+
+def test_a_table_names_each_series_which_has_its_own_pixel_size(stack, work, capsys):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File("a.h5", "w") as file:
+        file["raw"], file["g/other"] = stack[:2, :64], stack[:1, :64]  # in a file "g" comes first
+        file["raw"].attrs["element_size_um"] = [2, 0.5, 0.25]
+    for goal, name in (("t.csv", "t.csv"), ("out/", "out/table.csv")):
+        assert segment("", goal, "--what", "table", "--input", "a.h5:/raw", "a.h5:/g/other") == 0
+        assert "1 of 3 images have no pixel size" in capsys.readouterr().out
+        rows = rows_of(work / name)
+        places = {(row["image"], row["section"], row["object"]) for row in rows}
+        assert len(places) == len(rows) and {image for image, *_ in places} == {"a.h5:/raw", "a.h5:/g/other"}
+        of_raw = [float(row["area_um2"] or "nan") / float(row["area_px"]) for row in rows if "raw" in row["image"]]
+        assert np.allclose(of_raw, 0.125)
+        assert {row["area_um2"] for row in rows if "other" in row["image"]} == {""}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8")
+def test_a_name_that_is_no_text_is_escaped_in_the_table(stack, work):
+    Image.fromarray(stack[0, :64]).save(os.fsdecode(b"a\xff.png"))
+    assert segment(os.fsdecode(b"a\xff.png"), "t.csv", "--what", "table") == 0
+    assert {row["image"] for row in rows_of(work / "t.csv")} == {r"a\udcff.png"}
+
+
+def test_positions_of_an_ome_tiff_have_a_pixel_size_each(stack, work):
+    with tifffile.TiffWriter("two.ome.tif") as tif:
+        for size in (0.5, 0.25):
+            tif.write(stack[0, :64], metadata={"axes": "YX", "PhysicalSizeX": size, "PhysicalSizeY": size})
+    assert segment("two.ome.tif", "t.csv", "--what", "table") == 0
+    found = {(row["section"], float(row["area_um2"]) / float(row["area_px"])) for row in rows_of(work / "t.csv")}
+    assert found == {("1", 0.25), ("2", 0.0625)}
 
 
 def test_outlines_without_their_package_are_refused(stack, work, fails, monkeypatch):
@@ -167,11 +208,72 @@ def test_two_processes_write_what_one_writes(stack, work, together):
     assert not list(work.glob("*.partial"))
 
 
+STAGES = {  # where a run is stopped, some with temporary files of filter and linker; True: files may be new by then
+    "prediction.job.filter_bands": False,
+    "prediction.linking._overlaps": False,
+    "prediction.object_outputs.overlay_picture": False,
+    "prediction.rois.RoiWriter.keep": False,
+    "prediction.rois.RoiWriter.append": False,
+    "images.writers._strip_height": True,
+    "prediction.rois.RoiWriter.finish": True,
+    "prediction.object_outputs._columns_in_px": True,
+}
+
+
+def test_a_run_that_is_stopped_anywhere_leaves_no_part_of_a_file(stack, work, monkeypatch):
+    pytest.importorskip("roifile")
+    tifffile.imwrite("small.tif", stack[:, :64], photometric="minisblack")
+    flags = ["--what", ALL, "--link", "0.1", "--min_size", "2", "--fill_holes", "on"]
+    assert segment("small.tif", "out.tif", *flags, "--section", "0:2") == 0
+    old = {path: path.read_bytes() for path in work.glob("*out*")}
+    assert len(old) == 5
+    for (stage, is_late), signum in zip(STAGES.items(), itertools.cycle([signal.SIGTERM, signal.SIGINT]), strict=False):
+        with monkeypatch.context() as patch:
+            _stop_at(patch, stage, signum)
+            assert segment("small.tif", "out.tif", *flags) == 128 + signum, stage
+        left = {path: path.read_bytes() for path in work.glob("*out*")}
+        assert left.keys() == old.keys() and (is_late or left == old), stage
+        for path in left:
+            _check_whole(path)
+
+
+def _stop_at(patch, stage, signum):
+    """Raise a signal when a function is called."""
+    owner, function = pkgutil.resolve_name(stage.rpartition(".")[0]), pkgutil.resolve_name(stage)
+
+    def stopped(*arguments, **options):
+        signal.raise_signal(signum)
+        return function(*arguments, **options)
+
+    patch.setattr(owner, function.__name__, stopped)
+
+
+def _check_whole(path):
+    """Read all of a file."""
+    if path.suffix == ".tif":
+        assert tifffile.imread(path).shape[0] in (2, 3)
+    elif path.suffix == ".zip":
+        assert {position for _, position in roi_names(path)} in ({1, 2}, {1, 2, 3})
+    else:
+        assert {row["section"] for row in rows_of(path)} in ({"1", "2"}, {"1", "2", "3"})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+@pytest.mark.parametrize("name", ["out-table.csv", "out-overlay.tif", "out-rois.zip"])
+def test_an_output_that_another_run_writes_is_refused(stack, work, fails, name):
+    import fcntl
+
+    with (work / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "in use" in fails(main.main, predict("in.tif", "out.tif", "--what", ALL))
+    assert not list(work.glob("out*"))
+
+
 def test_an_older_table_and_outlines_are_replaced_and_counted(stack, work, capsys):
     pytest.importorskip("roifile")
     (work / "out-table.csv").write_text("image,object,class,area_px\n")  # of an earlier version
     for replaced in (1, 2):
-        assert segment("in.tif", "out.tif", "--what", "table,rois") == 0
+        assert segment("in.tif", "out.tif", "--what", "table,rois", "--section", "0") == 0
         assert capsys.readouterr().out.count("(replaced 1 older file(s))") == replaced
 
 

@@ -37,7 +37,7 @@ def stack(work):
 def segment(goal, *flags, source="in.tif"):
     predict = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--amp", "off", "--what", "cells"]
     assert main.main([*predict, "--input", source, "--output", goal, *flags]) == 0
-    return np.load(goal) if goal.endswith(".npy") else None
+    return np.load(goal) if Path(goal).suffix == ".npy" and Path(goal).exists() else None
 
 
 def filtered(stack, *chosen):
@@ -128,6 +128,23 @@ def test_stacks_are_not_linked_with_each_other_and_processes_share_them(stack, t
     assert np.array_equal(segment("one.npy", "--link", "0.3"), found[0])
     assert f"objects: {found[0].max() + found[1].max()} of cell, linked in 2 stack(s)" in text
     assert "a whole stack: 1 of 3 have nothing to do" in text
+
+
+def test_a_table_of_several_stacks_tells_which_objects_are_one(stack, work):
+    two = np.stack([stack, stack[::-1]])
+    tifffile.imwrite("tz.tif", two, imagej=True, metadata={"axes": "TZYX"})
+    for goal in ("tz.npy", "out/", "tz.npy"):  # the last one replaces the table
+        segment(goal, "--link", "0.3", "--what", "cells,table", source="tz.tif")
+    cells = np.load("tz-cells.npy").reshape(10, 90, 110)
+    for name in ("tz-table.csv", "out/table.csv"):
+        with Path(name).open() as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0])[:4] == ["image", "section", "stack", "object"]
+        of_stack = [{int(row["object"]) for row in rows if row["stack"] == number} for number in "12"]
+        assert of_stack == [{*np.unique(part[part > 0]).tolist()} for part in np.split(cells, 2)]
+        assert all((int(row["section"]) > 5) == (row["stack"] == "2") for row in rows)
+    segment("one.npy", "--link", "0.3", "--what", "table")
+    assert "stack" not in Path("one.csv").read_text()
 
 
 @pytest.mark.parametrize("flag", ["--link 0.5", "--min_size 9", "--fill_holes off"])

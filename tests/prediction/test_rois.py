@@ -63,8 +63,8 @@ def test_files_hold_the_outlines_of_one_process_after_the_other(tmp_path):
     paths = [tmp_path / "a.zip", tmp_path / "b.zip"]
     square = np.array([[1.0, 1], [40001, 1], [40001, 4], [1, 4]])  # beyond the 16 bits of whole numbers
     first, second = RoiWriter(paths), RoiWriter(paths)
-    first.write(0, "one", 0, square)
-    second.write(0, "two", 3, square + 0.5)
+    first.keep(0, "one", 0, square)
+    second.keep(0, "two", 3, square + 0.5)
     first.append(create=True)
     second.append(create=False)
     first.close()
@@ -81,11 +81,11 @@ def test_files_hold_the_outlines_of_one_process_after_the_other(tmp_path):
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
     pytest.importorskip("roifile")
     writer = RoiWriter([tmp_path / "a.zip"])
-    writer.write(0, "one", 0, np.eye(3, 2))
+    writer.keep(0, "one", 0, np.eye(3, 2))
     partial_of(tmp_path / "a.zip").write_bytes(b"")
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot write .*a.zip: full"):
         patch.setattr(pickle, "dump", lambda *_: (_ for _ in ()).throw(OSError("full")))
-        writer.write(0, "two", 0, np.eye(3, 2))
+        writer.keep(0, "two", 0, np.eye(3, 2))
     writer.discard()
     assert not list(tmp_path.iterdir())
 
