@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from config import DisplayFlags, parse
-from evaluation.page import RESULTS, SORTED_BY
+from evaluation.page import RESULTS, sorting_score
 from evaluation.pictures import (
     COLOURS,
     COLOURS_OF_SEVERAL,
@@ -93,7 +93,7 @@ class Metrics:
     @property
     def worst_by(self) -> str:
         """Score that `--worst` sorts by; empty without one."""
-        return next((name for name in SORTED_BY if any(name in row for row in self.scores.values())), "")
+        return sorting_score(self.scores.values())
 
     def worst(self, folder: Path) -> list[str]:
         """Names of the images with this score, the highest first.

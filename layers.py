@@ -34,11 +34,13 @@ class _UpConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(N, nch_in, H, W) to (N, nch_out, 2 H, 2 W)."""
         ctx.save_for_backward(x, weight)
         return F.conv_transpose2d(x, weight, bias, stride=2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the image, the weight and the bias; None for an image that needs none."""
         x, weight = ctx.saved_tensors
         wanted = [*ctx.needs_input_grad[:2], False]
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
@@ -59,11 +61,13 @@ class _Concat(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        """Tensors (N, C, H, W), one behind the other along C."""
         ctx.sizes = [part.shape[1] for part in parts]
         return torch.cat(parts, dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        """Gradient of each part, in the memory format of that of the whole."""
         channels_last = grads[0].is_contiguous(memory_format=torch.channels_last)
         order = torch.channels_last if channels_last else torch.contiguous_format
         return tuple(part.contiguous(memory_format=order) for part in grads[0].split(ctx.sizes, dim=1))

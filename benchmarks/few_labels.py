@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import tifffile
-from quality import ROOT, program, run, table
+from quality import program, run, run_parser, table
 
 WINDOW, UNKNOWN, NUM_TRAIN = 128, 128, 21
 Stack = np.ndarray
@@ -23,17 +22,8 @@ Stack = np.ndarray
 
 def main() -> None:
     """Do what the flags say."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = run_parser(__doc__, "few_labels")
     parser.add_argument("--variant", choices=VARIANTS, default="windows")
-    parser.add_argument("--minutes", type=float, default=10, help="of training, for each run")
-    parser.add_argument("--num_epoch", type=int, default=0, help="train so long instead of --minutes")
-    parser.add_argument("--nch_ker", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--flags", default="", help="more flags of main.py")
-    parser.add_argument("--gpu_ids", default="-1")
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="what is scored")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "isbi2012", help="folder of the stacks")
-    parser.add_argument("--work", type=Path, default=Path("few_labels"), help="folder for the runs")
     args = parser.parse_args()
     args.work = args.work / args.variant
     if not (args.work / "datasets").is_dir():

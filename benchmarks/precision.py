@@ -17,13 +17,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+from threshold import at_thresholds
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset import SampleFile, list_samples
-from evaluation.metrics import THRESHOLDS, challenge_scores, object_scores
 from predict import load, predict_array
-from prediction.objects import separate_objects
 from prediction.predictor import Predictor
 
 TYPES = ("off", "bf16")  # values of --amp
@@ -87,10 +85,8 @@ def by_view(predictors: dict[str, Predictor], image: np.ndarray, seconds: dict[s
 def scores_of(probability: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
     """Each score at each threshold; BCE has one value."""
     of_label = np.where(label == 1, probability, 1 - probability)
-    truth = ndimage.label(label)[0]
-    objects = [object_scores(truth, separate_objects(probability, threshold)) for threshold in THRESHOLDS]
-    scores = challenge_scores(label, probability) | {"object_f1": [found["object_f1"] for found in objects]}
-    return scores | {"bce": -np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean(keepdims=True)}
+    bce = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean(keepdims=True)
+    return at_thresholds(label, probability) | {"bce": bce}
 
 
 def best(rows: list[dict[str, np.ndarray]]) -> np.ndarray:

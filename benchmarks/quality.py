@@ -78,29 +78,35 @@ SCORES = ("bce", "pixel_error", "v_rand", "v_info")
 
 def main() -> None:
     """Train and score the recipes, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, help="minutes of training for each run")
-    parser.add_argument("--num_epoch", type=int, default=0, help="epochs of training instead of --minutes")
-    parser.add_argument("--nch_ker", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser = run_parser(__doc__, "quality")
     parser.add_argument("--recipe", default="default", help=f"names separated by ';': {'; '.join(RECIPES)}")
-    parser.add_argument("--flags", default="", help="additional flags of main.py for every recipe")
-    parser.add_argument("--gpu_ids", default="-1")
     parser.add_argument(
         "--fold", default="", help="K/N, as of run_make_database.py, instead of the protocol; needs its own --work"
     )
     parser.add_argument(
         "--context", type=int, default=0, help="--context of run_make_database.py; needs its own --work"
     )
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="split to score")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "isbi2012", help="folder of the stacks")
-    parser.add_argument("--work", type=Path, default=Path("quality"), help="folder for the runs")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "datasets").is_dir():
         make_database(args)
     runs = [run(args, recipe.strip(), seed) for seed in range(args.seeds) for recipe in args.recipe.split(";")]
     print(table(runs))
+
+
+def run_parser(description: str | None, work: str) -> argparse.ArgumentParser:
+    """Parser of the flags that `run` needs, with the default folder for the runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10, help="minutes of training for each run")
+    parser.add_argument("--num_epoch", type=int, default=0, help="epochs of training instead of --minutes")
+    parser.add_argument("--nch_ker", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--flags", default="", help="additional flags of main.py for every run")
+    parser.add_argument("--gpu_ids", default="-1")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="split to score")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "isbi2012", help="folder of the stacks")
+    parser.add_argument("--work", type=Path, default=Path(work), help="folder for the runs")
+    return parser
 
 
 def make_database(args: argparse.Namespace) -> None:

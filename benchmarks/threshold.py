@@ -49,13 +49,16 @@ def score(predictor: Predictor, folder: Path) -> list[dict]:
     rows = []
     for file in list_samples(folder):
         image, label = file.open(predictor.info.class_values)
-        label = np.ascontiguousarray(label, np.uint8)
-        pixels = np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
-        probability = predict_array(predictor, pixels)
-        truth = ndimage.label(label)[0]
-        objects = [object_scores(truth, separate_objects(probability, threshold)) for threshold in THRESHOLDS]
-        rows.append(challenge_scores(label, probability) | {"object_f1": [found["object_f1"] for found in objects]})
+        probability = predict_array(predictor, np.ascontiguousarray(image))
+        rows.append(at_thresholds(np.ascontiguousarray(label, np.uint8), probability))
     return rows
+
+
+def at_thresholds(label: np.ndarray, probability: np.ndarray) -> dict:
+    """Scores of segments and objects of an image (H, W), at each threshold."""
+    truth = ndimage.label(label)[0]
+    objects = [object_scores(truth, separate_objects(probability, threshold)) for threshold in THRESHOLDS]
+    return challenge_scores(label, probability) | {"object_f1": [found["object_f1"] for found in objects]}
 
 
 def average(rows: list[dict], name: str) -> np.ndarray:

@@ -12,13 +12,13 @@ from urllib.parse import quote
 import numpy as np
 
 from evaluation.curves import Chart
-from evaluation.page import SORTED_BY, Scores
+from evaluation.page import Scores, sorting_score
 from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, KINDS, NOT_ANNOTATED, palette, picture_name
 from utils import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOW_IS_GOOD = ("loss", "pixel_error", "warping_error", "num_split", "num_merger")
-MAIN = ("loss", "pixel_error", "dice_", "v_rand", "v_info", "object_f1")  # first part of a card's scores, by beginning
+MAIN = ("loss", "pixel_error", "dice_", "v_rand", "v_info", "object_f1")  # what the scores begin with that stand first
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,12 @@ class Card:
         """Name of the original file, otherwise of the sample."""
         return printable(self.name or self.sample)
 
-    @property
-    def main_scores(self) -> Scores:
-        """The scores that most readers look at."""
-        return {name: value for name, value in self.scores.items() if name.startswith(MAIN)}
-
-    @property
-    def more_scores(self) -> Scores:
-        """The other ones."""
-        return {name: value for name, value in self.scores.items() if name not in self.main_scores}
+    def about(self, *, has_label: bool) -> str:
+        """Line below the scores."""
+        text = f"image {self.image}, {self.sample}, {self.shape[0]} x {self.shape[1]} px"
+        if self.annotated < 1:
+            text += f", {100 * self.annotated:.1f} % annotated"
+        return text if self.scores else f"{text}, {'not annotated' if has_label else 'no label'}"
 
     @property
     def scale_bar(self) -> tuple[float, str] | None:
@@ -144,6 +141,28 @@ def write_index(folder: Path, goal: Path, run: Run, summary: dict[str, Any], car
     cards : sequence of Card
         The images, in the order of their numbers.
     """
+    names = list(dict.fromkeys(name for card in cards for name in card.scores))
+    pictures = {card.image: picture_links(folder, card) for card in cards}
+    by = sorting_score(card.scores for card in cards)
+    page = _render(
+        run=run,
+        summary=summary,
+        baselines=_baselines(summary),
+        cards=sorted(cards, key=lambda card: card.scores.get(by, -np.inf), reverse=True),
+        names=names,
+        sorted_by=by,
+        partial=any(card.annotated < 1 for card in cards),
+        checkpoints=[(name, link_to(path, goal)) for name, path in run.checkpoints],
+        pictures=pictures,
+        classes=class_legend(summary),
+        thresholds={kind: _in_8_bits(summary[f"{kind}_threshold"]) for kind in ("pixel", "segment")},
+        data=_data(summary, cards, pictures, by),
+    )
+    (folder / "index.html").write_text(page, "utf-8", "backslashreplace")
+
+
+def _render(**shown: Any) -> str:
+    """The template with its style and script, and with what is shown."""
     # here, since a training, which has no use for it, imports this module
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -151,34 +170,10 @@ def write_index(folder: Path, goal: Path, run: Run, summary: dict[str, Any], car
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # keys in their order
-    files = {name: Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js")}
-    names = list(dict.fromkeys(name for card in cards for name in card.scores))
-    by = next((name for name in SORTED_BY if name in names), "")
-    page = environment.get_template("index.html").render(
-        run=run,
-        summary=summary,
-        baselines=_baselines(summary),
-        cards=sorted(cards, key=lambda card: _badness(card.scores, by), reverse=True),
-        names=names,
-        sorted_by=by,
-        partial=any(card.annotated < 1 for card in cards),
-        checkpoints=[(name, link_to(path, goal)) for name, path in run.checkpoints],
-        pictures={card.image: pictures_of(folder, card) for card in cards},
-        classes=classes_of(summary),
-        thresholds={kind: _in_8_bits(summary[f"{kind}_threshold"]) for kind in ("pixel", "segment")},
-        data=_data(summary, cards, names, by),
-        style=files["style.css"],
-        script=files["script.js"],
-    )
-    (folder / "index.html").write_text(page, "utf-8", "backslashreplace")
-
-
-def _badness(scores: Scores, name: str) -> float:
-    """How bad a score is, the more the worse; without the score, less than all."""
-    if name not in scores:
-        return -np.inf
-    return scores[name] if name in LOW_IS_GOOD else -scores[name]
+    # without blanks, since there may be many numbers, and keys in their order
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js"))
+    return environment.get_template("index.html").render(style=style, script=script, **shown)
 
 
 def _baselines(summary: dict[str, Any]) -> dict[str, Scores]:
@@ -187,7 +182,7 @@ def _baselines(summary: dict[str, Any]) -> dict[str, Scores]:
     return {name: scores for name, scores in found.items() if scores}
 
 
-def classes_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def class_legend(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Name of each class, its colour in the pictures as `#rrggbb`, and whether it is the background."""
     names = list(summary["classes"])
     colours = [[0] * 3, [255] * 3] if len(names) == 2 else palette(len(names)).tolist()
@@ -197,7 +192,7 @@ def classes_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def pictures_of(folder: Path, card: Card) -> dict[str, str]:
+def picture_links(folder: Path, card: Card) -> dict[str, str]:
     """Address of each picture of an image that there is."""
     names = {kind: f"images/{picture_name(card.image, kind)}" for kind in KINDS}
     return {kind: name for kind, name in names.items() if (folder / name).exists()}
@@ -216,19 +211,23 @@ def _in_8_bits(threshold: float | None) -> int | None:
     return None if threshold is None else min(254, int(255 * threshold))
 
 
-def _data(summary: dict[str, Any], cards: Sequence[Card], names: list[str], by: str) -> dict[str, Any]:
+def _data(
+    summary: dict[str, Any], cards: Sequence[Card], pictures: dict[str, dict[str, str]], by: str
+) -> dict[str, Any]:
     """What the script works with."""
     colours = COLOURS if len(summary["classes"]) == 2 else COLOURS_OF_SEVERAL
     return {
-        "classes": classes_of(summary),
+        "classes": class_legend(summary),
         "colours": {name: f"#{bytes(colour).hex()}" for name, colour in colours.items()},
         "notAnnotated": NOT_ANNOTATED,
         "threshold": _in_8_bits(summary["pixel_threshold"]),
-        "lowIsGood": [name for name in names if name in LOW_IS_GOOD],
+        "lowIsGood": LOW_IS_GOOD,
+        "mainScores": MAIN,
         "sortedBy": by,
         "images": {
             card.image: {
                 "title": card.title,
+                "about": card.about(has_label="label" in pictures[card.image]),
                 "height": card.shape[0],
                 "width": card.shape[1],
                 "pixelSize": card.pixel_size and card.pixel_size[1],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, An
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """Names in the rows, in their order; not each row has all of them."""
     return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def sorting_score(rows: Iterable[Scores]) -> str:
+    """Name of the score that tells which images are the worst, those where it is highest; empty without one.
+
+    >>> sorting_score([{}, {"loss": 0.25, "dice_a": 0.5}])
+    'loss'
+    """
+    found = {name for row in rows for name in row}
+    return next((name for name in SORTED_BY if name in found), "")
 
 
 def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -82,7 +82,8 @@ def _write(
     """Write the tables of a test and its page."""
     facts = {"command": command_line(), **_origin(tested), "split": config.split}
     facts["precision"] = str(precision or torch.float32).removeprefix("torch.")  # --amp auto depends on the machine
-    page.write_metrics(folder, facts | scorer.summary(), scorer.rows)
+    summary = scorer.summary()
+    page.write_metrics(folder, facts | summary, scorer.rows)
     index.write_index(
         folder,
         config.folder("result"),
@@ -95,7 +96,7 @@ def _write(
             flags=_flags(tested.values()),
             charts=_charts(config, [saved.epoch for saved in tested.values()]),
         ),
-        scorer.summary(),
+        summary,
         scorer.cards(),
     )
 

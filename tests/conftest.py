@@ -161,14 +161,20 @@ def checkpoint_of(work, epoch, scope="unet"):
     return checkpoint.Checkpoint.load(checkpoint.find(work / "checkpoints" / scope / "em", epoch))
 
 
-def curves(work, scope="unet", *, every_epoch=True):
-    """Points of each curve as (epoch, value), as TensorBoard shows them; those of every epoch that are no times."""
+def events(work, scope="unet"):
+    """What TensorBoard shows of a training, with all its tensors."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(work / "log" / scope / "em")).Reload()
+    return EventAccumulator(str(work / "log" / scope / "em"), {"tensors": 0}).Reload()
+
+
+def curves(work, scope="unet", *, every_epoch=True):
+    """Points of each curve as (epoch, value), as TensorBoard shows them; those of every epoch that are no times."""
+    from evaluation.curves import read_curves
+
     other = {"max/v_rand", "max/v_info", "min_pixel_error", "rand_error"} if every_epoch else set()
-    names = set(events.Tags()["scalars"]) - other - {"images_per_second"}
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+    found = read_curves(work / "log" / scope / "em")
+    return {name: points for name, points in found.items() if name not in other | {"images_per_second"}}
 
 
 def same(a, b):

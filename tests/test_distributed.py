@@ -8,10 +8,11 @@ import zipfile
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.run
-from conftest import ROOT, SMALL, annotate_partly, checkpoint_of, finish, wait_for
+from conftest import ROOT, SMALL, annotate_partly, checkpoint_of, events, finish, wait_for
 from forks import launch_two
 
 import checkpoint
@@ -19,6 +20,7 @@ import distributed
 import main
 from checkpoint import Checkpoint
 from config import Config
+from dataset import IGNORE, list_samples, write_sample
 from distributed import World, joined, num_gpu
 from train import Trainer
 from utils import FlagError, pick_precision
@@ -55,8 +57,12 @@ def test_several_processes_train_the_weights_of_one_and_are_resumed_by_one(datab
     assert all(torch.allclose(three[name], value, atol=1e-4) for name, value in one.items())
 
 
-def test_several_processes_train_the_weights_of_one_on_partial_labels(database, work, together):
+def test_several_processes_train_and_log_the_weights_of_one_on_partial_labels(database, work, together):
     annotate_partly(database, 1)
+    image, label = (np.array(array) for array in list_samples(database / "val")[0].open())
+    for number in range(2):
+        known = np.arange(label.size).reshape(label.shape) % 2 == number
+        write_sample(database / "val" / f"{number:05d}.npy", image, np.where(known, label, IGNORE).astype(np.uint8))
     flags = [*FLAGS, "--batch_size", "4", "--schedule", "constant", "--optim", "sgd", "--lr", "0.01", "--loss", "bce"]
     finish(together(3, *flags, "--scope", "three", "--num_epoch", "4"))
     assert main.main([*flags, "--scope", "one", "--num_epoch", "4"]) == 0
@@ -64,6 +70,22 @@ def test_several_processes_train_the_weights_of_one_on_partial_labels(database, 
         torch.testing.assert_close(weights(work, "three", 4)[name], value, atol=1e-5, rtol=0)
     one, three = (Checkpoint.load(work / "checkpoints" / s / "em" / "model_epoch0004.pth") for s in ("one", "three"))
     assert three.losses == pytest.approx(one.losses, abs=1e-5)
+    one, three = (events(work, scope) for scope in ("one", "three"))
+    counts = [np.reshape(log.Tensors("foreground")[-1].tensor_proto.float_val, (6, 127)) for log in (one, three)]
+    np.testing.assert_allclose(*counts, atol=3)  # pixels whose probability is rounded to another bin
+    assert all((count[:4].sum(0) == label.size).all() for count in counts)  # the annotated ones, each once
+    for name in ("_hparams_/experiment", "_hparams_/session_start_info"):
+        assert hparams(one, name) == hparams(three, name)
+    assert len([*(work / "log" / "three" / "em").glob("events*")]) == 1
+
+
+def hparams(log, name):
+    """What TensorBoard's HPARAMS reads, without when the run started and its name."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    found = HParamsPluginData.FromString(log.summary_metadata[name].plugin_data.content)
+    found.session_start_info.start_time_secs = 0
+    return found
 
 
 def test_several_processes_end_together_by_their_patience_with_one_best_epoch(database, work, together):

@@ -15,8 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, SMALL, annotate_partly, checkpoint_of, curves, needs_golden, same, write_info
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from conftest import ROOT, SHARED, SMALL, annotate_partly, checkpoint_of, curves, events, needs_golden, same, write_info
 
 import checkpoint
 import main
@@ -135,14 +134,23 @@ def test_a_database_is_kept_from_being_replaced_while_it_is_trained_on(database,
     assert seen == [True] * 2 and not (database / ".lock").exists()
 
 
-def test_a_log_that_takes_no_more_ends_the_curves_and_not_the_training(tmp_path, capsys):
+@pytest.mark.parametrize("first", ["arguments", "precision_recall", "hparams", "images", "scalars"])
+def test_a_log_that_takes_no_more_ends_the_curves_and_not_the_training(tmp_path, capsys, first):
+    scores = {"loss/train": 0.5}
+    kinds = {
+        "arguments": lambda log, epoch: log.arguments(epoch, {"--lr": 0.1}),
+        "precision_recall": lambda log, epoch: log.precision_recall(epoch, np.ones((2, 127))),
+        "hparams": lambda log, epoch: log.hparams(epoch, {"--lr": 0.1}, scores),
+        "images": lambda log, epoch: log.images(epoch, {"input": np.zeros((9, 9), np.uint8)}),
+        "scalars": lambda log, epoch: log.scalars(epoch, scores, epoch / 99),
+    }
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # as a disk that fills up
+    resource.setrlimit(resource.RLIMIT_FSIZE, (99, limits[1]))  # as a disk that fills up, in the first event of a kind
     try:
         with closing(TrainingLog(tmp_path, 1, 99, 0.0)) as log:
             for epoch in range(1, 99):
-                log.scalars(epoch, {"loss/train": 0.5}, epoch / 99)
-                log.images(epoch, {"input": np.zeros((9, 9), np.uint8)})
+                for name in sorted(kinds, key=lambda name: name != first):
+                    kinds[name](log, epoch)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     out, err = capsys.readouterr()
@@ -154,19 +162,19 @@ def test_the_log_has_flags_both_losses_and_precision_recall(database, work):
     flags = [*SMALL, "--num_freq_score", "1"]
     assert main.main([*flags, "--num_epoch", "1"]) == 0
     assert main.main([*flags, "--num_epoch", "2", "--train_continue", "on"]) == 0
-    events = EventAccumulator(str(work / "log" / "unet" / "em"), {"tensors": 0}).Reload()
-    assert b"| --num_freq_score | `1` |" in events.Tensors("flags/text_summary")[-1].tensor_proto.string_val[0]
-    layout = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    log = events(work)
+    assert b"| --num_freq_score | `1` |" in log.Tensors("flags/text_summary")[-1].tensor_proto.string_val[0]
+    layout = log.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
     assert b"loss/train" in layout and b"loss/val" in layout
-    curves = events.Tensors("foreground")
-    assert [event.step for event in curves] == [1, 2]
-    tp, fp, tn, fn, precision, recall = np.reshape(curves[-1].tensor_proto.float_val, (6, 127))
+    points = log.Tensors("foreground")
+    assert [event.step for event in points] == [1, 2]
+    tp, fp, tn, fn, precision, recall = np.reshape(points[-1].tensor_proto.float_val, (6, 127))
     assert (tp + fp + tn + fn == 48 * 48).all() and recall[0] == 1 and precision[0] == tp[0] / 48**2
-    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    content = log.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert (
         b"--lr" in content
         and b"--num_epoch" not in content
-        and b"pixel_error" in events.summary_metadata["_hparams_/experiment"].plugin_data.content
+        and b"pixel_error" in log.summary_metadata["_hparams_/experiment"].plugin_data.content
     )
 
 
@@ -338,7 +346,7 @@ def test_the_folders_hold_what_the_design_says(trained, work):
     log = work / "log" / "unet" / "em"
     assert any(re.match(r"events\.out\.tfevents", path.name) for path in log.iterdir())
     assert re.search(r"^--nch_ker +2$", (log / "arg.txt").read_text(), re.MULTILINE)
-    events = EventAccumulator(str(log)).Reload()
+    tags = events(work).Tags()
     assert {
         "loss/train",
         "loss/val",
@@ -347,8 +355,8 @@ def test_the_folders_hold_what_the_design_says(trained, work):
         "iou/cell",
         "pixel_error",
         "images_per_second",
-    } <= set(events.Tags()["scalars"])
-    assert set(events.Tags()["images"]) == {"input", "label", "output"}
+    } <= set(tags["scalars"])
+    assert set(tags["images"]) == {"input", "label", "output"}
 
 
 def test_a_loss_that_breaks_down_stops_before_saving_and_names_the_samples(database, work, fails):

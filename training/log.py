@@ -6,6 +6,7 @@ import io
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -151,22 +152,10 @@ class TrainingLog:
 
 
 class NoLog:
-    """Replaces `TrainingLog` in all processes but the main one."""
+    """Replaces `TrainingLog` in all processes but the main one: each of its methods does nothing."""
 
-    def scalars(self, *_: Any) -> None:
-        """Do nothing."""
-
-    def images(self, *_: Any) -> None:
-        """Do nothing."""
-
-    def arguments(self, *_: Any) -> None:
-        """Do nothing."""
-
-    def hparams(self, *_: Any) -> None:
-        """Do nothing."""
-
-    def precision_recall(self, *_: Any) -> None:
-        """Do nothing."""
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_: None
 
 
 Log = TrainingLog | NoLog

@@ -20,13 +20,15 @@ const view = { scale: 1, x: 0.5, y: 0.5 }; // zoom over the whole image, and the
 
 // --- filters
 
-function svg(name, attributes, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+function make(element, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
   return element;
 }
 
+const html = (name, attributes, ...children) => make(document.createElement(name), attributes, children);
+const svg = (name, attributes, ...children) =>
+  make(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 const matrix = (values, attributes = {}) => svg("feColorMatrix", { values, ...attributes });
 const within = (colour, mask, operator = "in") => svg("feComposite", { in: colour, in2: mask, operator });
 const flood = (colour) => svg("feFlood", { "flood-color": colour, result: "colour" });
@@ -41,9 +43,10 @@ function where(tests, result) {
   return [transfer, matrix("0 0 0 0 1  0 0 0 0 1  0 0 0 0 1  1 1 1 1 -3", { result })];
 }
 
+const channelsOf = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+
 function ofColour(colour, result) {
-  const channels = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-  return where(channels.map((channel) => (value) => value === channel), result);
+  return where(channelsOf(colour).map((channel) => (value) => value === channel), result);
 }
 
 const merge = (parts, result) => svg("feMerge", { result }, ...parts.map((part) => svg("feMergeNode", { in: part })));
@@ -79,9 +82,8 @@ function outline(colour, radius, parts) {
 
 /** Label in red and output in green, both on the pixels of the wrong class in blue, become missed, added, confused. */
 function errorColours() {
-  const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255);
-  const colours = [data.colours.label, data.colours.output, data.colours.confused ?? "#000000"].map(rgb);
-  const rows = [0, 1, 2].map((channel) => `${colours.map((colour) => colour[channel]).join(" ")} 0 0`);
+  const colours = [data.colours.label, data.colours.output, data.colours.confused ?? "#000000"].map(channelsOf);
+  const rows = [0, 1, 2].map((channel) => `${colours.map((colour) => colour[channel] / 255).join(" ")} 0 0`);
   return [
     matrix("1 -1 0 0 0  -1 1 0 0 0  1 1 1 0 -2  0 0 0 0 1"),
     matrix(`${rows.join("  ")}  1 1 1 0 0`),
@@ -159,30 +161,50 @@ function toggleClass(k) {
 }
 
 const percent = (fraction) => `${(100 * fraction).toFixed(2)} %`;
+const number = (value) => value.toFixed(value >= 10 ? 1 : 4);
 const errorAt = (image) => image.wrong[state.threshold] / image.known;
+
+/** Pixel error of an image at the threshold; empty with more than two classes, and without a label. */
+function errorText(image) {
+  return image.wrong.length ? `pixel error ${percent(errorAt(image))} at threshold ${find("#threshold-value").value}` : "";
+}
 
 function setThreshold(value) {
   state.threshold = Math.min(254, Math.max(0, value));
-  const shown = ((state.threshold + 0.5) / 255).toFixed(2);
   find("#threshold").value = state.threshold;
-  find("#threshold-value").value = shown;
+  find("#threshold-value").value = ((state.threshold + 0.5) / 255).toFixed(2);
   drawFilters("output-");
-  for (const card of cards) {
-    const line = find(".live", card);
-    if (line) line.textContent = `pixel error ${percent(errorAt(imageOf(card)))} at threshold ${shown}`;
-  }
-  const errors = cards.map(imageOf).filter((image) => image.wrong.length).map(errorAt);
+  for (const line of document.querySelectorAll(".live")) line.textContent = errorText(imageOf(line.closest(".card")));
+  const errors = Object.values(data.images).filter((image) => image.wrong.length).map(errorAt);
   const mean = errors.reduce((sum, error) => sum + error, 0) / errors.length;
   find("#threshold-error").value = errors.length ? `mean pixel error ${percent(mean)}` : "";
   if (state.open) showScores();
 }
 
-/** Layers of a card are there only while it is near the window, so that many images take little memory. */
+/** Write what stands below the picture of a card. */
+function fill(card) {
+  const image = imageOf(card);
+  card.append(find("#below").content.cloneNode(true));
+  find(".wipe", card).setAttribute("aria-label", `Wipe to the output of ${image.title}`);
+  find(".live", card).textContent = errorText(image);
+  find(".about", card).textContent = image.about;
+  const isMain = ([name]) => data.mainScores.some((beginning) => name.startsWith(beginning));
+  const scores = Object.entries(image.scores).map(([name, value]) => [name, number(value)]);
+  const rows = scores.filter(isMain).map((row) => html("div", {}, html("dt", {}, row[0]), html("dd", {}, row[1])));
+  find("dl", card).append(...rows);
+  const more = scores.filter((row) => !isMain(row)).map((row) => row.join(" ")).join(", ");
+  find("details p", card).textContent = more;
+  find("details", card).hidden = !more;
+}
+
+/** A card is filled when it comes near the window, and has layers as long as it is there: many images are no burden. */
 const nearby = new IntersectionObserver(
   (entries) => {
-    for (const { target, isIntersecting } of entries) {
-      for (const layer of target.querySelectorAll(".layer")) layer.remove();
-      if (isIntersecting) find("img", target).after(find("#layers").content.cloneNode(true));
+    for (const { target: card, isIntersecting } of entries) {
+      for (const layer of card.querySelectorAll(".layer")) layer.remove();
+      if (!isIntersecting) continue;
+      if (!find(".about", card)) fill(card);
+      find("img", card).after(find("#layers").content.cloneNode(true));
     }
   },
   { rootMargin: "300px" },
@@ -194,7 +216,7 @@ function sortCards() {
   const sign = data.lowIsGood.includes(state.score) === state.worstFirst ? -1 : 1;
   const score = (card) => imageOf(card).scores[state.score];
   const known = (card) => Number(score(card) !== undefined);
-  const order = (a, b) => known(b) - known(a) || (known(a) && sign * (score(a) - score(b))) || cards.indexOf(a) - cards.indexOf(b);
+  const order = (a, b) => known(b) - known(a) || (known(a) && sign * (score(a) - score(b))); // of equals as before
   const wanted = find("#filter").value.trim().toLowerCase();
   const sorted = [...cards].sort(order);
   for (const card of sorted) card.hidden = !`${imageOf(card).title} ${card.dataset.image}`.toLowerCase().includes(wanted);
@@ -246,30 +268,22 @@ function leadTo(card) {
 
 const large = find("#large");
 
-function panel(title, content) {
-  const stage = document.createElement("div");
-  stage.className = "stage";
-  stage.innerHTML = content;
-  stage.setAttribute("role", "img");
-  stage.setAttribute("aria-label", title);
-  const caption = document.createElement("figcaption");
-  caption.textContent = title;
-  const figure = document.createElement("figure");
-  figure.append(caption, stage);
-  return figure;
+function panel(title, layer) {
+  const stage = html("div", { class: "stage", role: "img", "aria-label": title }, html("span", { class: `layer ${layer}` }));
+  return html("figure", {}, html("figcaption", {}, title), stage);
 }
 
 function panelsOf(card) {
-  const input = '<span class="layer input"></span>';
-  const made = [panel("input with layers", input), panel("output", '<span class="layer output-shown"></span>')];
+  const made = [panel("input with layers", "input"), panel("output", "output-shown")];
   find(".stage", made[0]).append(find("#layers").content.cloneNode(true));
   find(".wiped", made[0]).remove();
   if (!card.classList.contains("unlabelled")) {
-    made.splice(1, 0, panel("label", '<span class="layer label-shown"></span>'));
-    made.push(panel("errors", input.replace("input", "input dim")));
-    const errors = find("#layers").content.querySelector(".errors").cloneNode(true);
+    made.splice(1, 0, panel("label", "label-shown"));
+    made.push(panel("errors", "input dim"));
+    const layers = find("#layers").content.cloneNode(true);
+    const errors = find(".errors", layers);
     errors.classList.add("always");
-    find(".stage", made[3]).append(errors);
+    find(".stage", made[3]).append(find(".veil", layers), errors);
   }
   return made;
 }
@@ -292,9 +306,8 @@ function open(card) {
 
 function showScores() {
   const image = imageOf(state.open);
-  const parts = Object.entries(image.scores).slice(0, 2).map(([name, value]) => `${name} ${value.toFixed(4)}`);
-  if (image.wrong.length) parts.push(`pixel error ${percent(errorAt(image))} at threshold ${find("#threshold-value").value}`);
-  find("#large-scores").textContent = parts.join(", ");
+  const parts = Object.entries(image.scores).slice(0, 2).map(([name, value]) => `${name} ${number(value)}`);
+  find("#large-scores").textContent = [...parts, errorText(image)].filter(Boolean).join(", ");
 }
 
 function step(by) {
@@ -332,11 +345,9 @@ function drawScale(imageWidth) {
   const rough = (stage.clientWidth / 4) * micron;
   const power = 10 ** Math.floor(Math.log10(rough));
   const length = Math.max(...[1, 2, 5].map((digit) => digit * power).filter((value) => value <= rough));
-  const bar = document.createElement("span");
-  bar.className = "scale";
-  bar.style.width = `${length / micron}px`;
-  bar.textContent = length < 1 ? `${+(1000 * length).toPrecision(3)} nm` : `${+length.toPrecision(3)} µm`;
-  stage.append(bar);
+  const [unit, size] = length < 1 ? ["nm", 1000] : length < 1000 ? ["µm", 1] : ["mm", 0.001];
+  const text = `${+(size * length).toPrecision(3)} ${unit}`;
+  stage.append(html("span", { class: "scale", style: `width: ${length / micron}px` }, text));
 }
 
 function moveTo(x, y) {
@@ -461,6 +472,6 @@ drawFilters();
 if (isTwo) setThreshold(data.threshold);
 for (const button of document.querySelectorAll(".by")) button.setAttribute("aria-pressed", button.dataset.score === state.score);
 drawChart();
-for (const card of cards) nearby.observe(find(".stage", card));
+for (const card of cards) nearby.observe(card);
 listenOnPage();
 listenInLargeView();
