@@ -84,10 +84,14 @@ class Frame:
         return pixels[..., list(self.channels)]
 
     @property
+    def series_number(self) -> int:
+        """Number of the frame's series in its file, from 0."""
+        return read_file(self.path).series_of(self.index)
+
+    @property
     def index_in_series(self) -> int:
         """Index of the frame in its series, from 0."""
-        found = read_file(self.path)
-        return self.index - found.first_frame(found.series_of(self.index))
+        return self.index - read_file(self.path).first_frame(self.series_number)
 
     @property
     def name(self) -> str:

@@ -210,7 +210,7 @@ def _pixel_sizes(frames: list[Frame]) -> list[PixelSize]:
     known: dict[tuple[Path, int], PixelSize] = {}
     sizes = []
     for frame in frames:
-        series = frame.path, frame.place[0]
+        series = frame.path, frame.series_number
         if series not in known:
             geometry = read_geometry([frame])
             is_known = geometry.unit == "micron" and {"X", "Y"} <= geometry.pixel.keys()

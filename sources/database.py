@@ -251,7 +251,7 @@ def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[s
         for path in paths:  # one by one: each keeps a file open
             label = SampleFile(path).open()[1]
             if label is not None:
-                num_known, num_pixel = num_known + np.count_nonzero(label != IGNORE), num_pixel + label.size
+                num_known, num_pixel = num_known + int(np.count_nonzero(label != IGNORE)), num_pixel + label.size
         shown += [f"{num_known / num_pixel:.1%} of {split}"] if num_pixel else []
     return [f"annotated: {', '.join(shown)}"]
 
