@@ -1,10 +1,13 @@
-# make demo: the whole way on a synthetic stack.  make test: the suite.  make lint: ruff and mypy.
+# make demo: the whole way on a synthetic stack.  make lint: ruff and mypy.
+# make test: the suite without the slow tests.  make test-all: with them.
 # make torture: kills, full disks, damaged files and wrong commands, 20 minutes.  make torture-quick: 2 minutes.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := --name_data demo --gpu_ids -1
 
-.PHONY: demo test torture torture-quick lint clean
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: demo test test-all torture torture-quick lint clean
 
 demo: .venv/.installed
 	$(BIN)/python run_make_database.py --name_data demo --synthetic 20 --num_test 3 --overwrite
@@ -16,7 +19,10 @@ demo: .venv/.installed
 	@echo "Curves:  $(BIN)/tensorboard --logdir ./log/unet/demo"
 
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/.installed-dev
+	$(PYTEST)
 
 torture: .venv/.installed-dev
 	$(BIN)/python tests/torture/run.py

@@ -41,6 +41,7 @@ def test_alone_a_process_is_its_own_world():
     assert num_gpu("-1") == 0 and num_gpu("98,99") == 0
 
 
+@pytest.mark.slow
 def test_several_processes_train_the_weights_of_one_and_are_resumed_by_one(database, work, together):
     # six images in batches of four and two: 10 steps in five epochs; a third process has no image of the last batch
     flags = [*FLAGS, "--batch_size", "4", "--schedule", "constant", "--optim", "sgd", "--lr", "0.01"]
@@ -57,6 +58,7 @@ def test_several_processes_train_the_weights_of_one_and_are_resumed_by_one(datab
     assert all(torch.allclose(three[name], value, atol=1e-4) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_several_processes_train_and_log_the_weights_of_one_on_partial_labels(database, work, together):
     annotate_partly(database, 1)
     image, label = (np.array(array) for array in list_samples(database / "val")[0].open())
@@ -88,6 +90,7 @@ def hparams(log, name):
     return found
 
 
+@pytest.mark.slow
 def test_several_processes_end_together_by_their_patience_with_one_best_epoch(database, work, together):
     flags = [*FLAGS, "--norm", "none", "--lr", "1e-30", "--num_epoch", "30", "--patience", "3"]
     out = finish(together(2, *flags))
@@ -125,6 +128,7 @@ def test_a_killed_process_ends_the_other_with_one_line(database, work, together)
     assert first.returncode == 1 and err.count("\n") == 1 and "another process of this run has died" in err
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_ended_hands_that_on(database, work, start):
     process = start(partial(distributed.launch, 1), str(ROOT / "main.py"), *ENDLESS)
     wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", process)
@@ -166,6 +170,7 @@ def test_the_chosen_gpu_is_the_current_one_and_asked_for_bf16(monkeypatch):
     assert pick_precision("auto", torch.device("cuda", 0)) is None
 
 
+@pytest.mark.slow
 def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(database, work, start):
     options = ["--standalone", "--nproc_per_node=2", "--max-restarts=1"]
     options += ["--start-method=fork", "--run-path"]  # in forks of the launcher, which start faster

@@ -167,7 +167,7 @@ def run_onnx(path):
     ("kind", "goal", "scopes", "run"),
     [
         ("torchscript", "net.pt", ["a", "b", "c"], run_script),
-        ("onnx", "net.onnx", ["s", "t"], run_onnx),  # of few levels: its export takes seconds per level
+        pytest.param("onnx", "net.onnx", ["s", "t"], run_onnx, marks=pytest.mark.slow),  # of few levels, to be quicker
     ],
 )
 def test_an_export_of_an_ensemble_gives_what_predict_gives(three, work, kind, goal, scopes, run):
@@ -183,6 +183,7 @@ def test_an_export_of_an_ensemble_gives_what_predict_gives(three, work, kind, go
         np.testing.assert_allclose(found, predict_array(predictor, image(*size), tta=False), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_package_of_an_ensemble_gives_what_predict_gives_however_it_normalises(work, fails):
     core = pytest.importorskip("bioimageio.core")

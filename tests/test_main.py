@@ -211,7 +211,8 @@ def test_the_originals_checkpoint_and_layout_are_tested_and_trained_on(work):
     folder.mkdir(parents=True)
     shutil.copy(SHARED / "golden" / "upstream" / "inorm_model_epoch0003.pth", folder / "model_epoch0003.pth")
     assert main.main(TEST) == 0
-    assert main.main([*SMALL, "--num_crop", "1", "--norm", "inorm", "--num_epoch", "4", "--train_continue", "on"]) == 0
+    flags = [*SMALL, "--num_level", "4", "--num_crop", "1", "--norm", "inorm", "--num_epoch", "4"]
+    assert main.main([*flags, "--train_continue", "on"]) == 0
     saved = torch.load(folder / "model_epoch0004.pth")
     assert saved["optim"]["state"][0]["step"] == 4  # three of the original's and one of ours
     assert main.main(TEST) == 0

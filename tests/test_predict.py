@@ -337,6 +337,7 @@ def test_a_damaged_page_in_the_middle_is_named(stack, work, fails):
     assert not list(work.glob("out*"))
 
 
+@pytest.mark.slow
 def test_three_classes_of_two_channels_go_through_every_format(work):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (6, 4, 4)).repeat(16, 1).repeat(16, 2).astype(np.uint8)

@@ -66,6 +66,7 @@ def describe(path):
         return yaml.safe_load(package.read("rdf.yaml")), [array.shape for array in arrays]
 
 
+@pytest.mark.slow
 @needs("onnx", "onnxscript", "onnxruntime")
 def test_onnx_gives_the_checkpoints_probability_of_any_image(database, work):
     import onnxruntime
@@ -98,6 +99,7 @@ def test_torchscript_of_several_channels_and_classes_gives_the_probability_of_ea
     compare(newest(work), run_script("net.pt"), nch=3)
 
 
+@pytest.mark.slow
 @needs("bioimageio")
 @pytest.mark.parametrize(("num_level", "halo"), [("2", 24), ("5", 192)])
 def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(database, work, capsys, num_level, halo):
@@ -125,6 +127,7 @@ def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(data
     np.testing.assert_allclose(run(), mirrored[inner], atol=1e-4)
 
 
+@pytest.mark.slow
 @needs("bioimageio")
 def test_a_package_holds_what_the_flags_and_the_checkpoint_say(database, work):
     assert main.main([*SMALL, "--num_epoch", "1", "--normalize", "data"]) == 0

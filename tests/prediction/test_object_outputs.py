@@ -197,6 +197,7 @@ def test_outlines_without_their_package_are_refused(stack, work, fails, monkeypa
     assert not list(work.glob("*out*"))
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(stack, work, together):
     pytest.importorskip("roifile")
     assert segment("in.tif", "out.tif", "--what", ALL, "--tile", "64") == 0

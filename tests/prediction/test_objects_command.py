@@ -117,6 +117,7 @@ def test_sections_in_files_of_their_own_are_a_stack_in_every_format(stack, work)
     assert np.array_equal(np.stack([np.asarray(Image.open(name)) for name in names]), expected)
 
 
+@pytest.mark.slow
 def test_stacks_are_not_linked_with_each_other_and_processes_share_them(stack, together):
     two = np.stack([stack, stack[::-1]])
     tifffile.imwrite("tz.tif", two, imagej=True, metadata={"axes": "TZYX"})

@@ -13,7 +13,7 @@ from dataset import write_sample
 from prediction import predictor
 
 # the scores go up and down; of seven epochs the sixth is the best
-FLAGS = [*SMALL, "--lr", "0.3", "--seed", "1", "--schedule", "constant", "--batch_size", "2"]
+FLAGS = [*SMALL, "--lr", "0.3", "--seed", "6", "--schedule", "constant", "--batch_size", "2"]
 SEVEN = [*FLAGS, "--num_epoch", "7", "--num_freq_save", "4"]
 STILL = [*SMALL, "--lr", "1e-30", "--norm", "none", "--num_epoch", "30"]  # the first epoch stays the best
 CHECKPOINTS = "checkpoints/unet/em"
@@ -35,6 +35,7 @@ def score_curve(work, score, scope):
     return lines[name], score in ("loss", "pixel_error")
 
 
+@pytest.mark.slow
 def test_the_best_epoch_by_each_score_is_kept_with_the_threshold_of_its_weights(database, work):
     assert main.main([*FLAGS, "--scope", "all", "--num_epoch", "7", "--num_freq_save", "1"]) == 0
     best_epochs = []
