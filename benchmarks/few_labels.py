@@ -4,7 +4,8 @@
 
 Sections 21-23 validate and 24-29 test, all annotated. Of the training sections, `windows` keeps one annotated window of
 128 x 128 px in each of 0-20 (6 % of the pixels), `cut` trains on the same windows as small images, `full` on all
-labels, `three` on sections 8-10 alone.
+labels, `three` on sections 8-10 alone, `mosaic` on one image of 3072 x 3072 px that is put together from 0-20, 15 of
+them twice.
 """
 
 from __future__ import annotations
@@ -67,10 +68,17 @@ def cut(images: Stack, labels: Stack) -> list[tuple[Stack, Stack]]:
     return [(image[place], label[place]) for image, label, place in zip(images, labels, places, strict=True)]
 
 
+def mosaic(images: Stack, labels: Stack) -> list[tuple[Stack, Stack]]:
+    """One image of six by six sections."""
+    rows = np.arange(36).reshape(6, 6) % len(images)
+    return [tuple(np.block([[stack[number] for number in row] for row in rows]) for stack in (images, labels))]
+
+
 VARIANTS: dict[str, Callable[[Stack, Stack], list[tuple[Stack, Stack]]]] = {
     "windows": windows,
     "cut": cut,
     "full": lambda images, labels: [*zip(images, labels, strict=True)],
+    "mosaic": mosaic,
     "three": lambda images, labels: [*zip(images[8:11], labels[8:11], strict=True)],
 }
 
