@@ -83,14 +83,18 @@ def predict(folder: str, size: int, tta: str, args: argparse.Namespace) -> tuple
     image.flush()
     del image
     flags = ["--mode", "predict", "--gpu_ids", args.gpu_ids, "--tta", tta, "--input", str(source)]
+    return measured(folder, "main.py", *flags, "--output", goal)
+
+
+def measured(folder: str, *command: object) -> tuple[float, float]:
+    """Seconds and peak memory [MB] of one of the project's programs."""
+    name, *flags = map(str, command)
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", *flags, "--output", str(goal)], cwd=folder, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, ROOT / name, *flags], cwd=folder, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"prediction of {size} px ended with {process.returncode}")
+        raise SystemExit(f"{name} {' '.join(flags)} ended with {process.returncode}")
     return time.perf_counter() - begin, usage.ru_maxrss / 1024
 
 
