@@ -173,9 +173,10 @@ class Flags:
 
     def given(self, *names: str) -> str:
         """Those of the named flags that don't have their default value, as typed on the command line."""
-        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
         typed = self.as_typed()
-        return " ".join(f"--{name} {typed[f'--{name}']}" for name in changed if name in names)
+        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        values = {f"--{name}": typed[f"--{name}"] for name in changed if name in names}
+        return " ".join(f"{k} {' '.join(v) if isinstance(v, tuple) else v}" for k, v in values.items())
 
     def as_typed(self) -> dict[str, Any]:
         """Flags and values as typed on the command line."""
@@ -193,6 +194,16 @@ def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in values.items()}
 
 
+MODES = ("train", "test", "predict", "export")
+MODES_OF = {  # flags without effect in the other modes; those of a training may be given to all, as in one script
+    **dict.fromkeys(("input", "what", "channel", "series", "section", "dtype", "compression", "link"), ("predict",)),
+    "output": ("predict", "export"),
+    **dict.fromkeys(("format", "author", "license"), ("export",)),
+    "split": ("test",),
+    **dict.fromkeys(("min_size", "fill_holes"), ("predict", "test")),
+}
+
+
 @dataclass(frozen=True)
 class Config(Flags):
     """All flags of `main.py`.
@@ -203,7 +214,7 @@ class Config(Flags):
     4
     """
 
-    mode: str = flag("train", "train, test, predict or export", "run", choices=("train", "test", "predict", "export"))
+    mode: str = flag("train", "train, test, predict or export", "run", choices=MODES)
     scope: str = flag("unet", "name of the experiment, a folder; test, predict, export: several with commas", "run")
     name_data: str = flag("em", "name of the database, a folder", "run")
     dir_data: str = flag("./datasets", "folder of the databases", "run")
@@ -337,9 +348,17 @@ class Config(Flags):
             check_name("--scope", scope)
         if len({*self.scopes}) < len(self.scopes):
             raise FlagError(f"--scope {self.scope}: names a network twice: name each once")
+        self._check_mode()
         self._check_objects()
         if self.mode == "train" and len(self.scopes) > 1:
             raise FlagError(f"--scope {self.scope}: --mode train trains one network: name one scope, without a comma")
+
+    def _check_mode(self) -> None:
+        """Refuse a flag that has no effect in this mode: without --mode predict its flags would start a training."""
+        for name, modes in MODES_OF.items():
+            if self.mode not in modes and (given := self.given(name)):
+                advice = "add it" if self.mode == MODES[0] else f"change --mode {self.mode}"
+                raise FlagError(f"{given}: applies to --mode {' or '.join(modes)}: {advice}, or leave --{name} out")
 
     def _check_objects(self) -> None:
         """Refuse flags of objects where predict writes none."""

@@ -87,6 +87,24 @@ def test_a_value_beyond_its_rule_ends_with_status_2(fails):
     assert "--batch_size 0: must lie in [1, 1048576]" in fails(main.main, ["--batch_size", "0"], status=2)
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["--input", "x.tif", "--output", "y.tif"],
+            "--input x.tif: applies to --mode predict: add it, or leave --input",
+        ),
+        (["--input", "a.tif", "b.tif"], "--input a.tif b.tif: applies"),
+        (["--output", "y.tif"], "--mode predict or export: add it"),
+        (["--mode", "test", "--link", "0.3"], "--link 0.3: applies to --mode predict: change --mode test"),
+        (["--mode", "predict", "--format", "torchscript"], "--format torchscript: applies to --mode export: change"),
+    ],
+)
+def test_a_flag_of_another_mode_is_refused_and_the_checkpoints_stay(argv, words, trained, work, fails):
+    assert words in fails(main.main, ["--gpu_ids", "-1", *argv], status=2)
+    assert not (work / "checkpoints" / "unet" / "em" / "earlier-1").exists()
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../em", "a\\b", "a\nb"])
 @pytest.mark.parametrize("flag", ["scope", "name_data"])
 def test_a_name_that_is_no_folder_is_refused(flag, name, fails):
