@@ -157,9 +157,9 @@ class Checkpoint:
         state = _read(path)
         here = load_info(database) if "netG" in state or find_description(database) else None
         saved = cls._of(state, path, here)
-        for what in ("nch_in", "class_values") if here else ():
+        for what in ("nch_in", "context", "class_values") if here else ():
             ours, theirs = getattr(here, what), getattr(saved.info, what)
-            if ours != theirs:
+            if ours != theirs and ours != []:  # without labels there are no classes
                 raise UserError(f"{database}: {what} {ours}, but {path} was trained with {theirs}: use its database")
         # which label value stands for "not annotated" is a property of the database alone
         return replace(saved, info=replace(saved.info, ignore=here.ignore)) if here else saved

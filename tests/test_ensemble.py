@@ -224,8 +224,8 @@ def test_an_export_may_not_replace_any_of_its_checkpoints(three, work, fails):
 )
 def test_scopes_that_name_no_ensemble_are_refused(two, fails, mode, scope, words, status):
     Path("in.npy").write_bytes(b"")
-    flags = ["--mode", mode, *CPU, "--scope", scope, "--input", "in.npy", "--output", "out.onnx"]
-    assert words in fails(main.main, flags, status=status)
+    files = {"test": [], "predict": ["--input", "in.npy", "--output", "out.npy"], "export": ["--output", "out.onnx"]}
+    assert words in fails(main.main, ["--mode", mode, *CPU, "--scope", scope, *files[mode]], status=status)
 
 
 def test_a_training_of_several_scopes_is_refused(two, fails):

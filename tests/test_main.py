@@ -145,6 +145,15 @@ def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
     assert "mean" in (work / "results" / "unet" / "em" / "metrics.csv").read_text()
 
 
+def test_a_database_without_labels_is_tested_and_not_trained_on(trained, work, fails):
+    shutil.copytree("checkpoints/unet/em", "checkpoints/unet/new")
+    argv = ["--name_data", "new", "--input", "datasets/em/train-volume.tif", "--label", "none"]
+    assert run_make_database.main(argv) == 0
+    assert main.main([*TEST, "--name_data", "new"]) == 0
+    assert len(list((work / "results" / "unet" / "new" / "images").glob("*-output.png"))) == 8
+    assert "made with --label none" in fails(main.main, [*SMALL, "--name_data", "new"])
+
+
 def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, work, capsys):
     assert main.main(TEST) == 0
     folder = work / "results" / "unet" / "em"

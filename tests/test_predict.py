@@ -442,6 +442,12 @@ def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbour
     assert segment("images.tif", "out.npy", "--dtype", "float32") == 0
     around = np.stack([pixels[[max(i - 1, 0), i, min(i + 1, 5)]] for i in range(6)]).transpose(0, 2, 3, 1)
     np.testing.assert_allclose(np.load("out.npy"), predict_array(newest(work), around, tta=False), atol=1e-6)
+    tifffile.imwrite("rgb.tif", pixels[:3].transpose(1, 2, 0), photometric="rgb")
+    assert "3 channel(s), the network was trained on 1" in fails(
+        main.main, [*PREDICT, "--input", "rgb.tif", "--output", "o.npy"]
+    )
+    assert run_make_database.main(["--input", "rgb.tif", "--label", "none", "--overwrite"]) == 0
+    assert "context 0, " in fails(main.main, ["--mode", "test", "--gpu_ids", "-1"])  # colours are no neighbours
     (work / "mixed").mkdir()
     for number, size in enumerate((40, 41, 40, 40)):
         for ending in ("png", "bmp"):
