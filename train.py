@@ -34,7 +34,7 @@ from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
 from training.patches import Batch, PatchDataset
 from training.progress import Progress
-from training.state import TrainState, changed_flags, hyperparameters, num_weight
+from training.state import TrainState, changed_flags, hyperparameters, kept_architecture, num_weight
 from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
@@ -286,6 +286,7 @@ class Trainer:
         state = TrainState.resume(saved, path, self.config, self.device, self.precision)
         for note in changed_flags(saved, self.config) + self.best.resume(saved, state, self.world):
             self._say(f"note: {note}")
+        self.config = replace(self.config, **kept_architecture(saved, self.config))
         self._say(f"resuming from {path}")
         return state
 

@@ -333,6 +333,14 @@ def test_flags_that_do_not_fit_are_refused(trained, fails, argv, words):
     assert words in fails(main.main, [*SMALL, "--num_epoch", "2", *argv])
 
 
+def test_a_resumed_run_keeps_the_architecture_of_its_checkpoint(trained, work, capsys):
+    flags = ["--gpu_ids", "-1", "--num_crop", "2", "--num_epoch", "2", "--train_continue", "on"]
+    assert main.main(flags) == 0
+    assert "note: --num_level 2 --nch_ker 2, as in the checkpoint" in capsys.readouterr().out
+    saved = torch.load(work / "checkpoints" / "unet" / "em" / "model_epoch0002.pth")
+    assert (saved["config"]["nch_ker"], saved["config"]["num_level"], saved["arch"]["nch_ker"]) == (2, 2, 2)
+
+
 def test_crops_are_no_larger_than_the_largest_image(database, capsys):
     argv = ["--gpu_ids", "-1", "--nch_ker", "2", "--ny_load", "40", "--nx_load", "80", "--num_epoch", "1"]
     assert main.main(argv) == 0

@@ -471,6 +471,11 @@ def test_a_stack_that_comes_in_by_its_number_has_all_its_pages(stack, work):
     assert np.load("out.npy").shape == stack.shape
 
 
+def test_a_gpu_that_is_not_there_is_said_once(stack, capsys):
+    assert main.main(["--mode", "predict", "--gpu_ids", "99", "--input", "in.tif", "--output", "out.tif"]) == 0
+    assert capsys.readouterr().err.count("no GPU 99 here") == 1
+
+
 def test_what_is_no_file_is_named_without_flags_of_other_programs(stack, work, fails):
     for source, words in (("none.tif", "no such file or folder"), ("https://a.org/b.tif", "URLs are not read")):
         line = fails(main.main, [*PREDICT, "--input", source, "--output", "out.tif"])

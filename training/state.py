@@ -106,9 +106,9 @@ class TrainState:
         UserError
             The flags name another architecture, or parts of the checkpoint don't fit the network.
         """
-        for name, value in ({"num_level": NUM_LEVEL} | saved.arch).items():
-            if getattr(config, name) not in (0, value):
-                raise UserError(f"--{name} {getattr(config, name)}: {path} was trained with --{name} {value}")
+        for name, value in kept_architecture(saved, config).items():
+            if given := config.given(name):
+                raise UserError(f"{given}: {path} was trained with --{name} {value}: give that, or leave it out")
         net = saved.network(path, averaged=False, dropout=config.dropout)
         state = cls._around(net, config, saved.info, device, precision)
         with explain_mismatch(path):
@@ -176,14 +176,23 @@ class TrainState:
         )
 
 
+def kept_architecture(saved: Checkpoint, config: Config) -> dict[str, Any]:
+    """Flags of the architecture that differ from the checkpoint's, which a resumed run keeps, and its values."""
+    architecture = {"num_level": NUM_LEVEL} | saved.arch
+    return {name: value for name, value in architecture.items() if getattr(config, name) not in (0, value)}
+
+
 def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
     """Notes on the flags that differ from those of the checkpoint."""
+    kept = kept_architecture(saved, config)
     notes = [
         f"--{item.name} changed from {saved.config[item.name]} to {getattr(config, item.name)}"
         for item in fields(config)
-        if item.name in saved.config.keys() - PER_RUN and not item.name.startswith("dir_")
+        if item.name in saved.config.keys() - PER_RUN - kept.keys() and not item.name.startswith("dir_")
         if getattr(config, item.name) != saved.config[item.name]
     ]
+    if kept:
+        notes.append(f"{' '.join(f'--{name} {value}' for name, value in kept.items())}, as in the checkpoint")
     if config.normalize != saved.info.normalize:
         notes.append(f"--normalize stays {saved.info.normalize}, as in the checkpoint")
     if config.init_from:
