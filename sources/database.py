@@ -19,6 +19,7 @@ from dataset import ENTRIES, IGNORE, DataInfo, SampleFile, describe, write_sampl
 from files import atomic_folder, finish_exchange, locked
 from images.choice import Choice
 from images.frames import Frame, forget_files, read_geometry, sha256
+from images.statistics import Moments
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
@@ -78,11 +79,14 @@ def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_fo
     splits, notes = split_pairs(pairs, classes, flags)
     files = _write_samples(goal, splits, classes)
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
-    info = replace(describe(samples, classes.values, classes.names, flags.context), ignore=classes.ignore)
+    moments = Moments()
+    info = describe(samples, classes.values, classes.names, flags.context, moments)
+    info = replace(info, ignore=classes.ignore)
     entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (goal / "dataset.json").write_text(text + "\n", "utf-8")
-    return _report(files, info, pairs[0].input.open().dtype, notes + _annotated_fractions(files, info))
+    lines = _report(files, info, pairs[0].input.open().dtype, notes + _annotated_fractions(files, info))
+    return f"{lines}\nmean {_numbers(info.mean)}, standard deviation {_numbers(moments.std.tolist())}"
 
 
 def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
@@ -269,7 +273,6 @@ def _report(files: dict[str, list[Path]], info: DataInfo, dtype: np.dtype, notes
         lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of {pixels}"]
         if not info.class_share[index] and files["train"]:
             lines += [f"warning: no training sample has class {index}: choose another --split, or annotate more"]
-    lines += [f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}"]
     return "\n".join(lines)
 
 
