@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, SMALL, needs_golden
+from conftest import SHARED, SMALL, needs_golden, write_stacks
 from PIL import Image
 
 import display_result
@@ -348,11 +348,28 @@ def test_crops_are_no_larger_than_the_largest_image(database, capsys):
     assert "crops are 40 x 48 px" in output.out and "smaller" not in output.err
 
 
+@pytest.mark.parametrize(
+    ("shape", "crop", "is_small"),
+    [
+        ((32, 40), "32 x 32", False),
+        ((12, 40), "12 x 40", False),
+        ((40, 12), "40 x 12", False),
+        ((9, 9), "12 x 12", True),
+    ],
+)
+def test_a_crop_is_no_higher_and_no_wider_than_the_images(work, capsys, shape, crop, is_small):
+    write_stacks(work / "datasets" / "em", shape=shape)
+    assert run_make_database.main([]) == 0
+    assert main.main([*SMALL, "--ny_load", "256", "--nx_load", "256", "--num_epoch", "1"]) == 0
+    output = capsys.readouterr()
+    assert f"crops are {crop} px" in output.out and ("smaller than the crop" in output.err) == is_small
+
+
 def test_images_smaller_than_the_crop_are_padded_with_a_warning(work, capsys):
     argv = ["--name_data", "n", "--synthetic", "6", "--size", "48", "--phantom", "nuclei"]
     assert run_make_database.main(argv) == 0
     assert main.main([*SMALL, "--name_data", "n", "--ny_load", "256", "--nx_load", "256", "--num_epoch", "1"]) == 0
-    assert "images are smaller than the crop of (" in capsys.readouterr().err
+    assert "images are smaller than the crop of " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--dir_log", "--dir_checkpoint"])
