@@ -398,7 +398,7 @@ class DatabaseFlags(Flags):
 
     dir_data: str = flag("./datasets", "folder of the databases", "database")
     name_data: str = flag("em", "name of the database, a folder", "database")
-    overwrite: bool = flag(False, "replace an existing database (no value = on)", "database", nargs="?", const="on")
+    overwrite: bool = flag(False, "replace an existing database", "database")
 
     input: str = flag("", "images: stacks, folders, patterns (default: train-volume.tif)", "source", nargs="+")
     label: str = flag("", "label images, or none (default: train-labels.tif)", "source", nargs="+")
@@ -417,9 +417,7 @@ class DatabaseFlags(Flags):
     )
     phantom: str = flag("em", "what to draw; rare: nuclei on 2 % of the pixels", "source", choices=PHANTOM)
     size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=SIZE)
-    download: bool = flag(
-        False, "download and use the ISBI 2012 EM stack (no value = on)", "source", nargs="?", const="on"
-    )
+    download: bool = flag(False, "download and use the ISBI 2012 EM stack", "source")
     url: str = flag(ISBI_URL, "URL of that stack", "source")
 
     context: int = flag(0, "neighbouring sections per side as extra channels (2.5D)", "source", rule=up_to(64))
@@ -479,11 +477,9 @@ class DisplayFlags(Flags):
     name_data: str = flag("em", "name of the database, a folder", "figure")
     num: int = flag(5, "number of images to show, 1 to 40", "figure", rule=between(1, MAX_SHOWN))
     overlay: bool = flag(False, "add rows with outlines of label and output, and with errors", "figure")
-    worst: bool = flag(
-        False, "show the images with the highest pixel error (no value = on)", "figure", nargs="?", const="on"
-    )
+    worst: bool = flag(False, "show the images with the highest pixel error", "figure")
     save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure")
-    show: bool = flag(False, "also open a window (no value = on)", "figure", nargs="?", const="on")
+    show: bool = flag(False, "also open a window", "figure")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -538,7 +534,7 @@ def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[st
     kind: dict[str, Any] = {"choices": choices, "type": type(default)}
     kind["metavar"] = None if choices else type(default).__name__.upper()
     if isinstance(default, bool):
-        kind |= {"type": str, "action": _Switch}
+        kind |= {"type": str, "action": _Switch, "nargs": "?", "const": SWITCH[0]}
     if rules.get("nargs") == "+":
         kind |= {"action": _Several}
     extra = {key: value for key, value in rules.items() if key not in ("help", "group", "rule")}

@@ -202,7 +202,10 @@ def _files(source: str) -> list[tuple[Path, str]]:
     kinds = [file for file in found if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
     files = [file for file in kinds if file.suffix.lower() not in ARRAYS] or kinds
     if not files:
-        raise UserError(f"{source}: no image in this folder: {', '.join(SUFFIXES)} are read")
+        if not found and not path.is_dir():
+            raise UserError(f"{source}: this pattern matches nothing: check it and the current folder")
+        what = "no image in this folder" if path.is_dir() else "this pattern matches no image"
+        raise UserError(f"{source}: {what}: {', '.join(SUFFIXES)} are read")
     for file in files:
         _check_kind(file)
     return [(file, inner) for file in _in_order(files)]

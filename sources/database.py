@@ -149,7 +149,13 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
     if not labels:
         return Classes([], [], lambda label: label.read()[..., 0])
     objects = flags.objects or isinstance(labels[0], Masks)
-    classes = find_classes(labels, flags.threshold, objects, flags.ignore)
+    try:
+        classes = find_classes(labels, flags.threshold, objects, flags.ignore)
+    except UserError as error:
+        if len(np.unique(pairs[0].input.read())) > 2:
+            raise
+        what = f"{pairs[0].input} has two values at most, as a label: are --input and --label swapped?"
+        raise UserError(f"{error}; {what}") from error
     if flags.class_names:
         classes = classes._replace(names=_given_names(flags, classes))
     elif flags.synthetic or flags.download:

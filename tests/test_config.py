@@ -8,7 +8,7 @@ from conftest import ROOT
 import dataset
 import main
 import model
-from config import PHANTOM, Config, parse
+from config import PHANTOM, Config, DatabaseFlags, parse
 from images import writers
 from prediction import export, job
 from sources import database, phantom
@@ -111,6 +111,11 @@ def test_a_name_that_is_no_folder_is_refused(flag, name, fails):
     with pytest.raises(UserError):
         Config(**{flag: name})
     assert f"--{flag}" in fails(main.main, [f"--{flag}", name])
+
+
+def test_a_switch_without_a_value_is_on():
+    assert parse(Config, ["--train_continue", "--tta", "off"], None).train_continue
+    assert parse(DatabaseFlags, ["--objects", "--name_data", "a"], None).objects
 
 
 def test_an_epoch_is_a_number_or_the_best(capsys):

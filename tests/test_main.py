@@ -322,8 +322,8 @@ def test_bad_input_is_one_line_and_nothing_is_lost(trained, work, fails, argv, s
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--nch_in", "3"], "--nch_in 3"),
-        (["--nch_out", "3"], "--nch_out 3"),
+        (["--nch_in", "3"], "--nch_in 3: the images of the database have 1 channel(s): leave it out"),
+        (["--nch_out", "3"], "--nch_out 3: 2 classes need 1 or 2: leave it out"),
         (["--train_continue", "on", "--nch_ker", "8"], "--nch_ker 8"),
         (["--train_continue", "on", "--norm", "inorm"], "--norm inorm"),
         (["--train_continue", "on", "--epoch", "7"], "no checkpoint of epoch 7"),

@@ -443,7 +443,7 @@ def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbour
     around = np.stack([pixels[[max(i - 1, 0), i, min(i + 1, 5)]] for i in range(6)]).transpose(0, 2, 3, 1)
     np.testing.assert_allclose(np.load("out.npy"), predict_array(newest(work), around, tta=False), atol=1e-6)
     tifffile.imwrite("rgb.tif", pixels[:3].transpose(1, 2, 0), photometric="rgb")
-    assert "3 channel(s), the network was trained on 1" in fails(
+    assert "3 channel(s), the network was trained on 1: choose 1 of them, such as --channel 0" in fails(
         main.main, [*PREDICT, "--input", "rgb.tif", "--output", "o.npy"]
     )
     assert run_make_database.main(["--input", "rgb.tif", "--label", "none", "--overwrite"]) == 0
@@ -477,7 +477,11 @@ def test_a_gpu_that_is_not_there_is_said_once(stack, capsys):
 
 
 def test_what_is_no_file_is_named_without_flags_of_other_programs(stack, work, fails):
-    for source, words in (("none.tif", "no such file or folder"), ("https://a.org/b.tif", "URLs are not read")):
+    for source, words in (
+        ("none.tif", "no such file or folder"),
+        ("x/*.tif", "this pattern matches nothing"),
+        ("https://a.org/b.tif", "URLs are not read"),
+    ):
         line = fails(main.main, [*PREDICT, "--input", source, "--output", "out.tif"])
         assert f"{source}: {words}" in line and "--label" not in line
     os.mkfifo("pipe.tif")

@@ -85,11 +85,12 @@ class TrainState:
             The flags ask for channels or classes that the data don't have.
         """
         if config.nch_in not in (0, info.nch_in):
-            raise UserError(f"--nch_in {config.nch_in}: the images of the database have {info.nch_in} channels")
+            what = f"the images of the database have {info.nch_in} channel(s)"
+            raise UserError(f"--nch_in {config.nch_in}: {what}: leave it out, or make another database")
         allowed = (1, 2) if info.num_class == 2 else (info.num_class,)
         if config.nch_out not in (0, *allowed):
             needed = " or ".join(map(str, allowed))
-            raise UserError(f"--nch_out {config.nch_out}: {info.num_class} classes need {needed}")
+            raise UserError(f"--nch_out {config.nch_out}: {info.num_class} classes need {needed}: leave it out")
         shape = (config.nch_ker, config.norm, config.pool, config.dropout, config.num_level)
         net = UNet(info.nch_in, config.nch_out or allowed[0], *shape)
         init_weights(net, config.init, config.seed)
