@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -196,6 +197,14 @@ def test_pngs_may_lie_beside_the_inputs_and_an_older_output_is_said_to_be_replac
         assert said("in.tif", goal).endswith(f"{goal} (replaced 1 older file(s))")
     assert np.array_equal(np.asarray(Image.open("out.png")), tifffile.imread("out.tif"))
     assert not [path for path in inputs.rglob("*") if path.name.endswith((".lock", "out.tif.partial", "out.zarr.old"))]
+
+
+def test_a_picture_of_the_user_in_the_folder_is_not_replaced(inputs, fails):
+    shutil.copy("pngs/in/a.png", "pngs/in.png")
+    assert "pngs/in.png: not a PNG of predict" in fails(main.main, [*PREDICT, "--input", "in.tif", "--output", "pngs"])
+    assert (inputs / "pngs" / "in.png").read_bytes() == (inputs / "pngs" / "in" / "a.png").read_bytes()
+    assert segment("pngs/in", "pngs") == 0  # around the input, which stays
+    assert (inputs / "pngs" / "a.png").is_file() and (inputs / "pngs" / "in" / "a.png").is_file()
 
 
 def test_one_picture_holds_one_image_of_one_thing(stack, work, fails):
