@@ -56,7 +56,10 @@ def is_gpu_list(value: str) -> bool:
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", *OF_OBJECTS)
-WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, comma-separated")
+WHAT_LIST: Rule = (
+    lambda value: set(value.split(",")) <= set(WHAT),
+    f"choose from {', '.join(WHAT)}, with commas and without spaces",
+)
 COMPRESSION = ("auto", "zlib", "none")
 TILE: Rule = (
     lambda value: value == 0 or (64 <= value <= 2**20 and value % 16 == 0),
@@ -359,6 +362,8 @@ class Config(Flags):
             if self.mode not in modes and (given := self.given(name)):
                 advice = "add it" if self.mode == MODES[0] else f"change --mode {self.mode}"
                 raise FlagError(f"{given}: applies to --mode {' or '.join(modes)}: {advice}, or leave --{name} out")
+        if self.mode == MODES[0] and not self.train_continue and (given := self.given("epoch")):
+            raise FlagError(f"{given}: applies to --train_continue on: add it, or leave --epoch out")
 
     def _check_objects(self) -> None:
         """Refuse flags of objects where predict writes none."""
@@ -442,9 +447,11 @@ class DatabaseFlags(Flags):
 
     def _check_source(self) -> None:
         """Refuse several sources of the images, and a flag of a source that is not used."""
-        sources = [f"--{name}" for name in ("input", "synthetic", "download") if getattr(self, name)]
+        sources = [f"--{name}" for name in ("info", "input", "synthetic", "download") if getattr(self, name)]
         if len(sources) > 1:
             raise FlagError(f"{' and '.join(sources)}: each says which images to use: give one of them")
+        if (self.synthetic or self.download) and self.label not in ("", NO_LABEL):
+            raise FlagError(f"{self.given('label')}: the images of {sources[0]} have labels: leave it out")
         for name, source in OF_SOURCE.items():
             if self.given(name) and not getattr(self, source):
                 raise FlagError(f"{self.given(name)}: applies to --{source} only: add that, or leave --{name} out")

@@ -302,6 +302,8 @@ class Trainer:
         """Batches of the training set, with pixel weights if the loss needs them."""
         config, info = self.config, state.info
         weighted = loss_of(self.config.loss, info.num_class) == "wbce"
+        if not weighted and (given := config.given("balance", "w0", "sigma")):
+            raise FlagError(f"{given}: applies to --loss wbce: give that, or leave it out")
         if weighted and self.world.is_main:
             cache_border_distances(files, info)
         self.world.barrier()

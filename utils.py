@@ -218,12 +218,12 @@ def check_name(flag: str, name: str) -> None:
 
     Raises
     ------
-    UserError
+    FlagError
         The name is empty, `.` or `..`, or contains a separator or a control character.
     """
     if name.strip() in ("", ".", "..") or re.search(r"[/\\]", name) or not name.isprintable():
         rule = r"it must not be empty, '.' or '..', nor hold '/', '\' or control characters"
-        raise UserError(f"{flag} {name!r} is not a folder name: {rule}: choose another")
+        raise FlagError(f"{flag} {name!r} is not a folder name: {rule}: choose another")
 
 
 class StopRequest:

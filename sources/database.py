@@ -69,8 +69,8 @@ def make_database(flags: DatabaseFlags) -> None:
 def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_folder: Path) -> str:
     """Write samples and description, and return the report; images not given by flags are in the default folder."""
     images, labels = (default_folder / name for name in _default_names(flags))
-    source = flags.input or _existing(images)
-    target = None if flags.label == NO_LABEL else flags.label or _existing(labels)
+    source = flags.input or _existing(images, "--input IMAGES")
+    target = None if flags.label == NO_LABEL else flags.label or _existing(labels, "--label LABELS, or --label none")
     pairs = with_context(list_pairs(source, target, choice), flags.context)
     if flags.split != "region":  # at once, not after all pixels are read
         split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
@@ -96,10 +96,10 @@ def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
     )
 
 
-def _existing(path: Path) -> str:
-    """Default path of images or labels, which must exist."""
+def _existing(path: Path, flag: str) -> str:
+    """Default path of images or labels, which must exist if no flag names others."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder: put the stack there, or give --input and --label")
+        raise UserError(f"{path}: no such file or folder: give {flag}, or put the stack there")
     return str(path)
 
 

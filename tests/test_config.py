@@ -96,11 +96,13 @@ def test_a_value_beyond_its_rule_ends_with_status_2(fails):
         ),
         (["--input", "a.tif", "b.tif"], "--input a.tif b.tif: applies"),
         (["--output", "y.tif"], "--mode predict or export: add it"),
+        (["--loss", "bce", "--balance"], "--balance on: applies to --loss wbce"),
+        (["--epoch", "1"], "--epoch 1: applies to --train_continue on: add it"),
         (["--mode", "test", "--link", "0.3"], "--link 0.3: applies to --mode predict: change --mode test"),
         (["--mode", "predict", "--format", "torchscript"], "--format torchscript: applies to --mode export: change"),
     ],
 )
-def test_a_flag_of_another_mode_is_refused_and_the_checkpoints_stay(argv, words, trained, work, fails):
+def test_a_flag_without_effect_is_refused_and_the_checkpoints_stay(argv, words, trained, work, fails):
     assert words in fails(main.main, ["--gpu_ids", "-1", *argv], status=2)
     assert not (work / "checkpoints" / "unet" / "em" / "earlier-1").exists()
 
@@ -110,7 +112,7 @@ def test_a_flag_of_another_mode_is_refused_and_the_checkpoints_stay(argv, words,
 def test_a_name_that_is_no_folder_is_refused(flag, name, fails):
     with pytest.raises(UserError):
         Config(**{flag: name})
-    assert f"--{flag}" in fails(main.main, [f"--{flag}", name])
+    assert f"--{flag}" in fails(main.main, [f"--{flag}", name], status=2)
 
 
 def test_a_switch_without_a_value_is_on():
@@ -119,8 +121,8 @@ def test_a_switch_without_a_value_is_on():
 
 
 def test_an_epoch_is_a_number_or_the_best(capsys):
-    assert [parse(Config, ["--epoch", text], None).epoch for text in ("7", "best")] == [7, "best"]
-    assert Config(epoch="best").as_typed()["--epoch"] == "best"
+    assert [parse(Config, ["--mode", "test", "--epoch", text], None).epoch for text in ("7", "best")] == [7, "best"]
+    assert Config(mode="test", epoch="best").as_typed()["--epoch"] == "best"
     with pytest.raises(FlagError, match="--epoch worst: must be best"):
         Config(epoch="worst")
     with pytest.raises(SystemExit):

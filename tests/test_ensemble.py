@@ -215,9 +215,9 @@ def test_an_export_may_not_replace_any_of_its_checkpoints(three, work, fails):
 @pytest.mark.parametrize(
     ("scope", "words", "status"),
     [
-        ("a,,b", "--scope '' is not a folder name", 1),
-        (",", "--scope '' is not a folder name", 1),
-        ("a,../b", "is not a folder name", 1),
+        ("a,,b", "--scope '' is not a folder name", 2),
+        (",", "--scope '' is not a folder name", 2),
+        ("a,../b", "is not a folder name", 2),
         ("a,b,a", "--scope a,b,a: names a network twice", 2),
         ("a,none", "no checkpoint in checkpoints/none/em", 1),
     ],

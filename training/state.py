@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +185,12 @@ def kept_architecture(saved: Checkpoint, config: Config) -> dict[str, Any]:
 
 def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
     """Notes on the flags that differ from those of the checkpoint."""
-    kept = kept_architecture(saved, config)
+    kept, before = kept_architecture(saved, config), as_typed(saved.config)
+    others = before.keys() - {f"--{name}" for name in PER_RUN | kept.keys()}
     notes = [
-        f"--{item.name} changed from {saved.config[item.name]} to {getattr(config, item.name)}"
-        for item in fields(config)
-        if item.name in saved.config.keys() - PER_RUN - kept.keys() and not item.name.startswith("dir_")
-        if getattr(config, item.name) != saved.config[item.name]
+        f"{name} changed from {before[name]} to {value}"
+        for name, value in config.as_typed().items()
+        if name in others and not name.startswith("--dir_") and value != before[name]
     ]
     if kept:
         notes.append(f"{' '.join(f'--{name} {value}' for name, value in kept.items())}, as in the checkpoint")
