@@ -187,7 +187,7 @@ def _files(source: str) -> list[tuple[Path, str]]:
     """Files of one source in natural order, each with the path of the data set that is named in it."""
     source, inner = _split_inner(source)
     path = Path(source)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not path.exists():
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not Path(source.partition(":")[0]).exists():
         raise UserError(f"{source}: URLs are not read: download it, and name the file")
     if path.is_dir() and not is_zarr(path):
         found = list(path.iterdir())

@@ -489,6 +489,7 @@ def test_what_is_no_file_is_named_without_flags_of_other_programs(stack, work, f
     for source, words in (
         ("none.tif", "no such file or folder"),
         ("x/*.tif", "this pattern matches nothing"),
+        ("datasets:/raw", "no such file"),
         ("https://a.org/b.tif", "URLs are not read"),
     ):
         line = fails(main.main, [*PREDICT, "--input", source, "--output", "out.tif"])
