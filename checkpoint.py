@@ -157,9 +157,9 @@ class Checkpoint:
         state = _read(path)
         here = load_info(database) if "netG" in state or find_description(database) else None
         saved = cls._of(state, path, here)
-        for what in ("nch_in", "class_values") if here else ():
+        for what in ("nch_in", "context", "class_values") if here else ():
             ours, theirs = getattr(here, what), getattr(saved.info, what)
-            if ours != theirs:
+            if ours != theirs and ours != []:  # without labels there are no classes
                 raise UserError(f"{database}: {what} {ours}, but {path} was trained with {theirs}: use its database")
         # which label value stands for "not annotated" is a property of the database alone
         return replace(saved, info=replace(saved.info, ignore=here.ignore)) if here else saved
@@ -290,7 +290,9 @@ def find(folder: Path, epoch: int | str = 0) -> Path:
         raise UserError(f"no {best_path(folder).name} in {folder}: only a training with a validation set writes one")
     found = list_epochs(folder)
     if not found:
-        raise UserError(f"no checkpoint in {folder}: run --mode train first, or check --scope and --name_data")
+        raise UserError(
+            f"no checkpoint in {folder}: run --mode train first, copy one there, or check --scope and --name_data"
+        )
     number = int(epoch) or max(found)
     if number not in found:
         raise UserError(f"no checkpoint of epoch {epoch} in {folder}: there are {', '.join(map(str, sorted(found)))}")
@@ -306,8 +308,9 @@ def _read(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        what = "it holds more than tensors and plain values, and could run code when loaded"
-        raise UserError(f"{path}: refused, {what}: use a checkpoint that main.py --mode train wrote") from error
+        what = "refused, it holds more than tensors and plain values, and could run code when loaded"
+        what = what if _is_of_torch(path) else "not a checkpoint"
+        raise UserError(f"{path}: {what}: use a checkpoint that main.py --mode train wrote") from error
     except Exception as error:  # a damaged archive can fail in many ways
         what = "truncated, damaged or not a checkpoint: delete it, and choose an older one with --epoch"
         raise UserError(f"{path}: {what}") from error
@@ -320,6 +323,12 @@ def _read(path: Path) -> dict[str, Any]:
     if any(not weights.isfinite().all() for key in ("net", "average", "netG") for weights in _tensors(state.get(key))):
         raise UserError(f"{path}: NaN or infinite weights (its training diverged): choose an older one with --epoch")
     return state
+
+
+def _is_of_torch(path: Path) -> bool:
+    """Whether a file begins as torch writes them: a .zip, or before torch 1.6 a pickle."""
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def _tensors(state: Any) -> Iterator[torch.Tensor]:

@@ -56,7 +56,10 @@ def is_gpu_list(value: str) -> bool:
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", *OF_OBJECTS)
-WHAT_LIST: Rule = (lambda value: set(value.split(",")) <= set(WHAT), f"choose from {', '.join(WHAT)}, comma-separated")
+WHAT_LIST: Rule = (
+    lambda value: set(value.split(",")) <= set(WHAT),
+    f"choose from {', '.join(WHAT)}, with commas and without spaces",
+)
 COMPRESSION = ("auto", "zlib", "none")
 TILE: Rule = (
     lambda value: value == 0 or (64 <= value <= 2**20 and value % 16 == 0),
@@ -173,9 +176,10 @@ class Flags:
 
     def given(self, *names: str) -> str:
         """Those of the named flags that don't have their default value, as typed on the command line."""
-        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
         typed = self.as_typed()
-        return " ".join(f"--{name} {typed[f'--{name}']}" for name in changed if name in names)
+        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        values = {f"--{name}": typed[f"--{name}"] for name in changed if name in names}
+        return " ".join(f"{k} {' '.join(v) if isinstance(v, tuple) else v}" for k, v in values.items())
 
     def as_typed(self) -> dict[str, Any]:
         """Flags and values as typed on the command line."""
@@ -193,6 +197,16 @@ def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in values.items()}
 
 
+MODES = ("train", "test", "predict", "export")
+MODES_OF = {  # flags without effect in the other modes; those of a training may be given to all, as in one script
+    **dict.fromkeys(("input", "what", "channel", "series", "section", "dtype", "compression", "link"), ("predict",)),
+    "output": ("predict", "export"),
+    **dict.fromkeys(("format", "author", "license"), ("export",)),
+    "split": ("test",),
+    **dict.fromkeys(("min_size", "fill_holes"), ("predict", "test")),
+}
+
+
 @dataclass(frozen=True)
 class Config(Flags):
     """All flags of `main.py`.
@@ -203,7 +217,7 @@ class Config(Flags):
     4
     """
 
-    mode: str = flag("train", "train, test, predict or export", "run", choices=("train", "test", "predict", "export"))
+    mode: str = flag("train", "train, test, predict or export", "run", choices=MODES)
     scope: str = flag("unet", "name of the experiment, a folder; test, predict, export: several with commas", "run")
     name_data: str = flag("em", "name of the database, a folder", "run")
     dir_data: str = flag("./datasets", "folder of the databases", "run")
@@ -337,9 +351,19 @@ class Config(Flags):
             check_name("--scope", scope)
         if len({*self.scopes}) < len(self.scopes):
             raise FlagError(f"--scope {self.scope}: names a network twice: name each once")
+        self._check_mode()
         self._check_objects()
         if self.mode == "train" and len(self.scopes) > 1:
             raise FlagError(f"--scope {self.scope}: --mode train trains one network: name one scope, without a comma")
+
+    def _check_mode(self) -> None:
+        """Refuse a flag that has no effect in this mode: without --mode predict its flags would start a training."""
+        for name, modes in MODES_OF.items():
+            if self.mode not in modes and (given := self.given(name)):
+                advice = "add it" if self.mode == MODES[0] else f"change --mode {self.mode}"
+                raise FlagError(f"{given}: applies to --mode {' or '.join(modes)}: {advice}, or leave --{name} out")
+        if self.mode == MODES[0] and not self.train_continue and (given := self.given("epoch")):
+            raise FlagError(f"{given}: applies to --train_continue on: add it, or leave --epoch out")
 
     def _check_objects(self) -> None:
         """Refuse flags of objects where predict writes none."""
@@ -379,7 +403,7 @@ class DatabaseFlags(Flags):
 
     dir_data: str = flag("./datasets", "folder of the databases", "database")
     name_data: str = flag("em", "name of the database, a folder", "database")
-    overwrite: bool = flag(False, "replace an existing database (no value = on)", "database", nargs="?", const="on")
+    overwrite: bool = flag(False, "replace an existing database", "database")
 
     input: str = flag("", "images: stacks, folders, patterns (default: train-volume.tif)", "source", nargs="+")
     label: str = flag("", "label images, or none (default: train-labels.tif)", "source", nargs="+")
@@ -398,9 +422,7 @@ class DatabaseFlags(Flags):
     )
     phantom: str = flag("em", "what to draw; rare: nuclei on 2 % of the pixels", "source", choices=PHANTOM)
     size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=SIZE)
-    download: bool = flag(
-        False, "download and use the ISBI 2012 EM stack (no value = on)", "source", nargs="?", const="on"
-    )
+    download: bool = flag(False, "download and use the ISBI 2012 EM stack", "source")
     url: str = flag(ISBI_URL, "URL of that stack", "source")
 
     context: int = flag(0, "neighbouring sections per side as extra channels (2.5D)", "source", rule=up_to(64))
@@ -425,9 +447,11 @@ class DatabaseFlags(Flags):
 
     def _check_source(self) -> None:
         """Refuse several sources of the images, and a flag of a source that is not used."""
-        sources = [f"--{name}" for name in ("input", "synthetic", "download") if getattr(self, name)]
+        sources = [f"--{name}" for name in ("info", "input", "synthetic", "download") if getattr(self, name)]
         if len(sources) > 1:
             raise FlagError(f"{' and '.join(sources)}: each says which images to use: give one of them")
+        if (self.synthetic or self.download) and self.label not in ("", NO_LABEL):
+            raise FlagError(f"{self.given('label')}: the images of {sources[0]} have labels: leave it out")
         for name, source in OF_SOURCE.items():
             if self.given(name) and not getattr(self, source):
                 raise FlagError(f"{self.given(name)}: applies to --{source} only: add that, or leave --{name} out")
@@ -460,11 +484,9 @@ class DisplayFlags(Flags):
     name_data: str = flag("em", "name of the database, a folder", "figure")
     num: int = flag(5, "number of images to show, 1 to 40", "figure", rule=between(1, MAX_SHOWN))
     overlay: bool = flag(False, "add rows with outlines of label and output, and with errors", "figure")
-    worst: bool = flag(
-        False, "show the images with the highest pixel error (no value = on)", "figure", nargs="?", const="on"
-    )
+    worst: bool = flag(False, "show the images with the highest pixel error", "figure")
     save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure")
-    show: bool = flag(False, "also open a window (no value = on)", "figure", nargs="?", const="on")
+    show: bool = flag(False, "also open a window", "figure")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -519,7 +541,7 @@ def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[st
     kind: dict[str, Any] = {"choices": choices, "type": type(default)}
     kind["metavar"] = None if choices else type(default).__name__.upper()
     if isinstance(default, bool):
-        kind |= {"type": str, "action": _Switch}
+        kind |= {"type": str, "action": _Switch, "nargs": "?", "const": SWITCH[0]}
     if rules.get("nargs") == "+":
         kind |= {"action": _Several}
     extra = {key: value for key, value in rules.items() if key not in ("help", "group", "rule")}

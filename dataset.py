@@ -498,6 +498,7 @@ def describe(
     class_values: list,
     class_names: list[str] | None = None,
     context: int = 0,
+    moments: Moments | None = None,
 ) -> DataInfo:
     """Description of a training split, measured on its samples.
 
@@ -511,8 +512,11 @@ def describe(
         As in `DataInfo`; default: the values.
     context : int
         As in `DataInfo`.
+    moments : Moments, optional
+        Where the mean and standard deviation are measured, for a caller that wants the true one of a constant channel.
     """
-    moments, sizes, classes = Moments(), ObjectSizes(len(class_values)), _ClassPixels(len(class_values))
+    moments = moments or Moments()
+    sizes, classes = ObjectSizes(len(class_values)), _ClassPixels(len(class_values))
     rng, shown = np.random.default_rng(0), []
     for image, label in samples:
         moments.add(image)

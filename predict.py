@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
+from checkpoint import Checkpoint
 from config import WHAT, Config
 from distributed import World
 from images.choice import Choice
@@ -17,8 +18,8 @@ from prediction.job import PredictionJob, open_frame, tile_grids
 from prediction.linking import StackLinker, stacks_to_link
 from prediction.objects import ObjectFilter
 from prediction.output_files import OutputFiles
-from prediction.predictor import load, predict_array
-from utils import UserError, say
+from prediction.predictor import load, predict_array, predictor_of
+from utils import UserError, pick_precision, say
 
 __all__ = ["load", "predict_array", "predict_files"]
 
@@ -35,7 +36,8 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     choice = Choice(config.channel, config.series, config.section)
     paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
-    predictor = load(paths, config.gpu_ids, config.amp, config.background)
+    checkpoints = ((path, Checkpoint.load(path)) for path in paths)  # one at a time in memory
+    predictor = predictor_of(checkpoints, device, pick_precision(config.amp, device), config.background)
     frames = list_frames(config.input, choice)
     images = [open_frame(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     outputs = [output for output in WHAT if output in config.what.split(",")]

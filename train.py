@@ -34,7 +34,7 @@ from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
 from training.patches import Batch, PatchDataset
 from training.progress import Progress
-from training.state import TrainState, changed_flags, hyperparameters, num_weight
+from training.state import TrainState, changed_flags, hyperparameters, kept_architecture, num_weight
 from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
 from utils import FlagError, UserError, pick_precision, say
@@ -269,6 +269,9 @@ class Trainer:
     def _begin(self) -> TrainState:
         """State of a new training."""
         info = replace(load_info(self.dir_data), normalize=self.config.normalize)
+        if not info.class_values:
+            what = "made with --label none, so it has no labels to train on"
+            raise UserError(f"{self.dir_data}: {what}: make one with --label, or test this one by --mode test")
         if info.num_class < 2:
             raise UserError(f"{self.dir_data}: the labels have only one class, {info.class_values}: nothing to learn")
         state = TrainState.begin(self.config, info, self.device, self.precision)
@@ -283,6 +286,7 @@ class Trainer:
         state = TrainState.resume(saved, path, self.config, self.device, self.precision)
         for note in changed_flags(saved, self.config) + self.best.resume(saved, state, self.world):
             self._say(f"note: {note}")
+        self.config = replace(self.config, **kept_architecture(saved, self.config))
         self._say(f"resuming from {path}")
         return state
 
@@ -298,6 +302,8 @@ class Trainer:
         """Batches of the training set, with pixel weights if the loss needs them."""
         config, info = self.config, state.info
         weighted = loss_of(self.config.loss, info.num_class) == "wbce"
+        if not weighted and (given := config.given("balance", "w0", "sigma")):
+            raise FlagError(f"{given}: applies to --loss wbce: give that, or leave it out")
         if weighted and self.world.is_main:
             cache_border_distances(files, info)
         self.world.barrier()

@@ -218,11 +218,12 @@ def check_name(flag: str, name: str) -> None:
 
     Raises
     ------
-    UserError
+    FlagError
         The name is empty, `.` or `..`, or contains a separator or a control character.
     """
     if name.strip() in ("", ".", "..") or re.search(r"[/\\]", name) or not name.isprintable():
-        raise UserError(f"{flag} {name!r} is not a folder name: use letters, digits, '-' and '_', no '/' and no '..'")
+        rule = r"it must not be empty, '.' or '..', nor hold '/', '\' or control characters"
+        raise FlagError(f"{flag} {name!r} is not a folder name: {rule}: choose another")
 
 
 class StopRequest:

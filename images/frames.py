@@ -187,7 +187,7 @@ def _files(source: str) -> list[tuple[Path, str]]:
     """Files of one source in natural order, each with the path of the data set that is named in it."""
     source, inner = _split_inner(source)
     path = Path(source)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not path.exists():
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not Path(source.partition(":")[0]).exists():
         raise UserError(f"{source}: URLs are not read: download it, and name the file")
     if path.is_dir() and not is_zarr(path):
         found = list(path.iterdir())
@@ -202,7 +202,10 @@ def _files(source: str) -> list[tuple[Path, str]]:
     kinds = [file for file in found if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
     files = [file for file in kinds if file.suffix.lower() not in ARRAYS] or kinds
     if not files:
-        raise UserError(f"{source}: no image in this folder: {', '.join(SUFFIXES)} are read")
+        if not found and not path.is_dir():
+            raise UserError(f"{source}: this pattern matches nothing: check it and the current folder")
+        what = "no image in this folder" if path.is_dir() else "this pattern matches no image"
+        raise UserError(f"{source}: {what}: {', '.join(SUFFIXES)} are read")
     for file in files:
         _check_kind(file)
     return [(file, inner) for file in _in_order(files)]

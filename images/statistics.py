@@ -80,10 +80,15 @@ class Moments:
         UserError
             A pixel was NaN or infinite, or its square is beyond the range of float64.
         """
-        std = np.sqrt(self.square / self.count)
+        std = self.std
         if not np.isfinite([self.mean, std]).all():
             raise UserError("it holds NaN, infinity or numbers beyond 1e150: repair the image")
         return self.mean, np.where(std > 0, std, 1.0)
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation (C,) of the pixels added, also where it is 0."""
+        return np.sqrt(self.square / self.count)
 
 
 def is_wide(dtype: np.dtype) -> bool:

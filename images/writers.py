@@ -18,6 +18,7 @@ from utils import UserError
 
 TIFF = (".tif", ".tiff")
 BIG = 2**32 - 2**25  # [bytes] a larger TIFF needs 64-bit offsets: BigTIFF
+PREDICTED = "main.py --mode predict"  # in the first bytes of each PNG, which tells it from other files in its folder
 STRIP = 2**18  # [bytes] of a compressed TIFF, which is read strip by strip: a few rows cost no more than one strip
 
 
@@ -235,6 +236,12 @@ def png_files(path: Path, channels: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-class{channel}{path.suffix}") for channel in range(channels)]
 
 
+def is_predicted(path: Path) -> bool:
+    """Whether a PNG is of a `PngWriter`."""
+    with path.open("rb") as file:
+        return PREDICTED.encode() in file.read(256)
+
+
 class PngWriter(Writer):
     """Writes one PNG per frame and channel; each file appears when it is complete.
 
@@ -264,15 +271,18 @@ class PngWriter(Writer):
 
     def _save(self, name: Path, pixels: np.ndarray) -> None:
         from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
 
         if pixels.dtype == np.uint32 and pixels.max() >= 2**16:
             raise UserError(
                 f"{name}: {pixels.max()} objects, but a 16-bit PNG holds at most 65535: write .tif, .npy or .zarr"
             )
         pixels = pixels.astype(np.uint16) if pixels.dtype == np.uint32 else pixels
+        info = PngInfo()
+        info.add_text("Software", PREDICTED)
         for path, plane in zip(png_files(name, len(pixels)), pixels, strict=True):
             with atomic_write(path) as file:
-                Image.fromarray(plane).save(file, format="png")
+                Image.fromarray(plane).save(file, format="png", pnginfo=info)
 
 
 class RowFile:

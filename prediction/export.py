@@ -164,9 +164,10 @@ def _without_legacy(member: Member) -> Member:
 def _check_flags(config: Config) -> None:
     """Refuse flags that don't go together, and a format whose packages are missing."""
     kind = config.format
-    if not config.output or Path(config.output).suffix.lower() not in ENDINGS[kind]:
+    if Path(config.output).suffix.lower() not in ENDINGS[kind]:
+        what = f"--output {config.output}" if config.output else "--mode export needs --output FILE"
         raise UserError(
-            f"--output {config.output}: --format {kind} writes {' or '.join(ENDINGS[kind])}: name such a file"
+            f"{what}: --format {kind} writes {' or '.join(ENDINGS[kind])}: name such a file, or another --format"
         )
     for name in ("author", "license"):
         if getattr(config, name) and kind != "bioimageio":

@@ -57,10 +57,9 @@ def open_frame(frames: list[Frame], info: DataInfo) -> Rows:
     image = FrameRows(frames)
     if image.shape[2] != info.nch_in:
         nch, asked = (number // len(frames) for number in (image.shape[2], info.nch_in))
-        raise UserError(
-            f"{frames[info.context]}: {nch} channel(s), the network was trained on {asked}: choose other images, or "
-            "another checkpoint with --scope and --name_data"
-        )
+        some = f"choose {asked} of them, such as --channel {','.join(map(str, range(asked)))}"
+        advice = f"{some if nch > asked else 'choose other images'}, or another checkpoint with --scope and --name_data"
+        raise UserError(f"{frames[info.context]}: {nch} channel(s), the network was trained on {asked}: {advice}")
     return image
 
 

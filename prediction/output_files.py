@@ -14,7 +14,7 @@ from config import OF_OBJECTS
 from files import locked
 from images.frames import Frame
 from images.outputs import check_apart, check_replaceable, written_at
-from images.writers import TIFF, png_files
+from images.writers import TIFF, is_predicted, png_files
 from prediction.rois import is_roi_file
 from utils import FlagError, UserError
 
@@ -209,7 +209,7 @@ class OutputFiles:
             raise UserError(f"--input: two images would become {twice[0]}: rename one, or write a stack")
 
     def _check_foreign(self, tables: list[Path]) -> None:
-        """Refuse to replace a file that is not a table of objects, or not a .zip of its outlines only."""
+        """Refuse to replace a table, a .zip of outlines or, in a folder, a PNG that predict did not write."""
         advice = "and not replaced: move it, or choose another --output"
         for path in tables:
             check_replaceable(path)
@@ -219,6 +219,10 @@ class OutputFiles:
             check_replaceable(path)
             if path.exists() and not is_roi_file(path):
                 raise UserError(f"{path}: not a .zip of ROIs of predict only, {advice}")
+        for path in self._pngs if self.to_folder else []:
+            check_replaceable(path)
+            if path.exists() and not is_predicted(path):
+                raise UserError(f"{path}: not a PNG of predict, {advice}")
 
     def _count_older(self, path: Path) -> int:
         """Number of older files at a path; refuses to replace anything but older outputs."""

@@ -198,7 +198,8 @@ class Predictor:
             for network in networks[1:]:
                 total += network(pixels, sides)
             if total.isnan().any():
-                raise UserError("the network's output is NaN: use --amp off, which has a larger range")
+                in_range = "compute with --amp off, or " if self.precision is torch.float16 else ""
+                raise UserError(f"the network's output is NaN: {in_range}train with a lower --lr: it has diverged")
             return total.div_(len(networks))
 
         return Bands(probability, lambda rows: image[rows], grid)

@@ -19,6 +19,7 @@ from dataset import ENTRIES, IGNORE, DataInfo, SampleFile, describe, write_sampl
 from files import atomic_folder, finish_exchange, locked
 from images.choice import Choice
 from images.frames import Frame, forget_files, read_geometry, sha256
+from images.statistics import Moments
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
@@ -68,8 +69,8 @@ def make_database(flags: DatabaseFlags) -> None:
 def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_folder: Path) -> str:
     """Write samples and description, and return the report; images not given by flags are in the default folder."""
     images, labels = (default_folder / name for name in _default_names(flags))
-    source = flags.input or _existing(images)
-    target = None if flags.label == NO_LABEL else flags.label or _existing(labels)
+    source = flags.input or _existing(images, "--input IMAGES")
+    target = None if flags.label == NO_LABEL else flags.label or _existing(labels, "--label LABELS, or --label none")
     pairs = with_context(list_pairs(source, target, choice), flags.context)
     if flags.split != "region":  # at once, not after all pixels are read
         split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
@@ -78,11 +79,14 @@ def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_fo
     splits, notes = split_pairs(pairs, classes, flags)
     files = _write_samples(goal, splits, classes)
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
-    info = replace(describe(samples, classes.values, classes.names, flags.context), ignore=classes.ignore)
+    moments = Moments()
+    info = describe(samples, classes.values, classes.names, flags.context, moments)
+    info = replace(info, ignore=classes.ignore)
     entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (goal / "dataset.json").write_text(text + "\n", "utf-8")
-    return _report(files, info, pairs[0].input.open().dtype, notes + _annotated_fractions(files, info))
+    lines = _report(files, info, pairs[0].input.open().dtype, notes + _annotated_fractions(files, info))
+    return f"{lines}\nmean {_numbers(info.mean)}, standard deviation {_numbers(moments.std.tolist())}"
 
 
 def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
@@ -92,10 +96,10 @@ def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
     )
 
 
-def _existing(path: Path) -> str:
-    """Default path of images or labels, which must exist."""
+def _existing(path: Path, flag: str) -> str:
+    """Default path of images or labels, which must exist if no flag names others."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder: put the stack there, or give --input and --label")
+        raise UserError(f"{path}: no such file or folder: give {flag}, or put the stack there")
     return str(path)
 
 
@@ -145,7 +149,13 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
     if not labels:
         return Classes([], [], lambda label: label.read()[..., 0])
     objects = flags.objects or isinstance(labels[0], Masks)
-    classes = find_classes(labels, flags.threshold, objects, flags.ignore)
+    try:
+        classes = find_classes(labels, flags.threshold, objects, flags.ignore)
+    except UserError as error:
+        if len(np.unique(pairs[0].input.read())) > 2:
+            raise
+        what = f"{pairs[0].input} has two values at most, as a label: are --input and --label swapped?"
+        raise UserError(f"{error}; {what}") from error
     if flags.class_names:
         classes = classes._replace(names=_given_names(flags, classes))
     elif flags.synthetic or flags.download:
@@ -269,7 +279,6 @@ def _report(files: dict[str, list[Path]], info: DataInfo, dtype: np.dtype, notes
         lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of {pixels}"]
         if not info.class_share[index] and files["train"]:
             lines += [f"warning: no training sample has class {index}: choose another --split, or annotate more"]
-    lines += [f"mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}"]
     return "\n".join(lines)
 
 

@@ -155,7 +155,7 @@ def _classes_of_values(labels: Sequence[Label], ignore: str) -> Classes:
         found, numbers = np.unique(label_keys(read(label), colour), return_counts=True)
         counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
         seen.append(set(found.tolist()))
-        if len(counts.keys() - {ignored}) > MAX_CLASS or any(key != key for key in counts):
+        if len(counts.keys() - {ignored}) > MAX_CLASS:
             _refuse_labels(label, counts, colour)
     keys = _annotated(labels[0], counts, ignore, colour)
     if not colour:
@@ -404,7 +404,10 @@ def is_colour(image: np.ndarray) -> bool:
 
 
 def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
-    """Whether a label image is in colour."""
+    """Whether a label image is in colour; refuses one that holds no values of classes."""
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        what = f"NaN or infinity on {1 - np.isfinite(pixels).mean():.1%} of the pixels, which is no class"
+        raise UserError(f"{label}: {what}: give these another value, such as 255, and name that by --ignore 255")
     colour = is_colour(pixels)
     if pixels.shape[2] not in (1, 3) or (colour and pixels.dtype != np.uint8):
         what = f"{pixels.shape[2]} channels of {pixels.dtype.name}"

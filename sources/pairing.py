@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dataset import check_values
 from images.choice import Choice
 from images.frames import ALL, Frame, Source, files_of, is_one_file, list_frames, with_neighbours
+from images.rows import listed
 from sources.labels import Label, Masks, is_colour
 from utils import UserError, say
 
@@ -266,11 +267,12 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
         Images differ in type or channels, a label in size, or an image can't be used for training.
     """
     kinds: dict[int, list[Frame]] = defaultdict(list)  # by number of channels
-    first = pairs[0].input
+    first, blank = pairs[0].input, []
     dtype = first.open().dtype
     for pair in tqdm(pairs, desc="check", disable=None, leave=False):
         image = pair.input.read()
         check_values(pair.input, image, None, 0)
+        blank += [pair.input] if image.min() == image.max() else []
         if image.dtype.name != dtype.name:
             raise UserError(f"{pair.input} is {image.dtype.name}, {first} {dtype.name}: convert them to one type")
         kinds[image.shape[2]].append(pair.input)
@@ -281,6 +283,8 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
         if pair.label and (size := pair.label.read().shape[:2]) != image.shape[:2]:
             what = f"{pair.label} has (height, width) {size}, {pair.input} {image.shape[:2]}"
             raise UserError(f"{what}: they must agree")
+    if blank:
+        say(f"warning: {len(blank)} image(s) have one value everywhere, {listed(blank)}: check how they were saved")
     return pairs if len(kinds) == 1 else _of_one_kind(pairs, kinds)
 
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 import dataset
 import main
 import model
-from config import PHANTOM, Config, parse
+from config import PHANTOM, Config, DatabaseFlags, parse
 from images import writers
 from prediction import export, job
 from sources import database, phantom
@@ -87,17 +87,42 @@ def test_a_value_beyond_its_rule_ends_with_status_2(fails):
     assert "--batch_size 0: must lie in [1, 1048576]" in fails(main.main, ["--batch_size", "0"], status=2)
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["--input", "x.tif", "--output", "y.tif"],
+            "--input x.tif: applies to --mode predict: add it, or leave --input",
+        ),
+        (["--input", "a.tif", "b.tif"], "--input a.tif b.tif: applies"),
+        (["--output", "y.tif"], "--mode predict or export: add it"),
+        (["--loss", "bce", "--balance"], "--balance on: applies to --loss wbce"),
+        (["--epoch", "1"], "--epoch 1: applies to --train_continue on: add it"),
+        (["--mode", "test", "--link", "0.3"], "--link 0.3: applies to --mode predict: change --mode test"),
+        (["--mode", "predict", "--format", "torchscript"], "--format torchscript: applies to --mode export: change"),
+    ],
+)
+def test_a_flag_without_effect_is_refused_and_the_checkpoints_stay(argv, words, trained, work, fails):
+    assert words in fails(main.main, ["--gpu_ids", "-1", *argv], status=2)
+    assert not (work / "checkpoints" / "unet" / "em" / "earlier-1").exists()
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../em", "a\\b", "a\nb"])
 @pytest.mark.parametrize("flag", ["scope", "name_data"])
 def test_a_name_that_is_no_folder_is_refused(flag, name, fails):
     with pytest.raises(UserError):
         Config(**{flag: name})
-    assert f"--{flag}" in fails(main.main, [f"--{flag}", name])
+    assert f"--{flag}" in fails(main.main, [f"--{flag}", name], status=2)
+
+
+def test_a_switch_without_a_value_is_on():
+    assert parse(Config, ["--train_continue", "--tta", "off"], None).train_continue
+    assert parse(DatabaseFlags, ["--objects", "--name_data", "a"], None).objects
 
 
 def test_an_epoch_is_a_number_or_the_best(capsys):
-    assert [parse(Config, ["--epoch", text], None).epoch for text in ("7", "best")] == [7, "best"]
-    assert Config(epoch="best").as_typed()["--epoch"] == "best"
+    assert [parse(Config, ["--mode", "test", "--epoch", text], None).epoch for text in ("7", "best")] == [7, "best"]
+    assert Config(mode="test", epoch="best").as_typed()["--epoch"] == "best"
     with pytest.raises(FlagError, match="--epoch worst: must be best"):
         Config(epoch="worst")
     with pytest.raises(SystemExit):

@@ -141,7 +141,7 @@ def test_bad_flags_are_one_line_and_no_result_is_overwritten(results, fails):
     assert "main.py --mode test" in fails(main, ["--name_data", "none"])
     for name in ("a.xyz", "a", "a.pgf"):
         assert "can't write this type" in fails(main, ["--save", name])
-    assert "--scope" in fails(main, ["--scope", "../x"])
+    assert "--scope" in fails(main, ["--scope", "../x"], status=2)
     target = results / "images" / "0000-input.png"
     before = target.read_bytes()
     assert "one of the results" in fails(main, ["--save", str(target)])

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, SMALL, needs_golden
+from conftest import SHARED, SMALL, needs_golden, write_stacks
 from PIL import Image
 
 import display_result
@@ -143,6 +143,15 @@ def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
     assert main.main(TEST) == 0
     assert "No image has a label" in (work / "results" / "unet" / "em" / "index.html").read_text()
     assert "mean" in (work / "results" / "unet" / "em" / "metrics.csv").read_text()
+
+
+def test_a_database_without_labels_is_tested_and_not_trained_on(trained, work, fails):
+    shutil.copytree("checkpoints/unet/em", "checkpoints/unet/new")
+    argv = ["--name_data", "new", "--input", "datasets/em/train-volume.tif", "--label", "none"]
+    assert run_make_database.main(argv) == 0
+    assert main.main([*TEST, "--name_data", "new"]) == 0
+    assert len(list((work / "results" / "unet" / "new" / "images").glob("*-output.png"))) == 8
+    assert "made with --label none" in fails(main.main, [*SMALL, "--name_data", "new"])
 
 
 def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, work, capsys):
@@ -313,8 +322,8 @@ def test_bad_input_is_one_line_and_nothing_is_lost(trained, work, fails, argv, s
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--nch_in", "3"], "--nch_in 3"),
-        (["--nch_out", "3"], "--nch_out 3"),
+        (["--nch_in", "3"], "--nch_in 3: the images of the database have 1 channel(s): leave it out"),
+        (["--nch_out", "3"], "--nch_out 3: 2 classes need 1 or 2: leave it out"),
         (["--train_continue", "on", "--nch_ker", "8"], "--nch_ker 8"),
         (["--train_continue", "on", "--norm", "inorm"], "--norm inorm"),
         (["--train_continue", "on", "--epoch", "7"], "no checkpoint of epoch 7"),
@@ -324,6 +333,14 @@ def test_flags_that_do_not_fit_are_refused(trained, fails, argv, words):
     assert words in fails(main.main, [*SMALL, "--num_epoch", "2", *argv])
 
 
+def test_a_resumed_run_keeps_the_architecture_of_its_checkpoint(trained, work, capsys):
+    flags = ["--gpu_ids", "-1", "--num_crop", "2", "--num_epoch", "2", "--train_continue", "on"]
+    assert main.main(flags) == 0
+    assert "note: --num_level 2 --nch_ker 2, as in the checkpoint" in capsys.readouterr().out
+    saved = torch.load(work / "checkpoints" / "unet" / "em" / "model_epoch0002.pth")
+    assert (saved["config"]["nch_ker"], saved["config"]["num_level"], saved["arch"]["nch_ker"]) == (2, 2, 2)
+
+
 def test_crops_are_no_larger_than_the_largest_image(database, capsys):
     argv = ["--gpu_ids", "-1", "--nch_ker", "2", "--ny_load", "40", "--nx_load", "80", "--num_epoch", "1"]
     assert main.main(argv) == 0
@@ -331,11 +348,28 @@ def test_crops_are_no_larger_than_the_largest_image(database, capsys):
     assert "crops are 40 x 48 px" in output.out and "smaller" not in output.err
 
 
+@pytest.mark.parametrize(
+    ("shape", "crop", "is_small"),
+    [
+        ((32, 40), "32 x 32", False),
+        ((12, 40), "12 x 40", False),
+        ((40, 12), "40 x 12", False),
+        ((9, 9), "12 x 12", True),
+    ],
+)
+def test_a_crop_is_no_higher_and_no_wider_than_the_images(work, capsys, shape, crop, is_small):
+    write_stacks(work / "datasets" / "em", shape=shape)
+    assert run_make_database.main([]) == 0
+    assert main.main([*SMALL, "--ny_load", "256", "--nx_load", "256", "--num_epoch", "1"]) == 0
+    output = capsys.readouterr()
+    assert f"crops are {crop} px" in output.out and ("smaller than the crop" in output.err) == is_small
+
+
 def test_images_smaller_than_the_crop_are_padded_with_a_warning(work, capsys):
     argv = ["--name_data", "n", "--synthetic", "6", "--size", "48", "--phantom", "nuclei"]
     assert run_make_database.main(argv) == 0
     assert main.main([*SMALL, "--name_data", "n", "--ny_load", "256", "--nx_load", "256", "--num_epoch", "1"]) == 0
-    assert "images are smaller than the crop of (" in capsys.readouterr().err
+    assert "images are smaller than the crop of " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--dir_log", "--dir_checkpoint"])

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -196,6 +197,14 @@ def test_pngs_may_lie_beside_the_inputs_and_an_older_output_is_said_to_be_replac
         assert said("in.tif", goal).endswith(f"{goal} (replaced 1 older file(s))")
     assert np.array_equal(np.asarray(Image.open("out.png")), tifffile.imread("out.tif"))
     assert not [path for path in inputs.rglob("*") if path.name.endswith((".lock", "out.tif.partial", "out.zarr.old"))]
+
+
+def test_a_picture_of_the_user_in_the_folder_is_not_replaced(inputs, fails):
+    shutil.copy("pngs/in/a.png", "pngs/in.png")
+    assert "pngs/in.png: not a PNG of predict" in fails(main.main, [*PREDICT, "--input", "in.tif", "--output", "pngs"])
+    assert (inputs / "pngs" / "in.png").read_bytes() == (inputs / "pngs" / "in" / "a.png").read_bytes()
+    assert segment("pngs/in", "pngs") == 0  # around the input, which stays
+    assert (inputs / "pngs" / "a.png").is_file() and (inputs / "pngs" / "in" / "a.png").is_file()
 
 
 def test_one_picture_holds_one_image_of_one_thing(stack, work, fails):
@@ -442,6 +451,12 @@ def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbour
     assert segment("images.tif", "out.npy", "--dtype", "float32") == 0
     around = np.stack([pixels[[max(i - 1, 0), i, min(i + 1, 5)]] for i in range(6)]).transpose(0, 2, 3, 1)
     np.testing.assert_allclose(np.load("out.npy"), predict_array(newest(work), around, tta=False), atol=1e-6)
+    tifffile.imwrite("rgb.tif", pixels[:3].transpose(1, 2, 0), photometric="rgb")
+    assert "3 channel(s), the network was trained on 1: choose 1 of them, such as --channel 0" in fails(
+        main.main, [*PREDICT, "--input", "rgb.tif", "--output", "o.npy"]
+    )
+    assert run_make_database.main(["--input", "rgb.tif", "--label", "none", "--overwrite"]) == 0
+    assert "context 0, " in fails(main.main, ["--mode", "test", "--gpu_ids", "-1"])  # colours are no neighbours
     (work / "mixed").mkdir()
     for number, size in enumerate((40, 41, 40, 40)):
         for ending in ("png", "bmp"):
@@ -465,8 +480,18 @@ def test_a_stack_that_comes_in_by_its_number_has_all_its_pages(stack, work):
     assert np.load("out.npy").shape == stack.shape
 
 
+def test_a_gpu_that_is_not_there_is_said_once(stack, capsys):
+    assert main.main(["--mode", "predict", "--gpu_ids", "99", "--input", "in.tif", "--output", "out.tif"]) == 0
+    assert capsys.readouterr().err.count("no GPU 99 here") == 1
+
+
 def test_what_is_no_file_is_named_without_flags_of_other_programs(stack, work, fails):
-    for source, words in (("none.tif", "no such file or folder"), ("https://a.org/b.tif", "URLs are not read")):
+    for source, words in (
+        ("none.tif", "no such file or folder"),
+        ("x/*.tif", "this pattern matches nothing"),
+        ("datasets:/raw", "no such file"),
+        ("https://a.org/b.tif", "URLs are not read"),
+    ):
         line = fails(main.main, [*PREDICT, "--input", source, "--output", "out.tif"])
         assert f"{source}: {words}" in line and "--label" not in line
     os.mkfifo("pipe.tif")

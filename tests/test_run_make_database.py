@@ -297,7 +297,12 @@ def _nan(folder):
 @pytest.mark.parametrize(
     ("spoil", "argv", "words"),
     [
-        (lambda f: (f / "train-volume.tif").unlink(), [], "no such file"),
+        (lambda f: (f / "train-volume.tif").unlink(), [], "no such file or folder: give --input"),
+        (
+            lambda f: (f / "train-labels.tif").unlink(),
+            [],
+            "no such file or folder: give --label LABELS, or --label none",
+        ),
         (lambda f: _labels(f, np.zeros((4, 32, 32), np.uint8)), [], "5 pages"),
         (lambda f: _labels(f, np.zeros((5, 32, 30), np.uint8)), [], "(32, 30)"),
         (lambda f: _labels(f, np.zeros((5, 32, 32), np.uint8)), [], "the same value"),
@@ -312,7 +317,6 @@ def _nan(folder):
             "train-labels.tif is one image of 3 channels",
         ),
         (lambda f: None, ["--class_names", "a/b,c"], "--class_names"),
-        (lambda f: None, ["--name_data", "../em"], "--name_data"),
         (lambda f: None, ["--label", "nowhere"], "nowhere"),
     ],
 )

@@ -154,17 +154,20 @@ def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.de
 
 
 def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, *, verbose: bool) -> tuple[int, int]:
-    """Crop limited to the largest image [px]; prints a changed crop, and warns of smaller images."""
-    largest = -(-max(max(shape) for shape in shapes) // stride) * stride
-    if largest < max(crop):
-        crop = (min(crop[0], largest), min(crop[1], largest))
-        if verbose:
-            say(f"crops are {crop[0]} x {crop[1]} px, as large as the largest image")
-    small = sum(height < crop[0] or width < crop[1] for height, width in shapes)
+    """Crop no higher and no wider than the images [px]; prints a changed crop, and warns of smaller images."""
+    highest, widest = (max(sides) for sides in zip(*shapes, strict=True))
+    height, width = (min(side, -(-most // stride) * stride) for side, most in zip(crop, (highest, widest), strict=True))
+    # a square crop can be turned by quarters, which is worth a quarter of the pixels; a long image keeps its context
+    if crop[0] == crop[1] and 4 * min(height, width) >= 3 * max(height, width):
+        height = width = min(height, width)
+    if (height, width) != crop and verbose:
+        what = f"the largest image has {highest} x {widest} px, and sides are multiples of {stride}"
+        say(f"crops are {height} x {width} px: {what}")
+    small = sum(rows < height or columns < width for rows, columns in shapes)
     if small and verbose:
-        what = f"{small} of {len(shapes)} images are smaller than the crop of {crop} px"
+        what = f"{small} of {len(shapes)} images are smaller than the crop of {height} x {width} px"
         say(f"warning: {what}: padded by reflection", sys.stderr)
-    return crop
+    return height, width
 
 
 def patch_loader(

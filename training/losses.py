@@ -77,5 +77,5 @@ def check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
     if not math.isfinite(loss):
         names = ", ".join(dict.fromkeys(str(file.input) for file in files))
         raise UserError(
-            f"the loss is {loss} in {where}, with {names}: nothing was saved; lower --lr, check these files"
+            f"the loss is {loss} in {where}, with {names}: nothing was saved: lower --lr, or check these files"
         )

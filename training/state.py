@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,12 @@ class TrainState:
             The flags ask for channels or classes that the data don't have.
         """
         if config.nch_in not in (0, info.nch_in):
-            raise UserError(f"--nch_in {config.nch_in}: the images of the database have {info.nch_in} channels")
+            what = f"the images of the database have {info.nch_in} channel(s)"
+            raise UserError(f"--nch_in {config.nch_in}: {what}: leave it out, or make another database")
         allowed = (1, 2) if info.num_class == 2 else (info.num_class,)
         if config.nch_out not in (0, *allowed):
             needed = " or ".join(map(str, allowed))
-            raise UserError(f"--nch_out {config.nch_out}: {info.num_class} classes need {needed}")
+            raise UserError(f"--nch_out {config.nch_out}: {info.num_class} classes need {needed}: leave it out")
         shape = (config.nch_ker, config.norm, config.pool, config.dropout, config.num_level)
         net = UNet(info.nch_in, config.nch_out or allowed[0], *shape)
         init_weights(net, config.init, config.seed)
@@ -106,9 +107,9 @@ class TrainState:
         UserError
             The flags name another architecture, or parts of the checkpoint don't fit the network.
         """
-        for name, value in ({"num_level": NUM_LEVEL} | saved.arch).items():
-            if getattr(config, name) not in (0, value):
-                raise UserError(f"--{name} {getattr(config, name)}: {path} was trained with --{name} {value}")
+        for name, value in kept_architecture(saved, config).items():
+            if given := config.given(name):
+                raise UserError(f"{given}: {path} was trained with --{name} {value}: give that, or leave it out")
         net = saved.network(path, averaged=False, dropout=config.dropout)
         state = cls._around(net, config, saved.info, device, precision)
         with explain_mismatch(path):
@@ -176,14 +177,23 @@ class TrainState:
         )
 
 
+def kept_architecture(saved: Checkpoint, config: Config) -> dict[str, Any]:
+    """Flags of the architecture that differ from the checkpoint's, which a resumed run keeps, and its values."""
+    architecture = {"num_level": NUM_LEVEL} | saved.arch
+    return {name: value for name, value in architecture.items() if getattr(config, name) not in (0, value)}
+
+
 def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
     """Notes on the flags that differ from those of the checkpoint."""
+    kept, before = kept_architecture(saved, config), as_typed(saved.config)
+    others = before.keys() - {f"--{name}" for name in PER_RUN | kept.keys()}
     notes = [
-        f"--{item.name} changed from {saved.config[item.name]} to {getattr(config, item.name)}"
-        for item in fields(config)
-        if item.name in saved.config.keys() - PER_RUN and not item.name.startswith("dir_")
-        if getattr(config, item.name) != saved.config[item.name]
+        f"{name} changed from {before[name]} to {value}"
+        for name, value in config.as_typed().items()
+        if name in others and not name.startswith("--dir_") and value != before[name]
     ]
+    if kept:
+        notes.append(f"{' '.join(f'--{name} {value}' for name, value in kept.items())}, as in the checkpoint")
     if config.normalize != saved.info.normalize:
         notes.append(f"--normalize stays {saved.info.normalize}, as in the checkpoint")
     if config.init_from:

@@ -160,7 +160,7 @@ def test_patterns_name_folders_too_and_folders_that_exist_are_no_patterns(tmp_pa
     assert names("d[1]*") == names("d[1]*/im.png") == names("d[1]*/*.png") == ["d[1]*"]
     assert names("*/im.png") == ["a", "b", "d[1]*"]
     assert names("**/*.png") == ["a", "b/c", "b", "d[1]*"]
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="matches nothing"):
         names("[xyz]/*.png")
 
 

@@ -171,6 +171,7 @@ def test_an_export_that_computes_something_else_is_not_written(trained, work, fa
 
 def test_a_wrong_ending_and_a_missing_package_are_refused(trained, work, fails, monkeypatch):
     assert "--format onnx writes .onnx" in fails(main.main, [*EXPORT, "--output", "net.pt"])
+    assert "needs --output FILE" in fails(main.main, EXPORT)
     monkeypatch.setattr(export, "PACKAGES", {"torchscript": ["no_such_package"]})
     assert "needs the package no_such_package" in fails(main.main, SCRIPT)
 

@@ -267,6 +267,14 @@ def test_pictures_show_the_grey_values_that_are_there(work, image, expected):
     assert info(work)["value_range"] == pytest.approx(expected, abs=1)
 
 
+def test_images_of_one_value_are_named_and_have_no_spread(work, capsys):
+    folder = write_stacks(work / "datasets" / "em")
+    tifffile.imwrite(folder / "train-volume.tif", np.full((5, 32, 32), 7, np.uint8), photometric="minisblack")
+    assert make([]) == 0
+    out = capsys.readouterr().out
+    assert "warning: 5 image(s) have one value everywhere" in out and "mean 7, standard deviation 0" in out
+
+
 def test_files_of_one_name_are_told_apart_by_their_folders(work):
     for number in (1, 2, 10):
         write(work / f"all/{number}/images/img.tif", noise())

@@ -270,6 +270,20 @@ def test_an_ignored_value_that_is_not_there_is_one_line(work, fails, flags, word
     assert not (work / "datasets").exists()
 
 
+def test_images_and_labels_that_are_swapped_are_asked_about(work, fails):
+    write(stripes(2))
+    assert "are --input and --label swapped?" in fails(make_database, ["--input", "masks", "--label", "raw"])
+
+
+@pytest.mark.parametrize(("value", "flags"), [(np.nan, []), (np.inf, []), (np.nan, ["--threshold", "0"])])
+def test_a_label_without_a_number_is_told_of_ignore(work, fails, value, flags):
+    masks = [mask.astype(np.float32) for mask in stripes(2)]
+    masks[1][:8] = value
+    write(masks, tifffile.imwrite, "tif")
+    line = fails(make_database, [*MADE, *flags])
+    assert "1.tif, page 1: NaN or infinity on 25.0% of the pixels" in line and "--ignore 255" in line
+
+
 @pytest.mark.parametrize(
     ("value", "flags", "words"),
     [

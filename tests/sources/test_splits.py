@@ -175,6 +175,9 @@ def test_each_sample_is_tested_in_one_fold_and_is_in_one_split_of_each(work, spl
         (["--download", "--phantom", "rare"], "--phantom rare: applies to --synthetic only", 2),
         (["--url", "x"], "--url x: applies to --download only", 2),
         (["--synthetic", "5", "--input", "a", "b"], "--input and --synthetic: each says which images to use", 2),
+        (["--info", "a", "--input", "b"], "--info and --input: each says which images to use", 2),
+        (["--synthetic", "5", "--label", "a"], "--label a: the images of --synthetic have labels: leave it out", 2),
+        (["--name_data", "../em"], "--name_data '../em' is not a folder name", 2),
     ],
 )
 def test_flags_that_do_not_go_together_are_one_line(work, fails, flags, words, status):

@@ -102,7 +102,7 @@ def test_a_checkpoint_of_the_original_is_a_start(database, work, capsys):
         (f"{OWN}/model_epoch0001.pth", ["--nch_ker", "3"], "none of its weights fit"),
         ("nix.pth", [], "no such file"),
         ("datasets", [], "no checkpoint there"),
-        ("datasets/em/dataset.json", [], "use a checkpoint that"),
+        ("datasets/em/dataset.json", [], "not a checkpoint: use a checkpoint that"),
     ],
 )
 def test_a_start_that_is_none_is_refused_in_one_line(trained, work, fails, path, flags, words):
