@@ -269,11 +269,10 @@ class Trainer:
     def _begin(self) -> TrainState:
         """State of a new training."""
         info = replace(load_info(self.dir_data), normalize=self.config.normalize)
-        if not info.class_values:
-            what = "made with --label none, so it has no labels to train on"
-            raise UserError(f"{self.dir_data}: {what}: make one with --label, or test this one by --mode test")
         if info.num_class < 2:
-            raise UserError(f"{self.dir_data}: the labels have only one class, {info.class_values}: nothing to learn")
+            found = info.class_values
+            what = f"the labels have only one class, {found}" if found else "made with --label none"
+            raise UserError(f"{self.dir_data}: {what}: nothing to learn: make it with other labels")
         state = TrainState.begin(self.config, info, self.device, self.precision)
         if self.config.init_from:
             self._say(start_from(state, Path(self.config.init_from)))
