@@ -11,9 +11,9 @@ import checkpoint
 from checkpoint import Checkpoint
 from config import WHAT, Config
 from distributed import World
-from images.choice import Choice
-from images.frames import Frame, list_frames, with_neighbours
+from images.readers import Frame, list_frames, with_neighbours
 from images.rows import Rows
+from images.selection import Choice
 from prediction.job import PredictionJob, open_frame, tile_grids
 from prediction.linking import StackLinker, stacks_to_link
 from prediction.objects import ObjectFilter

@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     flags = parse(DatabaseFlags, argv, __doc__)
     if flags.info:
-        from images.choice import Choice
         from images.info import show_info
+        from images.selection import Choice
 
         return show_info(flags.info, Choice(flags.channel, flags.series, flags.section))
     from sources.database import make_database  # here, so that --help needs no torch

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from images.choice import Choice
-from images.frames import Frame, Source, frames_of_file, list_files, read_file
 from images.geometry import Geometry
 from images.memory import HARMLESS
+from images.readers import Frame, Source, frames_of_file, list_files, read_file
 from images.rows import Frames, Rows, Series
+from images.selection import Choice
 from utils import UserError, say
 
 MAX_SERIES = 50  # shown of a file

@@ -11,7 +11,7 @@ import numpy as np
 
 from files import explain_write_errors, partial_of, swap_folders
 from images.layout import Layout
-from images.outputs import old_of
+from images.output_paths import old_of
 from images.writers import Writer
 from utils import check_module
 

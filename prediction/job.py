@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from dataset import DataInfo
 from distributed import World
-from images.frames import Frame, Rows, drop_cached_pages, read_geometry
 from images.layout import ORDER, Layout
+from images.readers import Frame, Rows, drop_cached_pages, read_geometry
 from images.writers import TIFF, TIFF_WRITERS, FlatWriter, PngWriter, RowFile, Writer
 from images.zarr_writer import ZarrWriter
 from prediction.linking import StackLinker

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import coo_array
 
-from images.frames import Frame, number_stacks
+from images.readers import Frame, number_stacks
 from images.rows import Rows
 from images.writers import RowFile
 from prediction.objects import TILE_HEIGHT, ObjectList, Slices

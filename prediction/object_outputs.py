@@ -13,7 +13,7 @@ import numpy as np
 from dataset import well_used_range
 from files import atomic_write
 from images.drawing import input_picture, outlines, overlay_picture, palette
-from images.frames import Frame, Rows, drop_cached_pages, read_geometry
+from images.readers import Frame, Rows, drop_cached_pages, read_geometry
 from prediction.measure import Measures, ObjectMeasurer
 from prediction.output_files import OutputFiles
 from prediction.rois import ObjectOutlines, RoiWriter

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from config import OF_OBJECTS
 from files import locked
-from images.frames import Frame
-from images.outputs import check_apart, check_replaceable, written_at
+from images.output_paths import check_apart, check_replaceable, written_at
+from images.readers import Frame
 from images.writers import TIFF, is_predicted, png_files
 from prediction.rois import is_roi_file
 from utils import FlagError, UserError

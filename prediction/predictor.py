@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from checkpoint import Checkpoint
 from dataset import DataInfo, as_tensor, normalise, statistics_of
-from images.frames import Rows
+from images.readers import Rows
 from model import CNR2d, UNet, class_probability, pad_to_multiple
 from prediction.halo import WHOLE, Sides, crop_sides, forward_tile, halo, size_without_halo
 from prediction.linking import SectionLinker

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from config import NO_LABEL, DatabaseFlags
 from dataset import ENTRIES, IGNORE, DataInfo, SampleFile, describe, write_sample
 from files import atomic_folder, finish_exchange, locked
-from images.choice import Choice
-from images.frames import Frame, forget_files, read_geometry, sha256
+from images.readers import Frame, forget_files, read_geometry, sha256
+from images.selection import Choice
 from images.statistics import Moments
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from images.frames import forget_files, list_frames
+from images.readers import forget_files, list_frames
 from utils import UserError, say
 
 MAX_BYTES = 2**26  # largest stack in the zip; those of the challenge have 8 MB

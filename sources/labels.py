@@ -13,7 +13,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from dataset import IGNORE, MAX_CLASS
-from images.frames import Frame, read_palette
+from images.readers import Frame, read_palette
 from utils import UserError, say
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import check_values
-from images.choice import Choice
-from images.frames import ALL, Frame, Source, files_of, is_one_file, list_frames, with_neighbours
+from images.readers import ALL, Frame, Source, files_of, is_one_file, list_frames, with_neighbours
 from images.rows import listed
+from images.selection import Choice
 from sources.labels import Label, Masks, is_colour
 from utils import UserError, say
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import main
 import run_make_database
-from images.frames import list_frames, read_geometry
+from images.readers import list_frames, read_geometry
 from predict import load, predict_array
 from prediction.predictor import Predictor
 from utils import UserError

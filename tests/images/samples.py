@@ -5,9 +5,9 @@ import pytest
 import tifffile
 from conftest import kill_before
 
-from images.frames import list_frames
 from images.layout import Layout
-from images.outputs import check_replaceable
+from images.output_paths import check_replaceable
+from images.readers import list_frames
 from images.writers import TIFF_WRITERS
 from images.zarr_writer import ZarrWriter
 

@@ -6,8 +6,8 @@ from microscopes import write_czi, write_lif, write_nd2
 from samples import RNG
 
 from images.bioio import Planes
-from images.choice import Choice
-from images.frames import list_frames, read_geometry
+from images.readers import list_frames, read_geometry
+from images.selection import Choice
 from utils import UserError
 
 pytest.importorskip("bioio")

@@ -3,7 +3,7 @@ import tifffile
 from samples import stack
 from zarrs import write_zarr
 
-from images.frames import list_frames, read_geometry
+from images.readers import list_frames, read_geometry
 
 OME = """<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels DimensionOrder="XYZCT"
 Type="uint8" SizeX="8" SizeY="8" SizeZ="2" SizeC="1" SizeT="1" PhysicalSizeZ="{}"><TiffData/></Pixels></Image></OME>"""

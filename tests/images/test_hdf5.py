@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from samples import RNG, stack
 
-from images.choice import Choice
-from images.frames import files_of, list_frames, read_geometry
+from images.readers import files_of, list_frames, read_geometry
+from images.selection import Choice
 from run_make_database import main
 from utils import UserError
 

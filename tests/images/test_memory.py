@@ -4,7 +4,7 @@ import pytest
 import tifffile
 from samples import stack
 
-from images.frames import list_frames
+from images.readers import list_frames
 from utils import UserError
 
 

@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 from samples import RNG, read_frames, stack
 
-from images.frames import files_of, list_frames, read_geometry
+from images.readers import files_of, list_frames, read_geometry
 from utils import UserError
 
 

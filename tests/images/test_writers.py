@@ -10,9 +10,9 @@ from conftest import Killed
 from samples import bands, value_of, write
 
 from images import writers
-from images.frames import list_frames, read_geometry
 from images.geometry import Geometry
 from images.layout import Layout
+from images.readers import list_frames, read_geometry
 from images.writers import TIFF_WRITERS, FlatWriter, PngWriter, RowFile
 from utils import UserError
 

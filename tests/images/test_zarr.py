@@ -6,8 +6,8 @@ import pytest
 from samples import RNG, read_frames, stack
 from zarrs import write_plate, write_zarr
 
-from images.choice import Choice
-from images.frames import list_frames, read_geometry, with_neighbours
+from images.readers import list_frames, read_geometry, with_neighbours
+from images.selection import Choice
 from utils import UserError
 
 SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]

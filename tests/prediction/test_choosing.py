@@ -7,7 +7,7 @@ from PIL import Image
 from zarrs import write_plate
 
 import main
-from images.frames import list_frames, read_geometry
+from images.readers import list_frames, read_geometry
 
 
 def segment(*argv):

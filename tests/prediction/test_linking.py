@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from images.frames import Frame
+from images.readers import Frame
 from prediction.linking import SectionLinker, stacks_to_link
 from utils import UserError
 

@@ -16,7 +16,7 @@ from skimage.measure import regionprops_table
 import main
 import run_make_database
 from images.drawing import outlines, overlay_picture
-from images.frames import list_frames, read_geometry
+from images.readers import list_frames, read_geometry
 from prediction.object_outputs import display_range, outline_colours, with_rows_beside
 from prediction.tiling import Band
 

@@ -20,7 +20,7 @@ import display_result
 import main
 import run_make_database
 from config import Config, DatabaseFlags, DisplayFlags
-from images import frames as images
+from images import readers as images
 from utils import UserError
 
 torch.set_num_threads(1)

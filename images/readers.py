@@ -17,12 +17,12 @@ import numpy as np
 
 from images import hdf5
 from images.bioio import plugin_of, read_bioio
-from images.choice import Choice
 from images.geometry import Geometry
 from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
-from images.pictures import is_picture, read_picture
+from images.pillow import is_picture, read_picture
 from images.rows import Converted, Frames, Rows, Series, check_count, full_name, listed, naming, plain, split
+from images.selection import Choice
 from images.tiff import SIGNATURES, read_tiff, tiff_palette
 from images.zarr import is_zarr, read_zarr
 from utils import UserError, natural_key

@@ -1,7 +1,7 @@
 import pytest
 from samples import write
 
-from images.outputs import check_replaceable
+from images.output_paths import check_replaceable
 from utils import UserError
 
 

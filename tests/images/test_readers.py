@@ -7,7 +7,7 @@ from PIL import Image
 from samples import RNG, read_frames, stack
 from zarrs import write_zarr
 
-from images.frames import Frame, list_frames, with_neighbours
+from images.readers import Frame, list_frames, with_neighbours
 from utils import UserError
 
 

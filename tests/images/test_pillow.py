@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFile
 from samples import RNG, read_frames, stack
 
-from images.frames import list_frames
+from images.readers import list_frames
 from utils import UserError
 
 

@@ -3,8 +3,8 @@ import pytest
 import tifffile
 from samples import RNG, stack
 
-from images.choice import Choice
-from images.frames import list_frames, read_geometry, with_neighbours
+from images.readers import list_frames, read_geometry, with_neighbours
+from images.selection import Choice
 from utils import FlagError, UserError
 
 SECTIONS = {
