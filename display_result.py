@@ -207,6 +207,7 @@ def draw(
     if not show:
         matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.backend_bases import FigureManagerBase
 
     height = 7.8 if overlay is None else 13.2
     figure = plt.figure(figsize=(2.4 * len(columns) + 0.4, height), layout="constrained")
@@ -217,7 +218,9 @@ def draw(
         _legend(figure, (classes or {}) | _fill(figure, columns, title, overlay))
         with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters missing in the font
             figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
-        if show:
+        if show and type(figure.canvas.manager) is FigureManagerBase:  # of canvases without a window
+            say(f"warning: --show: no window can be opened on this machine: see {goal}", sys.stderr)
+        elif show:
             plt.show()
     finally:
         plt.close(figure)

@@ -5,6 +5,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +45,13 @@ def test_the_figure_is_written_beside_the_page(results, capsys):
     assert shown["label"] == pytest.approx(shown["input"] * 2 / 3, rel=0.01)
     assert "figure of 3 images" in capsys.readouterr().out
     assert not (results / ".lock").exists()
+
+
+def test_a_machine_without_a_display_says_where_the_figure_is(results, capsys):
+    matplotlib.use("Agg")  # which matplotlib chooses there
+    assert main(["--num", "1", "--show"]) == 0
+    error = capsys.readouterr().err
+    assert "no window" in error and "figure.png" in error and error.count("\n") == 1
 
 
 def test_so_many_images_are_shown_as_asked_for(results, fails):
