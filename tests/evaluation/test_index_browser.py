@@ -265,6 +265,17 @@ def test_classes_are_switched_on_and_off(page, three):
     assert {int(column + 0.5) for column in columns} == {8, 20, 30, 48}
 
 
+def test_what_is_not_annotated_is_grey_in_the_label_and_borders_nothing(page, tmp_path):
+    stage = open_card(page, pages.write_three_classes(tmp_path, 30), "0000", "label-line")
+    shown = page.shot(stage)
+    middle = shown[shown.shape[0] * 25 // 64]  # crosses the left borders of the cell and of the nucleus in it
+    columns = np.flatnonzero(is_near(middle, (255, 255, 255), 10)) * 64 / len(middle)
+    assert {int(column + 0.5) for column in columns} == {8, 19, 20}
+    page.click(stage)
+    grey = (page.shot(".panels figure:nth-child(2) .stage") == 128).all(-1).sum()
+    assert grey == pytest.approx(page.run("sizes().imageWidth") ** 2 * 34 / 64, rel=0.02)
+
+
 def test_the_page_fits_every_window_and_is_accessible(page, two, three):
     from axe_core_python.selenium import Axe
 
