@@ -132,6 +132,16 @@ def test_curves_of_a_training_are_drawn_within_their_chart():
     assert [text for _, text in found[0].x_ticks] == ["1", "2", "3"]
 
 
+def test_a_few_outliers_do_not_flatten_the_other_values():
+    usual = [(step, 1 / step) for step in range(1, 31)]
+    begins_high = charts({"loss/train": usual, "loss/val": [(1, 6.0), (2, 7.7), *usual[2:]]})[0]
+    plain = charts({"loss/train": usual, "loss/val": usual})[0]
+    assert begins_high.lines[0] == plain.lines[0] and begins_high.y_ticks == plain.y_ticks
+    assert (begins_high.cut, plain.cut) == (7.7, None)
+    level = charts({"loss/train": [(step, float(step == 5)) for step in range(30)]})[0]
+    assert level.cut is None
+
+
 def test_curves_that_are_level_short_or_not_finite_are_no_error():
     nan = float("nan")
     assert charts({"loss/train": [(1, 1.0)], "loss/val": [(1, nan), (2, nan)]}) == []
