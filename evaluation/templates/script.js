@@ -227,6 +227,7 @@ function sortCards() {
   for (const card of sorted) card.hidden = !`${imageOf(card).title} ${card.dataset.image}`.toLowerCase().includes(wanted);
   find("#cards").append(...sorted);
   state.shown = sorted.filter((card) => !card.hidden);
+  find("#cards").style.setProperty("--num", state.shown.length);
   find("#count").value = wanted ? `${state.shown.length} of ${cards.length}` : "";
   drawChart();
 }

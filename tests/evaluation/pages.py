@@ -44,7 +44,7 @@ def summary_of(classes=("background", "cell"), background="background", mean=Non
     }
 
 
-def write_two_classes(folder, num=3, *, background="background", **changes):
+def write_two_classes(folder, num=3, *, background="background", charts=None, **changes):
     """Page of images of two classes, of which number k is k px off; the last one is partly annotated."""
     cards = []
     for number in range(num):
@@ -65,7 +65,7 @@ def write_two_classes(folder, num=3, *, background="background", **changes):
             "pixel_size": None if number else (0.5, 0.5),
         } | changes
         cards.append(Card(**vars(card) | changed))
-    write_index(folder, folder, run_of(), summary_of(background=background), cards)
+    write_index(folder, folder, run_of(charts=charts or {}), summary_of(background=background), cards)
     return (folder / "index.html").as_uri()
 
 
