@@ -208,7 +208,7 @@ def legacy_info(arch: Architecture, info: DataInfo | None = None) -> DataInfo:
     if info is None:
         classes = list(range(max(arch["nch_out"], 2)))
         share = [1 / len(classes)] * len(classes)
-        return DataInfo(len(half), classes, [str(k) for k in classes], share, half, half, [0, 255], "legacy")
+        return DataInfo(len(half), classes, [str(k) for k in classes], share, half, half, [0.0, 255.0], "legacy")
     return replace(info, mean=half, std=half, normalize="legacy")
 
 
