@@ -209,13 +209,13 @@ def draw(
     from matplotlib import pyplot as plt
     from matplotlib.backend_bases import FigureManagerBase
 
-    height = 7.8 if overlay is None else 13.2
-    figure = plt.figure(figsize=(2.4 * len(columns) + 0.4, height), layout="constrained")
+    rows = _rows(columns, overlay is not None)
+    figure = plt.figure(figsize=(2.4 * len(columns) + 0.4, 2.7 * len(rows) - 0.3), layout="constrained")
     try:
         types = figure.canvas.get_supported_filetypes().keys() - {"pgf"}  # needs LaTeX
         if goal.suffix[1:].lower() not in types:
             raise UserError(f"--save {goal}: matplotlib can't write this type: use {', '.join(sorted(types))}")
-        _legend(figure, (classes or {}) | _fill(figure, columns, title, overlay))
+        _legend(figure, (classes or {}) | _fill(figure, columns, rows, title, overlay))
         with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters missing in the font
             figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
         if show and type(figure.canvas.manager) is FigureManagerBase:  # of canvases without a window
@@ -226,30 +226,36 @@ def draw(
         plt.close(figure)
 
 
-def _fill(figure: Figure, columns: list[Column], title: str, overlay: int | None) -> dict[str, Colour]:
-    """Draw one row per kind and one column per image, and two rows of overlays if wanted; return what colours mean."""
-    rows = KINDS if overlay is None else (*KINDS, "outlines", "errors")
+def _rows(columns: list[Column], overlay: bool) -> list[str]:
+    """What the rows show: each kind of picture, and overlays if wanted; without any label what does without."""
+    rows = [*KINDS, "outlines", "errors"] if overlay else [*KINDS]
+    labelled = any("label" in column.pictures for column in columns)
+    return [row for row in rows if labelled or row not in ("label", "errors")]
+
+
+def _fill(figure: Figure, columns: list[Column], rows: list[str], title: str, overlay: int | None) -> dict[str, Colour]:
+    """Draw the rows and one column per image; return what colours mean."""
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     colours: dict[str, Colour] = {}
     smaller: dict[str, Any] = {"fontsize": 9} if any("\n" in column.title for column in columns) else {}
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    for column, (name, kinds) in zip(axes.T, columns, strict=True):
-        for axis, kind in zip(column, KINDS, strict=False):
-            if kind in kinds:
-                axis.imshow(kinds[kind], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for cells, (name, kinds) in zip(axes.T, columns, strict=True):
+        column = dict(zip(rows, cells, strict=True))
+        for kind in kinds.keys() & column.keys():
+            column[kind].imshow(kinds[kind], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         if "label" in kinds and (kinds["label"] == NOT_ANNOTATED).reshape(*kinds["label"].shape[:2], -1).all(-1).any():
             colours["not annotated"] = (NOT_ANNOTATED,) * 3
         if overlay is not None:
-            colours |= _overlay(column[len(KINDS) :], name, kinds, overlay)
-        column[0].set_title(name, parse_math=False, **smaller)
+            colours |= _overlay(column, name, kinds, overlay)
+        cells[0].set_title(name, parse_math=False, **smaller)
     for axis, kind in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(kind)
     figure.suptitle(title, parse_math=False)
     return colours
 
 
-def _overlay(axes: np.ndarray, name: str, pictures: Pictures, background: int) -> dict[str, Colour]:
+def _overlay(axes: dict[str, Axes], name: str, pictures: Pictures, background: int) -> dict[str, Colour]:
     """Draw outlines and errors of an image; return what its colours mean."""
     if not {"input", "output"} <= pictures.keys():
         return {}
@@ -257,17 +263,17 @@ def _overlay(axes: np.ndarray, name: str, pictures: Pictures, background: int) -
         raise UserError(f"image {name.split()[0]}: its pictures differ in size: run main.py --mode test again")
     shown, output = pictures["input"], classes_of(pictures["output"])[0]
     of = COLOURS if pictures["output"].ndim == 2 else COLOURS_OF_SEVERAL
-    colours = {"output (added)": of["output"]}
+    colours = {"output (added)" if "errors" in axes else "output": of["output"]}
     if "label" in pictures:
         label, known = classes_of(pictures["label"])
-        axes[0].imshow(veiled(shown, known), interpolation="nearest")
-        _outline(axes[0], np.ma.masked_array(label, ~known), background, of["label"])
-        axes[1].imshow(error_picture(shown, label, output, background, known, of), interpolation="nearest")
+        axes["outlines"].imshow(veiled(shown, known), interpolation="nearest")
+        _outline(axes["outlines"], np.ma.masked_array(label, ~known), background, of["label"])
+        axes["errors"].imshow(error_picture(shown, label, output, background, known, of), interpolation="nearest")
         colours |= {"label (missed)": of["label"]}
         colours |= {"wrong class": of["confused"]} if "confused" in of else {}
     else:
-        axes[0].imshow(veiled(shown, None), interpolation="nearest")
-    _outline(axes[0], output, background, of["output"])
+        axes["outlines"].imshow(veiled(shown, None), interpolation="nearest")
+    _outline(axes["outlines"], output, background, of["output"])
     return colours
 
 

@@ -214,6 +214,11 @@ def test_the_legend_names_classes_and_what_is_not_annotated(results):
 def test_overlays_do_without_scores_label_and_input(results, fails):
     (results / "images" / "0010-input.png").unlink()
     assert main(["--overlay", "on"]) == 0
+    for number in ("0000", "0010"):
+        (results / "images" / f"{number}-label.png").rename(f"{number}.png")
+    assert main(["--overlay", "on", "--save", "short.png"]) == 0
+    with Image.open(results / "figure.png") as whole, Image.open("short.png") as short:
+        assert short.height < 0.7 * whole.height  # three rows, not five
     Image.new("L", (20, 20)).save(results / "images" / "0000-label.png")
     assert "image 0000: its pictures differ in size" in fails(main, ["--overlay", "on"])
     assert main([]) == 0

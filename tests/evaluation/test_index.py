@@ -89,11 +89,13 @@ def test_a_page_without_labels_has_no_scores_and_no_charts(tmp_path, cards):
     cards = [Card("0000", "0.npy", (2, 2), {})] if cards is None else cards
     write_index(tmp_path, tmp_path, pages.run_of(), pages.summary_of() | {"mean": {}, "majority": {}}, cards)
     assert "No image has a label" in outline(tmp_path).text and outline(tmp_path).open == []
+    assert 'data-layer="errors"' not in (tmp_path / "index.html").read_text()
 
 
 def test_both_baselines_and_the_confusion_matrix_are_shown(tmp_path):
     pages.write_three_classes(tmp_path)
     text = outline(tmp_path).text
+    assert '<svg id="chart"' not in (tmp_path / "index.html").read_text()  # of a single image
     assert "all background" in text and "Otsu" not in text and "Percent of the pixels" in text
     assert re.search(r"nucleus\s+0\.0\s+50\.0\s+50\.0", text)
     write_index(tmp_path, tmp_path, pages.run_of(), pages.summary_of() | {"baseline_otsu": {"pixel_error": 0.07}}, [])
