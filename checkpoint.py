@@ -147,7 +147,7 @@ class Checkpoint:
 
     @classmethod
     def load_for(cls, path: Path, database: Path) -> Checkpoint:
-        """Load a checkpoint for use with a database, which must have the same channels and classes.
+        """Load a checkpoint for use with a database, which must have its channels, and its classes or no labels.
 
         Raises
         ------
@@ -159,7 +159,7 @@ class Checkpoint:
         saved = cls._of(state, path, here)
         for what in ("nch_in", "context", "class_values") if here else ():
             ours, theirs = getattr(here, what), getattr(saved.info, what)
-            if ours != theirs and ours != []:  # without labels there are no classes
+            if ours not in (theirs, []):  # without labels there are no classes
                 raise UserError(f"{database}: {what} {ours}, but {path} was trained with {theirs}: use its database")
         # which label value stands for "not annotated" is a property of the database alone
         return replace(saved, info=replace(saved.info, ignore=here.ignore)) if here else saved
@@ -208,7 +208,7 @@ def legacy_info(arch: Architecture, info: DataInfo | None = None) -> DataInfo:
     if info is None:
         classes = list(range(max(arch["nch_out"], 2)))
         share = [1 / len(classes)] * len(classes)
-        return DataInfo(len(half), classes, [str(k) for k in classes], share, half, half, [0, 255], "legacy")
+        return DataInfo(len(half), classes, [str(k) for k in classes], share, half, half, [0.0, 255.0], "legacy")
     return replace(info, mean=half, std=half, normalize="legacy")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from files import finish_exchange
+from images.drawing import Range, shown_channels, shown_range
 from images.rows import Rows, full_name
 from images.statistics import Moments, ObjectSizes, image_statistics, is_wide
 from utils import UserError, natural_key, printable
@@ -44,8 +45,9 @@ class DataInfo:
         Fraction of the annotated training pixels of each class.
     mean, std : list of float
         Mean and standard deviation of each channel over the training split, in grey values.
-    value_range : list of float
-        Grey values shown as black and white in a picture.
+    value_range : list of float, or list of such lists
+        Grey values shown as black and white in a picture, of all channels of the section itself that are shown, or of
+        each; see `images.drawing.shown_range`.
     normalize : {"data", "image", "legacy"}
         Normalise images by `mean` and `std`, each image by its own, or by data type as pytorch-UNET did. Chosen by the
         training, not by the database.
@@ -68,7 +70,7 @@ class DataInfo:
     class_share: list[float]
     mean: list[float]
     std: list[float]
-    value_range: list[float]
+    value_range: Range
     normalize: str = "data"
     context: int = 0
     ignore: float | list[int] | None = None
@@ -90,6 +92,11 @@ class DataInfo:
     def own_channels(self) -> slice:
         """Channels of the section itself, which lies between its neighbours."""
         return own_channels(self.nch_in, self.context)
+
+    @property
+    def num_own(self) -> int:
+        """Number of channels of the section itself."""
+        return self.nch_in // (2 * self.context + 1)
 
     @classmethod
     def from_dict(cls, values: dict, origin: Path) -> DataInfo:
@@ -127,6 +134,10 @@ def _are_numbers(values: Any, num: int, low: float = -3e38, high: float = 3e38) 
     return _is_list(values, num) and all(_is_number(value, low, high) for value in values)
 
 
+def _is_range(values: Any) -> bool:
+    return _are_numbers(values, 2) and values[0] <= values[1]
+
+
 def _is_list(values: Any, num: int) -> bool:
     return isinstance(values, list) and len(values) == num
 
@@ -162,14 +173,17 @@ _RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
     "class_share": (lambda info: _are_numbers(info.class_share, info.num_class, 0, 1), "a fraction for each class"),
     "mean": (lambda info: _are_numbers(info.mean, info.nch_in), "a number for each channel"),
     "std": (lambda info: _are_numbers(info.std, info.nch_in, 1e-37), "a positive number for each channel"),
-    "value_range": (
-        lambda info: _are_numbers(info.value_range, 2) and info.value_range[0] <= info.value_range[1],
-        "two numbers in order",
-    ),
     "normalize": (lambda info: info.normalize in NORMALIZE, f"one of {', '.join(NORMALIZE)}"),
     "context": (
         lambda info: _is_integer(info.context, 0, 2**15) and info.nch_in % (2 * info.context + 1) == 0,
         "a whole number such that 2 * context + 1 divides the number of channels",
+    ),
+    "value_range": (
+        lambda info: (
+            _is_range(info.value_range)
+            or (_is_list(info.value_range, info.num_own) and all(map(_is_range, info.value_range)))
+        ),
+        "two numbers in order, or such a pair for each channel",
     ),
     "ignore": (
         lambda info: (
@@ -520,10 +534,12 @@ def describe(
     rng, shown = np.random.default_rng(0), []
     for image, label in samples:
         moments.add(image)
-        shown.append(image.reshape(-1)[rng.integers(0, image.size, NUM_SHOWN)])
+        own = image[..., own_channels(image.shape[2], context)]
+        y, x = (rng.integers(0, length, NUM_SHOWN) for length in image.shape[:2])
+        shown.append(own[y, x, shown_channels(own.shape[2])])
         if label is not None:
             sizes.add(label)
-            classes.add(image[..., own_channels(image.shape[2], context).start], label)
+            classes.add(own[..., 0], label)
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
@@ -532,7 +548,7 @@ def describe(
         class_share=classes.share,
         mean=mean.tolist(),
         std=std.tolist(),
-        value_range=well_used_range(np.concatenate(shown)),
+        value_range=shown_range(np.concatenate(shown)),
         min_size=sizes.min_size,
         fill_holes=sizes.fill_holes,
         context=context,
@@ -563,14 +579,6 @@ class _ClassPixels:
     def mean(self) -> list[float] | None:
         """Mean grey value of each class; None if one has no pixels."""
         return (self._grey / self._count).tolist() if self._count.all() else None
-
-
-def well_used_range(values: np.ndarray) -> list[float]:
-    """Grey values shown as black and white: 0 and 255 for well-used 8 bits, else the 0.1 and 99.9 % percentiles."""
-    low, high = np.percentile(values, (0.1, 99.9)).tolist()
-    if values.dtype == np.uint8 and high >= 128:
-        return [0.0, 255.0]
-    return [low, high] if low < high else [float(values.min()), float(values.max())]
 
 
 def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:

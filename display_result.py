@@ -26,6 +26,7 @@ from evaluation.pictures import (
     Pictures,
     classes_of,
     error_picture,
+    palette,
     picture_name,
     veiled,
 )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = "metrics.json"
+LONGEST = 24  # letters of a name in the legend
 SHOWN = 1024  # [px] longest side of a picture in the figure, more than twice its size on the page
 
 
@@ -61,14 +63,15 @@ def main(argv: list[str] | None = None) -> None:
     goal, title = Path(flags.save or folder / "figure.png"), f"{flags.scope} / {flags.name_data}"
     _check_goal(goal, folder)
     with reading(folder, RESULTS, "choose another --scope or --name_data"):
-        metrics = read_metrics(folder) if flags.overlay or flags.worst else Metrics()
+        metrics = read_metrics(folder)
         names = metrics.worst(folder)[: flags.num] if flags.worst else None
         found = find_images(folder / "images", flags.num, names)
         columns = {name: {kind: _read(path) for kind, path in files.items()} for name, files in found.items()}
     if flags.worst:
         title += f"\nhighest {metrics.worst_by.replace('_', ' ')} first"
-    titled = [Column(metrics.title(name), pictures) for name, pictures in columns.items()]
-    draw(titled, title, goal, flags.show, metrics.background if flags.overlay else None)
+    scored = flags.overlay or flags.worst
+    titled = [Column(metrics.title(name) if scored else name, pictures) for name, pictures in columns.items()]
+    draw(titled, title, goal, flags.show, metrics.background if flags.overlay else None, metrics.colours)
     say(f"figure of {len(columns)} images: {goal}")
 
 
@@ -84,11 +87,14 @@ class Metrics:
         The foreground class; None for several classes.
     background : int
         Index of the background class.
+    colours : dict of str to Colour
+        Colour of each class by its name; empty for two classes, which are black and white.
     """
 
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     foreground: str | None = None
     background: int = 0
+    colours: dict[str, Colour] = field(default_factory=dict)
 
     @property
     def worst_by(self) -> str:
@@ -114,8 +120,8 @@ class Metrics:
     def title(self, name: str) -> str:
         """Name of an image, and below it the pixel error and the Dice score of the foreground, or of all classes."""
         row = self.scores.get(name, {})
-        kind = f"dice_{self.foreground}" if self.foreground is not None else "dice_"
-        dice = [value for key, value in row.items() if key.startswith(kind)]
+        of = None if self.foreground is None else f"dice_{self.foreground}"
+        dice = [value for key, value in row.items() if (key.startswith("dice_") if of is None else key == of)]
         if "pixel_error" not in row or not dice:
             return name
         return f"{name}\npixel error {row['pixel_error']:.4f}, Dice {np.mean(dice):.3f}"
@@ -129,7 +135,8 @@ def read_metrics(folder: Path) -> Metrics:
         scores = {row["image"]: {k: v for k, v in row.items() if isinstance(v, float)} for row in found["images"]}
         names = list(found.get("classes", {}))
         background = names.index(found["background"]) if found.get("background") in names else 0
-        return Metrics(scores, found.get("foreground"), background)
+        colours = dict(zip(names, palette(len(names)).tolist(), strict=True)) if len(names) > 2 else {}
+        return Metrics(scores, found.get("foreground"), background, colours)
     except FileNotFoundError:
         return Metrics()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -165,7 +172,14 @@ def find_images(folder: Path, num: int, names: list[str] | None = None) -> dict[
     }
 
 
-def draw(columns: list[Column], title: str, goal: Path, show: bool, overlay: int | None = None) -> None:
+def draw(
+    columns: list[Column],
+    title: str,
+    goal: Path,
+    show: bool,
+    overlay: int | None = None,
+    classes: dict[str, Colour] | None = None,
+) -> None:
     """Draw the figure and write it.
 
     Parameters
@@ -180,6 +194,8 @@ def draw(columns: list[Column], title: str, goal: Path, show: bool, overlay: int
         Whether to open a window as well.
     overlay : int, optional
         Add rows with outlines and errors, for this class of the background.
+    classes : dict of str to Colour, optional
+        Colour of each class in the pictures, for the legend.
 
     Raises
     ------
@@ -191,45 +207,55 @@ def draw(columns: list[Column], title: str, goal: Path, show: bool, overlay: int
     if not show:
         matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.backend_bases import FigureManagerBase
 
-    height = 7.8 if overlay is None else 13.2
-    figure = plt.figure(figsize=(2.4 * len(columns) + 0.4, height), layout="constrained")
+    rows = _rows(columns, overlay is not None)
+    figure = plt.figure(figsize=(2.4 * len(columns) + 0.4, 2.7 * len(rows) - 0.3), layout="constrained")
     try:
         types = figure.canvas.get_supported_filetypes().keys() - {"pgf"}  # needs LaTeX
         if goal.suffix[1:].lower() not in types:
             raise UserError(f"--save {goal}: matplotlib can't write this type: use {', '.join(sorted(types))}")
-        _fill(figure, columns, title, overlay)
+        _legend(figure, (classes or {}) | _fill(figure, columns, rows, title, overlay))
         with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters missing in the font
             figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
-        if show:
+        if show and type(figure.canvas.manager) is FigureManagerBase:  # of canvases without a window
+            say(f"warning: --show: no window can be opened on this machine: see {goal}", sys.stderr)
+        elif show:
             plt.show()
     finally:
         plt.close(figure)
 
 
-def _fill(figure: Figure, columns: list[Column], title: str, overlay: int | None) -> None:
-    """Draw one row per kind and one column per image, and two rows of overlays if wanted."""
-    rows = KINDS if overlay is None else (*KINDS, "outlines", "errors")
+def _rows(columns: list[Column], overlay: bool) -> list[str]:
+    """What the rows show: each kind of picture, and overlays if wanted; without any label what does without."""
+    rows = [*KINDS, "outlines", "errors"] if overlay else [*KINDS]
+    labelled = any("label" in column.pictures for column in columns)
+    return [row for row in rows if labelled or row not in ("label", "errors")]
+
+
+def _fill(figure: Figure, columns: list[Column], rows: list[str], title: str, overlay: int | None) -> dict[str, Colour]:
+    """Draw the rows and one column per image; return what colours mean."""
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     colours: dict[str, Colour] = {}
     smaller: dict[str, Any] = {"fontsize": 9} if any("\n" in column.title for column in columns) else {}
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    for column, (name, kinds) in zip(axes.T, columns, strict=True):
-        for axis, kind in zip(column, KINDS, strict=False):
-            if kind in kinds:
-                axis.imshow(kinds[kind], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for cells, (name, kinds) in zip(axes.T, columns, strict=True):
+        column = dict(zip(rows, cells, strict=True))
+        for kind in kinds.keys() & column.keys():
+            column[kind].imshow(kinds[kind], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        if "label" in kinds and (kinds["label"] == NOT_ANNOTATED).reshape(*kinds["label"].shape[:2], -1).all(-1).any():
+            colours["not annotated"] = (NOT_ANNOTATED,) * 3
         if overlay is not None:
-            colours |= _overlay(column[len(KINDS) :], name, kinds, overlay)
-        column[0].set_title(name, parse_math=False, **smaller)
+            colours |= _overlay(column, name, kinds, overlay)
+        cells[0].set_title(name, parse_math=False, **smaller)
     for axis, kind in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(kind)
     figure.suptitle(title, parse_math=False)
-    if colours:
-        _legend(figure, colours)
+    return colours
 
 
-def _overlay(axes: np.ndarray, name: str, pictures: Pictures, background: int) -> dict[str, Colour]:
+def _overlay(axes: dict[str, Axes], name: str, pictures: Pictures, background: int) -> dict[str, Colour]:
     """Draw outlines and errors of an image; return what its colours mean."""
     if not {"input", "output"} <= pictures.keys():
         return {}
@@ -237,18 +263,17 @@ def _overlay(axes: np.ndarray, name: str, pictures: Pictures, background: int) -
         raise UserError(f"image {name.split()[0]}: its pictures differ in size: run main.py --mode test again")
     shown, output = pictures["input"], classes_of(pictures["output"])[0]
     of = COLOURS if pictures["output"].ndim == 2 else COLOURS_OF_SEVERAL
-    colours = {"output (added)": of["output"]}
+    colours = {"output (added)" if "errors" in axes else "output": of["output"]}
     if "label" in pictures:
         label, known = classes_of(pictures["label"])
-        axes[0].imshow(veiled(shown, known), interpolation="nearest")
-        _outline(axes[0], np.ma.masked_array(label, ~known), background, of["label"])
-        axes[1].imshow(error_picture(shown, label, output, background, known, of), interpolation="nearest")
+        axes["outlines"].imshow(veiled(shown, known), interpolation="nearest")
+        _outline(axes["outlines"], np.ma.masked_array(label, ~known), background, of["label"])
+        axes["errors"].imshow(error_picture(shown, label, output, background, known, of), interpolation="nearest")
         colours |= {"label (missed)": of["label"]}
         colours |= {"wrong class": of["confused"]} if "confused" in of else {}
-        colours |= {} if known.all() else {"not annotated": (NOT_ANNOTATED,) * 3}
     else:
-        axes[0].imshow(veiled(shown, None), interpolation="nearest")
-    _outline(axes[0], output, background, of["output"])
+        axes["outlines"].imshow(veiled(shown, None), interpolation="nearest")
+    _outline(axes["outlines"], output, background, of["output"])
     return colours
 
 
@@ -264,13 +289,20 @@ def _outline(axis: Axes, classes: np.ndarray, background: int, colour: Colour) -
 
 
 def _legend(figure: Figure, colours: dict[str, Colour]) -> None:
-    """Say below the figure what the colours of outlines and errors mean."""
+    """Say below the figure, which grows by that, what the colours mean: first the classes, then outlines and errors."""
     from matplotlib.patches import Patch
 
-    order = ["label (missed)", "output (added)", "wrong class", "not annotated"]
-    shown = {text: f"#{bytes(colours[text]).hex()}" for text in order if text in colours}
-    patches = [Patch(color=colour, label=text) for text, colour in shown.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches) if figure.get_figwidth() > 5 else 1)
+    last = ["label (missed)", "output (added)", "wrong class", "not annotated"]
+    texts = sorted(colours, key=lambda text: last.index(text) if text in last else -1)
+    if not texts:
+        return
+    patches = [Patch(facecolor=f"#{bytes(colours[text]).hex()}", edgecolor="black") for text in texts]
+    shown = [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\u2026" for text in texts]
+    num_column = max(1, min(len(texts), int(figure.get_figwidth() / (0.1 * max(map(len, shown)) + 0.5))))  # [inch]
+    figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(texts) // num_column))
+    legend = figure.legend(patches, shown, loc="outside lower center", ncols=num_column)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _read(path: Path) -> np.ndarray:

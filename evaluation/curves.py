@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ GROUPS = {  # title of a chart -> the names of its curves, or what they begin wi
     "segments of the validation set": ("max/v_rand", "max/v_info"),
 }
 MAX_POINT = 1000  # points of a curve that are kept
+MIN_POINT, OUTLYING = 10, 5  # of a chart that may have outliers; how far those lie, see `without_outliers`
 WIDTH, HEIGHT = 360, 190  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 8, 24  # margins around its lines
 
@@ -41,6 +41,7 @@ class Chart:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     marked: float | None  # place of the epoch that was tested
+    cut: float | None = None  # highest value, if it lies above the chart
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -80,7 +81,8 @@ def charts(curves: dict[str, Points], epoch: int | None = None) -> list[Chart]:
 
 def _chart(title: str, curves: dict[str, Points], epoch: int | None) -> Chart:
     """Chart of curves, each with at least two points."""
-    x_range, y_range = (_range(point[axis] for points in curves.values() for point in points) for axis in (0, 1))
+    steps, values = (sorted(point[axis] for points in curves.values() for point in points) for axis in (0, 1))
+    x_range, y_range = _range(steps), _range(without_outliers(values))
 
     def x(value: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - x_range[0]) / (x_range[1] - x_range[0]), 1)
@@ -94,13 +96,26 @@ def _chart(title: str, curves: dict[str, Points], epoch: int | None) -> Chart:
     ]
     marked = x(epoch) if epoch is not None and x_range[0] <= epoch <= x_range[1] else None
     x_ticks = [(x(tick), f"{tick:g}") for tick, _ in ticks(*x_range) if float(tick).is_integer()]
-    return Chart(title, lines, x_ticks, [(y(tick), text) for tick, text in ticks(*y_range)], marked)
+    y_ticks = [(y(tick), text) for tick, text in ticks(*y_range)]
+    return Chart(title, lines, x_ticks, y_ticks, marked, values[-1] if values[-1] > y_range[1] else None)
 
 
-def _range(values: Iterable[float]) -> tuple[float, float]:
-    """Least and greatest value, apart from each other."""
-    numbers = list(values)
-    low, high = min(numbers), max(numbers)
+def without_outliers(values: list[float]) -> list[float]:
+    """Sorted values without the highest few, if these would leave the others a small part of a chart.
+
+    Outliers are at most a twentieth of the values, or two, and five times as far above the lowest value as the others.
+
+    >>> without_outliers([0.1] * 6 + [0.2, 0.3, 6.0, 7.0])[-1], without_outliers([0.1] * 6 + [0.2, 0.3, 0.6, 0.9])[-1]
+    (0.3, 0.9)
+    """
+    usual = values[: -max(2, len(values) // 20)] if len(values) >= MIN_POINT else values
+    limit = values[0] + OUTLYING * (usual[-1] - values[0])
+    return [value for value in values if value <= limit] if limit > values[0] else values
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    """Least and greatest of sorted values, apart from each other."""
+    low, high = values[0], values[-1]
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 

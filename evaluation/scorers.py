@@ -536,11 +536,19 @@ class TestScorer:
         return np.sum([image.matrix for image in self.images], axis=0)
 
     @property
+    def _contrast(self) -> str:
+        """Text with the channels of the input that are shown, and their grey values that become black and white."""
+        num = self.info.num_own
+        of = "input" if num in (1, 3) else f"channel 1 of {num} of the input"
+        pairs = np.reshape(self.info.value_range, (-1, 2)).tolist()
+        return f"{of} shown from " + ", ".join(f"{low:.4g} to {high:.4g}" for low, high in pairs)
+
+    @property
     def legend(self) -> str:
         """Text with the classes, and the threshold of each kind of score."""
         pairs = zip(self.info.class_names, self.info.class_values, strict=True)
         of = [name if name == str(value) else f"{name} = {value}" for name, value in pairs]
-        shown = "input shown from {:.4g} to {:.4g}".format(*self.info.value_range)
+        shown = self._contrast
         shown += "; grey in a label is not annotated" if self.is_partial else ""
         shown += f"; objects {self.object_filter}" if self.object_filter.is_active else ""
         if len(of) > 2:

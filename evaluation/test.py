@@ -91,7 +91,7 @@ def _write(
             title=f"{', '.join(config.scopes)} / {config.name_data}",
             legend=scorer.legend,
             facts=facts,
-            checkpoints=[(f"epoch {saved.epoch}", path) for path, saved in tested.items()],
+            checkpoints=_links(config, tested),
             commands=[_typed_command(saved.config) for saved in tested.values()],
             flags=_flags(tested.values()),
             charts=_charts(config, [saved.epoch for saved in tested.values()]),
@@ -99,6 +99,12 @@ def _write(
         summary,
         scorer.cards(),
     )
+
+
+def _links(config: Config, tested: dict[Path, Checkpoint]) -> list[tuple[str, Path]]:
+    """Name and file of each checkpoint; those of an ensemble are named by their scopes, too."""
+    of = [f"{scope}, " if len(tested) > 1 else "" for scope in config.scopes]
+    return [(f"{name}epoch {saved.epoch}", path) for name, (path, saved) in zip(of, tested.items(), strict=True)]
 
 
 def _charts(config: Config, epochs: list[int]) -> dict[str, list[curves.Chart]]:

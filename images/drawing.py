@@ -23,13 +23,44 @@ def palette(num_class: int) -> np.ndarray:
     return np.array(colours[:num_class], np.uint8)
 
 
-def input_picture(pixels: np.ndarray, value_range: list[float]) -> np.ndarray:
+Range = list[float] | list[list[float]]  # [low, high] of all channels, or of each
+FAINT = 4  # a channel has a range of its own if that is smaller than the common one by this factor
+
+
+def shown_channels(num: int) -> slice:
+    """Channels of an image of so many that its picture shows: all three, else the first one."""
+    return slice(3 if num == 3 else 1)
+
+
+def shown_range(values: np.ndarray) -> Range:
+    """Grey values (low, high) shown as black and white, of pixels (P, C) of the channels that are shown.
+
+    0 and 255 for well-used 8 bits, else the 0.1 and 99.9 % percentiles. One range of all channels keeps their colours;
+    if one of them would be faint in it, each has its own.
+
+    >>> shown_range(np.array([[0, 0, 0], [200, 90, 180]], np.uint8))
+    [0.0, 255.0]
+    """
+    common, own = _well_used_range(values), [_well_used_range(channel) for channel in values.T]
+    is_faint = any(0 < high - low < (common[1] - common[0]) / FAINT for low, high in own)
+    return own if is_faint else common
+
+
+def _well_used_range(values: np.ndarray) -> list[float]:
+    low, high = np.percentile(values, (0.1, 99.9)).tolist()
+    if values.dtype == np.uint8 and high >= 128:
+        return [0.0, 255.0]
+    return [low, high] if low < high else [float(values.min()), float(values.max())]
+
+
+def input_picture(pixels: np.ndarray, value_range: Range) -> np.ndarray:
     """Picture of an input (H, W, C): its three channels (H, W, 3), else the first one (H, W).
 
     `value_range` are the values that become 0 and 255, the same for all images, so that no contrast is stretched.
     """
-    low, high = value_range
-    picture = np.clip((pixels - low) / ((high - low) or 1) * 255, 0, 255).round().astype(np.uint8)
+    low, high = np.reshape(value_range, (-1, 2)).T
+    shown = pixels[..., shown_channels(pixels.shape[-1])]
+    picture = np.clip((shown - low) / np.where(high > low, high - low, 1) * 255, 0, 255).round().astype(np.uint8)
     return picture if picture.shape[-1] == 3 else picture[..., 0]
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dataset import DataInfo
 from distributed import World
+from images.drawing import Range
 from images.layout import ORDER, Layout
 from images.readers import Frame, Rows, drop_cached_pages, read_geometry
 from images.writers import TIFF, TIFF_WRITERS, FlatWriter, PngWriter, RowFile, Writer
@@ -119,7 +120,7 @@ class PredictionJob:
     linker: StackLinker | None = None
     objects: list[FrameObjects] = field(default_factory=list)
     _rois: RoiWriter | None = None
-    _ranges: dict[Path, list[float]] = field(default_factory=dict)  # grey values shown as black and white in overlays
+    _ranges: dict[Path, Range] = field(default_factory=dict)  # grey values shown as black and white in overlays
 
     def run(self) -> None:
         """Compute and write this process's part, and gather the objects of all processes."""

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset import well_used_range
 from files import atomic_write
-from images.drawing import input_picture, outlines, overlay_picture, palette
+from images.drawing import Range, input_picture, outlines, overlay_picture, palette, shown_channels, shown_range
 from images.readers import Frame, Rows, drop_cached_pages, read_geometry
 from prediction.measure import Measures, ObjectMeasurer
 from prediction.output_files import OutputFiles
@@ -60,12 +59,12 @@ class FrameOutputs:
         Takes the outlines.
     colours : ndarray
         (K, 3) uint8 of the outlines in an overlay, for each class.
-    value_range : list of float
+    value_range : Range
         Grey values shown as black and white in an overlay.
     """
 
     def __init__(
-        self, files: OutputFiles, frame: int, rois: RoiWriter | None, colours: np.ndarray, value_range: list[float]
+        self, files: OutputFiles, frame: int, rois: RoiWriter | None, colours: np.ndarray, value_range: Range
     ) -> None:
         self.files, self.frame, self.colours, self.value_range = files, frame, colours, value_range
         self.image: Rows = files.frames[frame].open()  # without its context
@@ -135,14 +134,14 @@ def with_rows_beside(bands: Iterable[Band]) -> Iterator[tuple[Band, Beside]]:
         yield current, (above, None)
 
 
-def display_range(frames: list[Frame]) -> list[float]:
+def display_range(frames: list[Frame]) -> Range:
     """Grey values of a file's frames that are shown as black and white: one contrast for all of its sections."""
     values = []
     for frame in frames[:: -(-len(frames) // SHOWN_FRAMES)]:
         image = frame.open()
         for row in range(0, image.shape[0], -(-image.shape[0] // SHOWN_ROWS)):
-            values.append(np.asarray(image[row : row + 1]).ravel())
-    return well_used_range(np.concatenate(values))
+            values.append(np.asarray(image[row : row + 1])[0, :, shown_channels(image.shape[2])])
+    return shown_range(np.concatenate(values))
 
 
 def outline_colours(num_class: int, background: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +45,13 @@ def test_the_figure_is_written_beside_the_page(results, capsys):
     assert shown["label"] == pytest.approx(shown["input"] * 2 / 3, rel=0.01)
     assert "figure of 3 images" in capsys.readouterr().out
     assert not (results / ".lock").exists()
+
+
+def test_a_machine_without_a_display_says_where_the_figure_is(results, capsys):
+    matplotlib.use("Agg")  # which matplotlib chooses there
+    assert main(["--num", "1", "--show"]) == 0
+    error = capsys.readouterr().err
+    assert "no window" in error and "figure.png" in error and error.count("\n") == 1
 
 
 def test_so_many_images_are_shown_as_asked_for(results, fails):
@@ -150,11 +158,13 @@ def test_bad_flags_are_one_line_and_no_result_is_overwritten(results, fails):
     assert target.read_bytes() == before
 
 
-def write_metrics(folder, **errors):
-    """A metrics.json of an earlier test with a pixel error for each image."""
-    rows = [{"image": f"{int(name[1:]):04d}", "pixel_error": error, "dice_b": 0.5} for name, error in errors.items()]
+def write_metrics(folder, classes=("a", "b"), foreground="b", **errors):
+    """A metrics.json of a test with a pixel error for each image."""
+    dice = {f"dice_{name}": 0.5 / (k or 2) for k, name in enumerate(classes)}
+    rows = [{"image": f"{int(name[1:]):04d}", "pixel_error": error} | dice for name, error in errors.items()]
     rows.append({"image": "0001", "sample": "00001.npy"})  # without a label
-    summary = {"classes": {"a": 0, "b": 1}, "foreground": "b", "background": "a"}
+    classes = {name: k for k, name in enumerate(classes)}
+    summary = {"classes": classes, "foreground": foreground, "background": "a"}
     (folder / "metrics.json").write_text(json.dumps(summary | {"images": rows}))
 
 
@@ -183,9 +193,32 @@ def test_errors_of_several_classes_have_the_colours_of_the_page(results):
     assert sizes["confused"] == pytest.approx(sizes["output"], rel=0.1) and sizes["output"] > 330 * 330 / 3
 
 
+def test_the_legend_names_classes_and_what_is_not_annotated(results):
+    label = label_picture(np.zeros((30, 30), np.uint8), 4)
+    save_images(results / "images", 0, {"label": label, "output": label})
+    write_metrics(results, classes=["a", "_b", "$c", "d" * 50], foreground=None)
+
+    def filled(colour):
+        return f"fill: {colour}; stroke: #000000" in Path("a.svg").read_text()  # patches alone have both
+
+    assert main(["--num", "1", "--save", "a.svg"]) == 0
+    assert filled("#e69f00") and filled("#009e73") and not filled("#808080")  # classes that no picture shows
+    label[:5] = 128
+    save_images(results / "images", 0, {"label": label})
+    assert main(["--num", "1", "--save", "a.svg"]) == 0
+    assert filled("#808080") and not filled("#ffffff")
+    assert main(["--num", "1", "--save", "a.svg", "--overlay", "on"]) == 0
+    assert filled("#808080") and filled("#ffffff")
+
+
 def test_overlays_do_without_scores_label_and_input(results, fails):
     (results / "images" / "0010-input.png").unlink()
     assert main(["--overlay", "on"]) == 0
+    for number in ("0000", "0010"):
+        (results / "images" / f"{number}-label.png").rename(f"{number}.png")
+    assert main(["--overlay", "on", "--save", "short.png"]) == 0
+    with Image.open(results / "figure.png") as whole, Image.open("short.png") as short:
+        assert short.height < 0.7 * whole.height  # three rows, not five
     Image.new("L", (20, 20)).save(results / "images" / "0000-label.png")
     assert "image 0000: its pictures differ in size" in fails(main, ["--overlay", "on"])
     assert main([]) == 0
@@ -203,8 +236,16 @@ def test_the_worst_images_have_the_highest_pixel_error(results, fails):
     assert metrics.title("0010") == "0010\npixel error 0.2000, Dice 0.500" and metrics.title("0001") == "0001"
 
 
+@pytest.mark.parametrize(
+    ("classes", "foreground", "dice"), [(("cell_border", "cell"), "cell", 0.5), (("a", "b", "c"), None, 1 / 3)]
+)
+def test_the_dice_score_is_of_the_foreground_or_the_mean_of_several_classes(results, classes, foreground, dice):
+    write_metrics(results, classes, foreground, i0=0.1)
+    assert read_metrics(results).title("0000").endswith(f"Dice {dice:.3f}")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": [1]}', '{"images": null}'])
 def test_damaged_scores_are_one_line(results, fails, text):
     (results / "metrics.json").write_text(text)
-    assert "metrics.json: can't be read" in fails(main, ["--worst"])
-    assert main([]) == 0  # needs none
+    for flags in ([], ["--worst"]):
+        assert "metrics.json: can't be read" in fails(main, flags)

@@ -146,7 +146,7 @@ def test_a_test_of_an_ensemble_names_its_networks_and_is_shown(two, work, capsys
     page = (folder / "index.html").read_text()
     assert "<h1>a, b / em</h1>" in page
     assert '<th scope="row">--seed</th><td>0, 1</td>' in page and '<th scope="row">--lr</th><td>0.5</td>' in page
-    assert 'href="../../../checkpoints/b/em/model_epoch0007.pth">epoch 7</a>' in page
+    assert 'href="../../../checkpoints/b/em/model_epoch0007.pth">b, epoch 7</a>' in page
     assert display_result.main(["--scope", "a,b"]) == 0 and (folder / "figure.png").is_file()
 
 

@@ -136,9 +136,7 @@ def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
     assert main.main(TEST) == 0
     names = {path.name for path in (work / "results" / "unet" / "em" / "images").iterdir()}
     assert "0001-output.png" in names and "0001-label.png" not in names
-    shutil.rmtree(trained / "test")
-    (trained / "test").mkdir()
-    write_sample(trained / "test" / "00000.npy", sample["input"], None)
+    assert run_make_database.main(["--label", "none", "--overwrite"]) == 0
     shutil.rmtree(work / "log")  # without curves, too
     assert main.main(TEST) == 0
     assert "No image has a label" in (work / "results" / "unet" / "em" / "index.html").read_text()

@@ -69,12 +69,15 @@ function ofOutput() {
 
 const colouredBy = (colour) => [flood(colour), within("colour", "shape")];
 
-/** Primitives that draw the inner rim of some parts. */
-function outline(colour, radius, parts) {
+/** Primitives whose result is what is not annotated of a picture of a label. */
+const ofUnknown = (result) => ofColour("#" + data.notAnnotated.toString(16).repeat(3), result);
+
+/** Primitives that draw the inner rim of some parts, but not where they end at `open`. */
+function outline(colour, radius, parts, open) {
   const rims = parts.flatMap((part) => {
     const rim = within(part, "inner", "out");
     rim.setAttribute("result", `rim-${part}`);
-    return [svg("feMorphology", { in: part, operator: "erode", radius, result: "inner" }), rim];
+    return [merge([part, open], "wide"), svg("feMorphology", { operator: "erode", radius, result: "inner" }), rim];
   });
   const all = parts.length ? merge(parts.map((part) => `rim-${part}`), "rim") : nothing("rim");
   return [...rims, all, flood(colour), within("colour", "rim")];
@@ -107,7 +110,10 @@ function anyDifference() {
 
 /** Picture as it is shown alone: white is the foreground; of several classes those that are shown, on black. */
 function alone() {
-  if (!isTwo) return [...ofClasses(), within("SourceGraphic", "shape")];
+  if (!isTwo) {
+    const shown = merge(["shape", "unknown"], "shown");
+    return [...ofClasses(), ...ofUnknown("unknown"), shown, within("SourceGraphic", "shown")];
+  }
   return data.classes[1].background ? [matrix("-1 0 0 0 1  0 -1 0 0 1  0 0 -1 0 1  0 0 0 1 0")] : [svg("feOffset", {})];
 }
 
@@ -116,20 +122,19 @@ function filters() {
   const { label, output } = data.colours;
   const parts = isTwo ? ["shape"] : partsOf();
   const own = [within("SourceGraphic", "shape")];
-  const unknown = ofColour("#" + data.notAnnotated.toString(16).repeat(3), "shape");
   return {
     "label-fill": [...ofClasses(), ...(isTwo ? colouredBy(label) : own)],
     "output-fill": [...ofOutput(), ...(isTwo ? colouredBy(output) : own.map((one) => one.cloneNode()))],
-    "label-line": [...ofClasses(), ...outline(label, 2, parts)],
-    "output-line": [...ofOutput(), ...outline(output, 1, parts)],
+    "label-line": [...ofClasses(), ...ofUnknown("unknown"), ...outline(label, 2, parts, "unknown")],
+    "output-line": [...ofOutput(), nothing("none"), ...outline(output, 1, parts, "none")],
     "label-signal": [...ofClasses(), ...colouredBy("#f00")],
     "output-signal": [...ofOutput(), ...colouredBy("#0f0")],
     "label-shown": alone(),
     "output-shown": alone(),
     differs: anyDifference(),
     errors: errorColours(),
-    unknown: [...unknown, ...colouredBy("#000")],
-    "unknown-signal": [...unknown.map((one) => one.cloneNode(true)), ...colouredBy("#f00")],
+    unknown: [...ofUnknown("shape"), ...colouredBy("#000")],
+    "unknown-signal": [...ofUnknown("shape"), ...colouredBy("#f00")],
     veil: veil(),
   };
 }
@@ -222,6 +227,7 @@ function sortCards() {
   for (const card of sorted) card.hidden = !`${imageOf(card).title} ${card.dataset.image}`.toLowerCase().includes(wanted);
   find("#cards").append(...sorted);
   state.shown = sorted.filter((card) => !card.hidden);
+  find("#cards").style.setProperty("--num", state.shown.length);
   find("#count").value = wanted ? `${state.shown.length} of ${cards.length}` : "";
   drawChart();
 }

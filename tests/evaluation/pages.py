@@ -44,7 +44,7 @@ def summary_of(classes=("background", "cell"), background="background", mean=Non
     }
 
 
-def write_two_classes(folder, num=3, *, background="background", **changes):
+def write_two_classes(folder, num=3, *, background="background", charts=None, **changes):
     """Page of images of two classes, of which number k is k px off; the last one is partly annotated."""
     cards = []
     for number in range(num):
@@ -65,12 +65,15 @@ def write_two_classes(folder, num=3, *, background="background", **changes):
             "pixel_size": None if number else (0.5, 0.5),
         } | changes
         cards.append(Card(**vars(card) | changed))
-    write_index(folder, folder, run_of(), summary_of(background=background), cards)
+    write_index(folder, folder, run_of(charts=charts or {}), summary_of(background=background), cards)
     return (folder / "index.html").as_uri()
 
 
-def write_three_classes(folder):
-    """Page of one image with a nucleus in a cell, of which the output takes a half for cell."""
+def write_three_classes(folder, annotated=SIZE):
+    """Page of one image with a nucleus in a cell, of which the output takes a half for cell.
+
+    The first columns, so many, are annotated.
+    """
     label = np.zeros((SIZE, SIZE), np.uint8)
     label[8:56, 8:56] = 1
     label[20:40, 20:40] = 2
@@ -78,14 +81,15 @@ def write_three_classes(folder):
     output[20:40, 30:40] = 1
     output[8:56, 48:56] = 0
     pixels = np.full((SIZE, SIZE), 120, np.uint8)
-    save_images(
-        folder / "images", 0, {"input": pixels, "label": label_picture(label, 3), "output": label_picture(output, 3)}
-    )
+    known = np.broadcast_to(np.arange(SIZE) < annotated, label.shape)
+    pictures = {"label": label_picture(label, 3, known), "output": label_picture(output, 3)}
+    save_images(folder / "images", 0, {"input": pixels} | pictures)
     names = ("background", "cell", "nucleus")
     summary = summary_of(names) | {
         "confusion_matrix": {"names": list(names), "counts": [[9, 1, 0], [1, 8, 1], [0, 5, 5]]}
     }
-    write_index(folder, folder, run_of(), summary, [Card("0000", "00000.npy", label.shape, {"pixel_error": 0.1})])
+    card = Card("0000", "00000.npy", label.shape, {"pixel_error": 0.1}, annotated=annotated / SIZE)
+    write_index(folder, folder, run_of(), summary, [card])
     return (folder / "index.html").as_uri()
 
 

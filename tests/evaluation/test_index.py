@@ -89,11 +89,13 @@ def test_a_page_without_labels_has_no_scores_and_no_charts(tmp_path, cards):
     cards = [Card("0000", "0.npy", (2, 2), {})] if cards is None else cards
     write_index(tmp_path, tmp_path, pages.run_of(), pages.summary_of() | {"mean": {}, "majority": {}}, cards)
     assert "No image has a label" in outline(tmp_path).text and outline(tmp_path).open == []
+    assert 'data-layer="errors"' not in (tmp_path / "index.html").read_text()
 
 
 def test_both_baselines_and_the_confusion_matrix_are_shown(tmp_path):
     pages.write_three_classes(tmp_path)
     text = outline(tmp_path).text
+    assert '<svg id="chart"' not in (tmp_path / "index.html").read_text()  # of a single image
     assert "all background" in text and "Otsu" not in text and "Percent of the pixels" in text
     assert re.search(r"nucleus\s+0\.0\s+50\.0\s+50\.0", text)
     write_index(tmp_path, tmp_path, pages.run_of(), pages.summary_of() | {"baseline_otsu": {"pixel_error": 0.07}}, [])
@@ -130,6 +132,16 @@ def test_curves_of_a_training_are_drawn_within_their_chart():
     assert (train.name, train.last, validation.last) == ("loss train", 0.25, 0.3)
     assert train.points == "44.0,8.0 195.0,113.3 346.0,166.0" and found[0].marked == 346.0
     assert [text for _, text in found[0].x_ticks] == ["1", "2", "3"]
+
+
+def test_a_few_outliers_do_not_flatten_the_other_values():
+    usual = [(step, 1 / step) for step in range(1, 31)]
+    begins_high = charts({"loss/train": usual, "loss/val": [(1, 6.0), (2, 7.7), *usual[2:]]})[0]
+    plain = charts({"loss/train": usual, "loss/val": usual})[0]
+    assert begins_high.lines[0] == plain.lines[0] and begins_high.y_ticks == plain.y_ticks
+    assert (begins_high.cut, plain.cut) == (7.7, None)
+    level = charts({"loss/train": [(step, float(step == 5)) for step in range(30)]})[0]
+    assert level.cut is None
 
 
 def test_curves_that_are_level_short_or_not_finite_are_no_error():

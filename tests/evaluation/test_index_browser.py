@@ -11,6 +11,8 @@ import pages
 import pytest
 from PIL import Image
 
+from evaluation.curves import charts
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MISSING = "needs chromium and chromedriver: apt-get install chromium chromium-driver"
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER) and os.environ.get("REQUIRE_BROWSER") != "1", reason=MISSING)
@@ -31,7 +33,7 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
-    def open(self, address, width=1280, height=900):
+    def open(self, address, width=1280, height=1600):
         self.resize(width, height)
         self.darken(False)
         self.driver.get(address)
@@ -263,6 +265,25 @@ def test_classes_are_switched_on_and_off(page, three):
     middle = shown[shown.shape[0] * 30 // 64]  # crosses the border of the cell, and that of the nucleus in it
     columns = np.flatnonzero(is_near(middle, magenta, 10)) * 64 / len(middle)
     assert {int(column + 0.5) for column in columns} == {8, 20, 30, 48}
+
+
+def test_what_is_not_annotated_is_grey_in_the_label_and_borders_nothing(page, tmp_path):
+    stage = open_card(page, pages.write_three_classes(tmp_path, 30), "0000", "label-line")
+    shown = page.shot(stage)
+    middle = shown[shown.shape[0] * 25 // 64]  # crosses the left borders of the cell and of the nucleus in it
+    columns = np.flatnonzero(is_near(middle, (255, 255, 255), 10)) * 64 / len(middle)
+    assert {int(column + 0.5) for column in columns} == {8, 20}
+    page.click(stage)
+    grey = (page.shot(".panels figure:nth-child(2) .stage") == 128).all(-1).sum()
+    assert grey == pytest.approx(page.run("sizes().imageWidth") ** 2 * 34 / 64, rel=0.02)
+
+
+def test_curves_stand_side_by_side_beside_the_scores(page, tmp_path):
+    curves = charts({name: [(1, 0.5), (2, 0.4)] for name in ("loss/val", "pixel_error", "dice/cell")})
+    page.open(pages.write_two_classes(tmp_path, charts={"unet": curves}))
+    places = [page.find(selector).rect for selector in (".scores", "figure:nth-child(1)", "figure:nth-child(2)")]
+    left, top = [place["x"] for place in places], [place["y"] for place in places]
+    assert left == sorted(left) and top[1] == top[2] < top[0] + places[0]["height"]
 
 
 def test_the_page_fits_every_window_and_is_accessible(page, two, three):

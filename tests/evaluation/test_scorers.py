@@ -1,13 +1,13 @@
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dataset import IGNORE, DataInfo, SampleFile, write_sample
+from dataset import IGNORE, DataInfo, SampleFile, describe, write_sample
 from distributed import World
 from evaluation import metrics
 from evaluation.scorers import (
@@ -44,6 +44,27 @@ def segmented(label, probability, index=0, num_class=2, known=None):
 
 def predictor(info=INFO, threshold=0.5, background=0):
     return Predictor((Member(torch.nn.Identity(), info),), threshold, torch.device("cpu"), background=background)
+
+
+@pytest.mark.parametrize(
+    ("highs", "context", "legend"),
+    [
+        ([300, 60000], 0, "; channel 1 of 2 of the input shown from 0 to 300"),  # highest grey value of each channel
+        ([300, 9, 60000, 9], 0, "; channel 1 of 4 of the input shown from 0 to 300"),
+        ([40000, 300, 60000], 0, "; input shown from 0 to 4e+04, 0 to 300, 0 to 6e+04"),
+        ([40000, 30000, 60000], 0, "; input shown from 0 to 6e+04"),  # none is faint: one range keeps the colours
+        ([60000, 300, 60000], 1, "; input shown from 0 to 300"),
+        ([9, 60000, 300, 60000, 9, 60000], 1, "; channel 1 of 2 of the input shown from 0 to 300"),
+    ],
+)
+def test_pictures_have_the_contrast_of_the_channels_that_they_show(highs, context, legend, tmp_path):
+    pixels = (np.linspace(-0.1, 1.1, 4096).clip(0, 1).reshape(64, 64, 1) * highs).astype(np.uint16)
+    info = describe([(pixels, np.zeros((64, 64), np.uint8))], [0, 255], context=context)
+    info = DataInfo.from_dict(json.loads(json.dumps(asdict(info))), tmp_path)
+    image = replace(segmented(np.zeros((64, 64)), np.zeros((64, 64))), image=pixels)
+    picture = pictures_of(image, info)["input"]
+    assert (picture.reshape(4096, -1).max(0) > 120).all() and picture.min() == 0
+    assert legend in TestScorer(tmp_path, [], predictor(info)).legend
 
 
 def test_a_stacks_challenge_scores_are_the_golden_maxima():
