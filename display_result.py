@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from config import DisplayFlags, parse
-from evaluation.page import RESULTS, sorting_score
 from evaluation.pictures import (
     COLOURS,
     COLOURS_OF_SEVERAL,
@@ -30,6 +29,7 @@ from evaluation.pictures import (
     picture_name,
     veiled,
 )
+from evaluation.tables import RESULTS, sorting_score
 from files import atomic_write, reading
 from utils import UserError, is_out_of_memory, natural_key, program, say
 

@@ -20,8 +20,8 @@ from checkpoint import Checkpoint
 from config import Config
 from dataset import ENTRIES, DataInfo, SampleFile, list_samples, load_info
 from distributed import World
-from evaluation.page import Scores
 from evaluation.scorers import checked_samples
+from evaluation.tables import Scores
 from evaluation.validation import Validation
 from files import check_writable, locked, move_aside
 from prediction.predictor import find_background

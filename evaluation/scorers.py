@@ -15,9 +15,7 @@ import torch
 from dataset import IGNORE, DataInfo, Origin, SampleFile, check_samples, check_values
 from distributed import World
 from evaluation import metrics
-from evaluation.index import Card
 from evaluation.otsu import otsu_mask
-from evaluation.page import Scores
 from evaluation.pictures import (
     Pictures,
     image_name,
@@ -26,6 +24,8 @@ from evaluation.pictures import (
     save_images,
     wrong_pixels,
 )
+from evaluation.results_page import Card
+from evaluation.tables import Scores
 from images.drawing import input_picture
 from prediction.objects import (
     KEEP_ALL,

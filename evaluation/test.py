@@ -17,7 +17,7 @@ from checkpoint import Checkpoint
 from config import Config, as_typed
 from dataset import ENTRIES, list_samples, sample_origins
 from distributed import World
-from evaluation import curves, index, page
+from evaluation import curves, results_page, tables
 from evaluation.scorers import TestScorer, checked_samples, segment
 from files import atomic_folder
 from prediction.objects import KEEP_ALL
@@ -72,7 +72,7 @@ def _results(goal: Path, world: World) -> Iterator[Path]:
     if not world.is_main:
         yield world.broadcast(Path())
         return
-    with atomic_folder(goal, page.RESULTS, "choose another --scope or --dir_result") as folder:
+    with atomic_folder(goal, tables.RESULTS, "choose another --scope or --dir_result") as folder:
         yield world.broadcast(folder)
 
 
@@ -83,11 +83,11 @@ def _write(
     facts = {"command": command_line(), **_origin(tested), "split": config.split}
     facts["precision"] = str(precision or torch.float32).removeprefix("torch.")  # --amp auto depends on the machine
     summary = scorer.summary()
-    page.write_metrics(folder, facts | summary, scorer.rows)
-    index.write_index(
+    tables.write_metrics(folder, facts | summary, scorer.rows)
+    results_page.write_index(
         folder,
         config.folder("result"),
-        index.Run(
+        results_page.Run(
             title=f"{', '.join(config.scopes)} / {config.name_data}",
             legend=scorer.legend,
             facts=facts,
@@ -151,14 +151,14 @@ def _flags(tested: Iterable[Checkpoint]) -> dict[str, Any]:
 
 def _say_confusion(scorer: TestScorer) -> None:
     """Print the confusion matrix of more than two classes, if it fits."""
-    text = page.format_confusion(scorer.matrix, scorer.info.class_names)
+    text = tables.format_confusion(scorer.matrix, scorer.info.class_names)
     if text and scorer.info.num_class > 2 and scorer.matrix.any():
         say(f"\npercentage of each class of the label (row) predicted as each class (column):\n{text}\n")
 
 
 def _say_scores(scorer: TestScorer, epochs: list[int], folder: Path) -> None:
     """Print the scores of a test, with its classes and thresholds."""
-    say(page.format_table(page.main_scores(scorer.table())))
+    say(tables.format_table(tables.main_scores(scorer.table())))
     _say_confusion(scorer)
     of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
     say(f"{of}; {scorer.legend}")

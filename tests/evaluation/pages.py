@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from evaluation.index import Card, Run, write_index
 from evaluation.pictures import label_picture, save_images, wrong_pixels
+from evaluation.results_page import Card, Run, write_index
 
 SIZE = 64
 

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import numpy as np
 
 from evaluation.curves import Chart
-from evaluation.page import Scores, sorting_score
 from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, KINDS, NOT_ANNOTATED, palette, picture_name
+from evaluation.tables import Scores, sorting_score
 from utils import printable
 
 TEMPLATES = Path(__file__).parent / "templates"

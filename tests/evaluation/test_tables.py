@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 
-from evaluation.page import format_confusion, write_metrics
+from evaluation.tables import format_confusion, write_metrics
 
 
 def test_metrics_are_written_as_json_and_csv(tmp_path):

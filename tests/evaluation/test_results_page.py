@@ -7,8 +7,8 @@ import pages
 import pytest
 
 from evaluation.curves import charts, read_curves, ticks
-from evaluation.index import Card, link_to, write_index
 from evaluation.pictures import save_images, wrong_pixels
+from evaluation.results_page import Card, link_to, write_index
 
 VOID = {"meta", "link", "img", "input", "line"}
 
