@@ -530,13 +530,11 @@ def describe(
         Where the mean and standard deviation are measured, for a caller that wants the true one of a constant channel.
     """
     moments = moments or Moments()
-    sizes, classes = ObjectSizes(len(class_values)), _ClassPixels(len(class_values))
-    rng, shown = np.random.default_rng(0), []
+    sizes, classes, shown = ObjectSizes(len(class_values)), _ClassPixels(len(class_values)), _ShownPixels()
     for image, label in samples:
         moments.add(image)
         own = image[..., own_channels(image.shape[2], context)]
-        y, x = (rng.integers(0, length, NUM_SHOWN) for length in image.shape[:2])
-        shown.append(own[y, x, shown_channels(own.shape[2])])
+        shown.add(own)
         if label is not None:
             sizes.add(label)
             classes.add(own[..., 0], label)
@@ -548,12 +546,25 @@ def describe(
         class_share=classes.share,
         mean=mean.tolist(),
         std=std.tolist(),
-        value_range=shown_range(np.concatenate(shown)),
+        value_range=shown_range(np.concatenate(shown.pixels)),
         min_size=sizes.min_size,
         fill_holes=sizes.fill_holes,
         context=context,
         class_mean=classes.mean,
     )
+
+
+class _ShownPixels:
+    """A random choice of pixels (n, C) of images given one by one, with the channels that pictures show."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+        self.pixels: list[np.ndarray] = []
+
+    def add(self, image: np.ndarray) -> None:
+        """Add pixels of an image (H, W, C)."""
+        y, x = (self._rng.integers(0, length, NUM_SHOWN) for length in image.shape[:2])
+        self.pixels.append(image[y, x, shown_channels(image.shape[2])])
 
 
 class _ClassPixels:
