@@ -53,9 +53,10 @@ def make_database(num: int) -> tuple[float, float]:
         for name in ("images", "labels"):
             (Path(folder) / name).mkdir()
         for number in range(num):
-            image = rng.integers(0, 256, (64, 64), np.uint8)
+            label = np.kron(rng.integers(0, 2, (4, 4), np.uint8) * 255, np.ones((16, 16), np.uint8))
+            image = rng.integers(0, 128, (64, 64), np.uint8) + label // 2
             tifffile.imwrite(Path(folder) / "images" / f"{number}.tif", image)
-            tifffile.imwrite(Path(folder) / "labels" / f"{number}.tif", image // 128 * 255)
+            tifffile.imwrite(Path(folder) / "labels" / f"{number}.tif", label)
         flags = ["--input", "images", "--label", "labels", "--num_val", 0, "--num_test", 0]
         return bench_infer.measured(folder, "run_make_database.py", *flags)
 
