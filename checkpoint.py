@@ -156,7 +156,7 @@ class Checkpoint:
         """
         state = _read(path)
         here = load_info(database) if "netG" in state or find_description(database) else None
-        saved = cls._of(state, path, here)
+        saved = cls._of(state, path, here if here and here.class_values else None)
         for what in ("nch_in", "context", "class_values") if here else ():
             ours, theirs = getattr(here, what), getattr(saved.info, what)
             if ours not in (theirs, []):  # without labels there are no classes

@@ -175,11 +175,12 @@ class Flags:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.metadata["group"] == name}
 
     def given(self, *names: str) -> str:
-        """Those of the named flags that don't have their default value, as typed on the command line."""
+        """Those of the named flags that don't have their default value, as typed; of many values the first ones."""
         typed = self.as_typed()
         changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
         values = {f"--{name}": typed[f"--{name}"] for name in changed if name in names}
-        return " ".join(f"{k} {' '.join(v) if isinstance(v, tuple) else v}" for k, v in values.items())
+        shown = {k: " ".join(v[:3]) + " ..." * (len(v) > 3) if isinstance(v, tuple) else v for k, v in values.items()}
+        return " ".join(f"{name} {value}" for name, value in shown.items())
 
     def as_typed(self) -> dict[str, Any]:
         """Flags and values as typed on the command line."""

@@ -150,7 +150,10 @@ class Trainer:
         if self.dir_checkpoint.is_dir():
             self._lock(locks)
         locks.enter_context(self.world.reading(self.dir_data, ENTRIES, "choose another --name_data"))
-        state = self._resume() if self.config.train_continue or self._was_restarted() else self._begin()
+        if self._was_restarted():
+            state = self._resume(0)
+        else:
+            state = self._resume(self.config.epoch) if self.config.train_continue else self._begin()
         self.progress.seconds_before = state.seconds
         if self.progress.sync(state.epoch - 1) >= 1:
             self._say(f"already trained to epoch {state.epoch - 1}: raise --num_epoch or --max_minutes to train longer")
@@ -278,9 +281,9 @@ class Trainer:
             self._say(start_from(state, Path(self.config.init_from)))
         return state
 
-    def _resume(self) -> TrainState:
-        """State from the newest checkpoint, or from that of `--epoch`."""
-        path = checkpoint.find(self.dir_checkpoint, self.config.epoch)
+    def _resume(self, epoch: int | str) -> TrainState:
+        """State from the checkpoint of an epoch; 0: the newest."""
+        path = checkpoint.find(self.dir_checkpoint, epoch)
         saved = Checkpoint.load_for(path, self.dir_data)
         state = TrainState.resume(saved, path, self.config, self.device, self.precision)
         for note in changed_flags(saved, self.config) + self.best.resume(saved, state, self.world):
@@ -388,7 +391,8 @@ class Trainer:
 
     def _say_stopped(self, state: TrainState, num_step: int, path: Path) -> int:
         """Print where a training was stopped and how to resume it; return the exit status."""
-        again = command_line([] if self.config.train_continue else ["--train_continue", "on"])
+        newest = ["--epoch", "0"] if self.config.epoch else []
+        again = command_line(newest if self.config.train_continue else ["--train_continue", "on"])
         where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
         if self.world.is_main:
             say(f"stopped in {where}, saved {path}; to resume: {again}", sys.stderr)

@@ -222,7 +222,7 @@ class OutputFiles:
         for path in self._pngs if self.to_folder else []:
             check_replaceable(path)
             if path.exists() and not is_predicted(path):
-                raise UserError(f"{path}: not a PNG of predict, {advice}")
+                raise UserError(f"{path}: not a PNG of predict, or one of an earlier version, {advice}")
 
     def _count_older(self, path: Path) -> int:
         """Number of older files at a path; refuses to replace anything but older outputs."""

@@ -406,8 +406,8 @@ def is_colour(image: np.ndarray) -> bool:
 def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
     """Whether a label image is in colour; refuses one that holds no values of classes."""
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        what = f"NaN or infinity on {1 - np.isfinite(pixels).mean():.1%} of the pixels, which is no class"
-        raise UserError(f"{label}: {what}: give these another value, such as 255, and name that by --ignore 255")
+        what = f"NaN or infinity in {(~np.isfinite(pixels)).sum()} pixels, which is no class"
+        raise UserError(f"{label}: {what}: give these a value that no class has, such as 128, and add --ignore 128")
     colour = is_colour(pixels)
     if pixels.shape[2] not in (1, 3) or (colour and pixels.dtype != np.uint8):
         what = f"{pixels.shape[2]} channels of {pixels.dtype.name}"

@@ -95,6 +95,7 @@ def test_a_value_beyond_its_rule_ends_with_status_2(fails):
             "--input x.tif: applies to --mode predict: add it, or leave --input",
         ),
         (["--input", "a.tif", "b.tif"], "--input a.tif b.tif: applies"),
+        (["--input", *"abcd"], "--input a b c ...: applies"),
         (["--output", "y.tif"], "--mode predict or export: add it"),
         (["--loss", "bce", "--balance"], "--balance on: applies to --loss wbce"),
         (["--epoch", "1"], "--epoch 1: applies to --train_continue on: add it"),

@@ -218,6 +218,9 @@ def test_the_originals_checkpoint_and_layout_are_tested_and_trained_on(work):
     folder.mkdir(parents=True)
     shutil.copy(SHARED / "golden" / "upstream" / "inorm_model_epoch0003.pth", folder / "model_epoch0003.pth")
     assert main.main(TEST) == 0
+    shutil.copytree(folder, folder.parent / "new")
+    argv = ["--name_data", "new", "--input", "datasets/em/test/input_000.npy", "--label", "none"]
+    assert run_make_database.main(argv) == main.main([*TEST, "--name_data", "new"]) == 0
     flags = [*SMALL, "--num_level", "4", "--num_crop", "1", "--norm", "inorm", "--num_epoch", "4"]
     assert main.main([*flags, "--train_continue", "on"]) == 0
     saved = torch.load(folder / "model_epoch0004.pth")

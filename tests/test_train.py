@@ -200,6 +200,17 @@ def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, wo
     assert (work / "checkpoints" / "unet" / "em" / "earlier-1" / "model_epoch0001.pth").is_file()
 
 
+def test_a_run_resumed_from_an_epoch_takes_its_own_checkpoint_next(trained, monkeypatch, stop_at_forward, capfd):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    flags = [*SMALL, "--train_continue", "--epoch", "1", "--num_epoch", "3"]
+    stop_at_forward(signal.SIGTERM, 2)  # in epoch 2
+    assert main.main(flags) == 143
+    assert capfd.readouterr().err.splitlines()[-1].endswith("--epoch 0")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main.main(flags) == 0
+    assert "resuming from checkpoints/unet/em/model_epoch0002.pth" in capfd.readouterr().out
+
+
 def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(database, work, start):
     os.mkfifo("pipe")
     process = start(main.main, *SMALL, "--num_epoch", "1000", out=work / "pipe")

@@ -161,7 +161,7 @@ def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, 
     if crop[0] == crop[1] and 4 * min(height, width) >= 3 * max(height, width):
         height = width = min(height, width)
     if (height, width) != crop and verbose:
-        what = f"the largest image has {highest} x {widest} px, and sides are multiples of {stride}"
+        what = f"the images are at most {highest} px high and {widest} px wide, rounded up to multiples of {stride}"
         say(f"crops are {height} x {width} px: {what}")
     small = sum(rows < height or columns < width for rows, columns in shapes)
     if small and verbose:
