@@ -150,10 +150,9 @@ class Trainer:
         if self.dir_checkpoint.is_dir():
             self._lock(locks)
         locks.enter_context(self.world.reading(self.dir_data, ENTRIES, "choose another --name_data"))
-        if self._was_restarted():
-            state = self._resume(0)
-        else:
-            state = self._resume(self.config.epoch) if self.config.train_continue else self._begin()
+        restarted = self._was_restarted()
+        epoch = 0 if restarted else self.config.epoch
+        state = self._resume(epoch) if restarted or self.config.train_continue else self._begin()
         self.progress.seconds_before = state.seconds
         if self.progress.sync(state.epoch - 1) >= 1:
             self._say(f"already trained to epoch {state.epoch - 1}: raise --num_epoch or --max_minutes to train longer")
@@ -206,11 +205,7 @@ class Trainer:
     def _train_epoch(self, state: TrainState, net: nn.Module, batches: TrainingBatches) -> Scores:
         """Train the remaining batches of an epoch; their losses are added to the state."""
         start, first = time.perf_counter(), len(state.losses)
-
-        def update_average() -> None:
-            if state.average:
-                state.average.update(state.net)
-
+        update_average = partial(state.average.update, state.net) if state.average else None
         losses = run_epoch(
             net,
             self._remaining_batches(state, batches),
