@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from utils import say
 
@@ -52,16 +56,38 @@ class Chart:
 
 def read_curves(folder: Path) -> dict[str, Points]:
     """Curves of the event files in a folder, as TensorBoard shows them; empty if there are none."""
-    if not any(folder.glob("events*")):
-        return {}
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    curves: dict[str, Points] = {}
     try:
-        events = EventAccumulator(str(folder), {"scalars": MAX_POINT, "images": 1, "tensors": 1}).Reload()
+        for event in (event for path in sorted(folder.glob("events*")) for event in _events(path)):
+            if event.session_log.status == event.session_log.START:  # of a resumed run, which does these epochs again
+                curves = {name: [point for point in points if point[0] < event.step] for name, points in curves.items()}
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    curves.setdefault(value.tag, []).append((event.step, value.simple_value))
     except OSError as error:
         say(f"warning: {folder}: can't be read ({error.strerror or error}): no training curves", sys.stderr)
         return {}
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    steps = {name: -(-len(points) // MAX_POINT) for name, points in curves.items() if points}
+    return {name: curves[name][::-step][::-1] for name, step in steps.items()}
+
+
+def _events(path: Path) -> Iterator[Any]:
+    """Events of a file, to its first damaged one.
+
+    TensorBoard's own reader also computes the checksums of all pictures, in Python: 0.96 s instead of 0.005 s for a
+    training of 330 epochs.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto.event_pb2 import Event
+
+    with path.open("rb") as file, suppress(DecodeError):
+        size = os.fstat(file.fileno()).st_size
+        while len(head := file.read(12)) == 12:  # length of the event, and the checksum of that
+            length = int.from_bytes(head[:8], "little")
+            if length > size - file.tell() - 4:  # its checksum follows
+                return
+            yield Event.FromString(file.read(length))
+            file.seek(4, os.SEEK_CUR)
 
 
 def charts(curves: dict[str, Points], epoch: int | None = None) -> list[Chart]:

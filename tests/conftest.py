@@ -171,11 +171,10 @@ def events(work, scope="unet"):
 
 def curves(work, scope="unet", *, every_epoch=True):
     """Points of each curve as (epoch, value), as TensorBoard shows them; those of every epoch that are no times."""
-    from evaluation.curves import read_curves
-
     other = {"max/v_rand", "max/v_info", "min_pixel_error", "rand_error"} if every_epoch else set()
-    found = read_curves(work / "log" / scope / "em")
-    return {name: points for name, points in found.items() if name not in other | {"images_per_second"}}
+    found = events(work, scope)
+    names = {*found.Tags()["scalars"]} - other - {"images_per_second"}
+    return {name: [(event.step, event.value) for event in found.Scalars(name)] for name in names}
 
 
 def same(a, b):

@@ -22,6 +22,7 @@ import main
 from checkpoint import Checkpoint
 from dataset import SampleFile, list_samples, load_info, write_sample
 from evaluation import metrics
+from evaluation.curves import read_curves
 from evaluation.scorers import Challenge
 from model import UNet
 from prediction import predictor
@@ -341,6 +342,8 @@ def test_going_on_from_an_older_epoch_sets_the_newer_ones_aside(trained, work):
     assert main.main([*flags, "--num_epoch", "3", "--epoch", "1", "--num_freq_save", "9"]) == 0
     assert checkpoint.find(work / "checkpoints" / "unet" / "em").name == "model_epoch0003.pth"
     assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2, 3]
+    on_page = read_curves(work / "log" / "unet" / "em")
+    assert {name: on_page[name] for name in curves(work)} == curves(work)
 
 
 def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, work, capsys):

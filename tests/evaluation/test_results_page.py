@@ -155,6 +155,7 @@ def test_curves_that_are_level_short_or_not_finite_are_no_error():
 def test_a_folder_without_a_log_that_can_be_read_has_no_curves(tmp_path, capsys):
     assert read_curves(tmp_path) == {} and read_curves(tmp_path / "none") == {}
     (tmp_path / "events.out.tfevents.1").write_bytes(b"damaged")
+    (tmp_path / "events.out.tfevents.0").write_bytes(b"\xff" * 99)  # an event of exabytes
     assert read_curves(tmp_path) == {} and capsys.readouterr().err == ""
     (tmp_path / "events.out.tfevents.2").mkdir()
     assert read_curves(tmp_path) == {} and "no training curves" in capsys.readouterr().err
