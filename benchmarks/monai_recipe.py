@@ -35,24 +35,31 @@ class Variant:
     crop: int = 96  # [px], also of the windows of the prediction
     num_image: int = 2  # in a batch, four crops of each
     precision: str = "float32"
+    rate: float = 1e-3  # of Adam
     anneal: bool = False  # cosine to 0 at the end of the budget, instead of a constant rate
     overlap: float = 0.25  # of windows; from 0.5 on, weighted by a Gaussian
     num_view: int = 1  # 8: mean over flips and turns
 
 
 TUTORIAL = Variant()
-CROPS_256 = replace(TUTORIAL, loss="DiceCELoss", crop=256, num_image=1)
-COSINE = replace(CROPS_256, anneal=True)
-VIEWS = replace(COSINE, overlap=0.5, num_view=8)
+DICE_CE = replace(TUTORIAL, loss="DiceCELoss")
+CROPS_256 = replace(DICE_CE, crop=256, num_image=1)
+VIEWS = {"overlap": 0.5, "num_view": 8}
+BF16 = VIEWS | {"precision": "bfloat16"}
+COSINE = BF16 | {"anneal": True, "rate": 4e-3}
 VARIANTS = {
     "tutorial": TUTORIAL,
-    "dice+ce": replace(TUTORIAL, loss="DiceCELoss"),
-    "basic": replace(TUTORIAL, loss="DiceCELoss", net="BasicUNet"),
+    "dice+ce": DICE_CE,
+    "basic": replace(DICE_CE, net="BasicUNet"),
     "256": CROPS_256,
     "basic 256": replace(CROPS_256, net="BasicUNet"),
-    "256 cosine": COSINE,
-    "256 cosine views": VIEWS,
-    "256 cosine views bf16": replace(VIEWS, precision="bfloat16"),
+    "256 cosine": replace(CROPS_256, anneal=True),
+    "256 cosine views": replace(CROPS_256, **VIEWS, anneal=True),
+    "256 cosine views bf16": replace(CROPS_256, **BF16, anneal=True),
+    "256 views bf16": replace(CROPS_256, **BF16),
+    "256 cosine views bf16 4e-3": replace(CROPS_256, **COSINE),
+    "dice+ce views bf16": replace(DICE_CE, **BF16),
+    "dice+ce cosine views bf16 4e-3": replace(DICE_CE, **COSINE),
 }
 
 
@@ -113,7 +120,7 @@ def train(net: torch.nn.Module, variant: Variant, samples: list[dict[str, np.nda
     import torch
 
     loss = getattr(monai.losses, variant.loss)(sigmoid=True)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(net.parameters(), variant.rate)
     loader, num_step = make_loader(samples, variant), 0
     while True:
         for batch in loader:
@@ -121,7 +128,7 @@ def train(net: torch.nn.Module, variant: Variant, samples: list[dict[str, np.nda
             if done >= 1:
                 return num_step
             if variant.anneal:
-                optimizer.param_groups[0]["lr"] = 1e-3 * (1 + math.cos(math.pi * done)) / 2
+                optimizer.param_groups[0]["lr"] = variant.rate * (1 + math.cos(math.pi * done)) / 2
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=variant.precision == "bfloat16"):
                 logits = net(batch["image"].as_tensor())
