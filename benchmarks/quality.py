@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -124,24 +125,33 @@ def run(args: argparse.Namespace, recipe: str, seed: int) -> dict:
     flags = f"{RECIPES[recipe]} {args.flags}".split()
     what = {"recipe": recipe, "flags": flags, "length": length, "nch_ker": args.nch_ker, "seed": seed}
     log = args.work / "runs.jsonl"
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    found = [row for row in done if row.items() >= (what | {"split": args.split}).items()]
-    if found:
-        return found[0]
-    scope = f"{recipe}-{seed}".translate(str.maketrans(" ,+", "___"))
+    if found := find_row(log, what | {"split": args.split}):
+        return found
+    scope = f"{recipe}-{length[1]}-{seed}".translate(str.maketrans(" ,+", "___"))
     place = ["--scope", scope, "--gpu_ids", args.gpu_ids]
     start = time.perf_counter()
     train = ["--nch_ker", args.nch_ker, *length, *flags, "--seed", seed]
-    program("main.py", args.work, "--mode", "train", *place, "--num_freq_save", 100000, *train)
-    seconds = time.perf_counter() - start
+    cpu = program("main.py", args.work, "--mode", "train", *place, "--num_freq_save", 100000, *train)
+    seconds = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(cpu, 1)}
     views = ["--tta", "off"] if "--tta off" in RECIPES[recipe] else []
     program("main.py", args.work, "--mode", "test", *place, "--split", args.split, *views)
-    row = what | {"split": args.split, "seconds": round(seconds, 1)} | scores(args.work / "results" / scope / "em")
+    row = what | {"split": args.split} | seconds | scores(args.work / "results" / scope / "em")
     row |= {"date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine()}
+    write_row(log, row)
+    return row
+
+
+def find_row(log: Path, what: dict) -> dict | None:
+    """First row of a log of JSON lines with these values."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    return next((row for row in rows if row.items() >= what.items()), None)
+
+
+def write_row(log: Path, row: dict) -> None:
+    """Add a row to a log, and print it."""
     with log.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row), file=sys.stderr, flush=True)
-    return row
 
 
 def scores(folder: Path) -> dict:
@@ -152,10 +162,13 @@ def scores(folder: Path) -> dict:
     return dict(zip(SCORES, values, strict=True)) | {"epoch": metrics["epoch"]}
 
 
-def program(name: str, work: Path, *flags: object) -> None:
-    """Run one of the project's programs in the folder of the runs."""
+def program(name: str, work: Path, *flags: object) -> float:
+    """Run one of the project's programs in the folder of the runs, and return its processor time [s]."""
+    before = os.times()
     with (work / "log.txt").open("a") as log:
         subprocess.run([sys.executable, ROOT / name, *map(str, flags)], cwd=work, stdout=log, stderr=log, check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def table(runs: list[dict]) -> str:
