@@ -199,13 +199,10 @@ def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 MODES = ("train", "test", "predict", "export")
-MODES_OF = {  # flags without effect in the other modes; those of a training may be given to all, as in one script
-    **dict.fromkeys(("input", "what", "channel", "series", "section", "dtype", "compression", "link"), ("predict",)),
-    "output": ("predict", "export"),
-    **dict.fromkeys(("format", "author", "license"), ("export",)),
-    "split": ("test",),
-    **dict.fromkeys(("min_size", "fill_holes"), ("predict", "test")),
-}
+# modes in which flags have an effect, by group and by name; those of a training may be given to all, as in one script
+MODES_OF_GROUP = {"predict": ("predict",), "export": ("export",)}
+MODES_OF = {"output": ("predict", "export"), "split": ("test",), "min_size": ("predict", "test")}
+MODES_OF["fill_holes"] = MODES_OF["min_size"]
 
 
 @dataclass(frozen=True)
@@ -359,10 +356,13 @@ class Config(Flags):
 
     def _check_mode(self) -> None:
         """Refuse a flag that has no effect in this mode: without --mode predict its flags would start a training."""
-        for name, modes in MODES_OF.items():
-            if self.mode not in modes and (given := self.given(name)):
+        for item in fields(self):
+            modes: tuple[str, ...] = MODES_OF.get(item.name) or MODES_OF_GROUP.get(item.metadata["group"]) or MODES
+            if self.mode not in modes and (given := self.given(item.name)):
                 advice = "add it" if self.mode == MODES[0] else f"change --mode {self.mode}"
-                raise FlagError(f"{given}: applies to --mode {' or '.join(modes)}: {advice}, or leave --{name} out")
+                raise FlagError(
+                    f"{given}: applies to --mode {' or '.join(modes)}: {advice}, or leave --{item.name} out"
+                )
         if self.mode == MODES[0] and not self.train_continue and (given := self.given("epoch")):
             raise FlagError(f"{given}: applies to --train_continue on: add it, or leave --epoch out")
 

@@ -96,7 +96,7 @@ class DataInfo:
     @property
     def num_own(self) -> int:
         """Number of channels of the section itself."""
-        return self.nch_in // (2 * self.context + 1)
+        return len(range(self.nch_in)[self.own_channels])
 
     @classmethod
     def from_dict(cls, values: dict, origin: Path) -> DataInfo:
