@@ -56,6 +56,14 @@ def test_run_epoch_updates_the_weights_after_each_batch_and_returns_its_loss():
     assert len(weights) == 3 and not weights[0].equal(weights[1]) and not weights[1].equal(weights[2])
 
 
+def test_training_imports_no_compiler(database):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import main; main.main(sys.argv[1:])"
+    code += "; print('torch._dynamo' in sys.modules)"
+    flags = [*SMALL, "--num_epoch", "1", "--compile", "off"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 @pytest.mark.parametrize("optim", ["adam", "sgd", "rmsprop"])
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
     # a cosine that ends at epoch 3 is another run than one that ends at 5

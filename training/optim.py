@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,23 @@ from torch import Tensor, nn
 
 from model import UNet
 
+
+def _eager(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Optimiser that does not import PyTorch's compiler, which takes a second.
+
+    PyTorch wraps the methods of its optimisers to keep the compiler off them; here they are the functions themselves.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), methods)
+
+
 OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda params, lr, beta1: torch.optim.Adam(params, lr, betas=(beta1, 0.999), fused=True),
-    "adamw": lambda params, lr, beta1: torch.optim.AdamW(params, lr, betas=(beta1, 0.999), fused=True),
-    "sgd": lambda params, lr, beta1: torch.optim.SGD(params, lr, momentum=beta1, fused=True),
-    "rmsprop": lambda params, lr, beta1: torch.optim.RMSprop(params, lr, momentum=beta1),
+    "adam": lambda params, lr, beta1: _eager(torch.optim.Adam)(params, lr, betas=(beta1, 0.999), fused=True),
+    "adamw": lambda params, lr, beta1: _eager(torch.optim.AdamW)(params, lr, betas=(beta1, 0.999), fused=True),
+    "sgd": lambda params, lr, beta1: _eager(torch.optim.SGD)(params, lr, momentum=beta1, fused=True),
+    "rmsprop": lambda params, lr, beta1: _eager(torch.optim.RMSprop)(params, lr, momentum=beta1),
 }
 
 

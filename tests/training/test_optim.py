@@ -1,3 +1,6 @@
+import copy
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +41,35 @@ def test_the_average_holds_statistics_and_goes_on_from_its_state():
     assert first.net.running_mean.equal(second.net.running_mean)
     assert not first.net.running_mean.equal(net.running_mean)
     assert first.net.num_batches_tracked == 4
+
+
+PYTORCHS = {
+    "adam": partial(torch.optim.Adam, lr=0.1, betas=(0.5, 0.999)),
+    "adamw": partial(torch.optim.AdamW, lr=0.1, betas=(0.5, 0.999)),
+    "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.5),
+    "rmsprop": partial(torch.optim.RMSprop, lr=0.1, momentum=0.5),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMS)
+def test_steps_and_state_are_those_of_pytorchs_optimiser(name):
+    rng = torch.Generator().manual_seed(0)
+    first, second = (nn.Parameter(torch.ones(4, 3)) for _ in range(2))
+    ours, theirs = OPTIMS[name]([first], 0.1, 0.5), PYTORCHS[name]([second])
+    for step in range(4):
+        gradient = torch.randn(4, 3, generator=rng)
+        for weight, optimizer in ((first, ours), (second, theirs)):
+            optimizer.zero_grad()
+            assert weight.grad is None
+            weight.grad = gradient.clone()
+            optimizer.step()
+        if step == 1:
+            ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+    torch.testing.assert_close(first, second)
+    moments, others = (optimizer.state_dict()["state"][0] for optimizer in (ours, theirs))
+    assert moments.keys() == others.keys()
+    for key, value in moments.items():
+        torch.testing.assert_close(value, others[key])
 
 
 def moments_of(*shape):
