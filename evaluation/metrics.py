@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import Tensor
 
 from images.statistics import neighbours
 
@@ -20,40 +18,38 @@ LIMITS = tuple(k / 100 for k in range(50, 100, 5))  # two objects match above, f
 LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be off by one pixel
 
 
-def confusion_matrix(label: Tensor | np.ndarray, prediction: Tensor | np.ndarray, num_class: int) -> Tensor:
+def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_class: int) -> np.ndarray:
     """Count the pixels of each pair of classes; the pixel scores below are functions of these counts.
 
     Parameters
     ----------
-    label, prediction : Tensor or ndarray of int or bool
-        (N, H, W) class indices in [0, num_class).
+    label, prediction : ndarray of int or bool
+        Class indices in [0, num_class), of one shape.
     num_class : int
         Number of classes, K.
 
     Returns
     -------
-    Tensor of int64
-        (N, K, K) on the device of the label; row: class of the label, column: class of the prediction.
+    ndarray of int64
+        (K, K); row: class of the label, column: class of the prediction.
 
     Raises
     ------
     ValueError
-        The shapes differ, or a value is not a class index (not checked on a GPU, where the check would wait).
+        The shapes differ, or a value is not a class index.
 
     Examples
     --------
-    >>> confusion_matrix(np.array([[[0, 0, 1, 1]]]), np.array([[[0, 1, 1, 1]]]), 2).tolist()
-    [[[1, 1], [0, 2]]]
+    >>> confusion_matrix(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]]), 2).tolist()
+    [[1, 1], [0, 2]]
     """
-    label, prediction = torch.as_tensor(label).long(), torch.as_tensor(prediction).long()
     if label.shape != prediction.shape:
-        raise ValueError(f"label {tuple(label.shape)} and prediction {tuple(prediction.shape)} must have one shape")
+        raise ValueError(f"label {label.shape} and prediction {prediction.shape} must have one shape")
     for name, classes in (("label", label), ("prediction", prediction)):
-        if classes.device.type == "cpu" and ((classes < 0) | (classes >= num_class)).any():
+        if classes.size and not 0 <= classes.min() <= classes.max() < num_class:
             raise ValueError(f"{name} must hold class indices in [0, {num_class})")
-    pairs = (label * num_class + prediction).flatten(1)  # (N, H, W) -> (N, H * W)
-    counts = pairs.new_zeros(len(pairs), num_class**2)
-    return counts.scatter_add_(1, pairs, torch.ones_like(pairs)).view(-1, num_class, num_class)
+    pairs = label.astype(np.uint16) * np.uint16(num_class) + prediction.astype(np.uint16)
+    return np.bincount(pairs.ravel(), minlength=num_class**2).reshape(num_class, num_class)
 
 
 def dice(confusion: np.ndarray) -> np.ndarray:
@@ -329,6 +325,7 @@ def challenge_scores(
     probability: np.ndarray,
     thresholds: tuple[float, ...] = THRESHOLDS,
     known: np.ndarray | None = None,
+    mapped: Callable[..., Iterable[dict[str, Any]]] = map,
 ) -> dict[str, np.ndarray]:
     """Scores of the ISBI 2012 challenge of one image at each threshold.
 
@@ -345,6 +342,8 @@ def challenge_scores(
         A pixel is cell if its probability is greater.
     known : ndarray of bool, optional
         (H, W) pixels that are annotated; default: all.
+    mapped : callable
+        Calls a function for each threshold, as `map` does; that of an executor uses several threads.
 
     Returns
     -------
@@ -354,19 +353,23 @@ def challenge_scores(
         Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
     """
     truth = number_segments(label, known)
-    scores: dict[str, list] = {"v_rand": [], "v_info": [], "pixel_error": [], "rand_counts": []}
-    for threshold in thresholds:
+
+    def scores_at(threshold: float) -> dict[str, Any]:
         mask = probability > threshold
         thinned = contingency(truth, thin_borders(mask, known))
-        scores["v_rand"].append(v_rand(thinned))
-        scores["v_info"].append(v_info(thinned))
         wrong = mask != (label > 0)
-        scores["pixel_error"].append(np.mean(wrong if known is None else wrong[known]))
         plain = contingency(truth, ndimage.label(_inside(mask, known))[0])
         single = plain.num_unassigned  # unthinned borders: each pixel of them is a pair with itself
         joint, proposal = np.sum(plain.joint**2) + single, np.sum(plain.proposal**2) + single
-        scores["rand_counts"].append([joint, np.sum(plain.truth**2), proposal])
-    return {name: np.array(values) for name, values in scores.items()}
+        return {
+            "v_rand": v_rand(thinned),
+            "v_info": v_info(thinned),
+            "pixel_error": np.mean(wrong if known is None else wrong[known]),
+            "rand_counts": [joint, np.sum(plain.truth**2), proposal],
+        }
+
+    rows = list(mapped(scores_at, thresholds))
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def rand_error(counts: np.ndarray) -> float:
@@ -490,19 +493,23 @@ def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Flip simple points of a mask with an empty rim until it equals the target, or there is none."""
     height, width = source.shape
     source, target = source.ravel().astype(np.uint8), target.ravel()
-    offsets = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx])
-    simple, flipped = _simple_points(), True
+    offsets = [dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    wrong = np.flatnonzero(source != target)
+    # Whether a pixel is simple depends on its eight neighbours. Those with the same parity of row and column are not
+    # neighbours of each other, so that each of the four groups can be flipped at once.
+    parity = wrong // width % 2 * 2 + wrong % width % 2
+    groups, simple = [wrong[parity == group] for group in range(4)], _simple_points()
+    flipped = True
     while flipped:
         flipped = False
-        # Whether a pixel is simple depends on its eight neighbours. Those with the same parity of row and column are
-        # not neighbours of each other, so that each of the four groups can be flipped at once.
-        for group in range(4):
-            wrong = np.flatnonzero(source != target)
-            wrong = wrong[wrong // width % 2 * 2 + wrong % width % 2 == group]
-            codes = source[wrong[:, None] + offsets] @ (1 << np.arange(8))  # (P, 8) -> (P,), a bit per neighbour
-            flips = wrong[simple[codes]]
-            source[flips] ^= 1
-            flipped |= bool(len(flips))
+        for number, group in enumerate(groups):
+            codes = np.zeros(len(group), np.uint8)
+            for bit, offset in enumerate(offsets):
+                codes |= source[group + offset] << bit
+            flips = simple[codes]
+            source[group[flips]] ^= 1
+            groups[number] = group[~flips]  # what is right is never flipped again
+            flipped |= bool(flips.any())
     return source.reshape(height, width) > 0
 
 

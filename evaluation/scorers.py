@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ Gather = Callable[[list], list]  # lists of all processes, joined
 TALL = 512  # [px] rows of an image that are drawn or counted at a time
 LEVEL = 1e-3  # of V_Info: a smaller difference is none
 TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a difference (benchmarks/README.md)
-WAITING = 2**24  # [px] of images that may wait for their scores
+SHARED = 2**23  # [px] larger images are scored by one thread, which needs less memory
 
 
 @dataclass
@@ -180,7 +180,7 @@ def _add_band(image: Segmented, band: Band) -> None:
         truth, found = image.label[rows][inside], image.classes[rows][inside]  # (h, W), or (P,) annotated pixels
         num_known = image.label.size if image.known is None else int(image.known.sum())
         image.loss += _cross_entropy(values[:, inside], truth) / num_known
-        image.matrix += metrics.confusion_matrix(truth[None], found[None], num_class)[0].numpy()
+        image.matrix += metrics.confusion_matrix(truth, found, num_class)
 
 
 def _cross_entropy(probability: np.ndarray, label: np.ndarray) -> float:
@@ -207,31 +207,11 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
     return pictures | {"output": by_rows(lambda rows: label_picture(image.classes[rows], info.num_class))}
 
 
-class ScoringPool:
-    """Runs scoring calls in threads while the network waits; together both would be slow."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Callable, tuple]] = []
-        self._num_pixel = 0
-        self._done: list[Any] = []
-
-    def add(self, function: Callable, *arguments: Any, num_pixel: int = 0) -> None:
-        """Add a call for this many pixels; run the waiting calls if they fill all threads, or hold much memory."""
-        if self._num_pixel + num_pixel > WAITING:
-            self.results()
-        self._waiting.append((function, arguments))
-        self._num_pixel += num_pixel
-        if len(self._waiting) >= torch.get_num_threads() or self._num_pixel > WAITING:
-            self.results()
-
-    def results(self) -> list[Any]:
-        """What the calls returned, in the order of `add`."""
-        if self._num_pixel > metrics.LARGE:
-            release_memory()
-        with ThreadPoolExecutor(len(self._waiting) or 1) as pool:
-            self._done += pool.map(lambda call: call[0](*call[1]), self._waiting)
-        self._waiting, self._num_pixel = [], 0
-        return self._done
+def scoring_threads(num_pixel: int) -> ThreadPoolExecutor:
+    """Threads that share the scores of an image of this size, while the network waits; together both would be slow."""
+    if num_pixel > metrics.LARGE:
+        release_memory()
+    return ThreadPoolExecutor(torch.get_num_threads() if num_pixel <= SHARED else 1)
 
 
 class Challenge:
@@ -297,24 +277,20 @@ class SegmentScorer:
 
     def __init__(self, background: int) -> None:
         self.background = background
-        self._images = ScoringPool()
+        self._images: list[tuple[int, dict[str, np.ndarray]]] = []
 
     def __call__(self, image: Segmented) -> None:
         """Add an image with a label."""
-        foreground = image.foreground(self.background)
-        inside = image.label != self.background
-        self._images.add(self._scored, image.index, inside, foreground, image.known, num_pixel=foreground.size)
-
-    @staticmethod
-    def _scored(
-        index: int, label: np.ndarray, probability: np.ndarray, known: np.ndarray | None
-    ) -> tuple[int, dict[str, np.ndarray]]:
-        counts = metrics.threshold_counts(label, probability, known)
-        return index, metrics.challenge_scores(label, probability, known=known) | {"counts": counts}
+        foreground, known = image.foreground(self.background), image.known
+        inside = np.asarray(image.label) != self.background
+        with scoring_threads(foreground.size) as threads:
+            counts = metrics.threshold_counts(inside, foreground, known)
+            scores = metrics.challenge_scores(inside, foreground, known=known, mapped=threads.map)
+        self._images.append((image.index, scores | {"counts": counts}))
 
     def finish(self, gather: Gather = list) -> Challenge:
         """Scores of the images of all processes, in their order."""
-        return Challenge([scores for _, scores in sorted(gather(self._images.results()), key=lambda pair: pair[0])])
+        return Challenge([scores for _, scores in sorted(gather(self._images), key=lambda pair: pair[0])])
 
 
 class ValidationScorer:
@@ -438,31 +414,37 @@ class TestScorer:
         self.predicted: set[int] = set()
         self.majority = int(np.argmax(self.info.class_share))
         self.challenge = Challenge([])
-        self._images = ScoringPool()
 
     def __call__(self, image: Segmented) -> None:
         """Add an image."""
-        save_images(self.folder, image.index, pictures_of(image, self.info))
-        self._images.add(self._scored, image, num_pixel=image.classes.size)
-
-    def _scored(self, image: Segmented) -> ImageScores:
-        """Scores of an image."""
         predicted = set(np.flatnonzero(np.bincount(image.classes.ravel())).tolist())
         found = ImageScores(image.index, predicted, image.classes.shape, image.matrix)
-        if image.label is None:
-            return found
-        label, known = image.label, image.known
-        found.annotated = 1.0 if known is None else float(known.mean())
-        found.scores = {"loss": image.loss} | self._scores(label, known, image.matrix, image)
-        found.baseline = self._scores(label, known, self._majority_matrix(image.matrix), None)
-        if self.info.num_class == 2:
-            foreground = image.foreground(self.background)
-            found.challenge = metrics.challenge_scores(label != self.background, foreground, known=known)
-            found.otsu = self._otsu_scores(image.image, label, known)
+        self.images.append(found)
+        with scoring_threads(image.classes.size) as threads:
+            saved = threads.submit(self._save_pictures, image)
+            if image.label is not None:
+                self._add_scores(found, image, image.label, threads)
+            saved.result()
+
+    def _save_pictures(self, image: Segmented) -> None:
+        """Write the pictures of an image."""
+        save_images(self.folder, image.index, pictures_of(image, self.info))
+
+    def _add_scores(self, found: ImageScores, image: Segmented, label: np.ndarray, threads: Executor) -> None:
+        """Enter the scores of an image with a label."""
+        known, two = image.known, self.info.num_class == 2
+        foreground, inside = image.foreground(self.background), label != self.background
+        if two:
+            found.challenge = metrics.challenge_scores(inside, foreground, known=known, mapped=threads.map)
+        own = threads.submit(self._scores, label, known, image.matrix, image)
+        baseline = threads.submit(self._scores, label, known, self._majority_matrix(image.matrix), None)
+        if two:
+            otsu = threads.submit(self._otsu_scores, image.image, label, known)
             output = probability_picture(image.probability)
-            output = output if self.background == 0 else 255 - output
-            found.wrong = wrong_pixels(label != self.background, output, known)
-        return found
+            found.wrong = wrong_pixels(inside, output if self.background == 0 else 255 - output, known)
+            found.otsu = otsu.result()
+        found.annotated = 1.0 if known is None else float(known.mean())
+        found.scores, found.baseline = {"loss": image.loss} | own.result(), baseline.result()
 
     def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
         """Confusion matrix of always predicting the majority class."""
@@ -481,13 +463,13 @@ class TestScorer:
         for rows in (slice(top, top + TALL) for top in range(0, len(label), TALL)):
             inside = np.s_[:] if known is None else known[rows]
             classes = np.where(mask[rows], foreground, self.background)
-            matrix += metrics.confusion_matrix(label[rows][inside][None], classes[inside][None], 2)[0].numpy()
+            matrix += metrics.confusion_matrix(label[rows][inside], classes[inside], 2)
         scores = metrics.confusion_scores(matrix, self.info.class_names)
         return scores | metrics.mask_scores(label != self.background, mask, known=known)
 
     def finish(self, gather: Gather = list) -> None:
         """Gather the images of all processes, in order."""
-        self.images = sorted(gather(self._images.results()), key=lambda image: image.index)
+        self.images = sorted(gather(self.images), key=lambda image: image.index)
         self.challenge = Challenge([image.challenge for image in self.images if image.challenge is not None])
         self.predicted = set().union(*(image.predicted for image in self.images))
 

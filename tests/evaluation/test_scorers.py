@@ -1,5 +1,5 @@
 import json
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from distributed import World
 from evaluation import metrics
 from evaluation.scorers import (
     Challenge,
-    ScoringPool,
     Segmented,
     SegmentScorer,
     TestScorer,
@@ -37,7 +36,7 @@ def segmented(label, probability, index=0, num_class=2, known=None):
     each = np.stack([1 - probability, probability]) if probability.ndim == 2 else probability
     classes = each.argmax(0).astype(np.uint8)
     kept = each[1] if num_class == 2 else each.max(0)
-    matrix = metrics.confusion_matrix(label[seen][None], classes[seen][None], num_class)[0].numpy()
+    matrix = metrics.confusion_matrix(label[seen], classes[seen], num_class)
     image = np.zeros((*label.shape, 1), np.uint8)
     return Segmented(index, image, label, kept.astype(np.float32), classes, 0.5, matrix, known)
 
@@ -69,28 +68,17 @@ def test_pictures_have_the_contrast_of_the_channels_that_they_show(highs, contex
 
 def test_a_stacks_challenge_scores_are_the_golden_maxima():
     expected = json.loads((GOLDEN / "expected.json").read_text())["voronoi_b_blurred"]
-    threads = ScoringPool()
-    with np.load(GOLDEN / "voronoi_b_blurred.npz") as case:
+    scores = []
+    with np.load(GOLDEN / "voronoi_b_blurred.npz") as case, ThreadPoolExecutor(3) as threads:
         for label, levels in zip(case["label"], case["prob"], strict=True):
             probability = (levels.astype(np.float32) / np.float32(255)).astype(np.float64)
-            threads.add(metrics.challenge_scores, label, probability)
-    challenge = Challenge(threads.results())
+            scores.append(metrics.challenge_scores(label, probability, mapped=threads.map))
+    challenge = Challenge(scores)
     summary = challenge.summary()
     assert summary["max_v_rand"] == pytest.approx(expected["max_v_rand_thin"], abs=1e-3)
     assert summary["max_v_info"] == pytest.approx(expected["max_v_info_thin"], abs=1e-3)
     assert summary["rand_error"] == pytest.approx(expected["rand_error"], abs=1e-6)
     assert challenge.best_threshold == 0.6
-
-
-def test_calls_of_threads_come_back_in_their_order_and_raise_their_errors(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    threads, waits = ScoringPool(), [0.03, 0.02, 0.01, 0.02, 0.0]
-    for wait in waits:
-        threads.add(lambda wait: time.sleep(wait) or wait, wait)
-    assert threads.results() == waits == threads.results()
-    threads.add(int, "x")
-    with pytest.raises(ValueError, match="invalid literal"):
-        threads.results()
 
 
 def test_validation_scores_are_means_over_images_and_keep_the_first_pictures():
@@ -291,7 +279,7 @@ def test_loss_and_counts_are_of_the_annotated_pixels(parts):
     window = np.s_[:, :10]
     of_label = np.where(whole.label, whole.probability, 1 - whole.probability)[window]
     assert inside.loss == pytest.approx(-np.log(of_label.astype(np.float64)).mean(), rel=1e-6)
-    cut = metrics.confusion_matrix(whole.label[window][None], whole.classes[window][None], 2)[0].numpy()
+    cut = metrics.confusion_matrix(whole.label[window], whole.classes[window], 2)
     assert np.array_equal(inside.matrix, cut)
     assert whole.known is None and nothing.label is None and nothing.known is None and nothing.loss == 0
     full = replace(network, members=(replace(network.members[0], info=INFO),))
