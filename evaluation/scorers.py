@@ -559,11 +559,12 @@ class TestScorer:
     def rows(self) -> list[dict[str, str | float]]:
         """Number, sample, source and scores of each image, and the fraction that is annotated if that is not all."""
         rows: list[dict[str, str | float]] = []
+        is_partial = self.is_partial
         for image in self.images:
             sample = self.files[image.index].input.name
             source = {"source": self.origins[sample].name} if sample in self.origins else {}
             names = {"image": image_name(image.index), "sample": sample, **source}
-            annotated = {"annotated": image.annotated} if self.is_partial and image.scores else {}
+            annotated = {"annotated": image.annotated} if is_partial and image.scores else {}
             rows.append({**names, **annotated, **image.scores})
         return rows
 
