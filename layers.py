@@ -8,11 +8,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CAPABILITY = torch.backends.cpu.get_cpu_capability()  # the vector instructions that PyTorch uses
+
 
 def _has_own_gradient(value: Tensor) -> bool:
     """Whether this file computes the gradient: in eager training on a CPU, so that exports see PyTorch's layers."""
     trains = torch.is_grad_enabled() and value.requires_grad
     return trains and value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class Conv2d(nn.Conv2d):
+    """3x3 convolution that keeps height and width."""
+
+    def __init__(self, nch_in: int, nch_out: int, *, bias: bool) -> None:
+        super().__init__(nch_in, nch_out, kernel_size=3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, nch_in, H, W) to (N, nch_out, H, W)."""
+        if CAPABILITY == "AVX2" and _has_own_gradient(self.weight) and self._is_slow(x):
+            return _Conv2d.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+    def _is_slow(self, x: Tensor) -> bool:
+        """Whether oneDNN without AVX-512 takes longer for the gradient than products of matrices."""
+        is_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        is_wide = min(self.in_channels, self.out_channels) >= 32
+        return is_float32 and is_wide and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class _Conv2d(torch.autograd.Function):
+    """The weight's gradient is nine products of matrices, for which oneDNN takes up to four times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(N, nch_in, H, W) to (N, nch_out, H, W)."""
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the image, the weight and the bias; None for what needs none."""
+        (x, weight), grad, wants = ctx.saved_tensors, grads[0], ctx.needs_input_grad
+        of_x = None
+        if wants[0]:
+            of_x = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
+            )[0]
+        return of_x, _weight_gradient(x, grad), grad.sum((0, 2, 3)) if wants[2] else None
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Gradient (nch_out, nch_in, 3, 3) of the weight from the image and the gradient of the output.
+
+    Both get a rim of zeros and become matrices with a row for each pixel, so that the pixels beside all others are the
+    same matrix from another row on.
+    """
+    width = x.shape[3] + 2
+    image = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2)  # (N * (H + 2) * (W + 2), nch_in)
+    of_pixel = F.pad(grad.permute(0, 2, 3, 1), (0, 0, 0, 2, 0, 2)).flatten(0, 2)[: -2 * width - 2].t()
+    firsts = [row * width + column for row in range(3) for column in range(3)]
+    products = [of_pixel @ image[first : first + of_pixel.shape[1]] for first in firsts]
+    return torch.stack(products, dim=1).unflatten(1, (3, 3)).permute(0, 3, 1, 2)
 
 
 class UpConv2d(nn.ConvTranspose2d):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import UpConv2d, concat
+from layers import Conv2d, UpConv2d, concat
 
 NUM_LEVEL = 4  # of the paper, of pytorch-UNET, and of checkpoints without that entry
 
@@ -34,7 +34,7 @@ class CNR2d(nn.Module):
 
     def __init__(self, nch_in: int, nch_out: int, norm: str) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(nch_in, nch_out, kernel_size=3, padding=1, bias=norm != "bnorm")
+        self.conv = Conv2d(nch_in, nch_out, bias=norm != "bnorm")
         self.norm = NORMS[norm](nch_out)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import UpConv2d, concat
+import layers
+from layers import Conv2d, UpConv2d, concat
 
 ORDERS = [torch.contiguous_format, torch.channels_last]
 
@@ -33,6 +34,32 @@ def test_the_upsampling_has_the_values_and_gradients_of_torchs_own(order, precis
     torch.testing.assert_close(found[3], expected[3], rtol=rounding, atol=rounding)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 10, 7), (1, 1, 1), (2, 4, 32)])
+def test_a_convolution_without_avx512_has_the_values_and_gradients_of_torchs_own(bias, shape, monkeypatch):
+    monkeypatch.setattr(layers, "CAPABILITY", "AVX2")
+    torch.manual_seed(0)
+    net = Conv2d(32, 40, bias=bias).to(memory_format=torch.channels_last)
+    x = torch.randn(shape[0], 32, *shape[1:]).to(memory_format=torch.channels_last).requires_grad_()
+    inputs = (x, *net.parameters())
+    assert type(net(x).grad_fn).__name__ == "_Conv2dBackward"
+    found, again = (results(lambda x, *_: net(x), inputs) for _ in range(2))
+    expected = results(lambda x, *_: F.conv2d(x, net.weight, net.bias, padding=1), inputs)
+    torch.testing.assert_close(found, again, rtol=0, atol=0)  # a resumed run is the unbroken one
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert found[2].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("case", ["narrow", "planes", "bfloat16", "AVX512", "no gradient"])
+def test_other_convolutions_are_torchs_own(case, monkeypatch):
+    monkeypatch.setattr(layers, "CAPABILITY", "AVX512" if case == "AVX512" else "AVX2")
+    nch = 16 if case == "narrow" else 32
+    order = torch.contiguous_format if case == "planes" else torch.channels_last
+    net, x = Conv2d(nch, 32, bias=False).to(memory_format=order), torch.ones(2, nch, 4, 4).to(memory_format=order)
+    with torch.autocast("cpu", enabled=case == "bfloat16"), torch.set_grad_enabled(case != "no gradient"):
+        assert type(net(x).grad_fn).__name__ == ("NoneType" if case == "no gradient" else "ConvolutionBackward0")
+
+
 def test_the_upsampling_without_a_gradient_of_the_image_trains_its_weights():
     net = UpConv2d(2, 2)
     net(torch.ones(1, 2, 3, 3)).sum().backward()
@@ -51,4 +78,5 @@ def test_the_gradients_of_a_concatenation_are_dense_and_those_of_torchs_own(orde
 
 
 def test_layers_have_the_names_of_torchs_own():
+    assert [*Conv2d(2, 2, bias=True).state_dict()] == [*nn.Conv2d(2, 2, 3).state_dict()] == ["weight", "bias"]
     assert [*UpConv2d(2, 2).state_dict()] == [*nn.ConvTranspose2d(2, 2, 2).state_dict()] == ["weight", "bias"]
