@@ -492,25 +492,25 @@ def warping_scores(label: np.ndarray, mask: np.ndarray, known: np.ndarray | None
 def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Flip simple points of a mask with an empty rim until it equals the target, or there is none."""
     height, width = source.shape
-    source, target = source.ravel().astype(np.uint8), target.ravel()
     offsets = [dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
-    wrong = np.flatnonzero(source != target)
     # Whether a pixel is simple depends on its eight neighbours. Those with the same parity of row and column are not
-    # neighbours of each other, so that each of the four groups can be flipped at once.
-    parity = wrong // width % 2 * 2 + wrong % width % 2
-    groups, simple = [wrong[parity == group] for group in range(4)], _simple_points()
-    flipped = True
+    # neighbours of each other, so that each of the four groups of wrong pixels can be flipped at once.
+    wrong, groups = source != target, []
+    for top, left in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        rows, columns = np.nonzero(wrong[top::2, left::2])
+        groups.append((2 * rows + top) * width + 2 * columns + left)
+    pixels, simple, flipped = source.ravel().astype(np.uint8), _simple_points(), True
     while flipped:
         flipped = False
         for number, group in enumerate(groups):
             codes = np.zeros(len(group), np.uint8)
             for bit, offset in enumerate(offsets):
-                codes |= source[group + offset] << bit
+                codes |= pixels[group + offset] << bit
             flips = simple[codes]
-            source[group[flips]] ^= 1
+            pixels[group[flips]] ^= 1
             groups[number] = group[~flips]  # what is right is never flipped again
             flipped |= bool(flips.any())
-    return source.reshape(height, width) > 0
+    return pixels.reshape(height, width) > 0
 
 
 @functools.cache

@@ -433,16 +433,16 @@ class TestScorer:
     def _add_scores(self, found: ImageScores, image: Segmented, label: np.ndarray, threads: Executor) -> None:
         """Enter the scores of an image with a label."""
         known, two = image.known, self.info.num_class == 2
-        foreground, inside = image.foreground(self.background), label != self.background
         if two:
+            inside, foreground = label != self.background, image.foreground(self.background)
             found.challenge = metrics.challenge_scores(inside, foreground, known=known, mapped=threads.map)
+            output = probability_picture(image.probability)
+            found.wrong = wrong_pixels(inside, output if self.background == 0 else 255 - output, known)
+            del inside, foreground, output  # up to six bytes per pixel that the next scores need themselves
         own = threads.submit(self._scores, label, known, image.matrix, image)
         baseline = threads.submit(self._scores, label, known, self._majority_matrix(image.matrix), None)
         if two:
-            otsu = threads.submit(self._otsu_scores, image.image, label, known)
-            output = probability_picture(image.probability)
-            found.wrong = wrong_pixels(inside, output if self.background == 0 else 255 - output, known)
-            found.otsu = otsu.result()
+            found.otsu = threads.submit(self._otsu_scores, image.image, label, known).result()
         found.annotated = 1.0 if known is None else float(known.mean())
         found.scores, found.baseline = {"loss": image.loss} | own.result(), baseline.result()
 
