@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,11 +207,16 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
     return pictures | {"output": by_rows(lambda rows: label_picture(image.classes[rows], info.num_class))}
 
 
-def scoring_threads(num_pixel: int) -> ThreadPoolExecutor:
+@contextmanager
+def scoring_threads(num_pixel: int) -> Iterator[Executor]:
     """Threads that share the scores of an image of this size, while the network waits; together both would be slow."""
     if num_pixel > metrics.LARGE:
         release_memory()
-    return ThreadPoolExecutor(torch.get_num_threads() if num_pixel <= SHARED else 1)
+    threads = ThreadPoolExecutor(torch.get_num_threads() if num_pixel <= SHARED else 1)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)  # after Ctrl-C, say
 
 
 class Challenge:
