@@ -17,6 +17,13 @@ def _has_own_gradient(value: Tensor) -> bool:
     return trains and value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _is_slow(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN takes longer for the gradient of a weight than products of matrices, as without AVX-512."""
+    is_float32 = x.dtype == weight.dtype == torch.float32
+    is_wide = min(weight.shape[:2]) >= 32
+    return CAPABILITY == "AVX2" and is_float32 and is_wide and x.is_contiguous(memory_format=torch.channels_last)
+
+
 class Conv2d(nn.Conv2d):
     """3x3 convolution that keeps height and width."""
 
@@ -25,15 +32,9 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, nch_in, H, W) to (N, nch_out, H, W)."""
-        if CAPABILITY == "AVX2" and _has_own_gradient(self.weight) and self._is_slow(x):
+        if _has_own_gradient(self.weight) and _is_slow(x, self.weight) and not torch.is_autocast_enabled("cpu"):
             return _Conv2d.apply(x, self.weight, self.bias)
         return super().forward(x)
-
-    def _is_slow(self, x: Tensor) -> bool:
-        """Whether oneDNN without AVX-512 takes longer for the gradient than products of matrices."""
-        is_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        is_wide = min(self.in_channels, self.out_channels) >= 32
-        return is_float32 and is_wide and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -97,12 +98,18 @@ class _UpConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the image, the weight and the bias; None for an image that needs none."""
-        x, weight = ctx.saved_tensors
-        wanted = [*ctx.needs_input_grad[:2], False]
+        (x, weight), grad = ctx.saved_tensors, grads[0]
+        slow = _is_slow(x, weight)
+        wanted = [ctx.needs_input_grad[0], not slow, False]
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            grads[0], x, weight, None, [2, 2], [0, 0], [1, 1], True, [0, 0], 1, wanted
+            grad, x, weight, None, [2, 2], [0, 0], [1, 1], True, [0, 0], 1, wanted
         )
-        return of_x, of_weight, grads[0].sum((0, 2, 3))
+        if slow:
+            # a row for each pixel of the image: (N * H * W, nch_in) and (N * H * W, 2 * 2 * nch_out)
+            pixels, cells = (value.permute(0, 2, 3, 1) for value in (x, grad))
+            cells = cells.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3).flatten(3).flatten(0, 2)
+            of_weight = (pixels.flatten(0, 2).t() @ cells).unflatten(1, (2, 2, -1)).permute(0, 3, 1, 2)
+        return of_x, of_weight, grad.sum((0, 2, 3))
 
 
 def concat(skip: Tensor, x: Tensor) -> Tensor:
