@@ -12,8 +12,8 @@ from checkpoint import Checkpoint
 from dataset import write_sample
 from prediction import predictor
 
-# the scores go up and down; of seven epochs the sixth is the best
-FLAGS = [*SMALL, "--lr", "0.3", "--seed", "6", "--schedule", "constant", "--batch_size", "2"]
+# the scores go up and down; of seven epochs the sixth is the best, on any processor
+FLAGS = [*SMALL, "--lr", "0.3", "--seed", "31", "--schedule", "constant", "--batch_size", "2", "--amp", "off"]
 SEVEN = [*FLAGS, "--num_epoch", "7", "--num_freq_save", "4"]
 STILL = [*SMALL, "--lr", "1e-30", "--norm", "none", "--num_epoch", "30"]  # the first epoch stays the best
 CHECKPOINTS = "checkpoints/unet/em"
