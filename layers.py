@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()  # the vector instructions that PyTorch uses
+LARGE = 2**18  # values of a feature map
 
 
 def _has_own_gradient(value: Tensor) -> bool:
@@ -18,10 +19,13 @@ def _has_own_gradient(value: Tensor) -> bool:
 
 
 def _is_slow(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes longer for the gradient of a weight than products of matrices, as without AVX-512."""
+    """Whether oneDNN takes longer for the gradient of a weight than products of matrices.
+
+    It does without AVX-512, in float32 and channels-last, for large feature maps of many channels.
+    """
     is_float32 = x.dtype == weight.dtype == torch.float32
-    is_wide = min(weight.shape[:2]) >= 32
-    return CAPABILITY == "AVX2" and is_float32 and is_wide and x.is_contiguous(memory_format=torch.channels_last)
+    is_large = min(weight.shape[:2]) >= 32 and x.numel() >= LARGE
+    return CAPABILITY == "AVX2" and is_float32 and is_large and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class Conv2d(nn.Conv2d):

@@ -44,7 +44,7 @@ Gather = Callable[[list], list]  # lists of all processes, joined
 TALL = 512  # [px] rows of an image that are drawn or counted at a time
 LEVEL = 1e-3  # of V_Info: a smaller difference is none
 TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a difference (benchmarks/README.md)
-SHARED = 2**23  # [px] larger images are scored by one thread, which needs less memory
+SHARED = 2**23  # [px] that threads score at once: each needs up to 80 bytes for a pixel
 
 
 @dataclass
@@ -212,7 +212,7 @@ def scoring_threads(num_pixel: int) -> Iterator[Executor]:
     """Threads that share the scores of an image of this size, while the network waits; together both would be slow."""
     if num_pixel > metrics.LARGE:
         release_memory()
-    threads = ThreadPoolExecutor(torch.get_num_threads() if num_pixel <= SHARED else 1)
+    threads = ThreadPoolExecutor(max(1, min(torch.get_num_threads(), SHARED // num_pixel)))
     try:
         yield threads
     finally:
@@ -286,8 +286,8 @@ class SegmentScorer:
 
     def __call__(self, image: Segmented) -> None:
         """Add an image with a label."""
-        foreground, known = image.foreground(self.background), image.known
-        inside = np.asarray(image.label) != self.background
+        assert image.label is not None
+        foreground, inside, known = image.foreground(self.background), image.label != self.background, image.known
         with scoring_threads(foreground.size) as threads:
             counts = metrics.threshold_counts(inside, foreground, known)
             scores = metrics.challenge_scores(inside, foreground, known=known, mapped=threads.map)

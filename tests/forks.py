@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext  # Windows has none
 
 ROOT = Path(__file__).resolve().parents[1]
-# what the programs import early or late; what optimisers import of torch takes a second
+# what the programs import early or late; torch._dynamo, for several processes and --compile on, takes a second
 IMPORTED = ["torture.processes", "train", "predict", "prediction.export", "evaluation.test", "distributed"]
 IMPORTED += ["torch._dynamo.convert_frame", "torch.distributed.run"]
 

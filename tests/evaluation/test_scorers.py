@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from evaluation.scorers import (
     ValidationScorer,
     checked_samples,
     pictures_of,
+    scoring_threads,
     segment,
 )
 from model import UNet
@@ -79,6 +82,39 @@ def test_a_stacks_challenge_scores_are_the_golden_maxima():
     assert summary["max_v_info"] == pytest.approx(expected["max_v_info_thin"], abs=1e-3)
     assert summary["rand_error"] == pytest.approx(expected["rand_error"], abs=1e-6)
     assert challenge.best_threshold == 0.6
+
+
+@pytest.mark.parametrize(("side", "cores", "expected"), [(512, 16, 16), (2048, 16, 2), (2048, 1, 1), (2897, 16, 1)])
+def test_fewer_threads_score_a_large_image(side, cores, expected, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    with scoring_threads(side**2) as threads:
+        assert threads._max_workers == expected
+
+
+def test_calls_that_wait_for_a_thread_are_dropped_after_an_error(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    begun, done = threading.Event(), []
+    with pytest.raises(KeyboardInterrupt), scoring_threads(1) as threads:
+        threads.submit(lambda: begun.set() or time.sleep(0.2))
+        threads.submit(done.append, 1)
+        begun.wait()
+        raise KeyboardInterrupt
+    assert not done
+
+
+def test_pictures_that_cannot_be_written_fail_the_test(tmp_path):
+    scorer = TestScorer(tmp_path / "none" / "none", [], predictor())
+    with pytest.raises(FileNotFoundError):
+        scorer(segmented(np.eye(8), np.eye(8)))
+
+
+def test_tested_images_come_back_in_their_order(tmp_path):
+    scorer = TestScorer(tmp_path, [], predictor())
+    for index in (2, 0, 1):
+        scorer(segmented(np.eye(8), np.eye(8), index))
+    scorer.finish()
+    assert [image.index for image in scorer.images] == [0, 1, 2]
+    assert {path.name for path in tmp_path.iterdir()} >= {"0000-output.png", "0002-label.png"}
 
 
 def test_validation_scores_are_means_over_images_and_keep_the_first_pictures():

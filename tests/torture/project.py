@@ -42,7 +42,7 @@ def preload() -> None:
     import skimage.segmentation
     import tensorboardX
     import tifffile
-    import torch._dynamo.convert_frame as by_optimisers  # at the first step; nobody may not read the library then
+    import torch._dynamo.convert_frame as compiler  # by several processes; nobody may not read it then
     import zarr
     from tensorboard.backend.event_processing import event_accumulator
 
@@ -51,7 +51,7 @@ def preload() -> None:
     from prediction import export
 
     _ = (
-        by_optimisers,
+        compiler,
         event_accumulator,
         matplotlib,
         scipy,
