@@ -355,6 +355,7 @@ def challenge_scores(
     truth = number_segments(label, known)
 
     def scores_at(threshold: float) -> dict[str, Any]:
+        """Scores of the mask of one threshold."""
         mask = probability > threshold
         thinned = contingency(truth, thin_borders(mask, known))
         wrong = mask != (label > 0)

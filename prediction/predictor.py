@@ -193,6 +193,7 @@ class Predictor:
         ]
 
         def probability(tile: np.ndarray, sides: Sides) -> Tensor:
+            """Mean over the networks of the probability of a tile."""
             pixels = as_tensor(np.array(tile))  # a copy, since torch refuses read-only arrays
             total = networks[0](pixels, sides)
             for network in networks[1:]:
@@ -232,6 +233,7 @@ class Predictor:
         unused = self.halo - member.halo  # the tile's halo is that of the deepest member
 
         def run(tile: Tensor, sides: Sides) -> Tensor:
+            """Probability of a tile."""
             pixels = normalise(tile, *statistics)
             if not pixels.isfinite().all():
                 raise UserError("it holds NaN or infinity: repair the image")
