@@ -18,13 +18,18 @@ import torch
 
 from config import BEST
 from dataset import DataInfo, find_description, load_info
-from files import atomic_write
+from files import atomic_write, earlier_folders, writer_of
 from legacy import convert_legacy
 from model import NUM_LEVEL, Architecture, UNet
-from utils import UserError, is_out_of_memory
+from utils import UserError, is_out_of_memory, say
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
 FORMAT = 1  # raised when readers of the old layout would misread the new one
+LATEST = "model_latest.pth"  # saved every ten minutes, and removed when a numbered one is written
+
+
+class DamagedError(UserError):
+    """A checkpoint is truncated or damaged, so that an older one has to do."""
 
 
 def _is_number(value: Any) -> bool:
@@ -69,6 +74,7 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under 
     "threshold": lambda value: _is_number(value) and 0 <= value <= 1,
     "seconds": lambda value: _is_number(value) and value >= 0,
     "run": lambda value: isinstance(value, str),
+    "database": lambda value: isinstance(value, str),
     "best_epoch": _is_count,
     "best_score": lambda value: value is None or _is_number(value),
     "plan": lambda value: _is_table(value) and all(map(_is_count_or_counts, value.values())),
@@ -78,6 +84,10 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under 
     "netG": _is_state,
     "optimG": _is_table,
 }
+
+
+class MismatchError(UserError):
+    """A checkpoint was trained with other channels or classes than those of a database."""
 
 
 @dataclass
@@ -104,6 +114,8 @@ class Checkpoint:
         Time trained [s].
     run : str
         Name that torchrun gave the run; empty without it.
+    database : str
+        Identity of the database, see `dataset.identity`; empty in older files.
     average : dict or None
         State of the moving average of the weights.
     best_epoch, best_score
@@ -123,6 +135,7 @@ class Checkpoint:
     threshold: float = 0.5
     seconds: float = 0.0
     run: str = ""
+    database: str = ""
     average: dict[str, Any] | None = None
     best_epoch: int = 0
     best_score: float | None = None
@@ -146,8 +159,11 @@ class Checkpoint:
         return cls._of(_read(path), path, info)
 
     @classmethod
-    def load_for(cls, path: Path, database: Path) -> Checkpoint:
+    def load_for(cls, path: Path, database: Path, note: Callable[[str], None] = say) -> Checkpoint:
         """Load a checkpoint for use with a database, which must have its channels, and its classes or no labels.
+
+        The names of the classes and the label value of pixels that are not annotated are those of the database; `note`
+        is called with a line if the names have changed.
 
         Raises
         ------
@@ -160,9 +176,16 @@ class Checkpoint:
         for what in ("nch_in", "context", "class_values") if here else ():
             ours, theirs = getattr(here, what), getattr(saved.info, what)
             if ours not in (theirs, []):  # without labels there are no classes
-                raise UserError(f"{database}: {what} {ours}, but {path} was trained with {theirs}: use its database")
-        # which label value stands for "not annotated" is a property of the database alone
-        return replace(saved, info=replace(saved.info, ignore=here.ignore)) if here else saved
+                raise MismatchError(
+                    f"{database}: {what} {ours}, but {path} was trained with {theirs}: use its database"
+                )
+        if here is None:
+            return saved
+        names = here.class_names or saved.info.class_names
+        if names != saved.info.class_names:
+            before = ", ".join(saved.info.class_names)
+            note(f"note: the classes are named {', '.join(names)}, as in {database}; {path} has {before}")
+        return replace(saved, info=replace(saved.info, ignore=here.ignore, class_names=names))
 
     @classmethod
     def _of(cls, state: dict[str, Any], path: Path, info: DataInfo | None) -> Checkpoint:
@@ -176,8 +199,8 @@ class Checkpoint:
         plan = {name: state["config"].get(name) for name in ("batch_size", "seed")}  # for older files without a plan
         return cls(**{"plan": plan} | known, info=DataInfo.from_dict(state["data"], path))
 
-    def save(self, path: Path) -> None:
-        """Write the file; an older one stays until the new one is complete.
+    def save(self, path: Path, before_rename: Callable[[], None] = lambda: None) -> None:
+        """Write the file; an older one stays until the new one is complete, and `before_rename` is called then.
 
         Raises
         ------
@@ -193,6 +216,7 @@ class Checkpoint:
             torch.save(state | {"arch": arch, "data": asdict(self.info), "format": FORMAT}, cast(IO[bytes], writer))
             if writer.error:
                 raise writer.error
+            before_rename()
 
     def network(self, path: Path, *, averaged: bool = True, dropout: float = 0.0) -> UNet:
         """Network with the averaged weights, if there are any and `averaged` is true; errors name `path`."""
@@ -226,6 +250,11 @@ def path_of(folder: Path, epoch: int) -> Path:
 def best_path(folder: Path) -> Path:
     """Where the checkpoint of the epoch with the best validation score lies."""
     return folder / "model_best.pth"
+
+
+def latest_path(folder: Path) -> Path:
+    """Where the checkpoint that is replaced every ten minutes lies."""
+    return folder / LATEST
 
 
 def epoch_of(path: Path) -> int | None:
@@ -269,8 +298,13 @@ def list_epochs(folder: Path) -> dict[int, Path]:
     return {epoch: path for epoch, path in paths.items() if epoch is not None}
 
 
-def find(folder: Path, epoch: int | str = 0) -> Path:
-    """Checkpoint of an epoch, the newest, or that of the best epoch.
+def load_epoch(
+    folder: Path,
+    epoch: int | str = 0,
+    load: Callable[[Path], Checkpoint] = Checkpoint.load,
+    note: Callable[[str], None] = say,
+) -> tuple[Path, Checkpoint]:
+    """Load the checkpoint of an epoch, the newest that can be read, or that of the best epoch.
 
     Parameters
     ----------
@@ -278,25 +312,95 @@ def find(folder: Path, epoch: int | str = 0) -> Path:
         `[dir_checkpoint]/[scope]/[name_data]`.
     epoch : int or str
         0 for the newest, `best` for the one with the best validation score. File names may have any number of digits.
+    load : callable
+        Loads a file.
+    note : callable
+        Called with a line if a damaged file is passed over, or the training still runs.
+
+    Raises
+    ------
+    UserError
+        There is none, or it can't be used.
+    """
+    if epoch == 0:
+        path, saved = _load_newest(folder, load, note)
+    else:
+        path = find(folder, epoch)
+        saved = load(path)
+    if holder := writer_of(folder):
+        note(f"note: {path}: its training still runs ({holder})")
+    return path, saved
+
+
+def load_trained(
+    folders: list[Path], epoch: int | str, load: Callable[[Path], Checkpoint] = Checkpoint.load, *, is_main: bool = True
+) -> dict[Path, Checkpoint]:
+    """Load a checkpoint of each folder to use its network; the main process prints the notes of `load_epoch`."""
+    loaded = {}
+    for folder in folders:
+        path, saved = load_epoch(folder, epoch, load, say if is_main else lambda _: None)
+        saved.optim = {}  # as large as two networks
+        loaded[path] = saved
+    return loaded
+
+
+def find(folder: Path, epoch: int | str = 0) -> Path:
+    """Checkpoint of an epoch, the newest, or that of the best epoch, without a look into the files.
 
     Raises
     ------
     UserError
         There is none.
     """
-    if epoch == BEST:
-        if best_path(folder).is_file():
-            return best_path(folder)
+    epochs, newest = list_epochs(folder), list_newest(folder)
+    if not newest:
+        raise no_checkpoint(folder)
+    if epoch == BEST and not best_path(folder).is_file():
         raise UserError(f"no {best_path(folder).name} in {folder}: only a training with a validation set writes one")
-    found = list_epochs(folder)
-    if not found:
-        raise UserError(
-            f"no checkpoint in {folder}: run --mode train first, copy one there, or check --scope and --name_data"
-        )
-    number = int(epoch) or max(found)
-    if number not in found:
-        raise UserError(f"no checkpoint of epoch {epoch} in {folder}: there are {', '.join(map(str, sorted(found)))}")
-    return found[number]
+    if epoch not in (0, BEST, *epochs):
+        there = ", ".join(map(str, sorted(epochs))) or newest[0].name
+        raise UserError(f"no checkpoint of epoch {epoch} in {folder}: there are {there}")
+    return best_path(folder) if epoch == BEST else epochs[int(epoch)] if epoch else newest[0]
+
+
+def _load_newest(
+    folder: Path, load: Callable[[Path], Checkpoint], note: Callable[[str], None]
+) -> tuple[Path, Checkpoint]:
+    """Load the newest checkpoint that can be read."""
+    epochs = list_epochs(folder)
+    readable, damaged = [], []
+    for path in list_newest(folder):
+        try:
+            readable.append((path, load(path)))
+        except DamagedError as reason:
+            damaged.append(reason)
+            continue
+        # a kill between the writing of a numbered one and the removal of the latest leaves both
+        if path.name != LATEST or readable[0][1].epoch > max(epochs, default=0):
+            break
+    if not readable:
+        raise damaged[0] if damaged else no_checkpoint(folder)
+    path, saved = max(readable, key=lambda each: (each[1].epoch, each[1].whole, len(each[1].losses)))
+    for error in damaged:
+        note(f"warning: {error}; now {path} is used")
+    if path == best_path(folder) and not damaged:
+        note(f"note: {path} is used, the only checkpoint there")
+    return path, saved
+
+
+def list_newest(folder: Path) -> list[Path]:
+    """Checkpoints in a folder: the latest, the numbered ones from the newest on, and that of the best epoch."""
+    epochs = list_epochs(folder)
+    numbered = [epochs[epoch] for epoch in sorted(epochs, reverse=True)]
+    return [path for path in (latest_path(folder), *numbered, best_path(folder)) if path.is_file()]
+
+
+def no_checkpoint(folder: Path) -> UserError:
+    """Error for a folder without a checkpoint, which says where others lie."""
+    advice = "run --mode train first, copy one there, or check --scope and --name_data"
+    if earlier := earlier_folders(folder):
+        advice = f"those of an earlier training lie in {earlier[-1]}: copy them back, or run --mode train"
+    return UserError(f"no checkpoint in {folder}: {advice}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -312,8 +416,8 @@ def _read(path: Path) -> dict[str, Any]:
         what = what if _is_of_torch(path) else "not a checkpoint"
         raise UserError(f"{path}: {what}: use a checkpoint that main.py --mode train wrote") from error
     except Exception as error:  # a damaged archive can fail in many ways
-        what = "truncated, damaged or not a checkpoint: delete it, and choose an older one with --epoch"
-        raise UserError(f"{path}: {what}") from error
+        what = "truncated, damaged or not a checkpoint: choose an older one with --epoch"
+        raise DamagedError(f"{path}: {what}") from error
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
         raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
     _check_types(path, state)
@@ -344,8 +448,7 @@ def _check_types(path: Path, state: dict[str, Any]) -> None:
     """Refuse entries of a wrong type or value, and add what the description of the data leaves out."""
     for name, value in state.items():
         if name in RULES and not RULES[name](value):
-            what = f"damaged, the value of {name!r} is not valid"
-            raise UserError(f"{path}: {what}: delete it, and choose an older one with --epoch")
+            raise DamagedError(f"{path}: damaged, the value of {name!r} is not valid: choose an older one with --epoch")
     if "data" in state:
         state["data"] = asdict(DataInfo.from_dict(state["data"], path))
 
@@ -354,9 +457,12 @@ def _check_shapes(path: Path, state: dict[str, Any]) -> None:
     """Refuse weights that don't fit the network in `arch`, before memory is allocated for either."""
     for tensor in _tensors(state):
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(
+            raise DamagedError(
                 f"{path}: damaged, weights of {tuple(tensor.shape)} without values: choose an older one with --epoch"
             )
+    if newer := state.get("arch", {}).keys() - Architecture.__annotations__.keys():
+        what = f"its network has {', '.join(sorted(newer))}, which this version of the program does not know"
+        raise UserError(f"{path}: {what}: update the program")
     with explain_mismatch(path):
         ours = convert_legacy(state) if "netG" in state else state
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # about layers without channels

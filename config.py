@@ -225,7 +225,9 @@ class Config(Flags):
     gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1 = CPU", "run", rule=GPU_LIST)
     seed: int = flag(0, "random seed", "run", rule=SEED)
     dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", rule=positive_up_to(1e7))
-    train_continue: bool = flag(False, "resume from the newest checkpoint, or from --epoch", "run")
+    train_continue: bool = flag(
+        True, "resume from the newest checkpoint, or from --epoch, if there is one; off: begin a new training", "run"
+    )
     epoch: int | str = flag(
         0, "epoch of the checkpoint to load, also by predict and export (0 = newest), or best", "run", **EPOCH
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
@@ -26,6 +28,7 @@ NORMALIZE = ("data", "image", "legacy")
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
 NUM_SHOWN = 4096  # random pixels of each training image that the grey range of pictures is measured on
 IGNORE = 255  # class index of pixels that are not annotated
+PAUSES = (0.1, 0.5, 2.0, 5.0)  # [s] after which a file that can't be read is tried again: a network folder may be back
 MAX_CLASS = 32  # more label values come from lossy compression, interpolation or numbered objects
 
 
@@ -285,12 +288,22 @@ def _map_npy(path: Path) -> np.ndarray:
     if path.exists() and not path.is_file():  # opening a pipe would block
         raise UserError(f"{path}: not a regular file: make the database again")
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        return _open_patiently(path)
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): make the database again") from error
     except Exception as error:  # pickled objects, another format, a truncated file or a damaged header
         reason = str(error).partition("\n")[0]  # the other lines advise to trust the file
         raise UserError(f"{path}: refused as a sample ({reason}): make the database again") from error
+
+
+def _open_patiently(path: Path) -> np.ndarray:
+    """Open a `.npy`, a few times if the system can't read it; its files are listed, so it was there a moment ago."""
+    for pause in PAUSES:
+        try:
+            return np.lib.format.open_memmap(path, mode="r")
+        except OSError:
+            time.sleep(pause)
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def _squeeze(label: np.ndarray) -> np.ndarray:
@@ -423,6 +436,21 @@ def load_info(folder: Path) -> DataInfo:
         raise UserError(f"{folder}/train: {len(values)} label values, only {MAX_CLASS} are allowed: use class labels")
     values = [0, 255] if set(values) <= {0, 255} else values
     return describe((file.open(values) for file in files), values)
+
+
+def identity(folder: Path) -> str:
+    """Digest that tells a database from one that was made again: of its description, or the names and sizes of files.
+
+    Sixteen hexadecimal digits. Copies of a database have the same.
+    """
+    path = find_description(folder)
+    if path:
+        content = path.read_bytes()
+    else:
+        files = sorted(file for split in SPLITS for file in (folder / split).glob("*.npy"))
+        entries = [(file.parent.name, file.name, file.stat().st_size) for file in files]
+        content = repr([entry for entry in entries if not entry[1].endswith(DISTANCE)]).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from utils import UserError, printable
+from utils import UserError, natural_key, printable
 
 try:
     import fcntl
@@ -428,6 +428,24 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Error for a folder that is not writable or a full disk."""
     return UserError(f"cannot write {path}: {error.strerror or error}: choose another folder, or make room")
+
+
+def writer_of(folder: Path) -> str:
+    """Process that writes into a folder, as it signs its lock; empty if none does, or it is this one."""
+    path = Path(os.path.realpath(folder)) / ".lock"
+    if path in _held:
+        return ""
+    try:
+        with path.open("rb") as file:
+            is_free = _try_lock(file.fileno(), shared=True) is not False
+            return "" if is_free else file.read(300).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def earlier_folders(folder: Path) -> list[Path]:
+    """Subfolders `earlier-N` that `move_aside` has made, the newest last."""
+    return sorted(folder.glob("earlier-*"), key=lambda path: natural_key(path.name))
 
 
 def move_aside(folder: Path, files: list[Path]) -> Path | None:

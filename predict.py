@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from checkpoint import Checkpoint
 from config import WHAT, Config
 from distributed import World
 from images.readers import Frame, list_frames, with_neighbours
@@ -35,9 +34,8 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if not config.input or not config.output:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     choice = Choice(config.channel, config.series, config.section)
-    paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
-    checkpoints = ((path, Checkpoint.load(path)) for path in paths)  # one at a time in memory
-    predictor = predictor_of(checkpoints, device, pick_precision(config.amp, device), config.background)
+    trained = checkpoint.load_trained(config.checkpoint_folders, config.epoch, is_main=world.is_main)
+    predictor = predictor_of(trained, device, pick_precision(config.amp, device), config.background)
     frames = list_frames(config.input, choice)
     images = [open_frame(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     outputs = [output for output in WHAT if output in config.what.split(",")]
@@ -55,7 +53,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if world.is_main:
         for written, num in replaced.items():
             older = f" (replaced {num} older file(s))" if num else ""
-            say(f"segmented {len(frames)} image(s) with {', '.join(map(str, paths))}: {written}{older}")
+            say(f"segmented {len(frames)} image(s) with {', '.join(map(str, trained))}: {written}{older}")
         if files.has_objects:
             job.report_objects()
             _say_filter(chosen, config)

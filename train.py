@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -16,53 +17,57 @@ from torch import Tensor, nn
 
 import checkpoint
 import distributed
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, MismatchError
 from config import Config
-from dataset import ENTRIES, DataInfo, SampleFile, list_samples, load_info
+from dataset import ENTRIES, DataInfo, SampleFile, identity, list_samples, load_info
 from distributed import World
 from evaluation.scorers import checked_samples
 from evaluation.tables import Scores
 from evaluation.validation import Validation
-from files import check_writable, locked, move_aside
+from files import check_writable, discard, locked, move_aside
 from prediction.predictor import find_background
 from training.augment import Augmentation
 from training.best import BestEpoch
 from training.compiled import maybe_compile
 from training.loader import LoaderOptions, TrainingBatches, memory_for
-from training.log import Log, NoLog, TrainingLog, command_line, say_what_is_trained, write_arguments
+from training.log import NoLog, TrainingLog, command_line, say_what_is_trained
 from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
 from training.patches import Batch, PatchDataset
 from training.progress import Progress
-from training.state import TrainState, changed_flags, hyperparameters, kept_architecture, num_weight
+from training.state import (
+    NEW_TRAINING,
+    TrainState,
+    changed_flags,
+    hyperparameters,
+    kept_architecture,
+    num_weight,
+)
 from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
-from utils import FlagError, UserError, pick_precision, say
+from utils import DivergenceError, FlagError, UserError, pick_precision, say
 
 
-def run_epoch(
+def train_step(
     net: nn.Module,
-    batches: Iterable[Batch],
+    batch: Batch,
     optimizer: torch.optim.Optimizer,
-    after_step: Callable[[], None] | None = None,
     *,
     criterion: Loss = cross_entropy,
     clip: float = 0.0,
     precision: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
-) -> list[Tensor]:
-    """Train a network on batches.
+) -> Tensor:
+    """Update the weights of a network with a batch.
 
     Parameters
     ----------
     net : nn.Module
         (N, C, H, W) to logits (N, K, H, W).
-    batches : iterable of dict
+    batch : dict
         On the device of the network.
     optimizer : Optimizer
-        Updates the weights after each batch.
-    after_step : callable, optional
-        Called after each update.
+        Of the network's weights.
     criterion : callable
         Loss function of the logits, the label and the batch's `weight`, or None without one.
     clip : float
@@ -74,29 +79,15 @@ def run_epoch(
 
     Returns
     -------
-    list of Tensor
-        Mean loss of each batch, still on the device, so that nothing here waits for a GPU.
+    Tensor
+        Mean loss of the batch, still on the device, so that nothing here waits for a GPU.
     """
-    net.train()
     scaler = scaler or torch.amp.GradScaler(enabled=False)
-    torch.backends.cudnn.benchmark = True  # crops are of one size; whole images, between epochs, are not
-    losses = []
-    for batch in batches:
-        if "seed" in batch:
-            torch.manual_seed(batch["seed"])  # for dropout
-        with torch.autocast(batch["input"].device.type, precision, enabled=precision is not None):
-            logits = net(batch["input"])
-        loss = criterion(logits.float(), batch["label"], batch.get("weight")) * batch.get("loss_scale", 1)
-        _step(optimizer, loss, clip, scaler)
-        losses.append(loss.detach())
-        if after_step is not None:
-            after_step()
-    torch.backends.cudnn.benchmark = False
-    return losses
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float, scaler: torch.amp.GradScaler) -> None:
-    """Update the weights after a batch."""
+    if "seed" in batch:
+        torch.manual_seed(batch["seed"])  # for dropout
+    with torch.autocast(batch["input"].device.type, precision, enabled=precision is not None):
+        logits = net(batch["input"])
+    loss = criterion(logits.float(), batch["label"], batch.get("weight")) * batch.get("loss_scale", 1)
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     if clip:
@@ -104,6 +95,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float, scaler: t
         nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], clip)
     scaler.step(optimizer)
     scaler.update()
+    return loss.detach()
 
 
 class Trainer:
@@ -125,6 +117,9 @@ class Trainer:
         self.precision = pick_precision(config.amp, self.device)
         self.progress = Progress(config.num_epoch, config.max_minutes, self.world)
         self.best = BestEpoch(config.best_score, config.patience, self.dir_checkpoint)
+        self.resumed: Path | None = None  # checkpoint that the training goes on from
+        self.stale: dict[Path, list[Path]] = {}  # files of an earlier training that are in the way, by their folder
+        self.moved: list[Path] = []  # folders that they were moved to
 
     def train(self) -> int:
         """Train to the last epoch.
@@ -143,104 +138,84 @@ class Trainer:
             what = f"--batch_size {self.config.batch_size}: {self.world.size} processes share a batch"
             raise FlagError(f"{what}: raise it to {self.world.size} or more, or start fewer")
         with ExitStack() as locks:
-            return self._train(locks)
-
-    def _train(self, locks: ExitStack) -> int:
-        """Train while no other process can write to the folders of the run or replace its samples."""
-        if self.dir_checkpoint.is_dir():
+            if self.dir_checkpoint.is_dir():
+                self._lock(locks)
+            locks.enter_context(self.world.reading(self.dir_data, ENTRIES, "choose another --name_data"))
+            state = self._first_state()
+            if why := self._is_done(state):
+                self._say(f"{why}, or {NEW_TRAINING}")
+                return 0
+            train = list_samples(self.dir_data / "train")
+            val = list_samples(self.dir_data / "val") if (self.dir_data / "val").is_dir() else []
+            batches, validation = self._batches(state, train, val), self._validation(state.info, val)
             self._lock(locks)
-        locks.enter_context(self.world.reading(self.dir_data, ENTRIES, "choose another --name_data"))
-        restarted = self._was_restarted()
-        epoch = 0 if restarted else self.config.epoch
-        state = self._resume(epoch) if restarted or self.config.train_continue else self._begin()
-        self.progress.seconds_before = state.seconds
-        if self.progress.sync(state.epoch - 1) >= 1:
-            self._say(f"already trained to epoch {state.epoch - 1}: raise --num_epoch or --max_minutes to train longer")
-            return 0
-        if state.epoch > state.saved_epoch and self.best.is_over(state, state.saved_epoch):
-            why = self.best.reason(state, state.saved_epoch)
-            self._say(f"trained to epoch {state.saved_epoch} already{why}: raise --patience to resume")
-            return 0
-        train = list_samples(self.dir_data / "train")
-        val = list_samples(self.dir_data / "val") if (self.dir_data / "val").is_dir() else []
-        batches, validation = self._batches(state, train, val), self._validation(state.info, val)
-        self._lock(locks)
-        if why := state.plan_epoch(batches.plan, len(batches)):
-            self._say(f"note: epoch {state.epoch} starts again: {why}")
-        return self._epochs(state, batches, validation)
+            if why := state.plan_epoch(batches.plan, len(batches)):
+                self._say(f"note: epoch {state.epoch} starts again: {why}")
+            with self._log(state) as self.log, self.progress.stop, self._save_on_error(state):
+                self._train(state, batches, validation)
+                return self._end(state, batches, validation)
 
-    def _epochs(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
-        """Train epoch by epoch, until the last one or a signal."""
-        num_step = len(batches) * (self.config.num_epoch - state.epoch + 1)
+    def _train(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> None:
+        """Train epoch by epoch: to the last one, to one that ends the patience, or to a signal."""
+        config, progress, epoch_steps = self.config, self.progress, len(batches)
         net = self.world.wrap(state.net)
-        net = maybe_compile(net, self.config.compile, self.device, num_step, self.config.max_minutes)
-        if self.world.is_main:
-            self._open_folders(state)
-        with self._log(state) as log, self.progress.stop:
-            log.arguments(state.epoch, self.config.as_typed())
-            last = False
-            while not (last or self.progress.is_stopping()):
-                scores = self._train_epoch(state, net, batches)
-                last = self.progress.sync(state.epoch) >= 1
-                if validation and not self.progress.is_stopping():
-                    with self._save_on_error(state):
-                        scores |= self._validate(state, validation, log, last)
-                    last = last or self.best.is_over(state, state.epoch)
-                if self.progress.is_stopping():
-                    path = self._save_stopped(state, validation)
+        num_step = epoch_steps * (config.num_epoch - state.epoch + 1)
+        net = maybe_compile(net, config.compile, self.device, num_step, config.max_minutes)
+        criterion = LOSSES[loss_of(config.loss, state.info.num_class)]
+        recipe: Any = {"criterion": criterion, "clip": config.clip, "precision": self.precision, "scaler": state.scaler}
+        last = False
+        while not last:
+            net.train()
+            torch.backends.cudnn.benchmark = True  # crops are of one size; whole images, between epochs, are not
+            start, first = time.perf_counter(), len(state.losses)
+            for step, batch in enumerate(batches.of(state.epoch, first), first):
+                fraction = progress.sync(state.epoch - 1 + step / epoch_steps)  # of the whole training
+                if progress.is_stopping() or (fraction >= 1 and step > first):
                     break
-                with self.progress.stop.unless_read():
-                    log.scalars(state.epoch, scores, self.progress.fraction(state.epoch))
-                if last:
-                    log.hparams(state.epoch, hyperparameters(self.config), scores)
-                if last or state.epoch % self.config.num_freq_save == 0:
-                    path = self._save(state, whole=True)
-                state.next_epoch()
-        if self.progress.is_stopping():
-            return self._say_stopped(state, len(batches), path)
-        why, best = self.best.reason(state, state.epoch - 1), self.best.describe(state)
-        self._say(f"trained to epoch {state.epoch - 1}{why}, saved {path}{best}")
-        return 0
+                if progress.is_save_due:
+                    self._save_latest(state, batches)
+                for group in state.optimizer.param_groups:
+                    group["lr"] = learning_rate(fraction, config.lr, config.schedule, config.warmup)
+                state.steps.append(train_step(net, batch, state.optimizer, **recipe))
+                if state.average:
+                    state.average.update(state.net)
+            torch.backends.cudnn.benchmark = False
+            self._read_losses(state, batches)
+            scores = self._training_scores(state, batches, first, time.perf_counter() - start)
+            last = progress.sync(state.epoch) >= 1
+            if validation and not progress.is_stopping():
+                scores |= self._validate(state, validation, last)
+                last = last or self.best.is_over(state, state.epoch)
+            if progress.is_stopping():
+                return
+            with progress.stop.unless_read():
+                self.log.scalars(state.epoch, scores, progress.fraction(state.epoch))
+            if last:
+                self.log.hparams(state.epoch, hyperparameters(config), scores)
+                return
+            if state.epoch % config.num_freq_save == 0:
+                self._save_numbered(state)
+            state.next_epoch()
 
-    def _train_epoch(self, state: TrainState, net: nn.Module, batches: TrainingBatches) -> Scores:
-        """Train the remaining batches of an epoch; their losses are added to the state."""
-        start, first = time.perf_counter(), len(state.losses)
-        update_average = partial(state.average.update, state.net) if state.average else None
-        losses = run_epoch(
-            net,
-            self._remaining_batches(state, batches),
-            state.optimizer,
-            update_average,
-            criterion=LOSSES[loss_of(self.config.loss, state.info.num_class)],
-            clip=self.config.clip,
-            precision=self.precision,
-            scaler=state.scaler,
-        )
-        if losses:  # the only wait for the device in an epoch
-            state.losses += (self.world.sum(torch.stack(losses)) / self.world.size).tolist()
-        seconds = time.perf_counter() - start
+    def _read_losses(self, state: TrainState, batches: TrainingBatches) -> None:
+        """Read the losses of the steps: the only wait for the device; one that is not finite ends the training."""
+        if state.steps:
+            state.losses += (self.world.sum(torch.stack(state.steps)) / self.world.size).tolist()
+            state.steps.clear()
         done = batches.files_of(state.epoch)[: len(state.losses)]
         for step, (loss, files) in enumerate(zip(state.losses, done, strict=True), 1):
             check_finite(loss, f"epoch {state.epoch}, step {step}", files)
-        sizes = [len(files) for files in done]
+
+    def _training_scores(self, state: TrainState, batches: TrainingBatches, first: int, seconds: float) -> Scores:
+        """Mean loss of an epoch over its images, its last learning rate, and the speed of its steps from the first."""
+        sizes = [len(files) for files in batches.files_of(state.epoch)[: len(state.losses)]]
         return {
             "loss/train": float(np.average(state.losses, weights=sizes)) if sizes else 0.0,
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "images_per_second": sum(sizes[first:]) / seconds,
         }
 
-    def _remaining_batches(self, state: TrainState, batches: TrainingBatches) -> Iterator[Batch]:
-        """Remaining batches of an epoch, each with its learning rate set; ends at a signal or when the time is up."""
-        config, first = self.config, len(state.losses)
-        for step, batch in enumerate(batches.of(state.epoch, first), first):
-            progress = self.progress.sync(state.epoch - 1 + step / len(batches))
-            if self.progress.is_stopping() or (config.max_minutes and progress >= 1 and step > first):
-                return
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(progress, config.lr, config.schedule, config.warmup)
-            yield batch
-
-    def _validate(self, state: TrainState, validation: Validation, log: Log, last: bool) -> Scores:
+    def _validate(self, state: TrainState, validation: Validation, last: bool) -> Scores:
         """Scores on the validation set, with those of segments when they are due; the best epoch is kept."""
         config, epoch = self.config, state.epoch
         last = last or self.best.is_over(state, epoch)  # it is, unless this epoch is better
@@ -250,19 +225,40 @@ class Trainer:
             return {}
         for loss, file in zip(scorer.losses, validation.files, strict=True):
             check_finite(loss, f"the validation set after epoch {epoch}", [file])
-        log.images(epoch, scorer.pictures or {})
+        self.log.images(epoch, scorer.pictures or {})
         scorer.pictures = None  # three bytes per pixel that the next scores need themselves
         challenge = validation.score_segments(state) if saved or epoch % config.num_freq_score == 0 else None
         if self.progress.is_stopping():
             return {}
         if challenge:
-            log.precision_recall(epoch, challenge.counts)
+            self.log.precision_recall(epoch, challenge.counts)
         scores = scorer.scores(challenge)
         take = partial(state.checkpoint, config, whole=True, seconds=self.progress.seconds)
         self.best.update(state, scores, take, has_threshold=bool(challenge) or state.info.num_class > 2)
         if saved:
             self.best.choose_threshold(state, validation.score_segments)
         return scores
+
+    def _first_state(self) -> TrainState:
+        """State that the training goes on from: that of a checkpoint, or a new one where there is none."""
+        config, restarted = self.config, self._was_restarted()
+        has_any = self.world.broadcast(bool(checkpoint.list_newest(self.dir_checkpoint)))
+        if restarted or (config.train_continue and (has_any or config.epoch)):
+            state = self._resume(0 if restarted else config.epoch)
+        else:
+            state = self._begin()
+        state.database = identity(self.dir_data)
+        self.progress.seconds_before, self.saved_position = state.seconds, state.position
+        return state
+
+    def _is_done(self, state: TrainState) -> str:
+        """Why there is nothing left to train; empty if there is."""
+        if self.progress.sync(state.epoch - 1) >= 1:
+            return f"already trained to epoch {state.epoch - 1}: raise --num_epoch or --max_minutes to train longer"
+        if state.epoch > state.saved_epoch and self.best.is_over(state, state.saved_epoch):
+            why = self.best.reason(state, state.saved_epoch)
+            return f"trained to epoch {state.saved_epoch} already{why}: raise --patience to resume"
+        return ""
 
     def _begin(self) -> TrainState:
         """State of a new training."""
@@ -278,21 +274,31 @@ class Trainer:
 
     def _resume(self, epoch: int | str) -> TrainState:
         """State from the checkpoint of an epoch; 0: the newest."""
-        path = checkpoint.find(self.dir_checkpoint, epoch)
-        saved = Checkpoint.load_for(path, self.dir_data)
+        load = partial(Checkpoint.load_for, database=self.dir_data, note=self._say)
+        try:
+            path, saved = checkpoint.load_epoch(self.dir_checkpoint, epoch, load, self._say)
+        except MismatchError as error:
+            raise UserError(f"{error}, or {NEW_TRAINING}") from error
         state = TrainState.resume(saved, path, self.config, self.device, self.precision)
-        for note in changed_flags(saved, self.config) + self.best.resume(saved, state, self.world):
+        is_remade = bool(saved.database) and saved.database != identity(self.dir_data)
+        if is_remade:
+            self._say(
+                f"note: {self.dir_data} was made again since epoch {saved.epoch}: its samples are used from here on"
+            )
+            state.use_database(load_info(self.dir_data))
+        notes = changed_flags(saved, self.config) + self.best.resume(saved, state, self.world, is_remade=is_remade)
+        for note in notes:
             self._say(f"note: {note}")
         self.config = replace(self.config, **kept_architecture(saved, self.config))
+        self.resumed = path
         self._say(f"resuming from {path}")
         return state
 
     def _was_restarted(self) -> bool:
         """Whether torchrun has restarted this run after it had saved a checkpoint."""
         own = False
-        if self.world.is_main and distributed.restarts() and checkpoint.list_epochs(self.dir_checkpoint):
-            path = checkpoint.find(self.dir_checkpoint, 0)
-            own = Checkpoint.load(path).run == distributed.run_id()
+        if self.world.is_main and distributed.restarts() and checkpoint.list_newest(self.dir_checkpoint):
+            own = checkpoint.load_epoch(self.dir_checkpoint)[1].run == distributed.run_id()
         return self.world.broadcast(own)
 
     def _batches(self, state: TrainState, files: list[SampleFile], val: list[SampleFile]) -> TrainingBatches:
@@ -333,67 +339,123 @@ class Trainer:
             for folder in (self.dir_checkpoint, self.dir_log):
                 locks.enter_context(locked(folder, "choose another --scope"))
 
-    def _open_folders(self, state: TrainState) -> None:
-        """Move files of an earlier run aside, write arg.txt, and print what will be trained."""
-        check_writable(self.dir_checkpoint)
-        epochs = checkpoint.list_epochs(self.dir_checkpoint)
-        stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch] + self.best.stale()
-        logs = [*self.dir_log.glob("events.out.tfevents*"), *self.dir_log.glob("arg.txt")]
-        logs = [] if state.saved_epoch else logs
-        for folder, files in ((self.dir_checkpoint, stale), (self.dir_log, logs)):
-            if moved := move_aside(folder, files):
-                say(f"moved the files of an earlier run to {moved}")
-        write_arguments(self.dir_log / "arg.txt", self.config.as_typed() | {"network": state.net.arguments})
-        say_what_is_trained(state.info, num_weight(state.net), self.device)
-
     def _log(self, state: TrainState) -> closing[TrainingLog] | nullcontext[NoLog]:
-        """Log of the main process; the others write none."""
+        """Log of the main process, begun at once where no file of an earlier training is in the way."""
         if not self.world.is_main:
             return nullcontext(NoLog())
-        progress = self.progress.fraction(state.epoch - 1)
-        return closing(TrainingLog(self.dir_log, state.epoch, self.progress.last_epoch, progress))
+        for folder in (self.dir_checkpoint, self.dir_log):
+            check_writable(folder)
+        self.stale = self._stale_files(state)
+        log = TrainingLog(self.dir_log, state.epoch, self.progress.last_epoch, self.progress.fraction(state.epoch - 1))
+        log.arguments(state.epoch, self.config.as_typed(), state.net.arguments)
+        say_what_is_trained(state.info, num_weight(state.net), self.device)
+        if any(self.stale.values()):
+            say("note: the files of an earlier training are moved aside when the first checkpoint of this one is saved")
+        else:
+            log.open()
+        return closing(log)
 
-    def _save(self, state: TrainState, *, whole: bool) -> Path:
-        """Save the checkpoint of a complete or interrupted epoch."""
-        path = checkpoint.path_of(self.dir_checkpoint, state.epoch)
-        self.best.save(is_main=self.world.is_main)  # first: a numbered checkpoint says that it is there
+    def _stale_files(self, state: TrainState) -> dict[Path, list[Path]]:
+        """Files of an earlier training, by their folder: later checkpoints, another best one, and logs."""
+        epochs = checkpoint.list_epochs(self.dir_checkpoint)
+        stale = [path for epoch, path in epochs.items() if epoch > state.saved_epoch]
+        latest, best = checkpoint.latest_path(self.dir_checkpoint), self.best.path
+        stale += [latest] if latest.is_file() and latest != self.resumed else []
+        stale += [best] if best.is_file() and not self.best.is_resumed and best != self.resumed else []
+        logs = [*self.dir_log.glob("events.out.tfevents*"), *self.dir_log.glob("arg.txt")]
+        return {self.dir_checkpoint: stale, self.dir_log: [] if state.saved_epoch else logs}
+
+    def _make_room(self) -> None:
+        """Move the files of an earlier training aside: called before a checkpoint of this one gets its name."""
+        if any(self.stale.values()):
+            moved = [move_aside(folder, files) for folder, files in self.stale.items()]
+            self.moved, self.stale = [folder for folder in moved if folder], {}
+            say(f"moved the files of an earlier training to {' and '.join(map(str, self.moved))}")
+            self.log.open()
+
+    def _save(self, state: TrainState, saved: Checkpoint, path: Path) -> None:
+        """Write a checkpoint, and that of the best epoch before, since a later one says that it is there."""
+        self.best.save(self._make_room, is_main=self.world.is_main)
         if self.world.is_main:
-            state.checkpoint(self.config, whole=whole, seconds=self.progress.seconds).save(path)
+            saved.save(path, self._make_room)
+        self.saved_position = state.position
+        self.progress.note_save()
+
+    def _save_last(self, state: TrainState, *, whole: bool) -> Path:
+        """Save the checkpoint of a complete or interrupted epoch under its number."""
+        saved = state.checkpoint(self.config, whole=whole, seconds=self.progress.seconds)
+        path = checkpoint.path_of(self.dir_checkpoint, saved.epoch)
+        self._save(state, saved, path)
+        if self.world.is_main:
+            discard(checkpoint.latest_path(self.dir_checkpoint))
         return path
 
-    def _save_stopped(self, state: TrainState, validation: Validation | None) -> Path:
-        """Save after a signal, choose the threshold for these weights, and save again; a second Ctrl-C skips that."""
-        path = self._save(state, whole=False)
-        if validation is not None and state.info.num_class == 2:
-            if self.world.is_main:
-                say(f"saved {path}; choosing its threshold, press Ctrl-C again to skip this", sys.stderr)
-            score_segments = partial(validation.score_segments, stoppable=False)
-            score_segments(state)
-            self.best.choose_threshold(state, score_segments)
-            self._save(state, whole=False)
-        return path
+    def _save_numbered(self, state: TrainState) -> None:
+        """Save a complete epoch, with others to come."""
+        with self._go_on():
+            self._save_last(state, whole=True)
+
+    def _save_latest(self, state: TrainState, batches: TrainingBatches) -> None:
+        """Save within an epoch, in the file that is replaced by the next one."""
+        self._read_losses(state, batches)
+        saved = state.checkpoint(self.config, whole=False, seconds=self.progress.seconds)
+        with self._go_on():
+            self._save(state, saved, checkpoint.latest_path(self.dir_checkpoint))
+
+    @contextmanager
+    def _go_on(self) -> Iterator[None]:
+        """Train on if a checkpoint can't be written, with a warning: there may be room when the next one is due."""
+        try:
+            yield
+        except UserError as error:
+            self.progress.note_save()
+            say(f"warning: {error}; the training goes on, and tries again in ten minutes", sys.stderr)
 
     @contextmanager
     def _save_on_error(self, state: TrainState) -> Iterator[None]:
-        """Save a trained epoch if its validation fails, for example for lack of memory."""
+        """Save what is trained if anything but a diverged loss ends the training: a lost sample, a lack of memory."""
         try:
             yield
-        except UserError:  # the training has diverged
+        except DivergenceError:
             raise
         except Exception:
-            self._say(f"saved {self._save(state, whole=False)}")
+            if state.position != self.saved_position:
+                state.losses += torch.stack(state.steps).tolist() if state.steps else []  # others may be gone
+                state.steps.clear()
+                if np.isfinite(state.losses).all():
+                    self._say(f"saved {self._save_last(state, whole=False)}")
             raise
 
-    def _say_stopped(self, state: TrainState, num_step: int, path: Path) -> int:
-        """Print where a training was stopped and how to resume it; return the exit status."""
+    def _end(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
+        """Save and report the end of the training, or where a signal stopped it; return the exit status."""
+        if self.progress.is_stopping():
+            return self._stop(state, batches, validation)
+        path = self._save_last(state, whole=True)
+        why, best = self.best.reason(state, state.epoch), self.best.describe(state)
+        self._say(f"trained to epoch {state.epoch}{why}, saved {path}{best}")
+        return 0
+
+    def _stop(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
+        """Save after a signal, and print how to resume; a second Ctrl-C skips the choice of the threshold."""
+        status, where = 128 + self.progress.signum, f"stopped in epoch {state.epoch}"
+        if state.position == self.saved_position:
+            self._say(f"{where} before its next step: no new checkpoint", sys.stderr)
+            return status
+        path = self._save_last(state, whole=False)
+        if validation is not None and state.info.num_class == 2:
+            self._say(f"saved {path}; choosing its threshold, press Ctrl-C again to skip this", sys.stderr)
+            score_segments = partial(validation.score_segments, stoppable=False)
+            score_segments(state)
+            self.best.choose_threshold(state, score_segments)
+            self._save_last(state, whole=False)
         newest = ["--epoch", "0"] if self.config.epoch else []
         again = command_line(newest if self.config.train_continue else ["--train_continue", "on"])
-        where = f"epoch {state.epoch} after step {len(state.losses)} of {num_step}"
-        if self.world.is_main:
-            say(f"stopped in {where}, saved {path}; to resume: {again}", sys.stderr)
-        return 128 + self.progress.signum
+        earlier = f"; the earlier training lies in {' and '.join(map(str, self.moved))}" if self.moved else ""
+        where = f"{where} after step {len(state.losses)} of {len(batches)}"
+        self._say(f"{where}, saved {path}{earlier}; to resume: {again}", sys.stderr)
+        return status
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, stream: TextIO | None = None) -> None:
         """Print a line in the main process only."""
         if self.world.is_main:
-            say(text)
+            say(text, stream)

@@ -35,6 +35,10 @@ class FlagError(UserError):
     status = 2
 
 
+class DivergenceError(UserError):
+    """The loss or the output of a network is no longer finite, so that its weights are of no use."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that would have ended the process at once, without removing its partial files."""
 

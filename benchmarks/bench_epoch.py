@@ -5,7 +5,7 @@
 
 24 synthetic images of 512x512 px train and 3 validate, through `Trainer` with all its parts: loader, augmentation,
 weight map, average, validation, log; ten epochs after the first, one of which logs pictures. The network's time is that
-of `run_epoch` without waiting for batches and without what follows a step (average). One JSON line.
+of `train_step` without waiting for batches and without what follows a step (average). One JSON line.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -65,47 +66,34 @@ def measure(crop: int, nch_ker: int, device: torch.device, gpu_ids: str, repeats
 
 def train(crop: int, nch_ker: int, device: torch.device, gpu_ids: str) -> tuple[float, float]:
     """Seconds per epoch and in its network, mean without the first and the last epoch, which scores and saves."""
-    config = Config(nch_ker=nch_ker, ny_load=crop, nx_load=crop, num_epoch=EPOCHS + 2, gpu_ids=gpu_ids)
-    stopwatch = Stopwatch(train_module.run_epoch)
-    train_module.run_epoch = stopwatch.run_epoch
+    size = {"nch_ker": nch_ker, "ny_load": crop, "nx_load": crop}
+    config = Config(**size, num_epoch=EPOCHS + 2, gpu_ids=gpu_ids, train_continue=False)
+    stopwatch = Stopwatch(train_module.train_step)
+    train_module.train_step = stopwatch.train_step
     with contextlib.redirect_stdout(io.StringIO()):
         train_module.Trainer(config, device).train()
-    train_module.run_epoch = stopwatch.original
-    first, last = 1, EPOCHS + 1  # `run_epoch` only trains; validation uses the predictor
-    return (stopwatch.starts[last] - stopwatch.starts[first]) / EPOCHS, sum(stopwatch.network[first:last]) / EPOCHS
+    train_module.train_step = stopwatch.original
+    starts, network = (np.reshape(times, (EPOCHS + 2, -1)) for times in (stopwatch.starts, stopwatch.seconds))
+    return float(starts[-1, 0] - starts[1, 0]) / EPOCHS, float(network[1:-1].sum()) / EPOCHS
 
 
 class Stopwatch:
-    """Adds up the time of `run_epoch`, without waiting for batches and without what follows a step."""
+    """Times each `train_step`: not the waiting for batches, nor what follows a step."""
 
     def __init__(self, original: Callable) -> None:
-        self.original, self.outside = original, 0.0
+        self.original = original
         self.starts: list[float] = []
-        self.network: list[float] = []
+        self.seconds: list[float] = []
 
-    def run_epoch(self, net: Any, batches: Iterable, optimizer: Any, after_step: Callable, **more: Any) -> list:
-        """The original `run_epoch`, timed."""
-        start, self.outside = time.perf_counter(), 0.0
-
-        def timed() -> None:
-            begin = time.perf_counter()
-            after_step()
-            self.outside += time.perf_counter() - begin
-
-        losses = self.original(net, self._timed(iter(batches)), optimizer, timed, **more)
-        torch.stack(losses).sum().item()  # waits for a GPU
+    def train_step(self, net: Any, batch: dict, *more: Any, **recipe: Any) -> torch.Tensor:
+        """The original `train_step`, timed."""
+        start = time.perf_counter()
+        loss = self.original(net, batch, *more, **recipe)
+        if batch["input"].is_cuda:
+            torch.cuda.synchronize()
         self.starts.append(start)
-        self.network.append(time.perf_counter() - start - self.outside)
-        return losses
-
-    def _timed(self, batches: Iterator) -> Iterator:
-        while True:
-            begin = time.perf_counter()
-            batch = next(batches, None)
-            self.outside += time.perf_counter() - begin
-            if batch is None:
-                return
-            yield batch
+        self.seconds.append(time.perf_counter() - start)
+        return loss
 
 
 if __name__ == "__main__":

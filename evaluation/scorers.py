@@ -166,7 +166,7 @@ def segment(
                         return
                     _add_band(found, band)
         except UserError as error:
-            raise UserError(f"{files[index].input}: {error}") from error
+            raise type(error)(f"{files[index].input}: {error}") from error
         yield found
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,12 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     UserError
         There is no checkpoint or no test sample, they don't fit, or the results can't be written.
     """
-    paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
     database = config.folder("data")
     with world.reading(database, ENTRIES, "choose another --name_data"):
-        tested = {path: _load(path, database) for path in paths}
+        load = partial(_load, database=database, is_main=world.is_main)
+        tested = checkpoint.load_trained(config.checkpoint_folders, config.epoch, load, is_main=world.is_main)
         precision = pick_precision(config.amp, device)
-        predictor = predictor_of(tested.items(), device, precision, config.background)
+        predictor = predictor_of(tested, device, precision, config.background)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(config.folder("result"), world) as folder:
             chosen, origins = KEEP_ALL._replace(**config.given_filter), sample_origins(database, config.split)
@@ -59,11 +60,9 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     return 0
 
 
-def _load(path: Path, database: Path) -> Checkpoint:
-    """Checkpoint without the state of the optimiser, which is as large as two networks."""
-    saved = Checkpoint.load_for(path, database)
-    saved.optim = {}
-    return saved
+def _load(path: Path, *, database: Path, is_main: bool) -> Checkpoint:
+    """Load a checkpoint for the database that it is tested on."""
+    return Checkpoint.load_for(path, database, say if is_main else lambda _: None)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from dataset import DataInfo
 from files import atomic_write, check_writable
 from model import class_probability
 from prediction.halo import forward_padded
-from prediction.predictor import Member, Predictor, load, predict_array
+from prediction.predictor import Member, Predictor, predict_array, predictor_of
 from utils import FlagError, UserError, check_module, say
 
 if TYPE_CHECKING:
@@ -138,9 +138,10 @@ def export(config: Config) -> int:
     """
     output, kind = Path(config.output), config.format
     _check_flags(config)
-    paths = [checkpoint.find(folder, config.epoch) for folder in config.checkpoint_folders]
+    trained = checkpoint.load_trained(config.checkpoint_folders, config.epoch)
+    paths = list(trained)
     _check_output(output, paths)
-    predictor = load(paths)
+    predictor = predictor_of(trained, torch.device("cpu"), None, "")
     predictor = replace(predictor, members=tuple(map(_without_legacy, predictor.members)))
     origin, named = Provenance(paths, _authors(config), config.license), ", ".join(map(str, paths))
     with warnings.catch_warnings(action="ignore"):  # the exporters' own

@@ -222,7 +222,7 @@ class PredictionJob:
                 except UserError as error:
                     text, name = str(error), self.files.frames[frame]
                     named = any(word in text for word in (str(name.path), self.files.target))
-                    raise UserError(text if named else f"{name}: {text}") from error
+                    raise type(error)(text if named else f"{name}: {text}") from error
 
     def _frame_parts(self, frame: int, numbers: list[int]) -> Iterator[Part]:
         """Some bands of a frame, then its objects, which need all of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from prediction.halo import WHOLE, Sides, crop_sides, forward_tile, halo, size_w
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, filter_objects, foreground_kinds, join_bands, separate_bands
 from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
-from utils import UserError, on_device, pick_device, pick_precision
+from utils import DivergenceError, UserError, on_device, pick_device, pick_precision
 
 TILE_PIXELS = 2**20  # largest tile on a CPU
 TILE_BYTES = 40  # memory per pixel of a tile and channel of the first level, at most
@@ -200,7 +200,9 @@ class Predictor:
                 total += network(pixels, sides)
             if total.isnan().any():
                 in_range = "compute with --amp off, or " if self.precision is torch.float16 else ""
-                raise UserError(f"the network's output is NaN: {in_range}train with a lower --lr: it has diverged")
+                raise DivergenceError(
+                    f"the network's output is NaN: {in_range}train with a lower --lr: it has diverged"
+                )
             return total.div_(len(networks))
 
         return Bands(probability, lambda rows: image[rows], grid)
@@ -303,12 +305,13 @@ def load(
         if not each.is_file():
             raise UserError(f"{each}: no such file: name a checkpoint that main.py --mode train wrote")
     device = pick_device(gpu_ids)
-    checkpoints = ((each, Checkpoint.load(each)) for each in paths)  # one at a time in memory
-    return predictor_of(checkpoints, device, pick_precision(amp, device), background)
+    return predictor_of(
+        {each: Checkpoint.load(each) for each in paths}, device, pick_precision(amp, device), background
+    )
 
 
 def predictor_of(
-    checkpoints: Iterable[tuple[Path, Checkpoint]],
+    trained: Mapping[Path, Checkpoint],
     device: torch.device,
     precision: torch.dtype | None,
     background: str,
@@ -317,7 +320,7 @@ def predictor_of(
     members: dict[Path, Member] = {}
     backgrounds: dict[Path, int] = {}
     thresholds = []
-    for path, saved in checkpoints:
+    for path, saved in trained.items():
         net = on_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
         members[path] = Member(net, saved.info)
         backgrounds[path] = find_background(saved.info, background or saved.config.get("background", ""))

@@ -98,7 +98,7 @@ def test_a_value_beyond_its_rule_ends_with_status_2(fails):
         (["--input", *"abcd"], "--input a b c ...: applies"),
         (["--output", "y.tif"], "--mode predict or export: add it"),
         (["--loss", "bce", "--balance"], "--balance on: applies to --loss wbce"),
-        (["--epoch", "1"], "--epoch 1: applies to --train_continue on: add it"),
+        (["--epoch", "1", "--train_continue", "off"], "--epoch 1: applies to --train_continue on: add it"),
         (["--mode", "test", "--link", "0.3"], "--link 0.3: applies to --mode predict: change --mode test"),
         (["--mode", "predict", "--format", "torchscript"], "--format torchscript: applies to --mode export: change"),
     ],

@@ -149,7 +149,8 @@ def test_a_database_without_labels_is_tested_and_not_trained_on(trained, work, f
     assert run_make_database.main(argv) == 0
     assert main.main([*TEST, "--name_data", "new"]) == 0
     assert len(list((work / "results" / "unet" / "new" / "images").glob("*-output.png"))) == 8
-    assert "made with --label none" in fails(main.main, [*SMALL, "--name_data", "new"])
+    assert "make one with --label" in fails(main.main, [*SMALL, "--name_data", "new"])
+    assert "made with --label none" in fails(main.main, [*SMALL, "--name_data", "new", "--train_continue", "off"])
 
 
 def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, work, capsys):
@@ -244,8 +245,8 @@ def _other_classes(data, _):
 
 
 def _truncated(_, checkpoints):
-    path = checkpoints / "model_epoch0001.pth"
-    path.write_bytes(path.read_bytes()[:5000])
+    for path in checkpoints.glob("*.pth"):
+        path.write_bytes(path.read_bytes()[:5000])
 
 
 def _foreign(_, checkpoints):
@@ -302,7 +303,6 @@ TRAIN = [*SMALL, "--train_continue", "on", "--num_epoch", "2"]
         (_other_classes, "class_values [0, 1]"),
         (_truncated_sample, "00000.npy"),
         (_class_beyond, "class index 2"),
-        (lambda _, checkpoints: shutil.rmtree(checkpoints), "no checkpoint"),
         (_truncated, "truncated"),
         (_foreign, "another program"),
         (_other_network, "not those of this network"),
@@ -323,11 +323,14 @@ def test_bad_input_is_one_line_and_nothing_is_lost(trained, work, fails, argv, s
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--nch_in", "3"], "--nch_in 3: the images of the database have 1 channel(s): leave it out"),
-        (["--nch_out", "3"], "--nch_out 3: 2 classes need 1 or 2: leave it out"),
-        (["--train_continue", "on", "--nch_ker", "8"], "--nch_ker 8"),
-        (["--train_continue", "on", "--norm", "inorm"], "--norm inorm"),
-        (["--train_continue", "on", "--epoch", "7"], "no checkpoint of epoch 7"),
+        (
+            ["--train_continue", "off", "--nch_in", "3"],
+            "--nch_in 3: the images of the database have 1 channel(s): leave",
+        ),
+        (["--train_continue", "off", "--nch_out", "3"], "--nch_out 3: 2 classes need 1 or 2: leave it out"),
+        (["--nch_ker", "8"], "--nch_ker 2: leave it out to resume that, or add --train_continue off"),
+        (["--norm", "inorm"], "--norm bnorm: leave it out to resume that, or add --train_continue off"),
+        (["--epoch", "7"], "no checkpoint of epoch 7"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(trained, fails, argv, words):

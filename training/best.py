@@ -86,12 +86,14 @@ class BestEpoch:
         if self.score == "v_info" and num_class > 2 and has_validation:
             raise FlagError(f"--best_score v_info: needs two classes, the database has {num_class}: choose another")
 
-    def resume(self, saved: Checkpoint, state: TrainState, world: World) -> list[str]:
-        """Load the best epoch of a resumed run; where that can't be had, look for one anew, and return a note."""
+    def resume(self, saved: Checkpoint, state: TrainState, world: World, *, is_remade: bool) -> list[str]:
+        """Load the best epoch of a resumed run; where that can't be had, look for another, and return a note."""
         if not saved.best_epoch:
             return []
         why = ""
-        if saved.config.get("best_score") != self.score:
+        if is_remade:
+            why = "its score was of another validation set"
+        elif saved.config.get("best_score") != self.score:
             why = f"--best_score was {saved.config.get('best_score')}"
         elif path := world.broadcast(self._find(saved.best_epoch) if world.is_main else None):
             self.kept, self.is_resumed = Checkpoint.load(path), path == self.path
@@ -101,7 +103,7 @@ class BestEpoch:
         if not why:
             return []
         state.best_epoch, state.best_score = 0, None
-        return [f"the best epoch is looked for from epoch {state.epoch} on: {why}"]
+        return [f"the best epoch is sought again, from epoch {state.epoch} on: {why}"]
 
     def _find(self, epoch: int) -> Path | None:
         """File with the weights of an epoch that was the best."""
@@ -110,10 +112,6 @@ class BestEpoch:
                 if path and (found := Checkpoint.load(path)).whole and found.epoch == epoch:
                     return path
         return None
-
-    def stale(self) -> list[Path]:
-        """The file of another run, or of a later epoch than the resumed one, to be set aside."""
-        return [self.path] if self.path.is_file() and not self.is_resumed else []
 
     def update(self, state: TrainState, scores: Scores, take: Callable[[], Checkpoint], *, has_threshold: bool) -> None:
         """Keep the checkpoint that `take` makes of an epoch if its score is the best so far."""
@@ -143,10 +141,10 @@ class BestEpoch:
         if score_segments(best) is not None:
             self.kept.threshold, self.has_threshold = best.threshold, True
 
-    def save(self, *, is_main: bool) -> None:
+    def save(self, before_rename: Callable[[], None], *, is_main: bool) -> None:
         """Write what is kept, by the main process; a failure leaves the old file."""
         if self.kept and is_main:
-            self.kept.save(self.path)
+            self.kept.save(self.path, before_rename)
         if self.has_threshold:
             self.kept = None
 

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from dataset import IGNORE, SampleFile
 from training.augment import Augmentation
 from training.patches import Batch, PatchDataset, PatchSampler
-from utils import say
+from utils import UserError, say
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,26 @@ class TrainingBatches:
         """Batches of an epoch, starting at a step."""
         self._sampler.set_epoch(epoch, first_step)
         sizes = [len(batch) for batch in self._sampler.batches(epoch)[first_step:]]
-        for size, batch in zip(sizes, self._loader, strict=True):
+        for size, batch in zip(sizes, self._loaded(), strict=True):
             yield self._finished(batch, epoch, size)
+
+    def _loaded(self) -> Iterator[Batch]:
+        """Batches as the loader reads them.
+
+        Torch raises an error as soon as a process of the loader is killed, which may be within a step: so its handler
+        is removed. The loader itself looks after its processes every five seconds that it waits for them.
+        """
+        try:
+            batches = iter(self._loader)
+            in_main = threading.current_thread() is threading.main_thread()
+            if self._loader.num_workers and in_main and hasattr(signal, "SIGCHLD"):  # Windows has none
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            what = "a process that reads samples was killed, as for lack of memory"
+            raise UserError(f"{what}: lower --num_workers and --cache_gb, or close other programs") from error
 
     def _finished(self, batch: Batch, epoch: int, size: int) -> Batch:
         """Batch as the network is trained on it; over all processes it has `size` crops."""

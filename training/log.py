@@ -6,17 +6,21 @@ import io
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dataset import DataInfo
 from files import atomic_write
-from utils import printable, say
+from utils import UserError, printable, say
+
+if TYPE_CHECKING:  # imported where they are used: a test needs none of them
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
 
 CHARTS = {"loss": {"train and validation": ["Multiline", ["loss/train", "loss/val"]]}}  # of custom scalars
 NO_SCORES = ("learning_rate", "images_per_second")  # curves that are none
@@ -43,11 +47,11 @@ def command_line(argv: list[str] | None = None) -> str:
 
 
 class TrainingLog:
-    """Progress (a bar on a terminal, otherwise plain lines) and TensorBoard curves of a training.
+    """Progress (a bar on a terminal, otherwise plain lines), arg.txt and TensorBoard curves of a training.
 
-    Events are on the disk when a method returns, so that no checkpoint is ever ahead of its curves
-    (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes). If they can't be
-    written, a warning is printed and training continues without curves.
+    Nothing is written before `open`; then events are on the disk when a method returns, so that no checkpoint is ever
+    ahead of its curves (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes).
+    If they can't be written, a warning is printed and training continues without curves.
 
     Parameters
     ----------
@@ -62,35 +66,72 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, first: int, last: int | None, progress: float) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
         from tqdm import tqdm
 
-        self.folder = folder
-        self.writer: EventsWriter | None = EventsWriter(
-            str(folder / "events"), f".{time.time_ns()}"
-        )  # two runs may start in one second
-        self._write(first, session_log={"status": "START"})
+        self.folder, self.first = folder, first
+        self.writer: EventsWriter | None = None
+        self._waiting: list[Event] | None = []  # events until `open`; None: none can be written any more
+        self._flags: tuple[Event, ...] = ()  # which each file begins with
+        self._table: dict[str, Any] = {}  # of arg.txt
         self.bar = tqdm(total=last, initial=first - 1, unit="epoch", disable=None, dynamic_ncols=True)
         self.of = f"/{last}" if last else ""
         self.start, self.before = time.monotonic(), progress
 
-    def _write(self, epoch: int, **event: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+    def open(self) -> None:
+        """Write arg.txt and the events until now; called when the files of an earlier training are out of the way."""
+        waiting, self._waiting = self._waiting or [], []
+        self._begin_file(self.first)
+        self._put(*waiting)
 
-        if self.writer is None:
+    def _begin_file(self, epoch: int) -> None:
+        """Write arg.txt, and begin a file of events."""
+        from tensorboardX.event_file_writer import EventsWriter
+
+        write_arguments(self.folder / "arg.txt", self._table)
+        self._name = f".{time.time_ns()}"  # two runs may start in one second
+        self.writer = EventsWriter(str(self.folder / "events"), self._name)
+        self._put(_event(epoch, session_log={"status": "START"}), *self._flags)
+
+    def _write(self, epoch: int, **event: Any) -> None:
+        """Write an event, or keep it until `open`."""
+        if self.writer is not None:
+            self._put(_event(epoch, **event))
+        elif self._waiting is not None:
+            self._waiting.append(_event(epoch, **event))
+
+    def _put(self, *events: Event) -> None:
+        """Write events to the disk."""
+        writer = self.writer
+        if writer is None:
             return
         try:
-            self.writer.write_event(Event(wall_time=time.time(), step=epoch, **event))
-            self.writer.flush()
+            for event in events:
+                writer.write_event(event)
+                writer.flush()
         except OSError as error:
             with suppress(OSError):  # closing flushes again
-                self.writer._py_recordio_writer.close()
-            self.writer = None
+                writer._py_recordio_writer.close()
+            self.writer = self._waiting = None
             reason = f"cannot write {self.folder}: {error.strerror or error}"
-            say(f"warning: {reason}: the training continues, but its curves end at epoch {epoch - 1}", sys.stderr)
+            say(f"warning: {reason}: the training continues, but its curves end at epoch {event.step - 1}", sys.stderr)
+
+    def _mend(self, epoch: int) -> None:
+        """Begin another file of events if somebody has removed that of this run."""
+        if self.writer is None or any(self.folder.glob(f"events*{self._name}")):
+            return
+        what = f"the log in {self.folder} was removed while the training runs"
+        self.writer._py_recordio_writer.close()
+        self.writer = None
+        try:
+            self._begin_file(epoch)
+            say(f"warning: {what}: its curves begin again at epoch {epoch}", sys.stderr)
+        except (OSError, UserError) as error:
+            self._waiting = None
+            say(f"warning: {what}: {error}: the training continues without curves", sys.stderr)
 
     def scalars(self, epoch: int, scores: dict[str, float], progress: float) -> None:
         """Add one point to each curve, and show the progress, the fraction of the run that is done."""
+        self._mend(epoch)
         self._write(epoch, summary={"value": [{"tag": name, "simple_value": value} for name, value in scores.items()]})
         shown = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in SHOWN}
         left = self._left(progress)
@@ -100,13 +141,14 @@ class TrainingLog:
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
             say(f"epoch {epoch}{self.of}  {text}  {left} left")
 
-    def arguments(self, epoch: int, values: dict[str, Any]) -> None:
-        """Add the flags as a table of text, and the layout of the chart of both losses."""
+    def arguments(self, epoch: int, values: dict[str, Any], network: Mapping[str, Any]) -> None:
+        """Add the flags as a table of text, and the layout of the chart of both losses; called before `open`."""
         from tensorboardX.summary import custom_scalars, text
 
+        self._table = values | {"network": dict(network)}
         rows = "".join(f"| {name} | `{printable(str(value))}` |\n" for name, value in values.items())
-        self._write(epoch, summary=text("flags", "| flag | value |\n|---|---|\n" + rows))
-        self._write(epoch, summary=custom_scalars(CHARTS))
+        table = text("flags", "| flag | value |\n|---|---|\n" + rows)
+        self._flags = _event(epoch, summary=table), _event(epoch, summary=custom_scalars(CHARTS))
 
     def hparams(self, epoch: int, values: dict[str, Any], scores: dict[str, float]) -> None:
         """Add the flags and which curves are the scores of the run; TensorBoard shows the last value of each."""
@@ -149,6 +191,13 @@ class TrainingLog:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+
+
+def _event(step: int, **content: Any) -> Event:
+    """Event of an epoch."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    return Event(wall_time=time.time(), step=step, **content)
 
 
 class NoLog:

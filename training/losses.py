@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dataset import SampleFile
 from model import class_probability
-from utils import UserError
+from utils import DivergenceError
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (logits, label, weight of each pixel) -> loss
 
@@ -71,11 +71,11 @@ def check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
 
     Raises
     ------
-    UserError
+    DivergenceError
         The loss is NaN or infinite.
     """
     if not math.isfinite(loss):
         names = ", ".join(dict.fromkeys(str(file.input) for file in files))
-        raise UserError(
+        raise DivergenceError(
             f"the loss is {loss} in {where}, with {names}: nothing was saved: lower --lr, or check these files"
         )

@@ -8,6 +8,8 @@ import time
 from distributed import World
 from utils import StopRequest
 
+SAVE_SECONDS = 600.0  # a training that is killed loses no more than this time
+
 
 class Progress:
     """Progress of a run that is limited by epochs or by time, and the signals that stop it early.
@@ -27,6 +29,8 @@ class Progress:
         Signals that this process receives; entered while it trains.
     signum : int
         Signal that any process had received at the last `sync`; 0 for none.
+    is_save_due : bool
+        Whether it was time to save again at the last `sync`; the same in all processes.
     seconds_before : float
         Time trained before this process [s].
     """
@@ -35,6 +39,11 @@ class Progress:
         self.num_epoch, self.max_minutes, self.world = num_epoch, max_minutes, world
         self.stop, self.signum = StopRequest(), 0
         self.start, self.seconds_before = time.monotonic(), 0.0
+        self._saved, self.is_save_due = self.start, False
+
+    def note_save(self) -> None:
+        """Count the time to the next save from now."""
+        self._saved, self.is_save_due = time.monotonic(), False
 
     def is_stopping(self) -> bool:
         """Whether any process had received a signal to stop at the last `sync`."""
@@ -57,9 +66,13 @@ class Progress:
         return min(epochs / self.num_epoch, 1.0)
 
     def sync(self, epochs: float) -> float:
-        """Largest `fraction` of all processes; sets `signum` to a signal that any of them has received."""
+        """Largest `fraction` of all processes; sets `signum` to a signal that any of them has received.
+
+        Also sets `is_save_due`.
+        """
         if self.world.is_orphaned and not self.stop:
             self.stop.signum = signal.SIGTERM
-        signum, fraction = self.world.max(self.stop.signum, self.fraction(epochs))
-        self.signum = int(signum)
+        waited = time.monotonic() - self._saved
+        signum, fraction, waited = self.world.max(self.stop.signum, self.fraction(epochs), waited)
+        self.signum, self.is_save_due = int(signum), waited >= SAVE_SECONDS
         return fraction

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import distributed
 from checkpoint import Checkpoint, explain_mismatch
@@ -20,6 +20,7 @@ from utils import UserError, on_device
 # flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 PER_RUN |= {"init_from", "patience"}
+NEW_TRAINING = "add --train_continue off for a new one"
 HPARAM_GROUPS = ("model", "training", "data", "augmentation")  # groups of flags that results depend on
 
 
@@ -47,8 +48,14 @@ class TrainState:
         The current epoch, from 1.
     losses : list of float
         Loss of each batch of the current epoch so far.
+    last_losses : list of float
+        Those of the epoch before.
+    steps : list of Tensor
+        Loss of each batch since those in `losses`, still on the device, so that a step waits for nothing.
     plan : dict
         Settings that the batches of the current epoch depend on, see `TrainingBatches.plan`.
+    database : str
+        Identity of the database, see `dataset.identity`.
     saved_epoch : int
         Epoch of the checkpoint it was loaded from; 0 for none.
     average : MovingAverage or None
@@ -67,7 +74,10 @@ class TrainState:
     info: DataInfo
     epoch: int = 1
     losses: list[float] = field(default_factory=list)
+    last_losses: list[float] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
+    database: str = ""
     saved_epoch: int = 0
     average: MovingAverage | None = None
     threshold: float = 0.5
@@ -105,11 +115,15 @@ class TrainState:
         Raises
         ------
         UserError
-            The flags name another architecture, or parts of the checkpoint don't fit the network.
+            The flags name another architecture or another start, or parts of the checkpoint don't fit the network.
         """
+        if config.init_from and config.init_from != saved.config.get("init_from", ""):
+            what = f"the training of {path} did not begin with it"
+            raise UserError(f"--init_from {config.init_from}: {what}: leave it out to resume that, or {NEW_TRAINING}")
         for name, value in kept_architecture(saved, config).items():
             if given := config.given(name):
-                raise UserError(f"{given}: {path} was trained with --{name} {value}: give that, or leave it out")
+                what = f"{path} was trained with --{name} {value}"
+                raise UserError(f"{given}: {what}: leave it out to resume that, or {NEW_TRAINING}")
         net = saved.network(path, averaged=False, dropout=config.dropout)
         state = cls._around(net, config, saved.info, device, precision)
         with explain_mismatch(path):
@@ -119,7 +133,9 @@ class TrainState:
                 load_optimizer_state(state.optimizer, saved.optim)
             if state.scaler.is_enabled() and saved.scaler:
                 state.scaler.load_state_dict(saved.scaler)
-        state.epoch, state.losses = (saved.epoch + 1, []) if saved.whole else (saved.epoch, saved.losses)
+        state.epoch, state.losses = saved.epoch, saved.losses
+        if saved.whole:
+            state.next_epoch()
         state.saved_epoch, state.plan = saved.epoch, saved.plan
         state.threshold, state.seconds = saved.threshold, saved.seconds
         state.best_epoch, state.best_score = saved.best_epoch, saved.best_score
@@ -151,12 +167,28 @@ class TrainState:
         self.losses = []
         return ", ".join(changed) or "fewer samples"
 
+    def use_database(self, info: DataInfo) -> None:
+        """Go on with a database that was made again; images are scaled as the network knows them."""
+        own = self.info
+        self.info = replace(info, mean=own.mean, std=own.std, normalize=own.normalize)
+        self.losses = []  # the epoch starts again
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch of the last step, and the number of its steps that are done."""
+        done = len(self.losses) + len(self.steps)
+        return (self.epoch, done) if done or self.epoch == 1 else (self.epoch - 1, len(self.last_losses))
+
     def next_epoch(self) -> None:
         """Start the next epoch."""
-        self.epoch, self.losses = self.epoch + 1, []
+        self.epoch, self.last_losses, self.losses = self.epoch + 1, self.losses, []
 
     def checkpoint(self, config: Config, *, whole: bool, seconds: float) -> Checkpoint:
-        """Checkpoint of this state; `whole` if the epoch is complete."""
+        """Checkpoint of this state; `whole` if the epoch is complete, as is the one before an epoch without a step."""
+        epoch = self.epoch
+        losses = self.losses
+        if not losses and epoch > 1:
+            epoch, whole, losses = epoch - 1, True, self.last_losses
         return Checkpoint(
             net=self.net.state_dict(),
             optim=self.optimizer.state_dict(),
@@ -164,13 +196,14 @@ class TrainState:
             arch=self.net.arguments,
             info=self.info,
             config=asdict(config),
-            epoch=self.epoch,
+            epoch=epoch,
             whole=whole,
-            losses=self.losses,
+            losses=losses,
             plan=self.plan,
             threshold=self.threshold,
             seconds=seconds,
             run=distributed.run_id(),
+            database=self.database,
             average=self.average.state_dict() if self.average else None,
             best_epoch=self.best_epoch,
             best_score=self.best_score,
@@ -196,8 +229,12 @@ def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
         notes.append(f"{' '.join(f'--{name} {value}' for name, value in kept.items())}, as in the checkpoint")
     if config.normalize != saved.info.normalize:
         notes.append(f"--normalize stays {saved.info.normalize}, as in the checkpoint")
-    if config.init_from:
-        notes.append(f"--init_from {config.init_from}: without effect on a run that is resumed")
+    if saved.config.keys() <= {"optim"}:
+        return [*notes, "the checkpoint of pytorch-UNET tells no other flags: those of this command apply"]
+    unknown = {name: value for name, value in hyperparameters(config).items() if name not in before}
+    if unknown:
+        flags = " ".join(f"{name} {value}" for name, value in unknown.items())
+        notes.append(f"{flags}: the checkpoint is of an older version, which had no such flag")
     return notes
 
 

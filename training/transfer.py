@@ -32,25 +32,24 @@ def start_from(state: TrainState, path: Path) -> str:
     UserError
         There is no checkpoint, it can't be used, or nothing of it fits.
     """
-    path = _find(path)
-    source = Checkpoint.load(path).network(path)
+    path, saved = _load(path)
+    source = saved.network(path)
     num_taken, others = take_weights(state.net, source)
     if not num_taken:
         shape = " ".join(f"--{name} {source.arguments[name]}" for name in ("nch_ker", "num_level"))
         raise UserError(f"--init_from {path}: none of its weights fit this network: it has {shape}")
     if state.average:
         state.average.net.load_state_dict(state.net.state_dict())
-    drawn = f"; drawn anew: {', '.join(others)}" if others else ""
+    drawn = f"; drawn at random: {', '.join(others)}" if others else ""
     return f"{num_taken:,} of {num_weight(state.net):,} weights taken from {path}{drawn}"
 
 
-def _find(path: Path) -> Path:
-    """File that `--init_from` names."""
+def _load(path: Path) -> tuple[Path, Checkpoint]:
+    """File that `--init_from` names, and what it holds."""
     what = "no checkpoint there" if path.is_dir() else "no such file or folder"
-    epochs = checkpoint.list_epochs(path) if path.is_dir() else {0: path}
-    if not epochs or not path.exists():
+    if not path.exists() or (path.is_dir() and not checkpoint.list_newest(path)):
         raise UserError(f"--init_from {path}: {what}: name a .pth, or the folder that it lies in")
-    return epochs[max(epochs)]
+    return checkpoint.load_epoch(path) if path.is_dir() else (path, Checkpoint.load(path))
 
 
 def role_of(name: str, num_level: int) -> str:

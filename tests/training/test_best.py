@@ -105,10 +105,10 @@ def test_a_run_that_is_killed_before_a_file_is_written_resumes_with_the_best_epo
     flags = [*SEVEN, "--num_freq_save", "2"]
     save, written = Checkpoint.save, []
 
-    def killing(self, path):
+    def killing(self, path, before_rename):
         if path.name == name and "model_epoch0002.pth" in written:
             raise Killed
-        save(self, path)
+        save(self, path, before_rename)
         written.append(path.name)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -129,7 +129,7 @@ def test_a_best_epoch_that_a_resumed_run_has_not_reached_is_set_aside(database, 
     assert (work / CHECKPOINTS / "earlier-1" / "model_best.pth").read_bytes() == before
     expected = min(curves(work)["loss/val"], key=lambda point: point[1])
     assert checkpoint_of(work, "best").epoch == expected[0] <= 3
-    assert "looked for" not in capsys.readouterr().out  # the files of the epochs 1 and 2 are there
+    assert "sought again" not in capsys.readouterr().out  # the files of the epochs 1 and 2 are there
     assert main.main([*flags, "--num_epoch", "7", "--train_continue", "on"]) == 0
     assert same_epoch(checkpoint_of(work, "best"), whole)
 
@@ -147,7 +147,7 @@ def test_a_best_epoch_that_cannot_be_had_is_looked_for_anew(database, work, spoi
     else:
         more = ["--best_score", "pixel_error"]
     assert main.main([*flags, *more, "--num_epoch", "9", "--train_continue", "on"]) == 0
-    assert "looked for from epoch 8 on" in capsys.readouterr().out
+    assert "sought again, from epoch 8 on" in capsys.readouterr().out
     assert checkpoint_of(work, "best").epoch in (8, 9)
     assert (path.parent / "earlier-1" / path.name).exists() == (spoil != "missing")
 

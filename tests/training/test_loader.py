@@ -8,7 +8,7 @@ import torch
 
 from dataset import IGNORE, DataInfo, list_samples, write_sample
 from model import UNet
-from train import run_epoch
+from train import train_step
 from training.augment import Augmentation
 from training.loader import LoaderOptions, TrainingBatches
 from training.losses import LOSSES
@@ -135,6 +135,8 @@ def test_a_training_step_does_not_depend_on_the_class_of_pixels_that_are_not_ann
         batches = list(batches_of(write_partial(tmp_path / str(change), np.s_[10:40, 20:30]), augment).of(1))
         for batch in batches if change else []:
             batch["label"][batch["weight"] == 0] = 1
-        run_epoch(net, batches, torch.optim.SGD(net.parameters(), 0.1), criterion=LOSSES[name])
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for batch in batches:
+            train_step(net, batch, optimizer, criterion=LOSSES[name])
         trained.append(net.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in trained), strict=True))
