@@ -84,7 +84,7 @@ def test_a_network_of_other_channels_and_classes_trains_from_a_checkpoint(traine
     write_info(work / "datasets" / "three", 3)
     flags = [*SMALL, "--num_epoch", "1", "--name_data", "three", "--init_from", f"{OWN}/model_epoch0001.pth"]
     assert main.main(flags) == 0
-    assert "drawn anew: encoders.0.0.conv, fc\n" in capsys.readouterr().out
+    assert "drawn at random: encoders.0.0.conv, fc\n" in capsys.readouterr().out
 
 
 @needs_golden
