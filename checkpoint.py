@@ -21,7 +21,7 @@ from dataset import DataInfo, find_description, load_info
 from files import atomic_write
 from legacy import convert_legacy
 from model import NUM_LEVEL, Architecture, UNet
-from utils import UserError, is_out_of_memory
+from utils import UserError, folder_hint, is_out_of_memory
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
 FORMAT = 1  # raised when readers of the old layout would misread the new one
@@ -287,12 +287,16 @@ def find(folder: Path, epoch: int | str = 0) -> Path:
     if epoch == BEST:
         if best_path(folder).is_file():
             return best_path(folder)
-        raise UserError(f"no {best_path(folder).name} in {folder}: only a training with a validation set writes one")
+        if list_epochs(folder):
+            what = "only a training with a validation set writes one: leave --epoch out for the newest"
+            raise UserError(f"no {best_path(folder).name} in {folder}: {what}")
     found = list_epochs(folder)
+    if not found and best_path(folder).is_file():
+        raise UserError(f"no numbered checkpoint in {folder}, only {best_path(folder).name}: add --epoch {BEST}")
     if not found:
-        raise UserError(
-            f"no checkpoint in {folder}: run --mode train first, copy one there, or check --scope and --name_data"
-        )
+        hint = folder_hint(folder, ("--scope", "--name_data"), lambda other: any(other.glob("model_*.pth")))
+        advice = "run --mode train first, copy one there, or check --scope and --name_data"
+        raise UserError(f"no {best_path(folder).name if epoch == BEST else 'checkpoint'} in {folder}: {hint}{advice}")
     number = int(epoch) or max(found)
     if number not in found:
         raise UserError(f"no checkpoint of epoch {epoch} in {folder}: there are {', '.join(map(str, sorted(found)))}")
@@ -312,7 +316,7 @@ def _read(path: Path) -> dict[str, Any]:
         what = what if _is_of_torch(path) else "not a checkpoint"
         raise UserError(f"{path}: {what}: use a checkpoint that main.py --mode train wrote") from error
     except Exception as error:  # a damaged archive can fail in many ways
-        what = "truncated, damaged or not a checkpoint: delete it, and choose an older one with --epoch"
+        what = "truncated, damaged or not a checkpoint: choose another file, or an older one with --epoch"
         raise UserError(f"{path}: {what}") from error
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
         raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
@@ -345,7 +349,7 @@ def _check_types(path: Path, state: dict[str, Any]) -> None:
     for name, value in state.items():
         if name in RULES and not RULES[name](value):
             what = f"damaged, the value of {name!r} is not valid"
-            raise UserError(f"{path}: {what}: delete it, and choose an older one with --epoch")
+            raise UserError(f"{path}: {what}: choose another file, or an older one with --epoch")
     if "data" in state:
         state["data"] = asdict(DataInfo.from_dict(state["data"], path))
 

@@ -15,7 +15,7 @@ from files import finish_exchange
 from images.drawing import Range, shown_channels, shown_range
 from images.rows import Rows, full_name
 from images.statistics import Moments, ObjectSizes, image_statistics, is_wide
-from utils import UserError, natural_key, printable
+from utils import UserError, folder_hint, natural_key, printable
 
 if TYPE_CHECKING:  # not at run time: a database is made in half the time without torch
     from torch import Tensor
@@ -353,6 +353,11 @@ def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> Non
     np.save(path, sample, allow_pickle=False)
 
 
+def is_database(folder: Path) -> bool:
+    """Whether a folder holds a database, or a part of one."""
+    return any((folder / name).exists() for name in ENTRIES)
+
+
 def list_samples(folder: Path) -> list[SampleFile]:
     """Samples of one split, ordered by number; pytorch-UNET's pair layout is found too.
 
@@ -369,13 +374,15 @@ def list_samples(folder: Path) -> list[SampleFile]:
         advice = "it has no labels to train on: make one with --label" if folder.name == "train" else advice
         raise UserError(f"{folder}: this split of the database is empty: {advice}")
     if not names:
-        raise UserError(f"{folder}: no samples there: run run_make_database.py, or check --dir_data and --name_data")
+        hint = folder_hint(folder.parent, ("--name_data",), is_database)
+        advice = f"{hint}run run_make_database.py, or check --dir_data and --name_data"
+        raise UserError(f"{folder}: no samples there: {advice}")
     pairs = [name for name in names if name.startswith("input")]
     if not pairs:
         return [SampleFile(folder / name) for name in names]
     unpaired = [name for name in pairs if not (folder / name.replace("input", "label", 1)).is_file()]
     if unpaired and len(unpaired) < len(pairs):
-        raise UserError(f"{folder}: no label for {', '.join(unpaired[:5])}: add it, or remove the input")
+        raise UserError(f"{folder}: no label for {', '.join(unpaired[:5])}: add it, or move the input elsewhere")
     return [SampleFile(folder / n, None if unpaired else folder / n.replace("input", "label", 1)) for n in pairs]
 
 
@@ -392,7 +399,7 @@ def find_description(folder: Path) -> Path | None:
     for entry in (folder / name for name in ENTRIES):
         if entry.exists() and not (entry.is_file() if entry == path else entry.is_dir()):
             what = "file" if entry == path else "folder"
-            raise UserError(f"{entry}: not a {what}: remove it, and make the database again")
+            raise UserError(f"{entry}: not a {what}: move it elsewhere, and make the database again")
     if path.is_file():
         return path
     for split in SPLITS:

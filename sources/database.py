@@ -25,7 +25,7 @@ from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
 from sources.splits import Splits, split_numbers, split_pairs
 from training.weight_map import border_distance, loss_of
-from utils import FlagError, UserError, say
+from utils import FlagError, UserError, folder_hint, say
 
 OTHER_NAME = "choose another --name_data"
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
@@ -99,7 +99,8 @@ def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
 def _existing(path: Path, flag: str) -> str:
     """Default path of images or labels, which must exist if no flag names others."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder: give {flag}, or put the stack there")
+        hint = folder_hint(path.parent, ("--name_data",), lambda other: (other / path.name).exists())
+        raise UserError(f"{path}: no such file or folder: {hint}give {flag}, or put the stack there")
     return str(path)
 
 

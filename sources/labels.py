@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dataset import IGNORE, MAX_CLASS
 from images.readers import Frame, read_palette
-from utils import UserError, say
+from utils import UserError, name_hint, nearest, say
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,10 @@ def _index_of(classes: Classes, flag: str, text: str) -> int:
         numbers = value if isinstance(value, list) else [value]
         if text.strip() == str(value) or _numbers(text) == numbers:
             return index
-    raise UserError(f"{flag} {text}: no class has that value: choose from {'; '.join(map(_typed, classes.values))}")
+    values = [*map(_typed, classes.values)]
+    by_name = dict(zip(classes.names, values, strict=True))
+    hint = name_hint(by_name.get(nearest(text, by_name), text), values)
+    raise UserError(f"{flag} {text}: no class has that value: {hint}choose from {'; '.join(values)}")
 
 
 def _numbers(text: str) -> list[float]:

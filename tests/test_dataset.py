@@ -152,7 +152,7 @@ def test_an_entry_of_another_kind_is_one_line(described, fails, name, kind):
         entry.mkdir()
     else:
         entry.touch()
-    assert f"{entry}: not a {'file' if name == 'dataset.json' else 'folder'}: remove it" in fails(main, SMALL)
+    assert f"{entry}: not a {'file' if name == 'dataset.json' else 'folder'}: move it" in fails(main, SMALL)
 
 
 def test_samples_without_their_description_are_refused_and_the_originals_pairs_are_not(described, fails):
