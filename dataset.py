@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 from files import finish_exchange
 from images.drawing import Range, shown_channels, shown_range
 from images.rows import Rows, full_name
-from images.statistics import Moments, ObjectSizes, image_statistics, is_wide
+from images.statistics import LARGEST, Moments, ObjectSizes, image_statistics, is_wide
 from utils import UserError, folder_hint, natural_key, printable
 
 if TYPE_CHECKING:  # not at run time: a database is made in half the time without torch
@@ -113,10 +113,22 @@ class DataInfo:
         if missing:
             raise UserError(f"{origin}: no entry {', '.join(missing)}: {advice}")
         info = cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
+        if isinstance(info.class_values, list):  # earlier versions kept the values of bool labels as they are
+            info = replace(info, class_values=[_class_value(value) for value in info.class_values])
+        return info.checked(origin, advice)
+
+    def checked(self, origin: Path, advice: str) -> DataInfo:
+        """The same description, if it keeps its rules.
+
+        Raises
+        ------
+        UserError
+            An entry breaks its rule; the message ends with the advice.
+        """
         for name, (holds, rule) in _RULES.items():
-            if not holds(info):
-                raise UserError(f"{origin}: {name} is {getattr(info, name)!r:.60}: must be {rule}: {advice}")
-        return info
+            if not holds(self):
+                raise UserError(f"{origin}: {name} is {getattr(self, name)!r:.60}: must be {rule}: {advice}")
+        return self
 
 
 def own_channels(nch_in: int, context: int) -> slice:
@@ -148,6 +160,11 @@ def _is_integer(value: Any, low: int, high: int) -> bool:
 
 def _is_class_value(value: Any) -> bool:
     return isinstance(value, str) or _is_number(value) or _are_numbers(value, 3, 0, 255)
+
+
+def _class_value(value: Any) -> Any:
+    """Value of a class: for one of a bool label, or a float without a fraction, the whole number."""
+    return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
 
 
 def _are_names(names: Any) -> bool:
@@ -326,6 +343,8 @@ def check_values(
     """
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
+    if image.dtype.kind == "f" and image.dtype.itemsize > 4 and np.abs(image).max() > LARGEST:
+        raise UserError(f"{path}: the input holds numbers beyond {LARGEST:g}: scale it and make the database again")
     if label is not None and (label.dtype.kind not in "bui" or label.min() < 0):
         raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not integer: make the database again")
     known = label[label != IGNORE] if partial and label is not None else label
@@ -425,11 +444,28 @@ def load_info(folder: Path) -> DataInfo:
             reason = "too deep" if isinstance(error, RecursionError) else error
             raise UserError(f"{path}: not valid JSON ({reason}): make the database again") from error
     files = list_samples(folder / "train")
-    values = sorted({value for file in files for value in np.unique(_labelled(file)[1]).tolist()})
+    values = sorted({value for file in files for value in _label_values(file)})
     if len(values) > MAX_CLASS:
         raise UserError(f"{folder}/train: {len(values)} label values, only {MAX_CLASS} are allowed: use class labels")
     values = [0, 255] if set(values) <= {0, 255} else values
-    return describe((file.open(values) for file in files), values)
+    advice = "save the images and labels as numbers of another type"
+    return describe((_checked_sample(file, values) for file in files), values).checked(folder / "train", advice)
+
+
+def _label_values(file: SampleFile) -> list:
+    """Values of the label of a sample of pytorch-UNET's layout."""
+    label = _labelled(file)[1]
+    if label.dtype.kind not in "buif" or (label.dtype.kind == "f" and not np.isfinite(label).all()):
+        what = f"{label.dtype} with NaN or infinity" if label.dtype.kind == "f" else f"{label.dtype}"
+        raise UserError(f"{file.label}: the label holds {what}: must be a finite number for each class: repair it")
+    return [_class_value(value) for value in np.unique(label).tolist()]
+
+
+def _checked_sample(file: SampleFile, class_values: list) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image and class indices of a sample that can be trained on."""
+    image, label = file.open(class_values)
+    check_values(file.input, image, label, len(class_values))
+    return image, label
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from images.rows import Rows
 from utils import UserError
 
 ONE_PIECE = 2**22  # [px] larger images are measured in parts
+LARGEST = 1e150  # largest pixel whose square float64 can hold, with room for a sum
 LABEL_TILE = 2048  # [px] height and width of the parts of a label whose objects are measured
 SPECKS = 3e-4  # fraction of the area of all objects that specks of the annotation make up
 FEW_HOLES = 0.01  # as many holes per object are taken for errors of the annotation
@@ -82,7 +83,7 @@ class Moments:
         """
         std = self.std
         if not np.isfinite([self.mean, std]).all():
-            raise UserError("it holds NaN, infinity or numbers beyond 1e150: repair the image")
+            raise UserError(f"it holds NaN, infinity or numbers beyond {LARGEST:g}: repair the image")
         return self.mean, np.where(std > 0, std, 1.0)
 
     @property

@@ -81,7 +81,7 @@ def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_fo
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
     moments = Moments()
     info = describe(samples, classes.values, classes.names, flags.context, moments)
-    info = replace(info, ignore=classes.ignore)
+    info = replace(info, ignore=classes.ignore).checked(pairs[0].input.path, "scale the images, and save them again")
     entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (goal / "dataset.json").write_text(text + "\n", "utf-8")
