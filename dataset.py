@@ -24,6 +24,7 @@ SPLITS = ("train", "val", "test")
 ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
 NORMALIZE = ("data", "image", "legacy")
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
+OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names with `input` and `label` first are samples
 NUM_SHOWN = 4096  # random pixels of each training image that the grey range of pictures is measured on
 IGNORE = 255  # class index of pixels that are not annotated
 MAX_CLASS = 32  # more label values come from lossy compression, interpolation or numbered objects
@@ -252,6 +253,12 @@ class SampleFile(NamedTuple):
     @property
     def distance(self) -> Path:
         """File next to the sample that caches the border distance for the weight map."""
+        path = self.earlier_distance
+        return path if self.label is None else path.with_name(OF_PAIR + path.name)
+
+    @property
+    def earlier_distance(self) -> Path:
+        """That file as earlier versions named it, which pytorch-UNET takes for an input of its layout."""
         return self.input.with_suffix(DISTANCE)
 
     def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -293,7 +300,7 @@ class SampleFile(NamedTuple):
         distance, shape = _map_npy(self.distance), self.open()[0].shape[:2]
         if distance.shape != shape or distance.dtype != np.float16:
             what = f"{distance.dtype} of shape {distance.shape}, must be float16 of shape {shape}"
-            raise UserError(f"{self.distance}: {what}: delete it, it is computed again in training")
+            raise UserError(f"{self.distance}: {what}: train with --loss wbce, which makes it again")
         return distance
 
 
@@ -422,7 +429,8 @@ def find_description(folder: Path) -> Path | None:
     if path.is_file():
         return path
     for split in SPLITS:
-        for file in islice((folder / split).glob("*.npy"), 1):
+        samples = (file for file in (folder / split).glob("*.npy") if not file.name.endswith(DISTANCE))
+        for file in islice(samples, 1):
             if _map_npy(file).dtype.names:
                 raise UserError(f"{folder}: samples without their dataset.json: make the database again")
     return None

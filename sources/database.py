@@ -24,7 +24,7 @@ from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
 from sources.splits import Splits, split_numbers, split_pairs
-from training.weight_map import border_distance, loss_of
+from training.weight_map import loss_of, save_distance
 from utils import FlagError, UserError, folder_hint, say
 
 OTHER_NAME = "choose another --name_data"
@@ -188,7 +188,7 @@ def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, 
         write_sample(files[split][-1], pair.read(), label)
         if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
             # computed once, so that a training need not
-            np.save(SampleFile(files[split][-1]).distance, border_distance(label))
+            save_distance(SampleFile(files[split][-1]), label, classes.values)
     return files
 
 
