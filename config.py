@@ -55,6 +55,23 @@ def is_gpu_list(value: str) -> bool:
     return value.strip() == "-1" or (named and len({*map(int, numbers)}) == len(numbers))
 
 
+def is_output_name(value: str) -> bool:
+    """Whether a path to write is empty, or its last part is more than an ending and does not end in a dot or space.
+
+    Examples
+    --------
+    >>> [is_output_name(path) for path in ("out.tif", "out/", ".", "../", ".hidden/a.tif", ".hidden", "")]
+    [True, True, True, True, True, True, True]
+    >>> [is_output_name(path) for path in ("..tif", ".tif", "a/ .npy", ".ome.tif", "out.tif.", "out.tif ", " ", "...")]
+    [False, False, False, False, False, False, False, False]
+    """
+    name = re.split(r"[/\\]" if os.name == "nt" else "/", value.removesuffix("/").removesuffix(os.sep))[-1]
+    is_ending = re.fullmatch(r"\.(ome\.)?[a-z]{2,11}", name.lower()) and name.lower().rpartition(".")[2] in ENDINGS
+    return name in ("", ".", "..") or not (is_ending or name.endswith((".", " ")) or re.match(r"\.\.|\s", name))
+
+
+ENDINGS = ("tif", "tiff", "npy", "zarr", "png", "csv", "zip", "onnx", "pt", "pth", "pdf", "svg", "jpg", "jpeg")
+OUTPUT_NAME: Rule = (is_output_name, "must have a name before its ending and no dot or space at an end, as in out.tif")
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", *OF_OBJECTS)
 WHAT_LIST: Rule = (
@@ -296,7 +313,10 @@ class Config(Flags):
 
     input: str = flag("", "images, stacks, folders, patterns or Zarr to segment", "predict", nargs="+")
     output: str = flag(
-        "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict"
+        "",
+        "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export",
+        "predict",
+        rule=OUTPUT_NAME,
     )
     what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", rule=WHAT_LIST)
     channel: str = flag("", CHANNEL, "predict")
@@ -487,7 +507,7 @@ class DisplayFlags(Flags):
     num: int = flag(5, "number of images to show, 1 to 40", "figure", rule=between(1, MAX_SHOWN))
     overlay: bool = flag(False, "add rows with outlines of label and output, and with errors", "figure")
     worst: bool = flag(False, "show the images with the highest pixel error", "figure")
-    save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure")
+    save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure", rule=OUTPUT_NAME)
     show: bool = flag(False, "also open a window", "figure")
 
 

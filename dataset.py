@@ -351,7 +351,7 @@ def check_values(
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
     if image.dtype.kind == "f" and image.dtype.itemsize > 4 and np.abs(image).max() > LARGEST:
-        raise UserError(f"{path}: the input holds numbers beyond {LARGEST:g}: scale it and make the database again")
+        raise UserError(f"{path}: the input holds numbers beyond 1e150: scale it and make the database again")
     if label is not None and (label.dtype.kind not in "bui" or label.min() < 0):
         raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not integer: make the database again")
     known = label[label != IGNORE] if partial and label is not None else label

@@ -83,7 +83,7 @@ class Moments:
         """
         std = self.std
         if not np.isfinite([self.mean, std]).all():
-            raise UserError(f"it holds NaN, infinity or numbers beyond {LARGEST:g}: repair the image")
+            raise UserError("it holds NaN, infinity or numbers beyond 1e150: repair the image")
         return self.mean, np.where(std > 0, std, 1.0)
 
     @property

@@ -223,7 +223,7 @@ def test_bool_values_in_the_checkpoint_of_an_earlier_version_are_whole_numbers()
         ("label_001", np.full((32, 32), "a"), "label_001.npy: the label holds <U1"),
         ("label_001", np.full((32, 32), 1j), "label_001.npy: the label holds complex128"),
         ("input_001", np.full((32, 32), np.nan), "input_001.npy: the input holds NaN or infinity"),
-        ("input_001", np.full((32, 32), 1e200), "input_001.npy: the input holds numbers beyond 1e+150"),
+        ("input_001", np.full((32, 32), 1e200), "input_001.npy: the input holds numbers beyond 1e150"),
         ("input_001", np.full((32, 32), 1e100), "datasets/em/train: mean is [3.3"),
     ],
 )

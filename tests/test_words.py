@@ -150,3 +150,20 @@ def test_a_file_that_is_no_checkpoint_is_never_to_be_deleted(work, database, fai
         line = fails(main.main, [*SMALL, "--init_from", name])
         assert f"{name}: " in line and ("choose another file" in line or "use a checkpoint" in line)
         assert "delete" not in line and "remove" not in line
+
+
+@pytest.mark.parametrize(
+    "name", ["..tif", "....tif", "..npy", ".tif", " .tif", "x/..tif", ".ome.tif", "out.tif.", "out "]
+)
+def test_an_output_that_is_only_an_ending_is_one_line(name, trained, work, fails):
+    argv = ["--mode", "predict", "--gpu_ids", "-1", "--input", "datasets/em/train-volume.tif", "--output", name]
+    assert f"--output {name}: must have a name before its ending" in fails(main.main, argv, status=2)
+    assert f"--save {name}: must have a name" in fails(display_result.main, ["--save", name], status=2)
+    assert {path.name for path in work.iterdir()} == {"checkpoints", "datasets", "log"}
+
+
+def test_an_output_may_begin_with_a_dot_and_hold_several(trained, work):
+    argv = "--mode predict --gpu_ids -1 --tta off --input datasets/em/train-volume.tif --section 0 --output".split()
+    for name in (".out.tif", "a..tif", "..x/.y.npy"):
+        assert main.main([*argv, name]) == 0
+        assert (work / name).is_file()
