@@ -459,6 +459,17 @@ def test_a_weight_map_is_kept_beside_the_sample_and_made_anew_when_that_changes(
     assert np.array_equal(np.load(kept[0]), first[:, ::-1]) and kept[1].stat().st_ino == files[1]
 
 
+def test_curves_of_a_run_resumed_with_the_clock_set_back_keep_all_epochs(trained, work):
+    flags, log = [*SMALL, "--train_continue", "on"], work / "log" / "unet" / "em"
+    (first,) = log.glob("events*")
+    assert main.main([*flags, "--num_epoch", "3"]) == 0
+    (second,) = {*log.glob("events*")} - {first}
+    second.rename(log / "events.out.tfevents.1000000000.host.1")  # as if it had been 2001
+    assert [epoch for epoch, _ in read_curves(log)["loss/train"]] == [1, 2, 3]
+    assert main.main([*flags, "--epoch", "1", "--num_epoch", "2"]) == 0  # trains epoch 2 again
+    assert [epoch for epoch, _ in read_curves(log)["loss/train"]] == [1, 2]
+
+
 @pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])
 @pytest.mark.parametrize("nch_out", ["1", "2"])
 def test_every_loss_learns(database, work, loss, nch_out):

@@ -163,7 +163,19 @@ def test_an_output_that_is_only_an_ending_is_one_line(name, trained, work, fails
 
 
 def test_an_output_may_begin_with_a_dot_and_hold_several(trained, work):
-    argv = "--mode predict --gpu_ids -1 --tta off --input datasets/em/train-volume.tif --section 0 --output".split()
+    argv = [
+        "--mode",
+        "predict",
+        "--gpu_ids",
+        "-1",
+        "--tta",
+        "off",
+        "--input",
+        "datasets/em/train-volume.tif",
+        "--section",
+        "0",
+        "--output",
+    ]
     for name in (".out.tif", "a..tif", "..x/.y.npy"):
         assert main.main([*argv, name]) == 0
         assert (work / name).is_file()
