@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from dataset import DataInfo, find_description, load_info
 from files import atomic_write
 from legacy import convert_legacy
 from model import NUM_LEVEL, Architecture, UNet
-from utils import UserError, folder_hint, is_out_of_memory
+from utils import UserError, folder_hint, is_out_of_memory, say
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
 FORMAT = 1  # raised when readers of the old layout would misread the new one
@@ -172,6 +173,11 @@ class Checkpoint:
                 state = convert_legacy(state) | {"epoch": epoch_of(path) or 0}
                 state["data"] = asdict(legacy_info(state["arch"], info))
                 _check_channels(state)
+                if (num := state["arch"]["nch_out"]) > 1:
+                    what = (
+                        f"its {num} outputs were trained as one sigmoid each, and are read as {num} classes (softmax)"
+                    )
+                    say(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
         known = {name: value for name, value in state.items() if name in cls.__dataclass_fields__}
         plan = {name: state["config"].get(name) for name in ("batch_size", "seed")}  # for older files without a plan
         return cls(**{"plan": plan} | known, info=DataInfo.from_dict(state["data"], path))
