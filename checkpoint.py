@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from dataset import DataInfo, find_description, load_info
 from files import atomic_write, earlier_folders, writer_of
 from legacy import convert_legacy
 from model import NUM_LEVEL, Architecture, UNet
-from utils import UserError, is_out_of_memory, say
+from utils import UserError, folder_hint, is_out_of_memory, say
 
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
 FORMAT = 1  # raised when readers of the old layout would misread the new one
@@ -195,6 +196,11 @@ class Checkpoint:
                 state = convert_legacy(state) | {"epoch": epoch_of(path) or 0}
                 state["data"] = asdict(legacy_info(state["arch"], info))
                 _check_channels(state)
+                if (num := state["arch"]["nch_out"]) > 1:
+                    what = (
+                        f"its {num} outputs were trained as one sigmoid each, and are read as {num} classes (softmax)"
+                    )
+                    say(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
         known = {name: value for name, value in state.items() if name in cls.__dataclass_fields__}
         plan = {name: state["config"].get(name) for name in ("batch_size", "seed")}  # for older files without a plan
         return cls(**{"plan": plan} | known, info=DataInfo.from_dict(state["data"], path))
@@ -356,7 +362,8 @@ def find(folder: Path, epoch: int | str = 0) -> Path:
     if not newest:
         raise no_checkpoint(folder)
     if epoch == BEST and not best_path(folder).is_file():
-        raise UserError(f"no {best_path(folder).name} in {folder}: only a training with a validation set writes one")
+        what = "only a training with a validation set writes one: leave --epoch out"
+        raise UserError(f"no {best_path(folder).name} in {folder}: {what}")
     if epoch not in (0, BEST, *epochs):
         there = ", ".join(map(str, sorted(epochs))) or newest[0].name
         raise UserError(f"no checkpoint of epoch {epoch} in {folder}: there are {there}")
@@ -397,7 +404,8 @@ def list_newest(folder: Path) -> list[Path]:
 
 def no_checkpoint(folder: Path) -> UserError:
     """Error for a folder without a checkpoint, which says where others lie."""
-    advice = "run --mode train first, copy one there, or check --scope and --name_data"
+    hint = folder_hint(folder, ("--scope", "--name_data"), lambda other: any(other.glob("model_*.pth")))
+    advice = f"{hint}run --mode train first, copy one there, or check --scope and --name_data"
     if earlier := earlier_folders(folder):
         advice = f"those of an earlier training lie in {earlier[-1]}: copy them back, or run --mode train"
     return UserError(f"no checkpoint in {folder}: {advice}")
@@ -416,7 +424,7 @@ def _read(path: Path) -> dict[str, Any]:
         what = what if _is_of_torch(path) else "not a checkpoint"
         raise UserError(f"{path}: {what}: use a checkpoint that main.py --mode train wrote") from error
     except Exception as error:  # a damaged archive can fail in many ways
-        what = "truncated, damaged or not a checkpoint: choose an older one with --epoch"
+        what = "truncated, damaged or not a checkpoint: choose another file, or an older one with --epoch"
         raise DamagedError(f"{path}: {what}") from error
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
         raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
@@ -448,7 +456,8 @@ def _check_types(path: Path, state: dict[str, Any]) -> None:
     """Refuse entries of a wrong type or value, and add what the description of the data leaves out."""
     for name, value in state.items():
         if name in RULES and not RULES[name](value):
-            raise DamagedError(f"{path}: damaged, the value of {name!r} is not valid: choose an older one with --epoch")
+            what = f"damaged, the value of {name!r} is not valid"
+            raise DamagedError(f"{path}: {what}: choose another file, or an older one with --epoch")
     if "data" in state:
         state["data"] = asdict(DataInfo.from_dict(state["data"], path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from utils import FlagError, check_name, printable
+from utils import FlagError, check_name, nearest, printable
 
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
@@ -54,6 +55,23 @@ def is_gpu_list(value: str) -> bool:
     return value.strip() == "-1" or (named and len({*map(int, numbers)}) == len(numbers))
 
 
+def is_output_name(value: str) -> bool:
+    """Whether a path to write is empty, or its last part is more than an ending and does not end in a dot or space.
+
+    Examples
+    --------
+    >>> [is_output_name(path) for path in ("out.tif", "out/", ".", "../", ".hidden/a.tif", ".hidden", "")]
+    [True, True, True, True, True, True, True]
+    >>> [is_output_name(path) for path in ("..tif", ".tif", "a/ .npy", ".ome.tif", "out.tif.", "out.tif ", " ", "...")]
+    [False, False, False, False, False, False, False, False]
+    """
+    name = re.split(r"[/\\]" if os.name == "nt" else "/", value.removesuffix("/").removesuffix(os.sep))[-1]
+    is_ending = re.fullmatch(r"\.(ome\.)?[a-z]{2,11}", name.lower()) and name.lower().rpartition(".")[2] in ENDINGS
+    return name in ("", ".", "..") or not (is_ending or name.endswith((".", " ")) or re.match(r"\.\.|\s", name))
+
+
+ENDINGS = ("tif", "tiff", "npy", "zarr", "png", "csv", "zip", "onnx", "pt", "pth", "pdf", "svg", "jpg", "jpeg")
+OUTPUT_NAME: Rule = (is_output_name, "must have a name before its ending and no dot or space at an end, as in out.tif")
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", *OF_OBJECTS)
 WHAT_LIST: Rule = (
@@ -297,7 +315,10 @@ class Config(Flags):
 
     input: str = flag("", "images, stacks, folders, patterns or Zarr to segment", "predict", nargs="+")
     output: str = flag(
-        "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict"
+        "",
+        "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export",
+        "predict",
+        rule=OUTPUT_NAME,
     )
     what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", rule=WHAT_LIST)
     channel: str = flag("", CHANNEL, "predict")
@@ -488,8 +509,49 @@ class DisplayFlags(Flags):
     num: int = flag(5, "number of images to show, 1 to 40", "figure", rule=between(1, MAX_SHOWN))
     overlay: bool = flag(False, "add rows with outlines of label and output, and with errors", "figure")
     worst: bool = flag(False, "show the images with the highest pixel error", "figure")
-    save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure")
+    save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure", rule=OUTPUT_NAME)
     show: bool = flag(False, "also open a window", "figure")
+
+
+PROGRAMS = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
+# flags with a value that are paths, in which `~` is the home folder
+PATHS = ("dir_data", "dir_checkpoint", "dir_log", "dir_result", "init_from", "input", "label", "info", "output", "save")
+# words of other programs for a flag of this one, where no likeness tells
+OTHER_WORDS = {
+    "num_epoch": "epochs max_epochs iterations",
+    "max_minutes": "minutes time max_time hours",
+    "batch_size": "batch bs",
+    "lr": "learning_rate",
+    "gpu_ids": "gpu gpus device devices cuda cpu",
+    "num_workers": "workers jobs",
+    "nch_ker": "filters features base_channels channels ngf",
+    "nch_out": "classes num_classes n_classes",
+    "num_level": "depth levels",
+    "ny_load": "height crop crop_size patch patch_size image_size img_size imgsz",
+    "nx_load": "width",
+    "train_continue": "resume continue",
+    "init_from": "weights pretrained model load",
+    "average": "ema",
+    "patience": "early_stopping",
+    "amp": "fp16 half mixed_precision",
+    "input": "images image img source",
+    "label": "labels masks mask target targets",
+    "output": "out dest",
+    "name_data": "data dataset database name",
+    "scope": "experiment exp project",
+    "num_val": "val validation val_split",
+    "save": "output out figure",
+}
+# the flags of pytorch-UNET that this program has not; they have no effect there
+OF_PYTORCH_UNET = {
+    "ny_in": "images may have any size, --ny_load is the height of a training crop",
+    "nx_in": "images may have any size, --nx_load is the width of a training crop",
+    "ny_out": "an output is as high as its image, --ny_load is the height of a training crop",
+    "nx_out": "an output is as wide as its image, --nx_load is the width of a training crop",
+    "nch_load": "images have the channels of the database, --nch_in is their number",
+    "data_type": "images of any type are read, --normalize says how they are scaled",
+}
+UNKNOWN_FLAG = r"[-\u2013\u2014]+[^\W\d]"  # begins with hyphens, or with the dashes that text processors make of them
 
 
 class _Parser(argparse.ArgumentParser):
@@ -497,6 +559,23 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(FlagError.status, f"error: {printable(message)}: see {self.prog} --help\n")
+
+
+def _advice_on(argument: str, table: type[Flags]) -> str:
+    """What to do about an argument that is no flag of a program."""
+    name = re.sub(r"^\W+", "", argument)
+    names = {item.name: item.name for item in fields(table)}
+    words = {word: flag for flag, words in OTHER_WORDS.items() if flag in names for word in words.split()}
+    key = name.lower().replace("-", "_")
+    meant = names.get(key) or words.get(key)
+    if not meant and key in OF_PYTORCH_UNET and table is Config:
+        return f"a flag of pytorch-UNET without effect: leave it out: {OF_PYTORCH_UNET[key]}"
+    for program, other in PROGRAMS.items():
+        if not meant and key in {item.name for item in fields(other)}:
+            return f"a flag of {program}"
+    begun = [flag for flag in names if flag.startswith(key)]
+    meant = meant or (begun[0] if len(begun) == 1 else nearest(name, names))
+    return f"did you mean --{meant}" if meant else "no flag is like it"
 
 
 Table = TypeVar("Table", bound=Flags)
@@ -531,7 +610,19 @@ def parse(table: type[Table], argv: list[str] | None, description: str | None) -
     groups = {title: parser.add_argument_group(title) for title in titles}
     for item in fields(table):
         _add(groups[item.metadata["group"]], item.name, item.default, dict(item.metadata))
-    return table(**vars(parser.parse_args(sys.argv[1:] if argv is None else argv)))
+    found, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    if unknown:
+        named = dict.fromkeys(each.partition("=")[0] for each in unknown if re.match(UNKNOWN_FLAG, each))
+        advice = [f"{each}: {_advice_on(each, table)}" for each in named] or ["a value without a flag"]
+        parser.error(f"unknown arguments {' '.join(unknown)}: {'; '.join(advice)}")
+    return table(**{name: _at_home(value) if name in PATHS else value for name, value in vars(found).items()})
+
+
+def _at_home(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Path, or several, in which `~` at the beginning is the home folder; shells leave it as it is after `=`."""
+    paths = [value] if isinstance(value, str) else value
+    expanded = tuple(os.path.expanduser(path) for path in paths)  # noqa: PTH111 (a Path has no / at its end)
+    return expanded[0] if isinstance(value, str) else expanded
 
 
 def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +16,8 @@ import numpy as np
 from files import finish_exchange
 from images.drawing import Range, shown_channels, shown_range
 from images.rows import Rows, full_name
-from images.statistics import Moments, ObjectSizes, image_statistics, is_wide
-from utils import UserError, natural_key, printable
+from images.statistics import LARGEST, Moments, ObjectSizes, image_statistics, is_wide
+from utils import UserError, folder_hint, natural_key, printable
 
 if TYPE_CHECKING:  # not at run time: a database is made in half the time without torch
     from torch import Tensor
@@ -26,6 +26,7 @@ SPLITS = ("train", "val", "test")
 ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
 NORMALIZE = ("data", "image", "legacy")
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
+OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names with `input` and `label` first are samples
 NUM_SHOWN = 4096  # random pixels of each training image that the grey range of pictures is measured on
 IGNORE = 255  # class index of pixels that are not annotated
 PAUSES = (0.1, 0.5, 2.0, 5.0)  # [s] after which a file that can't be read is tried again: a network folder may be back
@@ -116,10 +117,22 @@ class DataInfo:
         if missing:
             raise UserError(f"{origin}: no entry {', '.join(missing)}: {advice}")
         info = cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
+        if isinstance(info.class_values, list):  # earlier versions kept the values of bool labels as they are
+            info = replace(info, class_values=[_class_value(value) for value in info.class_values])
+        return info.checked(origin, advice)
+
+    def checked(self, origin: Path, advice: str) -> DataInfo:
+        """The same description, if it keeps its rules.
+
+        Raises
+        ------
+        UserError
+            An entry breaks its rule; the message ends with the advice.
+        """
         for name, (holds, rule) in _RULES.items():
-            if not holds(info):
-                raise UserError(f"{origin}: {name} is {getattr(info, name)!r:.60}: must be {rule}: {advice}")
-        return info
+            if not holds(self):
+                raise UserError(f"{origin}: {name} is {getattr(self, name)!r:.60}: must be {rule}: {advice}")
+        return self
 
 
 def own_channels(nch_in: int, context: int) -> slice:
@@ -151,6 +164,11 @@ def _is_integer(value: Any, low: int, high: int) -> bool:
 
 def _is_class_value(value: Any) -> bool:
     return isinstance(value, str) or _is_number(value) or _are_numbers(value, 3, 0, 255)
+
+
+def _class_value(value: Any) -> Any:
+    """Value of a class: for one of a bool label, or a float without a fraction, the whole number."""
+    return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
 
 
 def _are_names(names: Any) -> bool:
@@ -238,6 +256,12 @@ class SampleFile(NamedTuple):
     @property
     def distance(self) -> Path:
         """File next to the sample that caches the border distance for the weight map."""
+        path = self.earlier_distance
+        return path if self.label is None else path.with_name(OF_PAIR + path.name)
+
+    @property
+    def earlier_distance(self) -> Path:
+        """That file as earlier versions named it, which pytorch-UNET takes for an input of its layout."""
         return self.input.with_suffix(DISTANCE)
 
     def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -279,7 +303,7 @@ class SampleFile(NamedTuple):
         distance, shape = _map_npy(self.distance), self.open()[0].shape[:2]
         if distance.shape != shape or distance.dtype != np.float16:
             what = f"{distance.dtype} of shape {distance.shape}, must be float16 of shape {shape}"
-            raise UserError(f"{self.distance}: {what}: delete it, it is computed again in training")
+            raise UserError(f"{self.distance}: {what}: train with --loss wbce, which makes it again")
         return distance
 
 
@@ -339,6 +363,8 @@ def check_values(
     """
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
+    if image.dtype.kind == "f" and image.dtype.itemsize > 4 and np.abs(image).max() > LARGEST:
+        raise UserError(f"{path}: the input holds numbers beyond 1e150: scale it and make the database again")
     if label is not None and (label.dtype.kind not in "bui" or label.min() < 0):
         raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not integer: make the database again")
     known = label[label != IGNORE] if partial and label is not None else label
@@ -366,6 +392,11 @@ def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> Non
     np.save(path, sample, allow_pickle=False)
 
 
+def is_database(folder: Path) -> bool:
+    """Whether a folder holds a database, or a part of one."""
+    return any((folder / name).exists() for name in ENTRIES)
+
+
 def list_samples(folder: Path) -> list[SampleFile]:
     """Samples of one split, ordered by number; pytorch-UNET's pair layout is found too.
 
@@ -382,13 +413,15 @@ def list_samples(folder: Path) -> list[SampleFile]:
         advice = "it has no labels to train on: make one with --label" if folder.name == "train" else advice
         raise UserError(f"{folder}: this split of the database is empty: {advice}")
     if not names:
-        raise UserError(f"{folder}: no samples there: run run_make_database.py, or check --dir_data and --name_data")
+        hint = folder_hint(folder.parent, ("--name_data",), is_database)
+        advice = f"{hint}run run_make_database.py, or check --dir_data and --name_data"
+        raise UserError(f"{folder}: no samples there: {advice}")
     pairs = [name for name in names if name.startswith("input")]
     if not pairs:
         return [SampleFile(folder / name) for name in names]
     unpaired = [name for name in pairs if not (folder / name.replace("input", "label", 1)).is_file()]
     if unpaired and len(unpaired) < len(pairs):
-        raise UserError(f"{folder}: no label for {', '.join(unpaired[:5])}: add it, or remove the input")
+        raise UserError(f"{folder}: no label for {', '.join(unpaired[:5])}: add it, or move the input elsewhere")
     return [SampleFile(folder / n, None if unpaired else folder / n.replace("input", "label", 1)) for n in pairs]
 
 
@@ -405,11 +438,12 @@ def find_description(folder: Path) -> Path | None:
     for entry in (folder / name for name in ENTRIES):
         if entry.exists() and not (entry.is_file() if entry == path else entry.is_dir()):
             what = "file" if entry == path else "folder"
-            raise UserError(f"{entry}: not a {what}: remove it, and make the database again")
+            raise UserError(f"{entry}: not a {what}: move it elsewhere, and make the database again")
     if path.is_file():
         return path
     for split in SPLITS:
-        for file in islice((folder / split).glob("*.npy"), 1):
+        samples = (file for file in (folder / split).glob("*.npy") if not file.name.endswith(DISTANCE))
+        for file in islice(samples, 1):
             if _map_npy(file).dtype.names:
                 raise UserError(f"{folder}: samples without their dataset.json: make the database again")
     return None
@@ -431,11 +465,28 @@ def load_info(folder: Path) -> DataInfo:
             reason = "too deep" if isinstance(error, RecursionError) else error
             raise UserError(f"{path}: not valid JSON ({reason}): make the database again") from error
     files = list_samples(folder / "train")
-    values = sorted({value for file in files for value in np.unique(_labelled(file)[1]).tolist()})
+    values = sorted({value for file in files for value in _label_values(file)})
     if len(values) > MAX_CLASS:
         raise UserError(f"{folder}/train: {len(values)} label values, only {MAX_CLASS} are allowed: use class labels")
     values = [0, 255] if set(values) <= {0, 255} else values
-    return describe((file.open(values) for file in files), values)
+    advice = "save the images and labels as numbers of another type"
+    return describe((_checked_sample(file, values) for file in files), values).checked(folder / "train", advice)
+
+
+def _label_values(file: SampleFile) -> list:
+    """Values of the label of a sample of pytorch-UNET's layout."""
+    label = _labelled(file)[1]
+    if label.dtype.kind not in "buif" or (label.dtype.kind == "f" and not np.isfinite(label).all()):
+        what = f"{label.dtype} with NaN or infinity" if label.dtype.kind == "f" else f"{label.dtype}"
+        raise UserError(f"{file.label}: the label holds {what}: must be a finite number for each class: repair it")
+    return [_class_value(value) for value in np.unique(label).tolist()]
+
+
+def _checked_sample(file: SampleFile, class_values: list) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image and class indices of a sample that can be trained on."""
+    image, label = file.open(class_values)
+    check_values(file.input, image, label, len(class_values))
+    return image, label
 
 
 def identity(folder: Path) -> str:

@@ -31,7 +31,7 @@ from evaluation.pictures import (
 )
 from evaluation.tables import RESULTS, sorting_score
 from files import atomic_write, reading
-from utils import UserError, is_out_of_memory, natural_key, program, say
+from utils import UserError, folder_hint, is_out_of_memory, natural_key, program, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,9 +162,9 @@ def find_images(folder: Path, num: int, names: list[str] | None = None) -> dict[
     """
     outputs = sorted(folder.glob(picture_name("*", "output")), key=lambda path: natural_key(path.name))[:num]
     if not outputs:
-        raise UserError(
-            f"no result images in {folder}: run main.py --mode test first, or check --scope and --name_data"
-        )
+        hint = folder_hint(folder.parent, ("--scope", "--name_data"), lambda other: (other / folder.name).is_dir())
+        advice = "run main.py --mode test first, or check --scope and --name_data"
+        raise UserError(f"no result images in {folder}: {hint}{advice}")
     if names is None:
         names = [path.name.removesuffix(picture_name("", "output")) for path in outputs]
     return {

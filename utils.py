@@ -10,8 +10,10 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from difflib import SequenceMatcher
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound="torch.nn.Module")
 
 SIGPIPE = 13  # signal.SIGPIPE does not exist on Windows
+ALIKE = 0.6  # least likeness of two names, 1 for equal ones, to take one for the other misspelled
+MOST_NAMED = 5  # names that a message lists
 OMP_SPIN_COUNT = "3000"  # after which idle OpenMP threads sleep; the default 300000 blocks cores others need
 
 
@@ -216,6 +220,74 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     ['9.npy', '10.npy', 'a2', 'a10']
     """
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name most like another one, whatever the case and the order of its words; empty if none is like it.
+
+    Examples
+    --------
+    >>> nearest("EM", ["em", "nuclei"]), nearest("data-dir", ["dir_data", "dir_log"]), nearest("cells", ["em"])
+    ('em', 'dir_data', '')
+    """
+
+    def likeness(other: str) -> float:
+        """Likeness of a name to the one sought, from 0 to 1."""
+        pairs = [(text(name), text(other)) for text in (str.casefold, _sorted_words)]
+        return max(SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in pairs)
+
+    best = max(names, key=likeness, default="")
+    return best if best and likeness(best) >= ALIKE else ""
+
+
+def _sorted_words(name: str) -> str:
+    return "_".join(sorted(re.findall(r"[^\W_]+", name.casefold())))
+
+
+def name_hint(name: str, names: Iterable[str]) -> str:
+    """Beginning of the advice about an unknown name: the one that may be meant; empty if none is like it.
+
+    Examples
+    --------
+    >>> name_hint("gpf", ["DAPI", "GFP"]), name_hint("red", ["DAPI", "GFP"])
+    ('did you mean GFP? Else ', '')
+    """
+    best = nearest(name, names)
+    return f"did you mean {best}? Else " if best else ""
+
+
+def folder_hint(folder: Path, flags: tuple[str, ...], is_one: Callable[[Path], bool]) -> str:
+    """Beginning of the advice about a folder that is not there, whose last parts are given by flags.
+
+    It names the folder beside it that may be meant, of those that are one; if none is like it, the first of them.
+    """
+    parts = folder.parts[-len(flags) :]
+    with suppress(OSError, IndexError):  # a folder that can't be listed; a path without parents
+        others = sorted(folder.parents[len(flags) - 1].glob("/".join("*" * len(flags))), key=str)
+        found = {"/".join(other.parts[-len(flags) :]): other for other in others if other != folder and is_one(other)}
+        if best := nearest("/".join(parts), found):
+            meant = zip(flags, found[best].parts[-len(flags) :], parts, strict=True)
+            return (
+                f"did you mean {' '.join(f'{flag} {there}' for flag, there, given in meant if there != given)}? Else "
+            )
+        more = ", ..." if len(found) > MOST_NAMED else ""
+        return f"there is {', '.join(list(found)[:MOST_NAMED])}{more}: " if found else ""
+    return ""
+
+
+def csv_cell(value: Any) -> Any:
+    r"""Cell of a CSV table; a text that a spreadsheet would compute gets an apostrophe in front, numbers do not.
+
+    Source: OWASP, CSV injection. Tabs and line breaks are escaped; the last four characters are `=+-@` in full width.
+
+    Examples
+    --------
+    >>> [csv_cell(value) for value in ("=1+1", "-cell", "@a", "cell", "\t=1", "-1.5", "-1e-05", -2)]
+    ["'=1+1", "'-cell", "'@a", 'cell', '\\t=1', '-1.5', '-1e-05', -2]
+    """
+    text = printable(value) if isinstance(value, str) else ""
+    is_number = re.fullmatch(r"[+-][0-9]+(\.[0-9]+)?(e[+-][0-9]+)?", text)
+    return f"'{text}" if text.startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) and not is_number else text or value
 
 
 def check_name(flag: str, name: str) -> None:

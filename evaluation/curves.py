@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils import say
 
@@ -58,17 +58,48 @@ def read_curves(folder: Path) -> dict[str, Points]:
     """Curves of the event files in a folder, as TensorBoard shows them; empty if there are none."""
     curves: dict[str, Points] = {}
     try:
-        for event in (event for path in sorted(folder.glob("events*")) for event in _events(path)):
-            if event.session_log.status == event.session_log.START:  # of a resumed run, which does these epochs again
-                curves = {name: [point for point in points if point[0] < event.step] for name, points in curves.items()}
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+        runs = [_read_run(path) for path in sorted(folder.glob("events*"))]
     except OSError as error:
         say(f"warning: {folder}: can't be read ({error.strerror or error}): no training curves", sys.stderr)
         return {}
+    for run in _in_order(runs):
+        # what an interrupted run wrote of the epochs that the next one trains again
+        curves = {name: [point for point in points if point[0] < run.first] for name, points in curves.items()}
+        for name, step, value in run.points:
+            curves.setdefault(name, []).append((step, value))
     steps = {name: -(-len(points) // MAX_POINT) for name, points in curves.items() if points}
     return {name: curves[name][::-step][::-1] for name, step in steps.items()}
+
+
+class _Run(NamedTuple):
+    """Scalars of an event file."""
+
+    first: float  # first epoch of the run, infinite if the file does not say it
+    points: list[tuple[str, int, float]]  # curve, epoch and value
+
+
+def _read_run(path: Path) -> _Run:
+    """Scalars of an event file; its pictures are not kept in memory."""
+    first, points = math.inf, []
+    for event in _events(path):
+        if event.session_log.status == event.session_log.START:
+            first = event.step
+        points += [(v.tag, event.step, v.simple_value) for v in event.summary.value if v.HasField("simple_value")]
+    return _Run(first, points)
+
+
+def _in_order(runs: list[_Run]) -> Iterator[_Run]:
+    """Runs in the order in which they trained; they are given in that of the clock, which may have been set back.
+
+    A run is resumed from an epoch that an earlier one has reached: one that is not reached yet comes later.
+    """
+    rest, reached = [*runs], 0
+    while rest:
+        possible = [run for run in rest if run.first <= reached + 1 or math.isinf(run.first)]
+        run = possible[0] if possible else min(rest, key=lambda run: run.first)
+        rest.remove(run)
+        reached = max([reached, *(step for _, step, _ in run.points)])
+        yield run
 
 
 def _events(path: Path) -> Iterator[Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from utils import csv_cell
+
 Scores = dict[str, float]  # name of a score -> value
 MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # columns before and after Dice
 WIDTH = 100  # columns of a terminal
@@ -33,9 +35,8 @@ def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, An
     (folder / "metrics.json").write_text(text + "\n", "utf-8")
     with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, _columns(rows) or ["image"], restval="", lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        table.writerow({"image": "mean"} | summary["mean"])
+        for row in ({name: name for name in table.fieldnames}, *rows, {"image": "mean"} | summary["mean"]):
+            table.writerow({name: csv_cell(value) for name, value in row.items()})
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:

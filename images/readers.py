@@ -231,7 +231,7 @@ def _check_kind(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror or error}): check or remove it") from error
+        raise UserError(f"{path}: can't be read ({error.strerror or error}): check it, or move it elsewhere") from error
     if stat.S_ISDIR(mode) and is_zarr(path):
         return
     if not stat.S_ISREG(mode):

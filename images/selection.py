@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from images.rows import Frames, Series, listed
-from utils import FlagError, UserError
+from utils import FlagError, UserError, name_hint
 
 RANGE = r"(-?[0-9]{0,18})(?:(-|:)([0-9]{0,18})(?::([1-9][0-9]{0,17}))?)?"
 
@@ -119,7 +119,8 @@ def _numbers(where: Path | str, what: str, text: str, names: Sequence[str]) -> l
         if not found:
             found = [number for number, name in enumerate(names) if name.lower() == part.lower() != ""]
         if not found:
-            raise UserError(f"{where}: no {what} {part}: {_what_there_is(what, names)}: choose from these by --{what}")
+            advice = f"{_what_there_is(what, names)}: {name_hint(part, names)}choose from these by --{what}"
+            raise UserError(f"{where}: no {what} {part}: {advice}")
         chosen += found
     return list(dict.fromkeys(chosen))
 

@@ -11,6 +11,7 @@ from images.rows import Rows
 from utils import UserError
 
 ONE_PIECE = 2**22  # [px] larger images are measured in parts
+LARGEST = 1e150  # largest pixel whose square float64 can hold, with room for a sum
 LABEL_TILE = 2048  # [px] height and width of the parts of a label whose objects are measured
 SPECKS = 3e-4  # fraction of the area of all objects that specks of the annotation make up
 FEW_HOLES = 0.01  # as many holes per object are taken for errors of the annotation

@@ -218,7 +218,7 @@ def _ome_metadata(layout: Layout) -> dict[str, Any]:
 
 def _find_pixels(path: Path) -> tuple[int, np.dtype]:
     """Offset of the first pixel [bytes], and the type with its byte order."""
-    if path.suffixes[-2].lower() in TIFF:
+    if path.stem.lower().endswith(TIFF):  # without .partial
         import tifffile
 
         with tifffile.TiffFile(path) as tif:

@@ -17,7 +17,7 @@ from prediction.measure import Measures, ObjectMeasurer
 from prediction.output_files import OutputFiles
 from prediction.rois import ObjectOutlines, RoiWriter
 from prediction.tiling import Band
-from utils import printable, say
+from utils import csv_cell, printable, say
 
 SHOWN_FRAMES, SHOWN_ROWS = 8, 32  # sections of a file, and rows of each, that its contrast is taken from
 BOX = ("top", "left", "bottom", "right")
@@ -183,12 +183,12 @@ def write_table(
             columns |= _columns_in_px(measures, pixel)
             columns |= _columns_in_micron(measures, pixel) if unknown < len(pixels) else {}
             if found is objects[0]:
-                table.writerow([*place, "object", *columns])
+                table.writerow(map(csv_cell, [*place, "object", *columns]))
             lists = [
                 [f"{value:.8g}" for value in column] if _is_float(column) else column for column in columns.values()
             ]
             for number, *cells in zip(measures.number, *lists, strict=True):
-                table.writerow([*place.values(), number, *cells])
+                table.writerow(map(csv_cell, [*place.values(), number, *cells]))
     if unknown:
         some = f"{unknown} of {len(pixels)} images have no pixel size, their measures in micron are blank"
         say(f"{path}: " + (some if unknown < len(pixels) else "measures in px only, the images have no pixel size"))

@@ -23,7 +23,7 @@ from prediction.halo import WHOLE, Sides, crop_sides, forward_tile, halo, size_w
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, filter_objects, foreground_kinds, join_bands, separate_bands
 from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
-from utils import DivergenceError, UserError, on_device, pick_device, pick_precision
+from utils import DivergenceError, UserError, name_hint, on_device, pick_device, pick_precision
 
 TILE_PIXELS = 2**20  # largest tile on a CPU
 TILE_BYTES = 40  # memory per pixel of a tile and channel of the first level, at most
@@ -357,8 +357,8 @@ def find_background(info: DataInfo, name: str) -> int:
     for names in (info.class_names, list(map(str, info.class_values))):
         if name in names:
             return names.index(name)
-    known = ", ".join(dict.fromkeys([*info.class_names, *map(str, info.class_values)]))
-    raise UserError(f"--background {name}: no such class: choose from {known}")
+    known = dict.fromkeys([*info.class_names, *map(str, info.class_values)])
+    raise UserError(f"--background {name}: no such class: {name_hint(name, known)}choose from {', '.join(known)}")
 
 
 def predict_array(

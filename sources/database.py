@@ -21,14 +21,16 @@ from images.readers import Frame, forget_files, read_geometry, sha256
 from images.selection import Choice
 from images.statistics import Moments
 from sources import isbi, phantom
-from sources.labels import Classes, Masks, choose_background, find_classes
+from sources.labels import Classes, Label, Masks, choose_background, find_classes, is_number
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
 from sources.splits import Splits, split_numbers, split_pairs
-from training.weight_map import border_distance, loss_of
-from utils import FlagError, UserError, say
+from sources.touching import touching_share
+from training.weight_map import loss_of, save_distance
+from utils import FlagError, UserError, folder_hint, say
 
 OTHER_NAME = "choose another --name_data"
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
+NUM_SEEN = 64  # label images that are asked whether their objects touch
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
 PRINTED = 25  # [µm] of a pixel at 1016 dpi: larger ones are of a print, as of 72 dpi, which many programs write
 
@@ -81,7 +83,7 @@ def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_fo
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
     moments = Moments()
     info = describe(samples, classes.values, classes.names, flags.context, moments)
-    info = replace(info, ignore=classes.ignore)
+    info = replace(info, ignore=classes.ignore).checked(pairs[0].input.path, "scale the images, and save them again")
     entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (goal / "dataset.json").write_text(text + "\n", "utf-8")
@@ -99,7 +101,8 @@ def _default_names(flags: DatabaseFlags) -> tuple[str, str]:
 def _existing(path: Path, flag: str) -> str:
     """Default path of images or labels, which must exist if no flag names others."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder: give {flag}, or put the stack there")
+        hint = folder_hint(path.parent, ("--name_data",), lambda other: (other / path.name).exists())
+        raise UserError(f"{path}: no such file or folder: {hint}give {flag}, or put the stack there")
     return str(path)
 
 
@@ -149,8 +152,9 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
     if not labels:
         return Classes([], [], lambda label: label.read()[..., 0])
     objects = flags.objects or isinstance(labels[0], Masks)
+    numbered = flags.objects and is_number(flags.background)  # one of the objects, not of the two classes
     try:
-        classes = find_classes(labels, flags.threshold, objects, flags.ignore)
+        classes = find_classes(labels, flags.threshold, objects, flags.ignore, flags.background if numbered else "")
     except UserError as error:
         if len(np.unique(pairs[0].input.read())) > 2:
             raise
@@ -160,7 +164,18 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
         classes = classes._replace(names=_given_names(flags, classes))
     elif flags.synthetic or flags.download:
         classes = classes._replace(names=CLASS_NAMES[flags.phantom])
-    return choose_background(classes, flags.background, flags.foreground)
+    classes = choose_background(classes, "" if numbered else flags.background, flags.foreground)
+    if len(classes.values) == 2 and not (objects or flags.synthetic or flags.download):
+        _hint_at_touching(labels, classes)
+    return classes
+
+
+def _hint_at_touching(labels: list[Label], classes: Classes) -> None:
+    """Say so if the objects of masks seem to touch."""
+    some = labels[:: -(-len(labels) // NUM_SEEN)]
+    if share := touching_share(classes.indices(label) == 1 for label in some):
+        what = f"hint: {share:.0%} of the objects look like several that touch, which masks can't teach to part"
+        say(f"{what}: number the objects in the label images, and add --objects on")
 
 
 def _given_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
@@ -187,7 +202,7 @@ def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, 
         write_sample(files[split][-1], pair.read(), label)
         if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
             # computed once, so that a training need not
-            np.save(SampleFile(files[split][-1]).distance, border_distance(label))
+            save_distance(SampleFile(files[split][-1]), label, classes.values)
     return files
 
 

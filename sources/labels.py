@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dataset import IGNORE, MAX_CLASS
 from images.readers import Frame, read_palette
-from utils import UserError, say
+from utils import UserError, name_hint, nearest, say
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
     return inside & (lowest == ndimage.maximum_filter(numbers, 3))
 
 
-def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool, ignore: str = "") -> Classes:
+def find_classes(
+    labels: Sequence[Label], threshold: float | None, objects: bool, ignore: str = "", background: str = ""
+) -> Classes:
     """Classes of label images, in the order of their values, and named after them.
 
     Parameters
@@ -127,6 +129,8 @@ def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool
         The labels number the objects: make two classes, background and object.
     ignore : str
         Label value of pixels that are not annotated, for a colour as `r,g,b`; empty: all pixels are annotated.
+    background : str
+        Of labels that number the objects: number that is background besides 0; empty: none.
 
     Raises
     ------
@@ -137,7 +141,7 @@ def find_classes(labels: Sequence[Label], threshold: float | None, objects: bool
     if objects and threshold is not None:
         raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
     if objects:
-        return _classes_of_objects(labels, _grey_ignored(ignore, "--objects on"))
+        return _classes_of_objects(labels, _grey_ignored(ignore, "--objects on"), background)
     if threshold is not None:
         return _classes_by_threshold(labels, threshold, _grey_ignored(ignore, f"--threshold {threshold:g}"))
     return _classes_of_values(labels, ignore)
@@ -210,21 +214,42 @@ def _grey_ignored(ignore: str, flag: str) -> float | None:
     return ignored
 
 
-def _classes_of_objects(labels: Sequence[Label], ignored: float | None) -> Classes:
-    """Background and object, from labels that number the objects."""
+def _classes_of_objects(labels: Sequence[Label], ignored: float | None, background: str) -> Classes:
+    """Background and object, from labels that number the objects; `background` is a number besides 0, or empty."""
     if ignored == 0:
         raise UserError("--ignore 0 --objects on: 0 is the background: give what is not annotated another value")
     low, high = _value_range(labels, "--objects on", ignored)
     if not high > 0:
         raise UserError(f"--objects on: {_one_class(low, high)}: a value above 0 is needed")
+    ground = float(background or 0)
+    if ground not in (0, ignored) and not low <= ground <= high:
+        raise UserError(f"--background {background}: the numbers go from {low:g} to {high:g}: choose one of them")
+    if not background:
+        _hint_at_background(labels, ignored)
 
     def indices(label: Label) -> np.ndarray:
         pixels, unknown = _read_grey(label, ignored)
-        foreground = objects_to_foreground(np.where(unknown, 0, pixels[..., 0]))  # 0 erodes no object
+        numbers = pixels[..., 0]
+        foreground = objects_to_foreground(np.where(unknown | (numbers == ground), 0, numbers))  # 0 erodes no object
         return np.where(unknown, np.uint8(IGNORE), foreground)
 
     names = ["background", "object"]
     return Classes(names, names, indices, None if ignored is None else _value(ignored, colour=False))
+
+
+def _hint_at_background(labels: Sequence[Label], ignored: float | None) -> None:
+    """Ask about a number that most of the annotated pixels have: some programs number the background, too, as 1."""
+    counts: Counter[float] = Counter()
+    for label in labels[:20]:
+        if isinstance(label, Masks):
+            return
+        pixels, unknown = _read_grey(label, ignored)
+        found, num = np.unique(pixels[~unknown][:, 0], return_counts=True)
+        counts.update(dict(zip(found.tolist(), num.tolist(), strict=True)))
+    number, count = counts.most_common(1)[0] if counts else (0, 0)
+    if number and 2 * count > counts.total():
+        what = f"hint: {count / counts.total():.0%} of the pixels have the number {number:g}: is that the background?"
+        say(f"{what} if so, add --background {number:g}")
 
 
 def _classes_by_threshold(labels: Sequence[Label], threshold: float, ignored: float | None) -> Classes:
@@ -310,7 +335,10 @@ def _index_of(classes: Classes, flag: str, text: str) -> int:
         numbers = value if isinstance(value, list) else [value]
         if text.strip() == str(value) or _numbers(text) == numbers:
             return index
-    raise UserError(f"{flag} {text}: no class has that value: choose from {'; '.join(map(_typed, classes.values))}")
+    values = [*map(_typed, classes.values)]
+    by_name = dict(zip(classes.names, values, strict=True))
+    hint = name_hint(by_name.get(nearest(text, by_name), text), values)
+    raise UserError(f"{flag} {text}: no class has that value: {hint}choose from {'; '.join(values)}")
 
 
 def _numbers(text: str) -> list[float]:
@@ -319,6 +347,11 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         return []
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is one number."""
+    return len(_numbers(text)) == 1
 
 
 def _refuse_labels(label: Label, counts: Counter[float], colour: bool) -> NoReturn:

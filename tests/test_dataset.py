@@ -152,7 +152,7 @@ def test_an_entry_of_another_kind_is_one_line(described, fails, name, kind):
         entry.mkdir()
     else:
         entry.touch()
-    assert f"{entry}: not a {'file' if name == 'dataset.json' else 'folder'}: remove it" in fails(main, SMALL)
+    assert f"{entry}: not a {'file' if name == 'dataset.json' else 'folder'}: move it" in fails(main, SMALL)
 
 
 def test_samples_without_their_description_are_refused_and_the_originals_pairs_are_not(described, fails):
@@ -167,6 +167,71 @@ def test_samples_without_their_description_are_refused_and_the_originals_pairs_a
     info = load_info(folder)
     assert (info.class_values, info.class_share[1]) == ([0, 255], 1 / 32)
     assert main([*SMALL, "--num_epoch", "1"]) == 0
+
+
+LABELS = {  # how a label of pytorch-UNET's layout may be saved -> the values of its classes
+    "bool": (lambda label: label > 0, [0, 1]),
+    "float": (lambda label: label.astype(np.float32), [0, 1]),
+    "half": (lambda label: label / 2, [0, 0.5]),
+    "int64": (lambda label: label.astype(np.int64), [0, 1]),
+    "0 and 255": (lambda label: label.astype(np.uint8) * 255, [0, 255]),
+    "big-endian": (lambda label: label.astype(">u2"), [0, 1]),
+    "one channel": (lambda label: label[..., None] > 0, [0, 1]),
+}
+
+
+def write_pairs(folder, save, num=(3, 1, 1), size=32):
+    """A database in pytorch-UNET's layout: squares, their labels saved in some way."""
+    rng = np.random.default_rng(0)
+    for split, count in zip(("train", "val", "test"), num, strict=True):
+        (folder / split).mkdir(parents=True)
+        for number in range(count):
+            label = np.zeros((size, size), np.uint8)
+            label[4:20, 4:10] = label[4:20, 12 + number :] = 1
+            image = label * 100 + rng.integers(0, 50, label.shape, np.uint8)
+            np.save(folder / split / f"input_{number:03d}.npy", image)
+            np.save(folder / split / f"label_{number:03d}.npy", save(label))
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_the_originals_layout_may_be_of_any_type(kind, tmp_path):
+    save, values = LABELS[kind]
+    write_pairs(tmp_path, save)
+    info = load_info(tmp_path)
+    assert (info.class_values, info.class_share[1]) == (values, pytest.approx((16 * 6 * 3 + 16 * 57) / 3 / 32**2))
+    label = list_samples(tmp_path / "test")[0].open(info.class_values)[1]
+    assert label.dtype == np.uint8 and label[4:20, 4:10].all() and label.sum() == 16 * (6 + 20)
+
+
+def test_bool_labels_of_the_originals_layout_are_trained_tested_and_resumed(work):
+    write_pairs(work / "datasets" / "em", LABELS["bool"][0])
+    assert main([*SMALL, "--num_epoch", "1"]) == 0
+    assert main([*SMALL, "--num_epoch", "2", "--train_continue", "on"]) == 0
+    assert main(["--mode", "test", "--gpu_ids", "-1", "--tta", "off"]) == 0
+    assert json.loads(Path("results/unet/em/metrics.json").read_text())["epoch"] == 2
+
+
+def test_bool_values_in_the_checkpoint_of_an_earlier_version_are_whole_numbers():
+    values = asdict(INFO) | {"class_values": [False, True]}
+    assert DataInfo.from_dict(values, Path("model.pth")).class_values == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("label_001", np.full((32, 32), np.nan), "label_001.npy: the label holds float64 with NaN"),
+        ("label_001", np.full((32, 32), "a"), "label_001.npy: the label holds <U1"),
+        ("label_001", np.full((32, 32), 1j), "label_001.npy: the label holds complex128"),
+        ("input_001", np.full((32, 32), np.nan), "input_001.npy: the input holds NaN or infinity"),
+        ("input_001", np.full((32, 32), 1e200), "input_001.npy: the input holds numbers beyond 1e150"),
+        ("input_001", np.full((32, 32), 1e100), "datasets/em/train: mean is [3.3"),
+    ],
+)
+def test_a_pair_that_can_not_be_trained_on_is_named_before_the_training(name, array, words, work, fails):
+    write_pairs(work / "datasets" / "em", lambda label: label)
+    np.save(f"datasets/em/train/{name}.npy", array)
+    assert words in fails(main, [*SMALL, "--num_epoch", "1"])
+    assert not Path("checkpoints").exists()
 
 
 def test_a_split_without_samples_says_what_to_do(described, fails):

@@ -6,8 +6,9 @@ from dataclasses import fields
 
 import pytest
 from conftest import ROOT
+from test_words import PYTORCH_UNET
 
-from config import SWITCH, Config, DatabaseFlags, DisplayFlags, parse
+from config import OF_PYTORCH_UNET, SWITCH, Config, DatabaseFlags, DisplayFlags, parse
 
 TABLES = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -29,6 +30,13 @@ def test_the_page_of_flags_lists_each_with_its_group_and_default(program):
         names = ", ".join(f"`--{name}`" for name in (item.name, item.metadata.get("alias")) if name)
         flags.append((item.metadata["group"], names, "" if default is None or default != default else str(default)))
     assert listed == flags
+
+
+def test_the_page_of_pytorch_unet_lists_all_of_its_flags_and_those_that_are_refused():
+    section = (ROOT / "docs/pytorch-unet.md").read_text("utf-8").partition("## Flags\n")[2].partition("\n## ")[0]
+    listed = {name: row for row in section.splitlines() for name in re.findall(r"`--(\w+)`", row.split(" | ")[0])}
+    assert listed.keys() == {*PYTORCH_UNET}
+    assert {name for name, row in listed.items() if "refused" in row} == OF_PYTORCH_UNET.keys()
 
 
 def test_the_map_of_the_readme_names_files_and_folders_that_are_there():

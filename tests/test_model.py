@@ -69,6 +69,15 @@ def test_legacy_names_are_renamed_in_order(norm):
     assert saved["arch"] == net.arguments
 
 
+@pytest.mark.parametrize(("nch_out", "is_said"), [(1, False), (2, True), (3, True)])
+def test_legacy_networks_of_several_outputs_say_that_these_were_sigmoids(tmp_path, capsys, nch_out, is_said):
+    path = tmp_path / "model_epoch0001.pth"
+    torch.save({"netG": _legacy(UNet(1, nch_out, 2, "inorm")), "optimG": {}}, path)
+    assert Checkpoint.load(path).info.num_class == max(nch_out, 2)
+    said = f"{path}: its {nch_out} outputs were trained as one sigmoid each" in capsys.readouterr().err
+    assert said == is_said
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("size", [(1, 1), (5, 70), (16, 16), (33, 48)])
 def test_any_height_and_width_goes_through_every_norm(norm, size):

@@ -450,14 +450,25 @@ def test_a_weight_map_is_kept_beside_the_sample_and_made_anew_when_that_changes(
     assert main.main(flags) == 0
     kept = sorted((database / "train").glob("*.distance.npy"))
     assert len(kept) == len(list_samples(database / "train")) == 6 and not list((database / "val").glob("*distance*"))
-    first, times = np.load(kept[0]), [path.stat().st_mtime_ns for path in kept]
+    first, files = np.load(kept[0]), [path.stat().st_ino for path in kept]
     assert main.main(flags) == 0
-    assert [path.stat().st_mtime_ns for path in kept] == times
+    assert [path.stat().st_ino for path in kept] == files
     sample = list_samples(database / "train")[0].input
     image, label = (np.array(array) for array in SampleFile(sample).open())
     write_sample(sample, image, np.ascontiguousarray(label[:, ::-1]))
     assert main.main(flags) == 0
-    assert np.array_equal(np.load(kept[0]), first[:, ::-1]) and kept[1].stat().st_mtime_ns == times[1]
+    assert np.array_equal(np.load(kept[0]), first[:, ::-1]) and kept[1].stat().st_ino == files[1]
+
+
+def test_curves_of_a_run_resumed_with_the_clock_set_back_keep_all_epochs(trained, work):
+    flags, log = [*SMALL, "--train_continue", "on"], work / "log" / "unet" / "em"
+    (first,) = log.glob("events*")
+    assert main.main([*flags, "--num_epoch", "3"]) == 0
+    (second,) = {*log.glob("events*")} - {first}
+    second.rename(log / "events.out.tfevents.1000000000.host.1")  # as if it had been 2001
+    assert [epoch for epoch, _ in read_curves(log)["loss/train"]] == [1, 2, 3]
+    assert main.main([*flags, "--epoch", "1", "--num_epoch", "2"]) == 0  # trains epoch 2 again
+    assert [epoch for epoch, _ in read_curves(log)["loss/train"]] == [1, 2]
 
 
 @pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import os
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -17,6 +20,7 @@ if TYPE_CHECKING:  # not at run time: databases are made without torch
 
 FAR = 50  # [px] largest d1 + d2 that matters: exp(-50^2 / (2 sigma^2)) is 4e-6 for the largest --sigma, 10
 REACH = FAR // 2  # [px] around the pixels nearest to an object, the region searched for their second nearest object
+HASH = 16  # [bytes] of the hashes behind the distances in their file
 BAND = 2**20  # [px] pixels whose distances are computed at a time
 
 
@@ -36,28 +40,117 @@ def cache_border_distances(files: list[SampleFile], info: DataInfo) -> None:
         A label does not hold class indices, or the folder is not writable.
     """
     for file in tqdm(files, desc="weight map", disable=None, leave=False):
-        if not _has_distance(file):
-            image, label = file.open(info.class_values)
-            if label is None:
-                return  # the dataset reports it
-            check_values(file.input, image, label, info.num_class, partial=info.is_partial)
-            try:
-                with atomic_write(file.distance) as goal:
-                    np.save(goal, border_distance(label))
-            except UserError as error:
-                raise UserError(f"{error}; or train with --loss bce, which needs no file there") from error
+        _rename_earlier(file)
+        made_of = _read_origin(file)
+        if made_of and made_of.classes == _hash_classes(file, info.class_values) and _is_of_time(file):
+            continue
+        image, label = file.open(info.class_values)
+        if label is None:
+            return  # the dataset reports it
+        check_values(file.input, image, label, info.num_class, partial=info.is_partial)
+        if made_of and made_of == _origin(file, label, info.class_values):  # of a database that was copied
+            _set_time(file)
+            continue
+        distance = border_distance(label)
+        try:
+            with atomic_write(file.distance) as goal:
+                _write_distance(goal, file, label, distance, info.class_values)
+        except UserError as error:
+            if made_of and np.array_equal(file.open_distance(), distance):
+                continue  # of an earlier version, in a folder that is not writable
+            raise UserError(f"{error}; or train with --loss bce, which needs no file there") from error
+        _set_time(file)
 
 
-def _has_distance(file: SampleFile) -> bool:
-    """Whether the distance of a sample is cached and not older than the sample."""
-    changed = max(path.stat().st_mtime_ns for path in file if path)
-    if not file.distance.is_file() or file.distance.stat().st_mtime_ns < changed:
-        return False
+def save_distance(file: SampleFile, label: np.ndarray, class_values: list) -> None:
+    """Compute the border distance of a sample that is on the disk, and write it beside it.
+
+    Parameters
+    ----------
+    file : SampleFile
+        The sample.
+    label : ndarray
+        (H, W) its class indices.
+    class_values : list
+        As in `DataInfo`.
+    """
+    with file.distance.open("wb") as goal:
+        _write_distance(goal, file, label, border_distance(label), class_values)
+    _set_time(file)
+
+
+class _Origin(NamedTuple):
+    """What the border distance in a file was computed from, as hashes; in the file of an earlier version anything."""
+
+    classes: bytes  # the values that the classes have in a label file
+    label: bytes  # the class indices, which tell that a copied label is the same
+
+
+def _origin(file: SampleFile, label: np.ndarray, class_values: list) -> _Origin:
+    """What the border distance of a sample is computed from."""
+    return _Origin(_hash_classes(file, class_values), _hash(np.ascontiguousarray(label, np.uint8).data))
+
+
+def _hash_classes(file: SampleFile, class_values: list) -> bytes:
+    """Hash of the values of the classes; samples that hold class indices need none."""
+    return _hash(repr(class_values if file.label else None).encode())
+
+
+def _hash(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=HASH).digest()
+
+
+def _write_distance(
+    goal: IO[bytes], file: SampleFile, label: np.ndarray, distance: np.ndarray, class_values: list
+) -> None:
+    """Write the border distance (H, W) of a sample as `.npy`, and behind the array what it was computed from."""
+    np.save(goal, distance)
+    goal.write(b"".join(_origin(file, label, class_values)))
+
+
+def _read_origin(file: SampleFile) -> _Origin | None:
+    """What the distances in the file of a sample were computed from; None without a valid file."""
     try:
         file.open_distance()
+        with file.distance.open("rb") as cache:
+            cache.seek(-2 * HASH, os.SEEK_END)
+            return _Origin(cache.read(HASH), cache.read(HASH))
+    except (UserError, OSError):
+        return None
+
+
+def _time_of(file: SampleFile) -> int:
+    """Time [ns] of the distances of a label: between its time stamp and that of the last change of its entry.
+
+    The second one tells a file that took the place of the label with an older or with the same time stamp. Both stand
+    in the time of the distance file, and not in the file, so that the same images give the same database.
+    """
+    status = (file.label or file.input).stat()
+    return (status.st_mtime_ns + status.st_ctime_ns) // 2 // 1000 * 1000  # some file systems keep microseconds
+
+
+def _is_of_time(file: SampleFile) -> bool:
+    """Whether the label is not changed since its distances were computed."""
+    return file.distance.stat().st_mtime_ns == _time_of(file)
+
+
+def _set_time(file: SampleFile) -> None:
+    """Note in the time of the distance file which label it is of; where that is not possible, labels are compared."""
+    with suppress(OSError):
+        os.utime(file.distance, ns=(_time_of(file), _time_of(file)))
+
+
+def _rename_earlier(file: SampleFile) -> None:
+    """Give the distances of an earlier version the name that pytorch-UNET does not read; other files stay."""
+    earlier = file.earlier_distance
+    if earlier == file.distance or not earlier.is_file():
+        return
+    try:
+        SampleFile(file.input).open_distance()
     except UserError:
-        return False
-    return True
+        return  # of somebody else
+    with suppress(OSError):  # not writable
+        earlier.replace(file.distance)
 
 
 def border_distance(label: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@ import csv
 import json
 
 import numpy as np
+import pytest
 
 from evaluation.tables import format_confusion, write_metrics
 
@@ -23,6 +24,25 @@ def test_the_first_image_may_lack_scores_that_others_have(tmp_path):
         "0001,b,0.25",
         "mean,,0.25",
     ]
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\uff1d"])
+def test_cells_that_a_spreadsheet_would_compute_are_text_and_numbers_stay_numbers(tmp_path, begin):
+    name = f"{begin}HYPERLINK(1)"
+    rows = [{"image": "0000", "source": name, name: -1.5}, {"image": "-7", "source": "a" + name, name: -1e-9}]
+    write_metrics(tmp_path, {"mean": {name: -2.0}}, rows)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        cells = list(csv.reader(file))
+    assert cells[0] == ["image", "source", f"'{name}"]
+    assert cells[1:] == [["0000", f"'{name}", "-1.5"], ["-7", f"a{name}", "-1e-09"], ["mean", "", "-2.0"]]
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == rows
+
+
+@pytest.mark.parametrize("begin", ["\t", "\r", "\n", "a\r", "a\r\n"])
+def test_cells_have_no_tabs_and_line_breaks_behind_which_a_formula_would_begin(tmp_path, begin):
+    write_metrics(tmp_path, {"mean": {}}, [{"image": f"{begin}=1+1", "loss": 1}])
+    lines = (tmp_path / "metrics.csv").read_bytes().splitlines()
+    assert lines[1:] == [repr(begin)[1:-1].encode() + b"=1+1,1", b"mean,"]
 
 
 def test_a_confusion_matrix_is_printed_in_at_most_100_columns():

@@ -50,6 +50,14 @@ def stack(trained):
     return pixels
 
 
+def test_a_table_has_no_cells_that_a_spreadsheet_computes(stack, work):
+    (work / "in.tif").rename("=1+1.tif")
+    assert segment("=1+1.tif", "out.csv", "--what", "table", "--section", "0") == 0
+    rows = rows_of(work / "out.csv")
+    assert {row["image"] for row in rows} == {"'=1+1.tif"} and float(rows[0]["centre_y_px"]) >= 0
+    assert segment("./=1+1.tif", "out.csv", "--what", "table", "--section", "0") == 0  # replaces its own table
+
+
 def test_the_outputs_of_the_objects_agree_with_the_cells(stack, work, capsys):
     pytest.importorskip("roifile")
     assert segment("in.tif", "out.tif", "--what", ALL, "--tile", "64") == 0

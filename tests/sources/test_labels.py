@@ -159,6 +159,68 @@ def test_weight_map_and_cells_are_of_the_foreground_that_is_chosen(work, capsys)
     assert " of object; background is ground" in capsys.readouterr().out
 
 
+# --- objects that touch, and a background that has a number
+
+
+def discs(centres, radius=7, size=96):
+    """Mask of discs (H, W)."""
+    y, x = np.indices((size, size))
+    inside = [(y - cy) ** 2 + (x - cx) ** 2 <= radius**2 for cy, cx in centres]
+    return np.where(np.any(inside, 0), 255, 0).astype(np.uint8)
+
+
+APART = [(16 + 20 * row, 16 + 20 * column) for row in range(4) for column in range(4)]
+TOUCHING = [*APART, (16, 28), (56, 68), (76, 28)]  # each in an 8 or a row of three with others
+
+
+@pytest.mark.parametrize(("centres", "is_said"), [(APART, False), (TOUCHING, True)])
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_of_objects_that_touch_are_told_that_objects_can_be_numbered(work, capsys, centres, is_said, value):
+    write([np.minimum(discs(centres), value).astype(np.uint8)] * 3)
+    assert make_database(MADE) == 0
+    out = capsys.readouterr().out
+    assert ("of the objects look like several that touch" in out and "add --objects on" in out) == is_said
+
+
+@pytest.mark.parametrize("phantom", ["em", "rare"])
+def test_masks_of_cells_between_membranes_and_of_nuclei_apart_are_not(work, capsys, phantom):
+    assert make_database(["--synthetic", "4", "--size", "128", "--phantom", phantom]) == 0
+    images = ("train-volume.tif", "train-labels.tif") if phantom == "em" else ("images", "labels")
+    source, target = (f"datasets/em/{name}" for name in images)
+    assert make_database(["--name_data", "b", "--input", source, "--label", target]) == 0
+    assert "touch" not in capsys.readouterr().out
+
+
+def numbered(ground):
+    """Label images of 3 squares with numbers, of which two touch, and with this number the rest."""
+    labels = np.full((3, 32, 32), ground, np.uint8)
+    labels[:, 4:10, 4:10], labels[:, 4:10, 10:16], labels[:, 20:28, 20:28] = 2, 3, 4
+    return list(labels)
+
+
+def test_a_background_that_has_a_number_is_asked_for_and_taken_from_the_flag(work, capsys):
+    write(numbered(0))
+    assert make_database([*MADE, "--objects", "on"]) == 0
+    assert "hint" not in capsys.readouterr().out
+    expected = label(work)
+    for number, mask in enumerate(numbered(1)):
+        Image.fromarray(mask).save(f"masks/{number}.png")
+    assert make_database([*MADE, "--objects", "on", "--overwrite"]) == 0
+    share = 1 - (2 * 36 + 64) / 32**2
+    assert f"{share:.0%} of the pixels have the number 1: is that the background? if so, add --background 1" in (
+        capsys.readouterr().out
+    )
+    assert make_database([*MADE, "--objects", "on", "--background", "1", "--overwrite"]) == 0
+    assert np.array_equal(label(work), expected) and expected.sum() == 6 * 5 * 2 + 64
+    assert "hint" not in capsys.readouterr().out
+
+
+def test_a_background_beyond_the_numbers_of_the_objects_is_one_line(work, fails):
+    write(numbered(1))
+    line = fails(make_database, [*MADE, "--objects", "on", "--background", "9"])
+    assert "--background 9: the numbers go from 1 to 4: choose one of them" in line
+
+
 # --- pixels that are not annotated
 
 IGNORE = 255

@@ -1,15 +1,23 @@
+import os
+import shutil
 import time
 import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from scipy import ndimage
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from dataset import IGNORE
-from training.weight_map import FAR, border_distance, pixel_weight
+import main
+import run_make_database
+from dataset import IGNORE, DataInfo, list_samples, write_sample
+from training.weight_map import FAR, border_distance, cache_border_distances, pixel_weight
+from utils import UserError
 
 
 def nearest_two(label):
@@ -81,3 +89,132 @@ def test_pixel_weight_follows_the_papers_equation():
     assert weight.tolist() == pytest.approx(expected, rel=1e-5)
     plain = pixel_weight(label, distance, None, w0=10.0, sigma=5.0)[0, 0]
     assert plain.tolist() == pytest.approx([1 + 10 * np.exp(-16 / 50), 1, 1], rel=1e-5)
+
+
+# --- the files beside the samples
+
+INFO = DataInfo(1, [0, 255], ["0", "255"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])
+LABEL = np.zeros((24, 40), np.uint8)
+LABEL[4:9, 4:9] = LABEL[4:20, 12:18] = 1
+OTHER = np.ascontiguousarray(LABEL[::-1, ::-1])
+
+
+def save_label(folder, layout, label):
+    """Write a sample, or only its label where that is a file of its own, and return the file that holds the label."""
+    if layout == "structured":
+        write_sample(folder / "00000.npy", label[..., None], label)
+        return folder / "00000.npy"
+    if not (folder / "input_000.npy").exists():
+        np.save(folder / "input_000.npy", label * 100)
+    np.save(folder / "label_000.npy", label * 255)
+    return folder / "label_000.npy"
+
+
+def cached(folder):
+    """The distances that a training would use, made again where needed."""
+    cache_border_distances(list_samples(folder), INFO)
+    return np.array(list_samples(folder)[0].open_distance())
+
+
+@pytest.mark.parametrize("layout", ["structured", "pair"])
+@pytest.mark.parametrize("seconds", [-1e6, 0, 1e6])
+def test_distances_are_made_again_when_the_label_is_another_whatever_its_time(tmp_path, layout, seconds):
+    path = save_label(tmp_path, layout, LABEL)
+    assert np.array_equal(cached(tmp_path), border_distance(LABEL))
+    time_ns = path.stat().st_mtime_ns + int(seconds * 1e9)
+    time.sleep(0.02)  # the clock of a file system may tick every 4 ms only
+    save_label(tmp_path, layout, OTHER)
+    os.utime(path, ns=(time_ns, time_ns))
+    assert np.array_equal(cached(tmp_path), border_distance(OTHER))
+
+
+@pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2])
+@pytest.mark.parametrize("layout", ["structured", "pair"])
+def test_distances_of_a_copied_database_are_those_of_its_labels(tmp_path, layout, copy):
+    for name, label in (("one", LABEL), ("other", OTHER)):
+        (tmp_path / name).mkdir()
+        save_label(tmp_path / name, layout, label)
+        cached(tmp_path / name)
+    shutil.copytree(tmp_path / "one", tmp_path / "copy", copy_function=copy)
+    kept = list_samples(tmp_path / "copy")[0].distance.stat().st_ino
+    assert np.array_equal(cached(tmp_path / "copy"), border_distance(LABEL))
+    assert list_samples(tmp_path / "copy")[0].distance.stat().st_ino == kept  # they were right
+    for path in (tmp_path / "other").iterdir():  # a part of the other database takes the place of the first one's
+        if not path.name.endswith(".distance.npy"):
+            copy(path, tmp_path / "copy" / path.name)
+    assert np.array_equal(cached(tmp_path / "copy"), border_distance(OTHER))
+
+
+def test_distances_are_made_again_when_the_values_of_the_classes_are_others(tmp_path):
+    save_label(tmp_path, "pair", LABEL)
+    first = cached(tmp_path)
+    info = replace(INFO, class_values=[255, 0])  # the background is the foreground now
+    cache_border_distances(list_samples(tmp_path), info)
+    second = list_samples(tmp_path)[0].open_distance()
+    assert np.array_equal(second, border_distance(1 - LABEL)) and not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("layout", ["structured", "pair"])
+def test_distances_of_an_earlier_version_are_made_again_unless_right(tmp_path, layout):
+    save_label(tmp_path, layout, LABEL)
+    file = list_samples(tmp_path)[0]
+    np.save(file.distance, border_distance(OTHER))  # newer than the label, as after a label of an older time
+    assert np.array_equal(cached(tmp_path), border_distance(LABEL))
+    kept = file.distance.stat().st_ino
+    assert np.array_equal(cached(tmp_path), border_distance(LABEL))
+    assert file.distance.stat().st_ino == kept
+
+
+def test_distances_that_are_right_serve_where_nothing_can_be_written(tmp_path, monkeypatch):
+    save_label(tmp_path, "structured", LABEL)
+    np.save(list_samples(tmp_path)[0].distance, border_distance(LABEL))
+
+    opened = Path.open
+
+    def read_only(path, mode="r", **options):
+        if mode[0] != "r":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)  # root may write anywhere
+    assert np.array_equal(cached(tmp_path), border_distance(LABEL))
+    shutil.copy(tmp_path / "00000.npy", tmp_path / "00001.npy")
+    with pytest.raises(UserError, match=r"00001\.distance\.npy: Permission denied.* or train with --loss bce"):
+        cached(tmp_path)
+
+
+def test_distances_that_a_database_was_made_with_are_not_made_again(work):
+    assert run_make_database.main(["--synthetic", "4", "--size", "48"]) == 0
+    kept = {path: path.stat().st_ctime_ns for path in Path("datasets/em/train").glob("*.distance.npy")}
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert len(kept) == 2 and all(path.stat().st_ctime_ns == time_ns for path, time_ns in kept.items())
+
+
+def pytorch_unet_lists(folder):
+    """Inputs and labels as the data set of pytorch-UNET lists them, in its order; the n-th ones are a pair."""
+    names = [path.name for path in folder.iterdir()]
+    listed = [[name for name in names if name.startswith(kind)] for kind in ("input", "label")]
+    return [sorted(of, key=lambda name: int("".join(filter(str.isdigit, name)))) for of in listed]
+
+
+def test_a_pair_database_is_the_same_for_pytorch_unet_after_a_training(work):
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 24), ("val", 3)):
+        folder = work / "datasets" / "em" / split
+        folder.mkdir(parents=True)
+        for number in range(num):
+            label = np.kron(rng.integers(0, 2, (8, 8)), np.ones((4, 4))).astype(np.uint8)
+            np.save(folder / f"input_{number:03d}.npy", label * 100)
+            np.save(folder / f"label_{number:03d}.npy", label * 255)
+    folder = work / "datasets" / "em" / "train"
+    expected = [[f"{kind}_{number:03d}.npy" for number in range(24)] for kind in ("input", "label")]
+    assert pytorch_unet_lists(folder) == expected
+    label = np.load(folder / "label_003.npy") // 255
+    np.save(folder / "input_003.distance.npy", border_distance(label))  # of an earlier version
+    np.save(folder / "input_004.distance.npy", np.zeros((3, 3), np.uint8))  # of somebody else
+    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+    assert (folder / "input_004.distance.npy").exists()
+    (folder / "input_004.distance.npy").unlink()
+    assert pytorch_unet_lists(folder) == expected
+    assert len(list_samples(folder)) == 24
+    assert np.array_equal(list_samples(folder)[3].open_distance(), border_distance(label))
