@@ -360,7 +360,7 @@ def find(folder: Path, epoch: int | str = 0) -> Path:
     """
     epochs, newest = list_epochs(folder), list_newest(folder)
     if not newest:
-        raise no_checkpoint(folder)
+        raise no_checkpoint(folder, best_path(folder).name if epoch == BEST else "checkpoint")
     if epoch == BEST and not best_path(folder).is_file():
         what = "only a training with a validation set writes one: leave --epoch out"
         raise UserError(f"no {best_path(folder).name} in {folder}: {what}")
@@ -402,13 +402,13 @@ def list_newest(folder: Path) -> list[Path]:
     return [path for path in (latest_path(folder), *numbered, best_path(folder)) if path.is_file()]
 
 
-def no_checkpoint(folder: Path) -> UserError:
+def no_checkpoint(folder: Path, what: str = "checkpoint") -> UserError:
     """Error for a folder without a checkpoint, which says where others lie."""
     hint = folder_hint(folder, ("--scope", "--name_data"), lambda other: any(other.glob("model_*.pth")))
     advice = f"{hint}run --mode train first, copy one there, or check --scope and --name_data"
     if earlier := earlier_folders(folder):
         advice = f"those of an earlier training lie in {earlier[-1]}: copy them back, or run --mode train"
-    return UserError(f"no checkpoint in {folder}: {advice}")
+    return UserError(f"no {what} in {folder}: {advice}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -136,14 +136,6 @@ def test_a_prediction_is_written_below_the_home_folder(trained, work, monkeypatc
     assert (work / "home" / "p.tif").is_file() and not (work / "~").exists()
 
 
-def test_a_folder_with_the_best_epoch_alone_says_how_to_use_it(trained, work, fails):
-    test = ["--mode", "test", "--gpu_ids", "-1", "--tta", "off"]
-    (work / "checkpoints/unet/em/model_epoch0001.pth").unlink()
-    line = fails(main.main, test)
-    assert "no numbered checkpoint in checkpoints/unet/em, only model_best.pth: add --epoch best" in line
-    assert main.main([*test, "--epoch", "best"]) == 0
-
-
 def test_a_file_that_is_no_checkpoint_is_never_to_be_deleted(work, database, fails):
     for name, content in (("notes.csv", b"a,b\n1,2\n"), ("cut.pth", b"PK\x03\x04"), ("empty.pth", b"")):
         (work / name).write_bytes(content)
