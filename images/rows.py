@@ -221,10 +221,11 @@ def one_line(error: Exception) -> str:
 
 
 def plain(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in this machine's byte order; one bit becomes 0 and 255."""
+    """Pixels in this machine's byte order and in a type by its usual name; one bit becomes 0 and 255."""
     if pixels.dtype == bool:
         return pixels * np.uint8(255)
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    # `str` is "<u8" for uint64 and for np.ulonglong, which torch refuses
+    return pixels.astype(np.dtype(pixels.dtype.newbyteorder("=").str), copy=False)
 
 
 def split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:

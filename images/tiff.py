@@ -136,7 +136,7 @@ def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
     key, axes = series.keyframe, series.axes
     conversion = PixelConversion.of(path, key)
     if series.dataoffset is not None and len({page.parent for page in series.pages}) == 1:
-        dtype = np.dtype(key.parent.byteorder + series.dtype.char)
+        dtype = np.dtype(series.dtype.newbyteorder(key.parent.byteorder).str)
         file = _file_of(key, path, tif)
         pixels = np.memmap(file, dtype, "r", offset=series.dataoffset, shape=series.shape)
         return [conversion.wrap(image) for image in split(pixels, axes, path)]
