@@ -17,9 +17,11 @@ import numpy as np
 
 from images import hdf5
 from images.bioio import plugin_of, read_bioio
+from images.foreign import ELSEWHERE, kind_of, refusal
 from images.geometry import Geometry
 from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
+from images.notes import say_notes
 from images.pillow import is_picture, read_picture
 from images.rows import Converted, Frames, Rows, Series, check_count, full_name, listed, naming, plain, split
 from images.selection import Choice
@@ -119,12 +121,16 @@ def list_frames(source: Source, choice: Choice = ALL) -> list[Frame]:
         chosen.
     """
     frames: list[Frame] = []
+    notes: list[tuple[Path, str]] = []
     taken: set[tuple[Path, str]] = set()
     for file, inner in list_files(source):
         if (file.resolve(), inner) in taken:  # already read, as a part of an image in several files
             continue
-        taken |= {(other.resolve(), "") for other in read_file(file).files - {file}}
+        found = read_file(file)
+        taken |= {(other.resolve(), "") for other in found.files - {file}}
         frames += frames_of_file(file, inner, choice)
+        notes += [(file, note) for note in found.notes_of(choice.series or inner)]
+    say_notes(notes)
     return frames
 
 
@@ -286,19 +292,24 @@ def _stack_of(frame: Frame) -> list[Frame]:
 
 
 def read_geometry(frames: list[Frame]) -> Geometry:
-    """Axes and pixel size of frames of one file; for other frames only an axis Z."""
+    """Axes and pixel size of frames of one file, with an axis P if they are of several series; of others only Z."""
     path, geometry = frames[0].path, Geometry()
     if all(frame.path == path for frame in frames):
         found = read_file(path)
-        numbers = {found.series_of(frame.index) for frame in frames}
-        geometry = found.series[min(numbers)].geometry()
-        if len(numbers) == 1:
-            first = found.first_frame(numbers.pop())
-            geometry = geometry.of_frames([frame.index - first for frame in frames])
-    if math.prod(geometry.lengths) != len(frames) or len({frame.series for frame in frames}) > 1:
-        axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
+        chosen: dict[int, list[int]] = {}  # indices in each series
+        for frame in frames:
+            chosen.setdefault(number := found.series_of(frame.index), []).append(
+                frame.index - found.first_frame(number)
+            )
+        parts = [found.series[number].geometry().of_frames(indices) for number, indices in chosen.items()]
+        geometry = parts[0]
+        if len(parts) > 1 and len({(part.axes, part.lengths) for part in parts}) == 1:
+            geometry = replace(geometry, axes=f"P{geometry.axes}", lengths=(len(parts), *geometry.lengths))
+    if math.prod(geometry.lengths) != len(frames):
+        geometry = replace(geometry, axes="Z" * (len(frames) > 1), lengths=(len(frames),) * (len(frames) > 1))
+    if len({frame.series for frame in frames}) > 1:
         labels = tuple(frame.series for frame in frames) if all(frame.series for frame in frames) else ()
-        geometry = replace(geometry, axes=axes, lengths=lengths, labels=labels)
+        geometry = replace(geometry, labels=labels)
     return geometry
 
 
@@ -337,6 +348,8 @@ def _read_version(path: Path, *_version: int) -> Frames:
     with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
         found = _reader(path)(path)
     images = found.images
+    if not images and len(found.series) == 1 and found.kind != "HDF5":
+        raise UserError(f"{path}: {found.series[0].problem}")
     if not images and any(series.problem for series in found.series):
         shown = "; ".join(f"{series.name}: {series.problem}" for series in found.series[:5])
         raise UserError(f"{path}: holds no image ({shown})")
@@ -351,6 +364,11 @@ def _reader(path: Path) -> Callable[[Path], Frames]:
     """Reader of the format of a file, as its first bytes say."""
     if path.is_dir():
         return read_zarr
+    elsewhere = kind_of(path, ELSEWHERE)
+    if elsewhere:
+        if elsewhere.package:
+            return partial(read_bioio, plugin=None)
+        raise refusal(path)
     first = _first_bytes(path)
     readers = [(SIGNATURES, read_tiff), ((NUMPY,), _read_npy), ((hdf5.SIGNATURE,), read_hdf5)]
     for start, reader in readers:

@@ -6,8 +6,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 from images.geometry import Geometry
 from utils import UserError, is_out_of_memory
 
+STACKED = "TZIQ"  # axes along which the frames of a series are counted; along others, each index is a series
 MAX_FRAMES = 10**6  # a file that claims more is damaged
 # names of the series of a whole-slide image that are not the image
 AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")
@@ -93,7 +94,7 @@ class Series:
     by_default : bool
         Whether it is read unless others are chosen; False for the label and the thumbnail of a slide.
     problem : str
-        Why it can't be read: it then has no frames, and is refused if it is chosen.
+        Why it can't be read: it then has no frames, is refused if it is chosen, and left out by default.
     """
 
     name: str = ""
@@ -108,6 +109,34 @@ class Series:
     def num_frame(self) -> int:
         """Number of frames."""
         return 0 if self.problem else math.prod(self.lengths)
+
+    def part(self, name: str, lengths: tuple[int, ...]) -> Series:
+        """Series of one position, with the lengths of the axes that it keeps."""
+        axes = "".join(axis for axis in self.axes if axis in STACKED)
+        return replace(
+            self, name=name, axes=axes, lengths=lengths, geometry=partial(_part, self.geometry, axes, lengths)
+        )
+
+
+def _part(geometry: Callable[[], Geometry], axes: str, lengths: tuple[int, ...]) -> Geometry:
+    """Geometry of one position."""
+    return replace(geometry(), axes=axes, lengths=lengths, labels=())
+
+
+def _parts(axes: str, lengths: tuple[int, ...], apart: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and numbers of the frames of each position along the axes `apart`.
+
+    Examples
+    --------
+    >>> [(name, numbers.tolist()) for name, numbers in _parts("ZR", (2, 3), ["R"])]
+    [('R0', [0, 3]), ('R1', [1, 4]), ('R2', [2, 5])]
+    """
+    numbers = np.arange(math.prod(lengths)).reshape(lengths)
+    sizes = dict(zip(axes, lengths, strict=True))
+    for place in np.ndindex(*(sizes[axis] for axis in apart)):
+        at = dict(zip(apart, place, strict=True))
+        name = " ".join(f"{axis}{number}" for axis, number in at.items())
+        yield name, numbers[tuple(at.get(axis, slice(None)) for axis in axes)]
 
 
 @dataclass
@@ -130,6 +159,8 @@ class Frames:
         Whether outputs are named after the series, such as the wells of a plate.
     ambiguous : str
         Why one of the series must be chosen; empty: all are read by default.
+    notes : list of str
+        What the user should know of the file, though it is read.
     """
 
     images: list[Rows] = field(default_factory=list)
@@ -139,13 +170,37 @@ class Frames:
     kind: str = ""
     named: bool = False
     ambiguous: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def add(self, images: Sequence[Rows], series: Series) -> None:
-        """Add the frames of a series, as new stacks."""
+        """Add the frames of a series, as new stacks; of positions, angles and the like each is a series of its own."""
+        apart = [axis for axis in series.axes if axis not in STACKED]
+        if apart and len(images) > 1:
+            self.named = True
+            for place, numbers in _parts(series.axes, series.lengths, apart):
+                name = f"{series.name} {place}".strip()
+                self._add_stacks([images[number] for number in numbers.ravel()], series.part(name, numbers.shape))
+        else:
+            self._add_stacks(images, series)
+
+    def _add_stacks(self, images: Sequence[Rows], series: Series) -> None:
         first = max(self.stacks, default=-1) + 1
         self.images += images
         self.stacks += [first + stack for stack in stack_numbers(series.axes, series.lengths)] if images else []
         self.series.append(series)
+
+    def add_problem(self, path: Path, name: str, error: Exception, *, by_default: bool) -> None:
+        """Add a series that can't be read for an error; one of memory is none of the file."""
+        if is_out_of_memory(error):
+            raise error
+        known = str(error).removeprefix(f"{path}: ") if isinstance(error, UserError) else ""
+        problem = known or f"can't be read ({one_line(error)}): check the file, or choose another series"
+        self.series.append(Series(name, by_default=by_default, problem=problem))
+
+    def notes_of(self, choice_of_series: str) -> list[str]:
+        """Notes, also of the series that would be read but can't, unless others were chosen."""
+        lost = [] if choice_of_series else [series for series in self.series if series.by_default and series.problem]
+        return [*self.notes, *(f"series {series.name!r} is left out: {series.problem}" for series in lost)]
 
     @cached_property
     def ends(self) -> list[int]:

@@ -55,7 +55,7 @@ class Choice:
         if not self.series and found.ambiguous:
             raise UserError(found.ambiguous)
         if not self.series:
-            return [number for number, series in enumerate(found.series) if series.by_default]
+            return [number for number, series in enumerate(found.series) if series.by_default and not series.problem]
         numbers = sorted(set(_numbers(path, "series", self.series, [series.name for series in found.series])))
         for number in numbers:
             if found.series[number].problem:

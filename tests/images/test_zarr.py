@@ -61,7 +61,7 @@ def test_a_plate_is_read_well_by_well(tmp_path, version):
         assert np.array_equal(frame.read()[..., 0], fields[frame.series][number % 2])
     assert [[f.index for f in around] for around in with_neighbours(frames, 1)[1:3]] == [[0, 1, 1], [2, 2, 3]]
     g = read_geometry(frames)
-    assert (g.axes, g.lengths, g.labels[::2], g.pixel["X"]) == ("Z", (8,), tuple(IN_ORDER), 0.5)
+    assert (g.axes, g.lengths, g.labels[::2], g.pixel["X"]) == ("PZ", (4, 2), tuple(IN_ORDER), 0.5)
     chosen = list_frames(tmp_path / "p.zarr", Choice(series="A/10/1, 3"))
     assert [frame.index for frame in chosen] == [4, 5, 6, 7]
     assert read_geometry(chosen[:2]).lengths == (2,)
