@@ -22,7 +22,7 @@ from images.geometry import Geometry
 from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
 from images.notes import say_notes
-from images.pillow import is_picture, read_picture
+from images.pillow import is_picture, picture_palette, read_picture
 from images.rows import Converted, Frames, Rows, Series, check_count, full_name, listed, naming, plain, split
 from images.selection import Choice
 from images.tiff import SIGNATURES, read_tiff, tiff_palette
@@ -405,8 +405,6 @@ def _read_npy(path: Path) -> Frames:
 
 def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
     """Indices (H, W) and colours (N, 3) uint8 of a frame stored with a palette; None for other frames."""
-    from PIL import Image
-
     path = frame.path
     if path.is_dir():
         return None
@@ -414,12 +412,12 @@ def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
         colours = _tiff_palette(path, path.stat().st_mtime_ns)
         return None if colours is None else (frame.read()[..., 0], colours)
     try:
-        with Image.open(path) as image:
-            if image.mode != "P":
-                return None
-            indices, colours = np.asarray(image), np.array(image.getpalette("RGB")).reshape(-1, 3)
+        found = picture_palette(path)
     except Exception:  # reading it as an image will report the defect
         return None
+    if found is None:
+        return None
+    indices, colours = found
     read_file(path)  # refuses a file of several images
     return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
 
