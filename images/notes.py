@@ -19,8 +19,8 @@ def say_notes(notes: Iterable[tuple[Path, str]]) -> None:
     """Print each note with the first of its files and the number of the others; none twice of a file."""
     files: dict[str, list[Path]] = {}
     for path, note in notes:
-        if (path, note) not in _said:
-            _said.add((path, note))
+        if (path.absolute(), note) not in _said:
+            _said.add((path.absolute(), note))
             files.setdefault(note, []).append(path)
     for note, paths in files.items():
         others = f" and {len(paths) - 1} more file(s)" if len(paths) > 1 else ""
@@ -29,7 +29,7 @@ def say_notes(notes: Iterable[tuple[Path, str]]) -> None:
 
 def say_once(path: Path, note: str) -> None:
     """Print a note that is found while pixels are read; not again for other files."""
-    if (None, note) not in _said and (path, note) not in _said:
+    if (None, note) not in _said and (path.absolute(), note) not in _said:
         _said.add((None, note))
         _print(f"note: {path}: {note} (said of the first such file alone)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,15 @@ from utils import UserError, is_out_of_memory
 
 STACKED = "TZIQ"  # axes along which the frames of a series are counted; along others, each index is a series
 MAX_FRAMES = 10**6  # a file that claims more is damaged
+# what packages say of a codec that is missing, and of files that are intact but which they can't read
+NEEDS_CODECS = r"requires the '?imagecodecs|No module named '?imagecodecs|from '?imagecodecs"
+UNSUPPORTED = r"not (yet )?(supported|implemented|available|registered)|unsupported|unknown codec"
 # names of the series of a whole-slide image that are not the image
 AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")
+
+
+class UnsupportedError(UserError):
+    """An intact image is of a kind that is not read; the other series of its file may be."""
 
 
 class Rows(Protocol):
@@ -51,6 +59,13 @@ class Readable:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All pixels."""
         return self[:].astype(dtype or self.dtype, copy=False)
+
+
+class Missing(Readable):
+    """Image that the file should hold, but does not: an acquisition was aborted, or one of its files is not here."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype) -> None:
+        self.shape, self.dtype = shape, dtype
 
 
 class Converted(Readable):
@@ -93,6 +108,10 @@ class Series:
         Number of resolutions; the first is read.
     by_default : bool
         Whether it is read unless others are chosen; False for the label and the thumbnail of a slide.
+    missing : tuple of int
+        Indices of its frames that the file does not hold; they are left out of a choice of sections.
+    lacks : str
+        What to do about these.
     problem : str
         Why it can't be read: it then has no frames, is refused if it is chosen, and left out by default.
     """
@@ -103,6 +122,8 @@ class Series:
     geometry: Callable[[], Geometry] = Geometry
     levels: int = 1
     by_default: bool = True
+    missing: tuple[int, ...] = ()
+    lacks: str = ""
     problem: str = ""
 
     @property
@@ -186,7 +207,10 @@ class Frames:
     def _add_stacks(self, images: Sequence[Rows], series: Series) -> None:
         first = max(self.stacks, default=-1) + 1
         self.images += images
-        self.stacks += [first + stack for stack in stack_numbers(series.axes, series.lengths)] if images else []
+        stacks = stack_numbers(series.axes, series.lengths) if images else []
+        missing = {index for index, image in enumerate(images) if isinstance(image, Missing)}
+        self.stacks += [-1 if index in missing else first + stack for index, stack in enumerate(stacks)]
+        series.missing = tuple(sorted(missing))
         self.series.append(series)
 
     def add_problem(self, path: Path, name: str, error: Exception, *, by_default: bool) -> None:
@@ -198,9 +222,11 @@ class Frames:
         self.series.append(Series(name, by_default=by_default, problem=problem))
 
     def notes_of(self, choice_of_series: str) -> list[str]:
-        """Notes, also of the series that would be read but can't, unless others were chosen."""
+        """Notes, also of what is left out: series that can't be read, unless others were chosen, and missing images."""
         lost = [] if choice_of_series else [series for series in self.series if series.by_default and series.problem]
-        return [*self.notes, *(f"series {series.name!r} is left out: {series.problem}" for series in lost)]
+        notes = [f"series {series.name!r} is left out: {series.problem}" for series in lost]
+        missing = [(len(series.missing), series.num_frame) for series in self.series if series.missing]
+        return [*self.notes, *notes, *(f"{num} of {total} images are missing and left out" for num, total in missing)]
 
     @cached_property
     def ends(self) -> list[int]:
@@ -262,7 +288,10 @@ def naming(what: str, advice: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(f"{what.partition(': ')[0]}: does not fit in memory: close other programs") from error
-        advice = "pip install imagecodecs" if "imagecodecs" in str(error) else advice
+        if re.search(NEEDS_CODECS, str(error)):
+            raise UserError(f"{what.partition(': ')[0]}: {one_line(error)}: pip install imagecodecs") from error
+        if isinstance(error, NotImplementedError | ImportError) or re.search(UNSUPPORTED, str(error), re.IGNORECASE):
+            what, advice = f"{what.partition(': ')[0]}: of a kind that is not read", "save it as an uncompressed TIFF"
         raise UserError(f"{what} ({one_line(error)}): {advice}") from error
 
 
@@ -287,7 +316,7 @@ def split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:
     """Cut an array with named axes into views (H, W, C); S and C are channels, other axes but Y and X are frames."""
     channels = [axis for axis in axes if axis in "SC"]
     if len(channels) > 1 or "Y" not in axes or "X" not in axes:
-        raise UserError(f"{path}: unsupported axes {axes}: save pages of Y, X and at most one channel axis")
+        raise UnsupportedError(f"{path}: unsupported axes {axes}: save pages of Y, X and at most one channel axis")
     order = [axes.index(axis) for axis in ("Y", "X", *channels)]
     others = [i for i in range(len(axes)) if i not in order]
     pixels = pixels.transpose(others + order)

@@ -72,15 +72,18 @@ class Choice:
 
     def _of_series(self, name: str, series: Series) -> list[int]:
         """Indices of frames in a series."""
+        sections = np.arange(series.num_frame)
+        if "Z" in series.axes:
+            sections = np.indices(series.lengths)[series.axes.index("Z")].ravel()
+        there = np.setdiff1d(np.arange(series.num_frame), series.missing)
         if not self.section:
-            return list(range(series.num_frame))
-        if "Z" not in series.axes:
-            sections = np.arange(series.num_frame)
-        else:
-            axis = series.axes.index("Z")
-            sections = np.indices(series.lengths)[axis].ravel()
+            _check_whole(name, series, sections[there])
+            return there.tolist()
         numbers = _numbers(name, "section", self.section, [""] * (int(sections.max()) + 1))
-        return np.flatnonzero(np.isin(sections, numbers)).tolist()
+        chosen = there[np.isin(sections[there], numbers)].tolist()
+        if not chosen:
+            _check_whole(name, series, sections[there])
+        return chosen
 
     def channels(self, path: Path, found: Frames, index: int) -> tuple[int, ...]:
         """Channels of a frame to read; empty: all."""
@@ -92,6 +95,16 @@ class Choice:
             named = found.series[number].geometry().channels
             names = named if len(named) == num else names
         return tuple(_numbers(found.series_name(path, number), "channel", self.channel, names))
+
+
+def _check_whole(name: str, series: Series, sections: np.ndarray) -> None:
+    """Refuse a series of which frames are missing; `sections` are those of which there are any."""
+    if series.missing:
+        there = sorted({*sections.tolist()})
+        is_run = len(there) == there[-1] - there[0] + 1 > 1 if there else False
+        text = f"{there[0]}-{there[-1]}" if is_run else ",".join(map(str, there))
+        advice = f"{series.lacks}, or read what is there by --section {text}" if there else series.lacks
+        raise UserError(f"{name}: {len(series.missing)} of {series.num_frame} images are missing: {advice}")
 
 
 def _is_range(text: str) -> bool:
