@@ -105,11 +105,36 @@ def kind_of(path: Path, kinds: dict[str, Kind]) -> Kind | None:
     return kinds[max(endings, key=len)] if endings else None
 
 
-def refusal(path: Path) -> UserError:
-    """Refusal of a file that no reader knows, by its name if that tells what it is."""
-    kind = kind_of(path, ELSEWHERE | UNREAD)
+def refusal(path: Path, ending: str = "") -> UserError:
+    """Refusal of a file that no reader knows, by its name, or another ending that tells what it is."""
+    kind = kind_of(Path(f"a{ending}") if ending else path, ELSEWHERE | UNREAD)
     if kind is None:
         what = "no image of a known format; of a microscope, perhaps, for which bioio has a plug-in"
         return UserError(f"{path}: {what}: check the file, or pip install bioio and that plug-in")
     plug_in = f", or pip install bioio {kind.package}" if kind.package else ""
     return UserError(f"{path}: {kind.what}; it is not read: {kind.advice}{plug_in}")
+
+
+CONTENT = {  # first bytes, from a place on, of files that are named as images and are none
+    (0, b"version https://git-lfs"): ("a pointer of Git LFS instead of the file", "git lfs pull"),
+    (4, b"ftyphei"): ("an HEIF picture, as phones make them", "save it as PNG or TIFF"),
+    (4, b"ftypmif1"): ("an HEIF picture", "save it as PNG or TIFF"),
+    (0, b"\xff\x0a"): ("a JPEG XL picture", "save it as PNG or TIFF"),
+    (4, b"JXL "): ("a JPEG XL picture", "save it as PNG or TIFF"),
+    (0, b"%PDF"): ("a PDF document", "save its image as PNG or TIFF"),
+    (0, b"PK\3\4"): ("a zip archive", "unpack it"),
+    (0, b"\x1f\x8b"): ("a file compressed by gzip", "unpack it"),
+    (0, b"<"): ("text, such as a web page", "download the image itself"),
+    (0, b"{"): ("text", "name images"),
+}
+
+
+def check_content(path: Path) -> None:
+    """Refuse a file that is named as an image, and whose first bytes are those of something else."""
+    with path.open("rb") as file:
+        first = file.read(32)
+    if not first:
+        raise UserError(f"{path}: an empty file: copy it again")
+    for (start, text), (what, advice) in CONTENT.items():
+        if first[start:].startswith(text):
+            raise UserError(f"{path}: {what}, no image that is read: {advice}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from images.foreign import check_content
 from images.memory import ANY, DEFLATE, ByteCache, check_size
 from images.notes import heard, say_once
 from images.orientation import NOTE, orientation_of, turn
@@ -25,8 +26,14 @@ AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that are converted 
 
 def read_picture(path: Path) -> Frames:
     """The frame of a picture; only the header is read."""
-    with heard() as warned:
-        picture = Picture(path)
+    from PIL import UnidentifiedImageError
+
+    try:
+        with heard() as warned:
+            picture = Picture(path)
+    except UnidentifiedImageError:
+        check_content(path)
+        raise
     found = Frames(kind=picture.kind, notes=[f"Pillow says: {text}" for text in warned])
     if picture.orientation != 1:
         found.notes.append(NOTE)

@@ -388,7 +388,15 @@ def _first_bytes(path: Path) -> bytes:
 
 def _read_npy(path: Path) -> Frames:
     """Frames of an array (H, W), (N, H, W) or (N, H, W, C); three axes are (H, W, C) if the last is 1 to 4 long."""
-    array = np.lib.format.open_memmap(path, mode="r")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        if "Python objects" in str(error):
+            what = "Python objects, as Cellpose's _seg.npy holds them, and no pixels"
+            raise UserError(
+                f"{path}: {what}: save the masks as PNG or TIFF (in Cellpose: File > Save masks)"
+            ) from error
+        raise
     axes = {2: "YX", 3: "YXC" if array.shape[-1] <= 4 else "ZYX", 4: "ZYXC"}.get(array.ndim, "")
     if not axes or array.dtype.kind not in "uifb":
         what = f"shape {array.shape} of {array.dtype.name}"
