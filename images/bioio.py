@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from images.chunks import ChunkedArray
+from images.czi import missing_scenes, patient_reader, without_missing
 from images.foreign import refusal
 from images.geometry import Geometry, in_micron
 from images.lif import unusual_image
-from images.rows import AUXILIARY, Converted, Frames, Series, check_count
+from images.rows import ABORTED, AUXILIARY, Converted, Frames, Series, check_count
 from utils import UserError
 
 
@@ -112,11 +113,13 @@ def read_bioio(path: Path, plugin: Plugin | None) -> Frames:
                 images = source.images()
                 if package in BLUE_FIRST and _has_colours(image):
                     images = [Converted(frame, _in_rgb_order) for frame in images]
-                found.add(images, Series(name, *source.outer, geometry, _levels(image), is_main))
+                if package == "bioio_czi":
+                    images = without_missing(path, number, *source.outer, images)
+                found.add(images, Series(name, *source.outer, geometry, _levels(image), is_main, lacks=ABORTED))
             except Exception as error:  # the other scenes can be read
                 found.add_problem(path, name, error, by_default=is_main)
         if package == "bioio_czi":
-            found.notes += _missing_scenes(path, len(found.series))
+            found.notes += missing_scenes(path, len(found.series))
     found.named = len(found.series) > 1
     return found
 
@@ -146,19 +149,7 @@ def _reader_of(plugin: Plugin) -> Any:
     """Reader of a plug-in; of CZI one that reads the pixels though the metadata lack a scale or channels."""
     if plugin.kind != "CZI":
         return importlib.import_module(plugin.module).Reader
-    from bioio_base.types import PhysicalPixelSizes
-    from bioio_czi.aicspylibczi_reader.reader import Reader
-
-    class PatientReader(Reader):
-        @staticmethod
-        def _get_coords_and_physical_px_sizes(xml: Any, scene_index: int, dims_shape: dict[str, Any]) -> Any:
-            try:
-                coords, sizes = Reader._get_coords_and_physical_px_sizes(xml, scene_index, dims_shape)
-            except Exception:  # no scale, or one that is no number
-                return {}, PhysicalPixelSizes(None, None, None)
-            return {axis: values for axis, values in coords.items() if axis in dims_shape}, sizes
-
-    return PatientReader
+    return patient_reader()
 
 
 def _scene(path: Path, plugin: Plugin | None, image: Any, number: int) -> tuple[ChunkedArray, Callable[[], Geometry]]:
@@ -188,18 +179,6 @@ def _has_colours(image: Any) -> bool:
     """Whether each pixel of the current scene is a colour."""
     array = image.xarray_dask_data
     return dict(zip(array.dims, array.shape, strict=True)).get("S", 1) > 2
-
-
-def _missing_scenes(path: Path, num_named: int) -> list[str]:
-    """Note of a CZI that has more scenes than its metadata name: its plug-in reads those only."""
-    try:
-        from aicspylibczi import CziFile
-    except ImportError:  # another version of the plug-in may read with another package
-        return []
-    spans = [shape.get("S", (0, 1)) for shape in CziFile(str(path)).get_dims_shape()]
-    num = sum(last - first for first, last in spans)
-    what = f"{num} scenes, of which its metadata name {num_named}, which bioio reads: export the others with ZEN"
-    return [what] if num > num_named else []
 
 
 def _in_rgb_order(pixels: np.ndarray) -> np.ndarray:

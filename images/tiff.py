@@ -23,6 +23,7 @@ from images.orientation import TAG as ORIENTATION
 from images.orientation import TURNS, turned
 from images.pillow import Picture
 from images.rows import (
+    ABORTED,
     AUXILIARY,
     Converted,
     Frames,
@@ -108,7 +109,7 @@ def _heard_notes(messages: list[str]) -> list[str]:
 def _advice(messages: list[str]) -> str:
     """What to do about missing pages."""
     absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
-    return f"put {absent[1]} next to it" if absent else "copy the file again, unless its acquisition was aborted"
+    return f"put {absent[1]} next to it" if absent else ABORTED
 
 
 def _main_series(tif: Any) -> list[Any]:

@@ -123,6 +123,24 @@ def test_series_of_a_lif_are_each_read_or_have_a_problem(tmp_path, capsys):
         list_frames(tmp_path / "a.lif", Choice(series="line"))
 
 
+@pytest.mark.parametrize("axes", ["TZ", "ZC"])
+def test_an_aborted_czi_is_refused_but_its_planes_are_read_by_section(tmp_path, axes):
+    pytest.importorskip("bioio_czi")
+    czi, pixels = pytest.importorskip("pylibCZIrw.czi"), volume(2, 4, 20, 30)
+    with czi.create_czi(str(tmp_path / "a.czi")) as file:
+        for first, second in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]:
+            plane = {"T": first, "Z": second} if axes == "TZ" else {"C": first, "Z": second}
+            file.write(pixels[first, second][..., None], plane=plane)
+        file.write_metadata("a")
+    num, there = (8, "0-3") if axes == "TZ" else (4, "0-1")
+    with pytest.raises(UserError, match=f"a.czi: 2 of {num} images are missing: .* by --section {there}$") as refused:
+        list_frames(tmp_path / "a.czi")
+    assert "damaged" not in str(refused.value)
+    frames = list_frames(tmp_path / "a.czi", Choice(section=there))
+    expected = pixels.reshape(8, 20, 30, 1)[:6] if axes == "TZ" else pixels[:, :2].transpose(1, 2, 3, 0)
+    assert np.array_equal(np.stack([frame.read() for frame in frames]), expected)
+
+
 @pytest.mark.parametrize("lacks", ["scale", "channels"])
 def test_a_czi_without_scale_or_channels_is_read(tmp_path, lacks):
     pytest.importorskip("bioio_czi")
