@@ -163,16 +163,17 @@ def _scene(path: Path, plugin: Plugin | None, image: Any, number: int) -> tuple[
     sizes = dict(zip(map(str, array.dims), array.shape, strict=True))
     # one letter for channels; axes of one entry are dropped, since bioio adds T, C and Z to any image
     kept = array.isel({axis: 0 for axis, size in sizes.items() if size == 1 and axis not in "YX"})
-    axes = _letters(["C" if axis == "S" else str(axis) for axis in kept.dims])
+    axes = _letters([*map(str, kept.dims)])
     source = ChunkedArray(path, Planes(kept.data), axes, keeps_planes=True)
     return source, partial(_geometry, path, plugin, number, *source.outer)
 
 
 def _letters(axes: Sequence[str]) -> str:
-    """Axes as one text, if each is a letter, Y and X are among them, and not both channels and colours."""
-    if any(len(axis) != 1 for axis in axes) or len({*axes}) < len(axes) or not {"Y", "X"} <= {*axes} or "S" in axes:
-        raise UserError(f"axes {', '.join(axes)}: one of channels or colours, Y and X are read: save it as a TIFF")
-    return "".join(axes)
+    """Axes as one text, with C for colours, if each is a letter, Y and X are among them, and each is there once."""
+    letters = "".join(axes).replace("S", "C")
+    if len(letters) != len(axes) or len({*letters}) < len(axes) or not {"Y", "X"} <= {*letters}:
+        raise UserError(f"axes {', '.join(axes)}: channels or colours, Y and X are read, not both: save it as a TIFF")
+    return letters
 
 
 def _has_colours(image: Any) -> bool:

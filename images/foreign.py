@@ -101,7 +101,8 @@ UNREAD = {
 
 def kind_of(path: Path, kinds: dict[str, Kind]) -> Kind | None:
     """Kind of a file by the longest ending of its name that is in a table."""
-    endings = [ending for ending in kinds if path.name.lower().endswith(ending)]
+    name = path.name.lower()
+    endings = [ending for ending in kinds if name.endswith(ending)]
     return kinds[max(endings, key=len)] if endings else None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from images import hdf5
 from images.bioio import plugin_of, read_bioio
-from images.foreign import ELSEWHERE, kind_of, refusal
+from images.foreign import ELSEWHERE, refusal
 from images.geometry import Geometry
 from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
@@ -364,7 +364,7 @@ def _reader(path: Path) -> Callable[[Path], Frames]:
     """Reader of the format of a file, as its first bytes say."""
     if path.is_dir():
         return read_zarr
-    elsewhere = kind_of(path, ELSEWHERE)
+    elsewhere = ELSEWHERE.get(path.suffix.lower())
     if elsewhere:
         if elsewhere.package:
             return partial(read_bioio, plugin=None)

@@ -21,8 +21,10 @@ from utils import UserError, is_out_of_memory
 STACKED = "TZIQ"  # axes along which the frames of a series are counted; along others, each index is a series
 MAX_FRAMES = 10**6  # a file that claims more is damaged
 # what packages say of a codec that is missing, and of files that are intact but which they can't read
-NEEDS_CODECS = r"requires the '?imagecodecs|No module named '?imagecodecs|from '?imagecodecs"
-UNSUPPORTED = r"not (yet )?(supported|implemented|available|registered)|unsupported|unknown codec"
+NEEDS_CODECS = r"requires the '?imagecodecs|No module named '?imagecodecs"
+UNSUPPORTED = (
+    r"not (yet )?(supported|implemented|available|registered|a known)|unsupported|could not import|unknown codec"
+)
 ABORTED = "copy the file again, unless its acquisition was aborted"  # advice where images are missing
 # names of the series of a whole-slide image that are not the image
 AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")

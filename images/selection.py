@@ -72,17 +72,18 @@ class Choice:
 
     def _of_series(self, name: str, series: Series) -> list[int]:
         """Indices of frames in a series."""
+        if not self.section and not series.missing:
+            return list(range(series.num_frame))
         sections = np.arange(series.num_frame)
         if "Z" in series.axes:
             sections = np.indices(series.lengths)[series.axes.index("Z")].ravel()
         there = np.setdiff1d(np.arange(series.num_frame), series.missing)
         if not self.section:
-            _check_whole(name, series, sections[there])
-            return there.tolist()
+            raise _incomplete(name, series, sections[there])
         numbers = _numbers(name, "section", self.section, [""] * (int(sections.max()) + 1))
         chosen = there[np.isin(sections[there], numbers)].tolist()
         if not chosen:
-            _check_whole(name, series, sections[there])
+            raise _incomplete(name, series, sections[there])
         return chosen
 
     def channels(self, path: Path, found: Frames, index: int) -> tuple[int, ...]:
@@ -97,14 +98,15 @@ class Choice:
         return tuple(_numbers(found.series_name(path, number), "channel", self.channel, names))
 
 
-def _check_whole(name: str, series: Series, sections: np.ndarray) -> None:
-    """Refuse a series of which frames are missing; `sections` are those of which there are any."""
-    if series.missing:
-        there = sorted({*sections.tolist()})
-        is_run = len(there) == there[-1] - there[0] + 1 > 1 if there else False
-        text = f"{there[0]}-{there[-1]}" if is_run else ",".join(map(str, there))
-        advice = f"{series.lacks}, or read what is there by --section {text}" if there else series.lacks
-        raise UserError(f"{name}: {len(series.missing)} of {series.num_frame} images are missing: {advice}")
+def _incomplete(name: str, series: Series, sections: np.ndarray) -> UserError:
+    """Refusal of a series of which frames are missing; `sections` are those of which there are any."""
+    there, advice = sorted({*sections.tolist()}), series.lacks
+    if there:
+        is_run = len(there) == there[-1] - there[0] + 1 > 1
+        advice += (
+            f", or read what is there by --section {f'{there[0]}-{there[-1]}' if is_run else ','.join(map(str, there))}"
+        )
+    return UserError(f"{name}: {len(series.missing)} of {series.num_frame} images are missing: {advice}")
 
 
 def _is_range(text: str) -> bool:

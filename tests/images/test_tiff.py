@@ -429,3 +429,15 @@ def test_a_path_that_holds_the_name_of_a_package_is_no_advice_to_install_it(tmp_
         with pytest.raises(UserError, match=name) as refused:
             list_frames(folder / name)
         assert "pip install" not in str(refused.value)
+
+
+@pytest.mark.parametrize("compression", [34888, 48124])
+def test_a_compression_that_nothing_reads_is_not_called_damage(tmp_path, compression):
+    tifffile.imwrite(tmp_path / "a.tif", stack(1)[0], compression="zlib", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
+        tif.pages[0].tags[259].overwrite(compression)
+    with pytest.raises(
+        UserError, match=r"a\.tif.*: of a kind that is not read .*: save it as an uncompressed TIFF"
+    ) as error:
+        list_frames(tmp_path / "a.tif")[0].read()
+    assert "damaged" not in str(error.value)
