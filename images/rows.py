@@ -226,8 +226,9 @@ class Frames:
 
     def notes_of(self, choice_of_series: str) -> list[str]:
         """Notes, also of what is left out: series that can't be read, unless others were chosen, and missing images."""
-        lost = [] if choice_of_series else [series for series in self.series if series.by_default and series.problem]
-        notes = [f"series {series.name!r} is left out: {series.problem}" for series in lost]
+        numbered = [] if choice_of_series else list(enumerate(self.series))
+        lost = [(number, series) for number, series in numbered if series.by_default and series.problem]
+        notes = [f"series {series.name or number} is left out: {series.problem}" for number, series in lost]
         missing = [(len(series.missing), series.num_frame) for series in self.series if series.missing]
         return [*self.notes, *notes, *(f"{num} of {total} images are missing and left out" for num, total in missing)]
 
