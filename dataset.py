@@ -699,8 +699,9 @@ STATISTICS = {"image": image_statistics, "legacy": legacy_statistics}
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Tensor of an array, in the native byte order as torch requires."""
+    """Tensor of an array, in the native byte order and under the type's usual name as torch requires."""
     import torch
 
-    dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")  # np.longdouble
+    # np.longdouble has no tensor; np.ulonglong is uint64 by another number, which `str` ("<u8") does not keep
+    dtype = np.float64 if array.dtype.itemsize > 8 else np.dtype(array.dtype.newbyteorder("=").str)
     return torch.from_numpy(np.ascontiguousarray(array, dtype))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from images.chunks import ChunkedArray
+from images.czi import missing_scenes, patient_reader, without_missing
+from images.foreign import refusal
 from images.geometry import Geometry, in_micron
-from images.rows import AUXILIARY, Converted, Frames, Rows, Series, check_count
-from utils import UserError, say
+from images.lif import unusual_image
+from images.rows import ABORTED, AUXILIARY, Converted, Frames, Series, check_count
+from utils import UserError
 
 
 class Plugin(NamedTuple):
@@ -28,23 +31,21 @@ class Plugin(NamedTuple):
         The format as shown to users.
     module : str
         Module of the plug-in; its package has `-` for `_`.
-    options : dict
-        Arguments of its reader, which make it read one plane at a time.
+    planes : str
+        Axes that are read at once, so that its reader reads one plane at a time; empty: it does so anyway.
     """
 
     kind: str
     module: str
-    options: dict[str, Any]
+    planes: str
 
 
-PLANES = {"chunk_dims": ["Y", "X"]}
 PLUGINS = {  # by the first bytes of a file
-    b"ZISRAWFILE": Plugin("CZI", "bioio_czi", PLANES),
-    b"\xda\xce\xbe\x0a": Plugin("ND2", "bioio_nd2", {}),
-    b"\x70\x00\x00\x00": Plugin("LIF", "bioio_lif", PLANES),
+    b"ZISRAWFILE": Plugin("CZI", "bioio_czi", "YXA"),  # A: the colours of a pixel
+    b"\xda\xce\xbe\x0a": Plugin("ND2", "bioio_nd2", ""),
+    b"\x70\x00\x00\x00": Plugin("LIF", "bioio_lif", "YX"),
 }
-OTHERS = {".dv": "bioio-dv", ".r3d": "bioio-dv", ".sldy": "bioio-sldy", ".oib": "bioio-bioformats"}
-OTHERS |= {".oif": "bioio-bioformats", ".vsi": "bioio-bioformats", ".ims": "bioio-bioformats"}
+BLUE_FIRST = ("bioio_czi", "bioio_nd2")  # give colours in the order of the file, as ZEISS and Nikon store them
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def plugin_of(first: bytes) -> Plugin | None:
 
 
 def read_bioio(path: Path, plugin: Plugin | None) -> Frames:
-    """Frames of all scenes of a file.
+    """Frames of all scenes of a file; a scene that can't be read is a series with a problem.
 
     Parameters
     ----------
@@ -97,87 +98,93 @@ def read_bioio(path: Path, plugin: Plugin | None) -> Frames:
     Raises
     ------
     UserError
-        The package or its plug-in is missing, or the axes are not supported.
+        The package or its plug-in is missing, or no plug-in reads the file.
     """
     with _quiet():
         image = _open(path, plugin)
-        reader = type(image.reader).__module__.partition(".")[0].replace("_", "-")
-        found = Frames(kind=f"{plugin.kind if plugin else path.suffix[1:].upper()} ({reader})")
-        for number, name in enumerate(image.scenes):
-            image.set_scene(number)
-            images, axes, lengths = _scene(path, image, is_bgr=reader == "bioio-czi")
-            geometry = partial(_geometry, path, plugin, number, axes, lengths)
-            is_main = str(name).strip().lower() not in AUXILIARY
-            found.add(images, Series(str(name), axes, lengths, geometry, _levels(image), is_main))
-        if reader == "bioio-czi":
-            _warn_of_scenes(path, len(found.series))
+        package = plugin.module if plugin else type(image.reader).__module__.partition(".")[0]
+        found = Frames(kind=f"{plugin.kind if plugin else path.suffix[1:].upper()} ({package.replace('_', '-')})")
+        for number, name in enumerate(map(str, image.scenes)):
+            is_main = name.strip().lower() not in AUXILIARY
+            try:
+                image.set_scene(number)
+                source, geometry = _scene(path, plugin, image, number)
+                check_count(path, source.outer[1])
+                images = source.images()
+                if package in BLUE_FIRST and _has_colours(image):
+                    images = [Converted(frame, _in_rgb_order) for frame in images]
+                if package == "bioio_czi":
+                    images = without_missing(path, number, *source.outer, images)
+                found.add(images, Series(name, *source.outer, geometry, _levels(image), is_main, lacks=ABORTED))
+            except Exception as error:  # the other scenes can be read
+                found.add_problem(path, name, error, by_default=is_main)
+        if package == "bioio_czi":
+            found.notes += missing_scenes(path, len(found.series))
     found.named = len(found.series) > 1
     return found
 
 
 def _open(path: Path, plugin: Plugin | None) -> Any:
     """Image of bioio; names the missing package."""
-    package = plugin.module.replace("_", "-") if plugin else OTHERS.get(path.suffix.lower(), "")
-    what = f"{path}: {plugin.kind if plugin else path.suffix[1:].upper()} needs the packages bioio and {package}"
-    install = f"pip install bioio {package}"
-    if not package:
-        what = f"{path}: no image of a known format; of a microscope, perhaps, for which bioio has a plug-in"
-        install = "check the file, or pip install bioio and that plug-in"
     try:
         from bioio import BioImage
         from bioio_base.exceptions import UnsupportedFileFormatError
 
-        reader = importlib.import_module(plugin.module).Reader if plugin else None
+        reader = _reader_of(plugin) if plugin else None
     except ImportError as error:
-        raise UserError(f"{what}: {install}") from error
+        if plugin is None:
+            raise refusal(path) from error
+        package = plugin.module.replace("_", "-")
+        what = f"{path}: {plugin.kind} needs the packages bioio and {package}"
+        raise UserError(f"{what}: pip install bioio {package}") from error
     if plugin:
-        return BioImage(path, reader=reader, **plugin.options)
+        return BioImage(path, reader=reader, chunk_dims=[*plugin.planes]) if plugin.planes else BioImage(path, reader)
     try:
         return BioImage(path)
     except UnsupportedFileFormatError as error:
-        raise UserError(f"{what}; those that are installed do not read it: {install}") from error
+        raise refusal(path) from error
 
 
-def _scene(path: Path, image: Any, *, is_bgr: bool) -> tuple[list[Rows], str, tuple[int, ...]]:
-    """Frames of the current scene, the axes that count them, and their lengths."""
+def _reader_of(plugin: Plugin) -> Any:
+    """Reader of a plug-in; of CZI one that reads the pixels though the metadata lack a scale or channels."""
+    if plugin.kind != "CZI":
+        return importlib.import_module(plugin.module).Reader
+    return patient_reader()
+
+
+def _scene(path: Path, plugin: Plugin | None, image: Any, number: int) -> tuple[ChunkedArray, Callable[[], Geometry]]:
+    """Array of the current scene, and what reads its geometry."""
+    unusual = unusual_image(path, number) if plugin and plugin.kind == "LIF" else None
+    if unusual:
+        planes, geometry = unusual
+        axes = _letters(planes.axes)
+        return ChunkedArray(path, planes, axes, keeps_planes=True), lambda: geometry
     array = image.xarray_dask_data
     sizes = dict(zip(map(str, array.dims), array.shape, strict=True))
-    if sizes.get("S", 1) > 1 and sizes.get("C", 1) > 1:
-        what = f"{sizes['C']} channels of {sizes['S']} colours each"
-        raise UserError(f"{path}: {what}: save them as a TIFF with one axis of channels")
-    colours = sizes.get("S", 1) > 1
     # one letter for channels; axes of one entry are dropped, since bioio adds T, C and Z to any image
-    single = {axis: 0 for axis, size in sizes.items() if size == 1 and axis not in "YX"}
-    kept = array.isel(single)
-    axes = "".join("C" if axis == "S" else str(axis) for axis in kept.dims)
-    if len(axes) != kept.ndim or len({*axes}) < len(axes):
-        raise UserError(f"{path}: axes {', '.join(map(str, kept.dims))}: save the image as a TIFF")
+    kept = array.isel({axis: 0 for axis, size in sizes.items() if size == 1 and axis not in "YX"})
+    axes = _letters([*map(str, kept.dims)])
     source = ChunkedArray(path, Planes(kept.data), axes, keeps_planes=True)
-    outer, lengths = source.outer
-    check_count(path, lengths)
-    images = source.images()
-    if colours and is_bgr:  # in the order of the file, which libCZI and its readers keep
-        images = [Converted(frame, _reversed) for frame in images]
-    return images, outer, lengths
+    return source, partial(_geometry, path, plugin, number, *source.outer)
 
 
-@lru_cache
-def _warn_of_scenes(path: Path, num_named: int) -> None:
-    """Say once that a CZI has more scenes than its metadata name: its plug-in reads those only."""
-    try:
-        from aicspylibczi import CziFile
-    except ImportError:  # another version of the plug-in may read with another package
-        return
-    spans = [shape.get("S", (0, 1)) for shape in CziFile(str(path)).get_dims_shape()]
-    num = sum(last - first for first, last in spans)
-    if num > num_named:
-        what = f"warning: {path}: {num} scenes, of which its metadata name {num_named}, which bioio reads"
-        say(f"{what}: export the others with ZEN")
+def _letters(axes: Sequence[str]) -> str:
+    """Axes as one text, with C for colours, if each is a letter, Y and X are among them, and each is there once."""
+    letters = "".join(axes).replace("S", "C")
+    if len(letters) != len(axes) or len({*letters}) < len(axes) or not {"Y", "X"} <= {*letters}:
+        raise UserError(f"axes {', '.join(axes)}: channels or colours, Y and X are read, not both: save it as a TIFF")
+    return letters
 
 
-def _reversed(pixels: np.ndarray) -> np.ndarray:
-    """Channels in the opposite order: blue, green and red become red, green and blue."""
-    return pixels[..., ::-1]
+def _has_colours(image: Any) -> bool:
+    """Whether each pixel of the current scene is a colour."""
+    array = image.xarray_dask_data
+    return dict(zip(array.dims, array.shape, strict=True)).get("S", 1) > 2
+
+
+def _in_rgb_order(pixels: np.ndarray) -> np.ndarray:
+    """Red, green and blue of blue, green and red, perhaps followed by alpha."""
+    return pixels[..., 2::-1]
 
 
 def _levels(image: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from contextlib import suppress
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from images.chunks import ChunkedArray, usual_axes
+from images.foreign import refusal
 from images.geometry import Geometry, in_micron
 from images.rows import Frames, Series, check_count, full_name, listed
 from utils import check_module
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"  # first bytes
+MAX_DEPTH = 8  # of virtual data sets and links that lead to others
 MAX_CHUNK = 2**24  # [bytes] of a data set that is not stored in chunks, which may be read in parts of any size
 
 
@@ -45,10 +48,13 @@ def read_hdf5(path: Path) -> Frames:
 
     found, names = Frames(kind="HDF5"), []
     with h5py.File(path, "r") as file:
+        if "ImarisDataSet" in file.attrs:
+            raise refusal(path, ".ims")
         sets: list[Any] = []
         file.visititems(lambda _, item: sets.append(item) if isinstance(item, h5py.Dataset) else None)
+        file.visititems_links(lambda name, link: _add_link(found, name, link))
         for data in sets:
-            problem = _problem(data)
+            problem = _problem(data) or _elsewhere(path, data) or _lacks_filter(data)
             if problem:
                 found.series.append(Series(data.name, by_default=False, problem=problem))
                 continue
@@ -63,6 +69,15 @@ def read_hdf5(path: Path) -> Frames:
     return found
 
 
+def _add_link(found: Frames, name: str, link: Any) -> None:
+    """Add a link to another file as a series that can't be read."""
+    import h5py
+
+    if isinstance(link, h5py.ExternalLink):
+        problem = f"a link to {link.path} of {link.filename}, which is not followed: name that file"
+        found.series.append(Series(f"/{name}", by_default=False, problem=problem))
+
+
 def _problem(data: Any) -> str:
     """Why a data set is no image; empty if it is one."""
     if data.dtype.kind not in "uifb" or data.ndim < 2:
@@ -72,6 +87,81 @@ def _problem(data: Any) -> str:
     axes = _axes(data)
     if len(axes) != data.ndim or len({*axes}) < len(axes) or not {"Y", "X"} <= {*axes}:
         return f"shape {data.shape}, axes {axes}: at most T, C, Z, Y and X are read: choose another"
+    return ""
+
+
+def _elsewhere(path: Path, data: Any, depth: int = 0) -> str:
+    """Why a data set is not read, if it would read files outside the folder of its own; empty if it is.
+
+    A file from someone else could name any file of this machine, whose bytes would become pixels.
+    """
+    import h5py
+
+    advice = "copy the pixels into one file"
+    if data.external:
+        return f"its pixels lie in {data.external[0][0]} (external storage), which is not read: {advice}"
+    for source in data.virtual_sources() if data.is_virtual else ():
+        file = path if source.file_name == "." else _neighbour(path, source.file_name)
+        what = f"a virtual data set of {source.file_name}:{source.dset_name}"
+        if "%" in f"{source.file_name}{source.dset_name}":
+            return f"{what}, a pattern of names, which is not read: {advice}"
+        if file is None:
+            return f"{what}, which is not in the folder of this file: put it there, or {advice}"
+        if depth > MAX_DEPTH:
+            return f"{what}, and so on: {advice}"
+        with h5py.File(file, "r") as other:
+            inner = _own_member(other, source.dset_name)
+            if inner is None:
+                return f"{what}, which is none of that file: {advice}"
+            if found := _elsewhere(file, inner, depth + 1):
+                return found
+    return ""
+
+
+def _neighbour(path: Path, name: str) -> Path | None:
+    """File next to another one, or below, by the name that HDF5 looks for; None if there is none, or it lies outside.
+
+    HDF5 would look in the current folder, too.
+    """
+    for folder in (path.parent.resolve(), path.resolve().parent):
+        file = folder / name
+        if file.is_file() and file.resolve().is_relative_to(folder):
+            return file
+    return None
+
+
+def _own_member(file: Any, name: str, depth: int = 0) -> Any:
+    """Data set of a file by its path, through links within the file; None if there is none in it."""
+    import h5py
+
+    node, parts = file, [part for part in name.split("/") if part not in ("", ".")]
+    for number, part in enumerate(parts):
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        if isinstance(link, h5py.SoftLink) and depth <= MAX_DEPTH:
+            target = link.path if link.path.startswith("/") else f"{node.name}/{link.path}"
+            return _own_member(file, "/".join([target, *parts[number + 1 :]]), depth + 1)
+        if not isinstance(link, h5py.HardLink):
+            return None
+        node = node[part]
+    return node if isinstance(node, h5py.Dataset) else None
+
+
+def _lacks_filter(data: Any) -> str:
+    """Why a data set can't be unpacked; empty if it can."""
+    import h5py
+
+    plist = data.id.get_create_plist()
+    filters = [plist.get_filter(number) for number in range(plist.get_nfilters())]
+    if not all(h5py.h5z.filter_avail(found[0]) for found in filters):
+        with suppress(ImportError):
+            importlib.import_module("hdf5plugin")  # registers many
+    lacking = [found for found in filters if not h5py.h5z.filter_avail(found[0])]
+    names = ", ".join(f"{found[3].decode(errors='replace') or 'filter'} ({found[0]})" for found in lacking)
+    try:
+        if lacking:  # but it may be one that was not used
+            data[(slice(0, 1),) * data.ndim]
+    except OSError:
+        return f"compressed by {names}: pip install hdf5plugin, or save it with gzip"
     return ""
 
 

@@ -42,6 +42,8 @@ def _lines(path: Path, inner: str, choice: Choice) -> Iterator[str]:
     found = read_file(path)
     num = len(found.series)
     yield f"{path}: {found.kind}, {num} series" if num > 1 else f"{path}: {found.kind}"
+    for note in found.notes:
+        yield f"  note: {note}"
     for number, series in enumerate(found.series[:MAX_SERIES]):
         yield from _series_lines(found, number, series)
     if num > MAX_SERIES:

@@ -42,8 +42,15 @@ class Layout:
 
     @property
     def counted(self) -> dict[str, int]:
-        """Axes of the frames in the input's order, and their lengths; Z if the format lacks one of them."""
+        """Axes of the frames in the input's order, and their lengths; Z if the format lacks one of them.
+
+        Positions are times where a format has no axis for them, since they are no sections of one stack.
+        """
         axes = dict(zip(self.geometry.axes, self.geometry.lengths, strict=True))
+        if "P" in axes and self.order:
+            num = axes.pop("P")
+            is_slowest = next(iter(axes), "T") == "T" or "T" not in axes
+            axes = {"T": num * axes.pop("T", 1)} | axes if is_slowest else {}
         if set(axes) <= set(self.order or axes) and math.prod(axes.values()) == self.shape[0]:
             return axes
         return {"Z": self.shape[0]} if self.shape[0] > 1 else {}

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from images.foreign import check_content
 from images.memory import ANY, DEFLATE, ByteCache, check_size
+from images.notes import heard, say_once
+from images.orientation import NOTE, orientation_of, turn
 from images.rows import Frames, Readable, Series, naming, plain
 from utils import UserError
 
@@ -23,8 +26,17 @@ AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that are converted 
 
 def read_picture(path: Path) -> Frames:
     """The frame of a picture; only the header is read."""
-    picture = Picture(path)
-    found = Frames(kind=picture.kind)
+    from PIL import UnidentifiedImageError
+
+    try:
+        with heard() as warned:
+            picture = Picture(path)
+    except UnidentifiedImageError:
+        check_content(path)
+        raise
+    found = Frames(kind=picture.kind, notes=[f"Pillow says: {text}" for text in warned])
+    if picture.orientation != 1:
+        found.notes.append(NOTE)
     found.add([picture], Series())
     return found
 
@@ -34,7 +46,7 @@ def is_picture(path: Path) -> bool:
     from PIL import UnidentifiedImageError
 
     try:
-        with _open(path):
+        with heard(), _open(path):
             return True
     except UnidentifiedImageError:
         return False
@@ -42,25 +54,40 @@ def is_picture(path: Path) -> bool:
         return True
 
 
-def _open(path: Path) -> Any:
-    """Open a picture without Pillow's global size limit: the caller checks the size."""
-    from PIL import Image
+def _open(path: Path, page: int | None = None) -> Any:
+    """Open a picture, or a page of a TIFF, without Pillow's global size limit: the caller checks the size."""
+    from PIL import Image, TiffImagePlugin
 
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        by_libtiff, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, page is not None
         try:
-            return Image.open(path)
+            image = Image.open(path)
+            if page:
+                image.seek(page)
+            return image
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF = limit, by_libtiff
+
+
+def picture_palette(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices (H, W) and colours (N, 3) of a picture with a palette; None for others."""
+    with heard(), _open(path) as image:
+        if image.mode != "P":
+            return None
+        orientation = orientation_of(image)
+        return turn(np.asarray(image), orientation), np.array(image.getpalette("RGB")).reshape(-1, 3)
 
 
 class Picture(Readable):
-    """Image (H, W, C) of a file that Pillow reads.
+    """Image (H, W, C) of a file that Pillow reads, as it was seen by the camera.
 
     Parameters
     ----------
     path : Path
         The file.
+    page : int, optional
+        Page of a TIFF, from 0, whose pixels only Pillow converts; Pillow turns it by its own orientation.
 
     Raises
     ------
@@ -68,17 +95,19 @@ class Picture(Readable):
         It holds several images, needs a missing package, or claims more pixels than it can contain.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, page: int | None = None) -> None:
         status = path.stat()
-        self._path, self._version = path, (status.st_mtime_ns, status.st_size)
-        with _open(path) as image:
-            number = getattr(image, "n_frames", 1)
+        self._path, self._page, self._version = path, page, (status.st_mtime_ns, status.st_size, page)
+        with _open(path, page) as image:
+            number = getattr(image, "n_frames", 1) if page is None else 1
             if number > 1 and image.format != "MPO":  # that is a JPEG with a preview inside
                 raise UserError(f"{path}: {number} images in one file: save them as a TIFF stack")
             size, kind, mode = image.size, image.format, image.mode
+            self.orientation = orientation_of(image) if page is None else 1
         self._deep, self.kind = _deep_channels(path, kind), kind
         pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(_blank(mode))
-        self.shape, self.dtype = (size[1], size[0], pixel.shape[2]), pixel.dtype
+        height, width = turn(np.broadcast_to(np.uint8(0), size[::-1]), self.orientation).shape
+        self.shape, self.dtype = (height, width, pixel.shape[2]), pixel.dtype
         ratio = DEFLATE if kind == "PNG" else ANY
         check_size(path, math.prod(self.shape) * self.dtype.itemsize, status.st_size, ratio=ratio, copies=3)
         if self._deep:
@@ -89,16 +118,19 @@ class Picture(Readable):
         return _decoded.get((self._path, self._version), self._decode)[rows]
 
     def _decode(self) -> np.ndarray:
-        with naming(f"{self._path}: damaged or truncated", "check or replace the file"):
+        with heard() as warned, naming(f"{self._path}: damaged or truncated", "check or replace the file"):
             if self._deep:
                 pixels = _decoder(self._path, self.kind)(self._path.read_bytes())
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : self._deep]
             else:
-                with _open(self._path) as image:
+                with _open(self._path, self._page) as image:
                     image.load()
                     pixels = _pixels(image)
+        pixels = turn(pixels, self.orientation)
         if (pixels.shape, pixels.dtype) != (self.shape, self.dtype):
             raise UserError(f"{self._path}: damaged (not the pixels of its header): check or replace the file")
+        for text in warned:
+            say_once(self._path, f"Pillow says: {text}")
         return pixels
 
 
@@ -110,6 +142,7 @@ def _blank(mode: str) -> Any:
 
 def _pixels(image: Any) -> np.ndarray:
     """Pixels (H, W, C) of a Pillow image, without alpha."""
+    image.info.pop("transparency", None)  # of a palette; Pillow warns that it is lost
     pixels = plain(np.asarray(image.convert("RGB") if image.mode in AS_RGB else image))
     if pixels.ndim == 2:
         return pixels[..., None]

@@ -17,10 +17,12 @@ import numpy as np
 
 from images import hdf5
 from images.bioio import plugin_of, read_bioio
+from images.foreign import ELSEWHERE, refusal
 from images.geometry import Geometry
 from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
-from images.pillow import is_picture, read_picture
+from images.notes import say_notes
+from images.pillow import is_picture, picture_palette, read_picture
 from images.rows import Converted, Frames, Rows, Series, check_count, full_name, listed, naming, plain, split
 from images.selection import Choice
 from images.tiff import SIGNATURES, read_tiff, tiff_palette
@@ -119,12 +121,16 @@ def list_frames(source: Source, choice: Choice = ALL) -> list[Frame]:
         chosen.
     """
     frames: list[Frame] = []
+    notes: list[tuple[Path, str]] = []
     taken: set[tuple[Path, str]] = set()
     for file, inner in list_files(source):
         if (file.resolve(), inner) in taken:  # already read, as a part of an image in several files
             continue
-        taken |= {(other.resolve(), "") for other in read_file(file).files - {file}}
+        found = read_file(file)
+        taken |= {(other.resolve(), "") for other in found.files - {file}}
         frames += frames_of_file(file, inner, choice)
+        notes += [(file, note) for note in found.notes_of(choice.series or inner)]
+    say_notes(notes)
     return frames
 
 
@@ -286,19 +292,24 @@ def _stack_of(frame: Frame) -> list[Frame]:
 
 
 def read_geometry(frames: list[Frame]) -> Geometry:
-    """Axes and pixel size of frames of one file; for other frames only an axis Z."""
+    """Axes and pixel size of frames of one file, with an axis P if they are of several series; of others only Z."""
     path, geometry = frames[0].path, Geometry()
     if all(frame.path == path for frame in frames):
         found = read_file(path)
-        numbers = {found.series_of(frame.index) for frame in frames}
-        geometry = found.series[min(numbers)].geometry()
-        if len(numbers) == 1:
-            first = found.first_frame(numbers.pop())
-            geometry = geometry.of_frames([frame.index - first for frame in frames])
-    if math.prod(geometry.lengths) != len(frames) or len({frame.series for frame in frames}) > 1:
-        axes, lengths = ("Z", (len(frames),)) if len(frames) > 1 else ("", ())
+        chosen: dict[int, list[int]] = {}  # indices in each series
+        for frame in frames:
+            chosen.setdefault(number := found.series_of(frame.index), []).append(
+                frame.index - found.first_frame(number)
+            )
+        parts = [found.series[number].geometry().of_frames(indices) for number, indices in chosen.items()]
+        geometry = parts[0]
+        if len(parts) > 1 and len({(part.axes, part.lengths) for part in parts}) == 1:
+            geometry = replace(geometry, axes=f"P{geometry.axes}", lengths=(len(parts), *geometry.lengths))
+    if math.prod(geometry.lengths) != len(frames):
+        geometry = replace(geometry, axes="Z" * (len(frames) > 1), lengths=(len(frames),) * (len(frames) > 1))
+    if len({frame.series for frame in frames}) > 1:
         labels = tuple(frame.series for frame in frames) if all(frame.series for frame in frames) else ()
-        geometry = replace(geometry, axes=axes, lengths=lengths, labels=labels)
+        geometry = replace(geometry, labels=labels)
     return geometry
 
 
@@ -337,6 +348,8 @@ def _read_version(path: Path, *_version: int) -> Frames:
     with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
         found = _reader(path)(path)
     images = found.images
+    if not images and len(found.series) == 1 and found.kind != "HDF5":
+        raise UserError(f"{path}: {found.series[0].problem}")
     if not images and any(series.problem for series in found.series):
         shown = "; ".join(f"{series.name}: {series.problem}" for series in found.series[:5])
         raise UserError(f"{path}: holds no image ({shown})")
@@ -351,6 +364,11 @@ def _reader(path: Path) -> Callable[[Path], Frames]:
     """Reader of the format of a file, as its first bytes say."""
     if path.is_dir():
         return read_zarr
+    elsewhere = ELSEWHERE.get(path.suffix.lower())
+    if elsewhere:
+        if elsewhere.package:
+            return partial(read_bioio, plugin=None)
+        raise refusal(path)
     first = _first_bytes(path)
     readers = [(SIGNATURES, read_tiff), ((NUMPY,), _read_npy), ((hdf5.SIGNATURE,), read_hdf5)]
     for start, reader in readers:
@@ -370,7 +388,15 @@ def _first_bytes(path: Path) -> bytes:
 
 def _read_npy(path: Path) -> Frames:
     """Frames of an array (H, W), (N, H, W) or (N, H, W, C); three axes are (H, W, C) if the last is 1 to 4 long."""
-    array = np.lib.format.open_memmap(path, mode="r")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        if "Python objects" in str(error):
+            what = "Python objects, as Cellpose's _seg.npy holds them, and no pixels"
+            raise UserError(
+                f"{path}: {what}: save the masks as PNG or TIFF (in Cellpose: File > Save masks)"
+            ) from error
+        raise
     axes = {2: "YX", 3: "YXC" if array.shape[-1] <= 4 else "ZYX", 4: "ZYXC"}.get(array.ndim, "")
     if not axes or array.dtype.kind not in "uifb":
         what = f"shape {array.shape} of {array.dtype.name}"
@@ -387,8 +413,6 @@ def _read_npy(path: Path) -> Frames:
 
 def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
     """Indices (H, W) and colours (N, 3) uint8 of a frame stored with a palette; None for other frames."""
-    from PIL import Image
-
     path = frame.path
     if path.is_dir():
         return None
@@ -396,12 +420,12 @@ def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
         colours = _tiff_palette(path, path.stat().st_mtime_ns)
         return None if colours is None else (frame.read()[..., 0], colours)
     try:
-        with Image.open(path) as image:
-            if image.mode != "P":
-                return None
-            indices, colours = np.asarray(image), np.array(image.getpalette("RGB")).reshape(-1, 3)
+        found = picture_palette(path)
     except Exception:  # reading it as an image will report the defect
         return None
+    if found is None:
+        return None
+    indices, colours = found
     read_file(path)  # refuses a file of several images
     return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +18,20 @@ import numpy as np
 from images.geometry import Geometry
 from utils import UserError, is_out_of_memory
 
+STACKED = "TZIQ"  # axes along which the frames of a series are counted; along others, each index is a series
 MAX_FRAMES = 10**6  # a file that claims more is damaged
+# what packages say of a codec that is missing, and of files that are intact but which they can't read
+NEEDS_CODECS = r"requires the '?imagecodecs|No module named '?imagecodecs"
+UNSUPPORTED = (
+    r"not (yet )?(supported|implemented|available|registered|a known)|unsupported|could not import|unknown codec"
+)
+ABORTED = "copy the file again, unless its acquisition was aborted"  # advice where images are missing
 # names of the series of a whole-slide image that are not the image
 AUXILIARY = ("label", "macro", "thumbnail", "overview", "map", "label image", "macro image")
+
+
+class UnsupportedError(UserError):
+    """An intact image is of a kind that is not read; the other series of its file may be."""
 
 
 class Rows(Protocol):
@@ -50,6 +62,13 @@ class Readable:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All pixels."""
         return self[:].astype(dtype or self.dtype, copy=False)
+
+
+class Missing(Readable):
+    """Image that the file should hold, but does not: an acquisition was aborted, or one of its files is not here."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype) -> None:
+        self.shape, self.dtype = shape, dtype
 
 
 class Converted(Readable):
@@ -92,8 +111,12 @@ class Series:
         Number of resolutions; the first is read.
     by_default : bool
         Whether it is read unless others are chosen; False for the label and the thumbnail of a slide.
+    missing : tuple of int
+        Indices of its frames that the file does not hold; they are left out of a choice of sections.
+    lacks : str
+        What to do about these.
     problem : str
-        Why it can't be read: it then has no frames, and is refused if it is chosen.
+        Why it can't be read: it then has no frames, is refused if it is chosen, and left out by default.
     """
 
     name: str = ""
@@ -102,12 +125,42 @@ class Series:
     geometry: Callable[[], Geometry] = Geometry
     levels: int = 1
     by_default: bool = True
+    missing: tuple[int, ...] = ()
+    lacks: str = ""
     problem: str = ""
 
     @property
     def num_frame(self) -> int:
         """Number of frames."""
         return 0 if self.problem else math.prod(self.lengths)
+
+    def part(self, name: str, lengths: tuple[int, ...]) -> Series:
+        """Series of one position, with the lengths of the axes that it keeps."""
+        axes = "".join(axis for axis in self.axes if axis in STACKED)
+        return replace(
+            self, name=name, axes=axes, lengths=lengths, geometry=partial(_part, self.geometry, axes, lengths)
+        )
+
+
+def _part(geometry: Callable[[], Geometry], axes: str, lengths: tuple[int, ...]) -> Geometry:
+    """Geometry of one position."""
+    return replace(geometry(), axes=axes, lengths=lengths, labels=())
+
+
+def _parts(axes: str, lengths: tuple[int, ...], apart: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and numbers of the frames of each position along the axes `apart`.
+
+    Examples
+    --------
+    >>> [(name, numbers.tolist()) for name, numbers in _parts("ZR", (2, 3), ["R"])]
+    [('R0', [0, 3]), ('R1', [1, 4]), ('R2', [2, 5])]
+    """
+    numbers = np.arange(math.prod(lengths)).reshape(lengths)
+    sizes = dict(zip(axes, lengths, strict=True))
+    for place in np.ndindex(*(sizes[axis] for axis in apart)):
+        at = dict(zip(apart, place, strict=True))
+        name = " ".join(f"{axis}{number}" for axis, number in at.items())
+        yield name, numbers[tuple(at.get(axis, slice(None)) for axis in axes)]
 
 
 @dataclass
@@ -130,6 +183,8 @@ class Frames:
         Whether outputs are named after the series, such as the wells of a plate.
     ambiguous : str
         Why one of the series must be chosen; empty: all are read by default.
+    notes : list of str
+        What the user should know of the file, though it is read.
     """
 
     images: list[Rows] = field(default_factory=list)
@@ -139,13 +194,43 @@ class Frames:
     kind: str = ""
     named: bool = False
     ambiguous: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def add(self, images: Sequence[Rows], series: Series) -> None:
-        """Add the frames of a series, as new stacks."""
+        """Add the frames of a series, as new stacks; of positions, angles and the like each is a series of its own."""
+        apart = [axis for axis in series.axes if axis not in STACKED]
+        if apart and len(images) > 1:
+            self.named = True
+            for place, numbers in _parts(series.axes, series.lengths, apart):
+                name = f"{series.name} {place}".strip()
+                self._add_stacks([images[number] for number in numbers.ravel()], series.part(name, numbers.shape))
+        else:
+            self._add_stacks(images, series)
+
+    def _add_stacks(self, images: Sequence[Rows], series: Series) -> None:
         first = max(self.stacks, default=-1) + 1
         self.images += images
-        self.stacks += [first + stack for stack in stack_numbers(series.axes, series.lengths)] if images else []
+        stacks = stack_numbers(series.axes, series.lengths) if images else []
+        missing = {index for index, image in enumerate(images) if isinstance(image, Missing)}
+        self.stacks += [-1 if index in missing else first + stack for index, stack in enumerate(stacks)]
+        series.missing = tuple(sorted(missing))
         self.series.append(series)
+
+    def add_problem(self, path: Path, name: str, error: Exception, *, by_default: bool) -> None:
+        """Add a series that can't be read for an error; one of memory is none of the file."""
+        if is_out_of_memory(error):
+            raise error
+        known = str(error).removeprefix(f"{path}: ") if isinstance(error, UserError) else ""
+        problem = known or f"can't be read ({one_line(error)}): check the file, or choose another series"
+        self.series.append(Series(name, by_default=by_default, problem=problem))
+
+    def notes_of(self, choice_of_series: str) -> list[str]:
+        """Notes, also of what is left out: series that can't be read, unless others were chosen, and missing images."""
+        numbered = [] if choice_of_series else list(enumerate(self.series))
+        lost = [(number, series) for number, series in numbered if series.by_default and series.problem]
+        notes = [f"series {series.name or number} is left out: {series.problem}" for number, series in lost]
+        missing = [(len(series.missing), series.num_frame) for series in self.series if series.missing]
+        return [*self.notes, *notes, *(f"{num} of {total} images are missing and left out" for num, total in missing)]
 
     @cached_property
     def ends(self) -> list[int]:
@@ -207,7 +292,10 @@ def naming(what: str, advice: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(f"{what.partition(': ')[0]}: does not fit in memory: close other programs") from error
-        advice = "pip install imagecodecs" if "imagecodecs" in str(error) else advice
+        if re.search(NEEDS_CODECS, str(error)):
+            raise UserError(f"{what.partition(': ')[0]}: {one_line(error)}: pip install imagecodecs") from error
+        if isinstance(error, NotImplementedError | ImportError) or re.search(UNSUPPORTED, str(error), re.IGNORECASE):
+            what, advice = f"{what.partition(': ')[0]}: of a kind that is not read", "save it as an uncompressed TIFF"
         raise UserError(f"{what} ({one_line(error)}): {advice}") from error
 
 
@@ -221,17 +309,18 @@ def one_line(error: Exception) -> str:
 
 
 def plain(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in this machine's byte order; one bit becomes 0 and 255."""
+    """Pixels in this machine's byte order and in a type by its usual name; one bit becomes 0 and 255."""
     if pixels.dtype == bool:
         return pixels * np.uint8(255)
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    # `str` is "<u8" for uint64 and for np.ulonglong, which torch refuses
+    return pixels.astype(np.dtype(pixels.dtype.newbyteorder("=").str), copy=False)
 
 
 def split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:
     """Cut an array with named axes into views (H, W, C); S and C are channels, other axes but Y and X are frames."""
     channels = [axis for axis in axes if axis in "SC"]
     if len(channels) > 1 or "Y" not in axes or "X" not in axes:
-        raise UserError(f"{path}: unsupported axes {axes}: save pages of Y, X and at most one channel axis")
+        raise UnsupportedError(f"{path}: unsupported axes {axes}: save pages of Y, X and at most one channel axis")
     order = [axes.index(axis) for axis in ("Y", "X", *channels)]
     others = [i for i in range(len(axes)) if i not in order]
     pixels = pixels.transpose(others + order)

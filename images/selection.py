@@ -55,7 +55,7 @@ class Choice:
         if not self.series and found.ambiguous:
             raise UserError(found.ambiguous)
         if not self.series:
-            return [number for number, series in enumerate(found.series) if series.by_default]
+            return [number for number, series in enumerate(found.series) if series.by_default and not series.problem]
         numbers = sorted(set(_numbers(path, "series", self.series, [series.name for series in found.series])))
         for number in numbers:
             if found.series[number].problem:
@@ -72,15 +72,19 @@ class Choice:
 
     def _of_series(self, name: str, series: Series) -> list[int]:
         """Indices of frames in a series."""
-        if not self.section:
+        if not self.section and not series.missing:
             return list(range(series.num_frame))
-        if "Z" not in series.axes:
-            sections = np.arange(series.num_frame)
-        else:
-            axis = series.axes.index("Z")
-            sections = np.indices(series.lengths)[axis].ravel()
+        sections = np.arange(series.num_frame)
+        if "Z" in series.axes:
+            sections = np.indices(series.lengths)[series.axes.index("Z")].ravel()
+        there = np.setdiff1d(np.arange(series.num_frame), series.missing)
+        if not self.section:
+            raise _incomplete(name, series, sections[there])
         numbers = _numbers(name, "section", self.section, [""] * (int(sections.max()) + 1))
-        return np.flatnonzero(np.isin(sections, numbers)).tolist()
+        chosen = there[np.isin(sections[there], numbers)].tolist()
+        if not chosen:
+            raise _incomplete(name, series, sections[there])
+        return chosen
 
     def channels(self, path: Path, found: Frames, index: int) -> tuple[int, ...]:
         """Channels of a frame to read; empty: all."""
@@ -92,6 +96,17 @@ class Choice:
             named = found.series[number].geometry().channels
             names = named if len(named) == num else names
         return tuple(_numbers(found.series_name(path, number), "channel", self.channel, names))
+
+
+def _incomplete(name: str, series: Series, sections: np.ndarray) -> UserError:
+    """Refusal of a series of which frames are missing; `sections` are those of which there are any."""
+    there, advice = sorted({*sections.tolist()}), series.lacks
+    if there:
+        is_run = len(there) == there[-1] - there[0] + 1 > 1
+        advice += (
+            f", or read what is there by --section {f'{there[0]}-{there[-1]}' if is_run else ','.join(map(str, there))}"
+        )
+    return UserError(f"{name}: {len(series.missing)} of {series.num_frame} images are missing: {advice}")
 
 
 def _is_range(text: str) -> bool:

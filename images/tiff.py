@@ -18,13 +18,20 @@ import numpy as np
 
 from images.geometry import Geometry, in_micron, in_seconds
 from images.memory import ANY, DEFLATE, check_size
+from images.orientation import NOTE as ORIENTATION_NOTE
+from images.orientation import TAG as ORIENTATION
+from images.orientation import TURNS, turned
+from images.pillow import Picture
 from images.rows import (
+    ABORTED,
     AUXILIARY,
     Converted,
     Frames,
+    Missing,
     Readable,
     Rows,
     Series,
+    UnsupportedError,
     check_count,
     naming,
     one_line,
@@ -38,7 +45,11 @@ NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile series that are
 WHITE_IS_ZERO, CMYK = 0, 5  # PhotometricInterpretation
 REDUCED_OR_MASK = 1 | 4  # NewSubfileType
 ALPHA = (1, 2)  # ExtraSamples
-ADOBE_DEFLATE, OLD_DEFLATE = 8, 32946  # Compression
+ADOBE_DEFLATE, OLD_DEFLATE, OLD_JPEG, CCITT_T4 = 8, 32946, 6, 3  # Compression
+OF_BYTES = (1, 5, ADOBE_DEFLATE, OLD_DEFLATE, 32773, 34925, 50000)  # Compression that knows no colours
+YCBCR = 6  # PhotometricInterpretation, as these
+COLOURS = {YCBCR: "YCbCr colours", 8: "CIELAB colours", 9: "ICCLAB colours", 10: "ITULAB colours"}
+COLOURS |= {32844: "LogL grey values", 32845: "LogLuv colours"}
 
 
 def read_tiff(path: Path) -> Frames:
@@ -51,7 +62,12 @@ def read_tiff(path: Path) -> Frames:
         found.kind = _kind(tif)
         main = _main_series(tif)
         for series in main:
-            images = _series_frames(path, tif, series, messages)
+            try:
+                images = _series_frames(path, tif, series, messages)
+            except UnsupportedError as error:  # the other series can be read
+                found.add_problem(path, series.name.strip(), error, by_default=True)
+                before = None
+                continue
             # tifffile makes a series of each page that was written on its own: equal neighbours form one stack
             single = (series.shape, series.dtype) if len(images) == 1 and series.kind in NAMELESS else None
             if single and single == before:
@@ -60,12 +76,40 @@ def read_tiff(path: Path) -> Frames:
                 found.stacks.append(found.stacks[-1])
                 last.axes, last.lengths = "I", (last.num_frame + 1,)
             else:
-                found.add(images, _described(path, tif, series))
+                found.add(images, _described(path, tif, series, lacks=_advice(messages)))
             before = single
-            found.files |= {_file_of(page, path, tif) for page in series.pages}
+            found.files |= {_file_of(page, path, tif) for page in series.pages if page is not None}
+            found.notes += _notes(series)
         for series in (series for series in tif.series if series not in main):
             _add_auxiliary(found, path, tif, series, messages)
+    found.notes = list(dict.fromkeys(found.notes + _heard_notes(messages)))
     return found
+
+
+def _notes(series: Any) -> list[str]:
+    """What is to be said of a series that is read."""
+    notes = [ORIENTATION_NOTE] if _orientation(series) != 1 else []
+    lower = [level for level in series.levels[1:] if not level.keyframe.is_reduced]
+    if lower and series.kind in NAMELESS:
+        sizes = ", ".join(f"{level.keyframe.imagewidth} x {level.keyframe.imagelength} px" for level in lower)
+        what = f"the page(s) of {sizes} are taken for lower resolutions of the one before, and not read"
+        notes.append(f"{what}: save them as files of their own if they are other images")
+    return notes
+
+
+def _heard_notes(messages: list[str]) -> list[str]:
+    """What tifffile logs of a file, without the name of the file, and without the missing pages that we tell."""
+    texts = [" ".join(message.split("> ", 1)[-1].split()) for message in messages]
+    texts = [text for text in texts if not re.search("missing|out of range|failed to read", text)]
+    unread = ": so each of its pages is an image of one channel, and the axes and the pixel size are unknown"
+    lost = ("OME series raised", "ImageJ series metadata invalid")
+    return [f"tifffile says: {text}{unread if text.startswith(lost) else ''}" for text in texts]
+
+
+def _advice(messages: list[str]) -> str:
+    """What to do about missing pages."""
+    absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
+    return f"put {absent[1]} next to it" if absent else ABORTED
 
 
 def _main_series(tif: Any) -> list[Any]:
@@ -86,10 +130,21 @@ def _kind(tif: Any) -> str:
 
 
 def _series_frames(path: Path, tif: Any, series: Any, messages: list[str]) -> list[Rows]:
-    """Frames of a series that is whole."""
-    _check_pages(path, series, messages)
+    """Frames of a series, as seen by the camera."""
+    absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
+    if absent and any("OME series raised" in message for message in messages):
+        raise UserError(f"{path}: a part of an image in several files: put {absent[1]} next to it")
     check_count(path, _frame_axes(series)[1])
-    return _frames(path, tif, series)
+    if series.dtype is None or np.dtype(series.dtype).kind not in "uifb":
+        raise UnsupportedError(f"{path}: pixels of {np.dtype(series.dtype).name}: they must be real numbers")
+    images, orientation = _frames(path, tif, series), _orientation(series)
+    return images if orientation == 1 else [turned(path, image, orientation) for image in images]
+
+
+def _orientation(series: Any) -> int:
+    """Orientation of the pages of a series; 1 if they are as they should be shown, also if Pillow turns them."""
+    orientation = series.keyframe.tags.valueof(ORIENTATION, 1)
+    return orientation if orientation in TURNS and not _by_pillow(series.keyframe) else 1
 
 
 def _frame_axes(series: Any) -> tuple[str, tuple[int, ...]]:
@@ -113,17 +168,6 @@ def _add_auxiliary(found: Frames, path: Path, tif: Any, series: Any, messages: l
         found.series.append(Series(series.name.strip(), by_default=False, problem=problem))
 
 
-def _check_pages(path: Path, series: Any, messages: list[str]) -> None:
-    """Refuse an image with missing pages, such as an OME-TIFF in several files with one missing."""
-    absent = re.search(r"failed to read '(.*?)'", " ".join(messages))
-    if absent and any("OME series raised" in message for message in messages):
-        raise UserError(f"{path}: a part of an image in several files: put {absent[1]} next to it")
-    missing = sum(page is None for page in series.pages)
-    if missing:
-        advice = f"put {absent[1]} next to it" if absent else "copy it again, with all files of the image"
-        raise UserError(f"{path}: {missing} of {len(series.pages)} pages are missing: {advice}")
-
-
 def _file_of(page: Any, path: Path, tif: Any) -> Path:
     """File that contains a page; for an OME-TIFF it may be another one."""
     return path if page.parent is tif else Path(page.parent.filehandle.path)
@@ -134,9 +178,12 @@ def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
     from tifffile import TIFF
 
     key, axes = series.keyframe, series.axes
+    if by_pillow := _by_pillow(key):
+        return _pictures(path, series, by_pillow)
     conversion = PixelConversion.of(path, key)
-    if series.dataoffset is not None and len({page.parent for page in series.pages}) == 1:
-        dtype = np.dtype(key.parent.byteorder + series.dtype.char)
+    pages = [page for page in series.pages if page is not None]
+    if series.dataoffset is not None and len({page.parent for page in pages}) == 1:
+        dtype = np.dtype(series.dtype.newbyteorder(key.parent.byteorder).str)
         file = _file_of(key, path, tif)
         pixels = np.memmap(file, dtype, "r", offset=series.dataoffset, shape=series.shape)
         return [conversion.wrap(image) for image in split(pixels, axes, path)]
@@ -144,6 +191,8 @@ def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
     if key.compression != 1:
         TIFF.DECOMPRESSORS[key.compression]  # raises an error that names a missing package
     is_planar = axes.endswith(key.axes) and set(key.axes) <= set("YXS")
+    if len(pages) < len(series.pages) and not is_planar:
+        raise UnsupportedError(f"{path}: axes {axes} with missing pages: save it as a TIFF of pages of Y and X")
     if not is_planar or {"S", "C"} <= set(axes):  # volumetric tiles; `split` refuses two channel axes
         check_size(path, math.prod(series.shape) * series.dtype.itemsize, copies=2)
         return [conversion.wrap(image) for image in split(series.asarray(), axes, path)]
@@ -152,9 +201,47 @@ def _frames(path: Path, tif: Any, series: Any) -> list[Rows]:
     if "C" in outer:
         order = np.moveaxis(order, outer.index("C"), -1)
     order = order.reshape(-1, order.shape[-1] if "C" in outer else 1)
-    files = {page.parent: _file_of(page, path, tif) for page in series.pages}
+    return _paged_images(
+        path, tif, [[series.pages[int(number)] for number in numbers] for numbers in order], conversion
+    )
+
+
+def _paged_images(path: Path, tif: Any, pages: list[list[Any]], conversion: PixelConversion) -> list[Rows]:
+    """Images of one page, or one page per channel, each; where a page is missing there is none."""
+    there = [page for of_image in pages for page in of_image if page is not None]
+    files = {page.parent: _file_of(page, path, tif) for page in there}
     sizes = {file: file.stat().st_size for file in files.values()}
-    return [PagedImage([series.pages[int(n)] for n in numbers], files, sizes, conversion) for numbers in order]
+    images: list[Rows] = []
+    for of_image in pages:
+        if None in of_image:
+            like = PagedImage([there[0]] * len(of_image), files, sizes, conversion)
+            images.append(Missing(like.shape, like.dtype))
+        else:
+            images.append(PagedImage(of_image, files, sizes, conversion))
+    return images
+
+
+def _by_pillow(key: Any) -> str:
+    """Kind of a page that tifffile would read wrongly or not at all, and Pillow may convert; empty for others."""
+    if key.compression == OLD_JPEG:
+        return "old-style JPEG"
+    if key.compression == CCITT_T4 and key.tags.valueof(292, 0) & 1:
+        return "CCITT T.4 in two dimensions"
+    if key.photometric == YCBCR and key.compression not in OF_BYTES:
+        return ""  # a codec of pictures, which returns red, green and blue
+    return COLOURS.get(key.photometric, "")
+
+
+def _pictures(path: Path, series: Any, kind: str) -> list[Rows]:
+    """Frames of pages that Pillow converts, one image each."""
+    advice = "convert it to an RGB TIFF"
+    if set(series.keyframe.axes) > set("YXS") or any(page is None or page.is_subifd for page in series.pages):
+        raise UnsupportedError(f"{path}: {kind} in axes {series.axes}: {advice}")
+    try:
+        pictures: list[Rows] = [Picture(path, page.index) for page in series.pages]
+    except Exception as error:
+        raise UnsupportedError(f"{path}: {kind}, which Pillow does not read ({one_line(error)}): {advice}") from error
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -191,7 +278,7 @@ class PixelConversion:
         kept = [number for number in range(samples) if number < colours or extra[number - colours] not in ALPHA]
         cmyk = key.photometric == CMYK
         if cmyk and (colours != 4 or key.dtype not in (np.uint8, np.uint16) or key.tags.valueof(332, 1) != 1):
-            raise UserError(
+            raise UnsupportedError(
                 f"{path}: {colours} inks of {np.dtype(key.dtype).name}: only CMYK is read: convert it to RGB"
             )
         return cls(key.bitspersample, key.photometric == WHITE_IS_ZERO, samples, tuple(kept), cmyk)
@@ -379,6 +466,7 @@ def tiff_geometry(path: Path, number: int) -> Geometry:
             series = tif.series[number]
             sizes = dict(zip(series.axes, series.shape, strict=True))
             axes = "".join(axis for axis in sizes if axis in "TZ")
+            swapped = TURNS.get(_orientation(series), (False,))[0]
             image = _ome_image(tif, number) if tif.ome_metadata else None
             pixel, unit, interval = _imagej_sizes(tif) if image is None else _ome_sizes(image)
             channels = () if image is None else tuple(c.get("Name", "") for c in image.findall("{*}Channel"))
@@ -386,6 +474,8 @@ def tiff_geometry(path: Path, number: int) -> Geometry:
             names = (tif.imagej_metadata or {}).get("Labels", [])[::num_channel]
             labels = tuple(map(str, names)) if len(names) == math.prod(sizes[axis] for axis in axes) else ()
             lengths = tuple(sizes[axis] for axis in axes)
+            if swapped:
+                pixel = {{"X": "Y", "Y": "X"}.get(axis, axis): size for axis, size in pixel.items()}
             return Geometry(axes, lengths, pixel, unit, interval, labels, channels)
     except Exception:  # damaged tags raise all kinds of exceptions
         return Geometry()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def read_zarr(path: Path) -> Frames:
     part = next((part for part in ("plate", "well") if _is_group(node) and _entry(node, part)), "")
     found = Frames(kind=f"OME-Zarr {part}".strip() if _is_group(node) else "Zarr", named=bool(part) or len(names) > 1)
     for name in names:
+        refuse_link(path, name)
         source, levels = _open_array(path / name)
         axes, lengths = source.outer
         check_count(path, (*lengths, len(names)))
@@ -70,9 +72,14 @@ def _is_group(node: Any) -> bool:
 def _image_names(path: Path, node: Any) -> list[str]:
     """Paths of the images in a Zarr folder; an empty one for the folder itself.
 
+    Those of OME-Zarr 0.6 and later are refused.
+
     A plate has its fields well by well, other groups their members, as bioformats2raw writes them.
     """
-    if not _is_group(node) or _multiscales(node):
+    if not _is_group(node):
+        return [""]
+    _check_version(path, node)
+    if _multiscales(node):
         return [""]
     if plate := _entry(node, "plate"):
         wells = sorted((str(well["path"]) for well in plate["wells"]), key=natural_key)
@@ -84,6 +91,17 @@ def _image_names(path: Path, node: Any) -> list[str]:
         inside = listed([path / name for name in sorted(name for name, _ in node.members())])
         raise UserError(f"{path}: not one OME-Zarr image: name one of its members ({inside or 'nothing'})")
     return names
+
+
+def _check_version(path: Path, group: Any) -> None:
+    """Refuse OME-Zarr of a version whose axes and sizes stand elsewhere."""
+    scales = _multiscales(group)
+    version = str(_entry(group, "version") or (scales and scales[0].get("version")) or "")
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if (found and (int(found[1]), int(found[2])) > (0, 5)) or (scales and "coordinateSystems" in scales[0]):
+        raise UserError(
+            f"{path}: OME-Zarr {version or 0.6}: up to 0.5 is read: write it as OME-Zarr 0.5, or as OME-TIFF"
+        )
 
 
 def _fields(path: Path, plate: Any, well: str) -> list[dict]:
@@ -114,13 +132,14 @@ def open_zarr(path: Path) -> tuple[Any, str, dict[str, tuple[Any, str]], int]:
 
 
 def _careful_store(path: Path) -> Any:
-    """Store of a folder that refuses a chunk whose header claims more than `most` bytes."""
+    """Store of a folder that refuses links, and a chunk whose header claims more than `most` bytes."""
     from zarr.storage import LocalStore, WrapperStore
 
     class CarefulStore(WrapperStore):
         most = 2**63
 
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            refuse_link(path, key)
             chunk = await super().get(key, prototype, byte_range)
             claimed = 0 if chunk is None else _claimed(chunk.as_numpy_array()[:18].tobytes(), len(chunk))
             if claimed > self.most:
@@ -128,6 +147,18 @@ def _careful_store(path: Path) -> Any:
             return chunk
 
     return CarefulStore(LocalStore(path, read_only=True))
+
+
+def refuse_link(path: Path, inner: str) -> None:
+    """Refuse to leave a Zarr folder: by a link, which may lead to any file, or by a path in its metadata."""
+    parts = [part for part in inner.split("/") if part not in ("", ".")]
+    if ".." in parts or Path(inner).is_absolute():
+        raise UserError(f"{path}: its metadata name {inner}, which lies outside: name that folder itself")
+    for number in range(len(parts)):
+        member = path.joinpath(*parts[: number + 1])
+        if member.is_symlink():
+            what = "is a link, which is not followed inside a Zarr folder"
+            raise UserError(f"{member}: {what}: copy what it leads to, or name that itself")
 
 
 def _claimed(start: bytes, length: int) -> int:

@@ -26,23 +26,33 @@ def encoded(text):
     return struct.pack("<I", len(text)) + text.encode("utf-16-le")
 
 
+LIF_AXES = {"X": 1, "Y": 2, "Z": 3, "T": 4, "λ": 5}
+
+
 def write_lif(path, images, um=0.5):
-    """A LIF of images (Z, C, Y, X) by name, as Leica's format is laid out; no package writes it."""
+    """A LIF of images by name, (Z, C, Y, X) or with the axes of the image, as Leica's format is laid out.
+
+    No package writes it. Along Z a pixel is four times as long; S are the colours of a camera.
+    """
     elements, blocks = "", b""
-    for number, (name, pixels) in enumerate(images.items()):
-        depth, num, height, width = pixels.shape
-        step = np.cumprod([pixels.itemsize, width, height, num]).tolist()  # bytes between pixels, rows...
+    for number, (name, image) in enumerate(images.items()):
+        axes, pixels = image if isinstance(image, tuple) else ("ZCYX", image)
+        pixels = np.ascontiguousarray(pixels)
+        sizes, steps = dict(zip(axes, pixels.shape, strict=True)), dict(zip(axes, pixels.strides, strict=True))
+        colour = "S" if "S" in axes else "C"
+        names = ("Red", "Green", "Blue") if colour == "S" else [f"Dye{c}" for c in range(sizes.get("C", 1))]
         channels = "".join(
-            f'<ChannelDescription DataType="0" ChannelTag="0" Resolution="{8 * step[0]}" LUTName="Dye{channel}" '
-            f'NameOfMeasuredQuantity="" Min="0" Max="1" Unit="" IsLUTInverted="0" BitInc="0" '
-            f'BytesInc="{channel * step[2]}"/>'
-            for channel in range(num)
+            f'<ChannelDescription DataType="0" ChannelTag="{c + 1 if colour == "S" else 0}" LUTName="{dye}" '
+            f'Resolution="{8 * pixels.itemsize}" NameOfMeasuredQuantity="" Min="0" Max="1" Unit="" IsLUTInverted="0" '
+            f'BitInc="0" BytesInc="{c * steps.get(colour, 0)}"/>'
+            for c, dye in enumerate(names)
         )
-        sides = [(1, width, step[0], um), (2, height, step[1], um), (3, depth, step[3], 4 * um)]
         dimensions = "".join(
-            f'<DimensionDescription DimID="{axis}" NumberOfElements="{size}" Origin="0" Unit="m" BitInc="0" '
-            f'Length="{(size - 1) * length * 1e-6}" BytesInc="{increment}"/>'
-            for axis, size, increment, length in sides
+            f'<DimensionDescription DimID="{LIF_AXES[axis]}" NumberOfElements="{sizes[axis]}" Origin="0" Unit="m" '
+            f'Length="{(sizes[axis] - 1) * um * (4 if axis == "Z" else 1) * 1e-6}" BitInc="0" '
+            f'BytesInc="{steps[axis]}"/>'
+            for axis in reversed(axes)
+            if axis in LIF_AXES
         )
         image = f"<Channels>{channels}</Channels><Dimensions>{dimensions}</Dimensions>"
         image = f"<Data><Image><ImageDescription>{image}</ImageDescription></Image></Data>"
@@ -53,28 +63,31 @@ def write_lif(path, images, um=0.5):
     path.write_bytes(block(f'<LMSDataContainerHeader Version="2">{tree}</LMSDataContainerHeader>') + blocks)
 
 
-def write_nd2(path, pixels, um=0.5):
-    """An ND2 of version 2, of one image (C, Y, X), as Nikon's format is laid out; no package writes it."""
+def write_nd2(path, pixels, um=0.5, colours=False):
+    """An ND2 of version 2, of one image (C, Y, X), as Nikon's format is laid out; no package writes it.
+
+    With `colours` the three channels are one image of a colour camera, whose file has blue first.
+    """
     num, height, width = pixels.shape
     numbers = {"uiWidth": width, "uiHeight": height, "uiComp": num, "uiBpcInMemory": 16, "uiBpcSignificant": 16}
     numbers |= {"uiWidthBytes": width * num * 2, "uiSequenceCount": 1, "eCompression": 2}
     attributes = "".join(f'<{name} runtype="lx_uint32" value="{value}"/>' for name, value in numbers.items())
     planes = "".join(
-        f'<a{c} runtype="X"><uiCompCount runtype="lx_uint32" value="1"/>'
+        f'<a{c} runtype="X"><uiCompCount runtype="lx_uint32" value="{num if colours else 1}"/>'
         f'<uiSampleIndex runtype="lx_uint32" value="{c}"/>'
         f'<sDescription runtype="CLxStringW" value="Dye{c}"/>'
         '<pFluorescentProbe runtype="X"><m_ExcitationSpectrum runtype="X"><uiCount runtype="lx_uint32" value="0"/>'
         f"</m_ExcitationSpectrum></pFluorescentProbe></a{c}>"
-        for c in range(num)
+        for c in range(1 if colours else num)
     )
-    planes = f'<uiCount runtype="lx_uint32" value="{num}"/><sPlane runtype="X">{planes}</sPlane>'
+    planes = f'<uiCount runtype="lx_uint32" value="{1 if colours else num}"/><sPlane runtype="X">{planes}</sPlane>'
     meta = f'<bCalibrated runtype="bool" value="true"/><dCalibration runtype="double" value="{um}"/>'
     meta += f'<sPicturePlanes runtype="X">{planes}</sPicturePlanes>'
     chunks = {
         b"ImageAttributes!": variant("SLxImageAttributes", attributes),
         b"ImageMetadataSeq|0!": variant("SLxPictureMetadata", meta),
         b"CustomData|AcqTimesCache!": bytes(8),
-        b"ImageDataSeq|0!": bytes(8) + pixels.transpose(1, 2, 0).tobytes(),
+        b"ImageDataSeq|0!": bytes(8) + pixels[:: -1 if colours else 1].transpose(1, 2, 0).tobytes(),
     }
     out, found = chunk(b"ND2 FILE SIGNATURE CHUNK NAME01!", b"Ver2.0".ljust(64, b"\0"), 32), b""
     for name, data in chunks.items():

@@ -1,13 +1,17 @@
+import re
 import sys
 
 import numpy as np
 import pytest
+import tifffile
 from microscopes import write_czi, write_lif, write_nd2
+from PIL import Image
 from samples import RNG
 
 from images.bioio import Planes
 from images.readers import list_frames, read_geometry
 from images.selection import Choice
+from run_make_database import main
 from utils import UserError
 
 pytest.importorskip("bioio")
@@ -33,16 +37,32 @@ def test_a_czi_is_read_by_planes_with_axes_pixel_size_and_channels(tmp_path):
     assert np.array_equal(chosen.read()[..., 0], pixels[1, 1, 1])
 
 
-def test_colours_of_a_czi_are_red_green_blue_and_its_mosaic_is_stitched(tmp_path):
-    pytest.importorskip("bioio_czi")
+COLOURS = RNG.integers(0, 255, (3, 20, 30, 3)).astype(np.uint8)  # Z, Y, X and three different channels
+
+
+def write_colour_czi(path, tiles):
     czi = pytest.importorskip("pylibCZIrw.czi")
-    pixels = RNG.integers(0, 255, (20, 30, 3)).astype(np.uint8)
-    with czi.create_czi(str(tmp_path / "a.czi")) as file:
-        file.write(np.ascontiguousarray(pixels[:, :15, ::-1]), location=(0, 0))  # in memory, blue comes first
-        file.write(np.ascontiguousarray(pixels[:, 15:, ::-1]), location=(15, 0))
+    with czi.create_czi(str(path)) as file:
+        for z, section in enumerate(COLOURS):
+            for part in np.split(section, tiles, axis=1):
+                left = 0 if part is section else int((section == part[0, 0]).all(-1).argmax() % 30)
+                file.write(np.ascontiguousarray(part[..., ::-1]), plane={"Z": z}, location=(left, 0))  # blue first
         file.write_metadata("a")
-    (frame,) = list_frames(tmp_path / "a.czi")
-    assert np.array_equal(frame.read(), pixels) and np.array_equal(frame.open()[3:9], pixels[3:9])
+
+
+@pytest.mark.parametrize("kind", ["tile.czi", "mosaic.czi", "a.lif", "a.nd2"])
+def test_colours_of_microscopes_are_red_green_and_blue(tmp_path, kind):
+    pytest.importorskip(f"bioio_{kind[-3:]}")
+    path = tmp_path / kind
+    if kind.endswith("czi"):
+        write_colour_czi(path, {"tile.czi": 1, "mosaic.czi": 2}[kind])
+    elif kind == "a.lif":
+        write_lif(path, {"grey": volume(2, 1, 20, 30), "colour": ("ZYXS", COLOURS)})
+    else:
+        write_nd2(path, COLOURS[0].transpose(2, 0, 1).astype(np.uint16), colours=True)
+    frames = list_frames(path)[-3:]
+    for frame, pixels in zip(frames, COLOURS, strict=kind != "a.nd2"):
+        assert np.array_equal(frame.read(), pixels) and np.array_equal(frame.open()[3:9], pixels[3:9])
 
 
 def test_scenes_of_which_the_metadata_say_nothing_are_not_lost_in_silence(tmp_path, capsys):
@@ -70,6 +90,68 @@ def test_the_images_of_a_lif_are_series(tmp_path):
     assert g.pixel == pytest.approx({"X": 0.5, "Y": 0.5, "Z": 2})
     chosen = list_frames(tmp_path / "a.lif", Choice(series="Macro Image", section="2"))
     assert np.array_equal(chosen[0].read(), expected[8].transpose(1, 2, 0)) and len(chosen) == 1
+
+
+def test_series_of_a_lif_are_each_read_or_have_a_problem(tmp_path, capsys):
+    pytest.importorskip("bioio_lif")
+    grey, spectrum, section, both = volume(2, 2, 20, 30), volume(4, 20, 30), volume(25, 30), volume(2, 4, 20, 30)
+    images = {
+        "grey": grey,
+        "spectrum": ("λYX", spectrum),
+        "xz": ("ZX", section),
+        "both": ("CλYX", both),
+        "line": ("X", volume(30)),
+    }
+    write_lif(tmp_path / "a.lif", images)
+    frames = list_frames(tmp_path / "a.lif")
+    assert [frame.series for frame in frames] == [
+        "grey",
+        "grey",
+        "spectrum",
+        "xz",
+        *(f"both λ{number}" for number in range(4)),
+    ]
+    assert np.array_equal(frames[2].read(), spectrum.transpose(1, 2, 0))
+    assert np.array_equal(frames[2].open()[3:9], spectrum.transpose(1, 2, 0)[3:9])
+    assert np.array_equal(frames[3].read()[..., 0], section)
+    assert read_geometry(frames[3:4]).pixel == pytest.approx({"X": 0.5, "Y": 2})
+    assert np.array_equal(frames[5].read(), both[:, 1].transpose(1, 2, 0))
+    out = capsys.readouterr().out
+    assert "a.lif: series line is left out: axes" in out and len(out.splitlines()) == 1
+    assert len(list_frames(tmp_path / "a.lif", Choice(series="grey"))) == 2 and not capsys.readouterr().out
+    with pytest.raises(UserError, match=r"a\.lif, line: axes X: "):
+        list_frames(tmp_path / "a.lif", Choice(series="line"))
+
+
+@pytest.mark.parametrize("axes", ["TZ", "ZC"])
+def test_an_aborted_czi_is_refused_but_its_planes_are_read_by_section(tmp_path, axes):
+    pytest.importorskip("bioio_czi")
+    czi, pixels = pytest.importorskip("pylibCZIrw.czi"), volume(2, 4, 20, 30)
+    with czi.create_czi(str(tmp_path / "a.czi")) as file:
+        for first, second in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]:
+            plane = {"T": first, "Z": second} if axes == "TZ" else {"C": first, "Z": second}
+            file.write(pixels[first, second][..., None], plane=plane)
+        file.write_metadata("a")
+    num, there = (8, "0-3") if axes == "TZ" else (4, "0-1")
+    with pytest.raises(UserError, match=f"a.czi: 2 of {num} images are missing: .* by --section {there}$") as refused:
+        list_frames(tmp_path / "a.czi")
+    assert "damaged" not in str(refused.value)
+    frames = list_frames(tmp_path / "a.czi", Choice(section=there))
+    expected = pixels.reshape(8, 20, 30, 1)[:6] if axes == "TZ" else pixels[:, :2].transpose(1, 2, 3, 0)
+    assert np.array_equal(np.stack([frame.read() for frame in frames]), expected)
+
+
+@pytest.mark.parametrize("lacks", ["scale", "channels"])
+def test_a_czi_without_scale_or_channels_is_read(tmp_path, lacks):
+    pytest.importorskip("bioio_czi")
+    pixels, path = volume(1, 2, 1, 20, 30), tmp_path / "a.czi"
+    write_czi(path, pixels, ("DAPI",), 0.5e-6)
+    data, channel = path.read_bytes(), b"C" + bytes(7) + b"\1" + bytes(3)  # a dimension that begins at 0 and has size 1
+    data = data.replace(b"Scaling>", b"Sca_ing>") if lacks == "scale" else data.replace(channel, b"B" + channel[1:])
+    path.write_bytes(data)
+    frames = list_frames(path)
+    assert np.array_equal(np.stack([frame.read() for frame in frames])[..., 0], pixels[0, :, 0])
+    assert read_geometry(frames).axes == "Z" and ("X" in read_geometry(frames).pixel) == (lacks == "channels")
 
 
 def test_an_nd2_is_read(tmp_path):
@@ -100,6 +182,33 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=r"a\.lif: LIF needs the packages bioio and bioio-lif: pip install bioio"):
         list_frames(tmp_path / "a.lif")
+
+
+NAMED = {
+    "a.mrxs": "a MIRAX slide: .* the pixels lie in the folder .*: export it as OME-TIFF with QuPath",
+    "a.vsi": "an Olympus slide: this file is its overview.* pip install bioio bioio-bioformats",
+    "a.ims": "an Imaris file, whose arrays are larger than the image.*: export it as OME-TIFF",
+    "a.NEF": "a raw picture of a camera: as a TIFF this file is its preview",
+    "a.lof": "a part of a Leica project",
+    "a.oib": "an Olympus FluoView file",
+    "a.nii.gz": "a NIfTI file",
+    "a.geojson": "outlines of QuPath, no image",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_kind_that_is_not_read_is_called_by_its_name(tmp_path, work, fails, name):
+    if name == "a.mrxs":
+        Image.fromarray(COLOURS[0]).save(tmp_path / name, format="jpeg")
+    elif name in ("a.vsi", "a.NEF"):
+        tifffile.imwrite(tmp_path / name, COLOURS[0])
+    elif name == "a.ims":
+        with pytest.importorskip("h5py").File(tmp_path / name, "w") as file:
+            file["DataSet/ResolutionLevel 0/TimePoint 0/Channel 0/Data"] = volume(8, 16, 16)
+    else:
+        (tmp_path / name).write_bytes((b"\x70\0\0\0" if name == "a.lof" else b"") + b"no image" * 99)
+    line = fails(main, ["--info", name])
+    assert re.search(f"{name}: {NAMED[name]}", line) and "damaged" not in line
 
 
 def test_a_format_that_no_installed_plug_in_reads_is_said(tmp_path):

@@ -124,3 +124,100 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match=r"a\.h5 needs the package h5py"):
         list_frames(tmp_path / "a.h5")
+
+
+def virtual(path, name, source, dataset="raw", shape=(5, 32, 32)):
+    """Add a virtual data set of another file."""
+    layout = h5py.VirtualLayout(shape, np.uint8)
+    layout[:] = h5py.VirtualSource(source, dataset, shape)
+    with h5py.File(path, "a") as file:
+        file.create_virtual_dataset(name, layout)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A folder, and a secret file outside it."""
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    write(tmp_path / "secret.h5", raw=stack(5))
+    (tmp_path / "secret.txt").write_bytes(bytes(range(100)) * 11)
+    return tmp_path / "in"
+
+
+def test_external_storage_and_links_are_refused(folders, work, fails):
+    with h5py.File(folders / "a.h5", "w") as file:
+        file.create_dataset("raw", (32, 32), "u1", external=[(str(folders.parent / "secret.txt"), 0, 1024)])
+        file["linked"] = h5py.ExternalLink(str(folders.parent / "secret.h5"), "raw")
+        file["group"] = h5py.ExternalLink("../secret.h5", "/")
+        file["own"] = stack(1)
+    assert len(list_frames(folders / "a.h5")) == 1
+    for name, reason in (("raw", "external storage"), ("linked", "a link to raw of"), ("group", "a link to / of")):
+        with pytest.raises(UserError, match=f"a.h5:/{name}: .*{reason}"):
+            list_frames(f"{folders}/a.h5:/{name}")
+    assert "a.h5:/raw: its pixels lie in" in fails(main, ["--input", f"{folders}/a.h5:/raw", "--label", "none"])
+    with pytest.raises(UserError, match="no such data set"):
+        list_frames(f"{folders}/a.h5:/group/raw")
+
+
+@pytest.mark.parametrize("how", ["absolute", "relative", "by a link", "missing", "through a file", "through a link"])
+def test_virtual_data_sets_of_files_elsewhere_are_refused(folders, how, monkeypatch):
+    secret, source, dataset = folders.parent / "secret.h5", "b.h5", "raw"
+    if how == "absolute":
+        source = str(secret)
+    elif how == "relative":
+        source = "../secret.h5"
+    elif how == "by a link":
+        (folders / "b.h5").symlink_to(secret)
+    elif how == "through a file":
+        virtual(folders / "b.h5", "raw", "../secret.h5")
+    elif how == "through a link":
+        with h5py.File(folders / "b.h5", "w") as file:
+            file["group"] = h5py.ExternalLink("../secret.h5", "/")
+            file["soft"] = h5py.SoftLink("/group/raw")
+        dataset = "soft"
+    else:
+        write(folders.parent / "b.h5", raw=stack(5))
+        monkeypatch.chdir(folders.parent)  # where HDF5 looks, too
+    virtual(folders / "a.h5", "data", source, dataset)
+    with pytest.raises(
+        UserError, match=r"a\.h5: holds no image \(/data: .*(put it there|copy the pixels into one file)"
+    ):
+        list_frames(folders / "a.h5")
+
+
+def test_virtual_data_sets_and_links_within_the_folder_are_read(folders):
+    pixels = stack(5)
+    for path in (folders / "b.h5", folders / "below" / "b.h5"):
+        with h5py.File(path, "w") as file:
+            file["group/raw"] = pixels
+            file["soft"] = h5py.SoftLink("/group/raw")
+    (folders.parent / "link.h5").symlink_to("in/a.h5")
+    for name, source in (("same", "b.h5"), ("below", "below/b.h5"), ("absolute", str(folders / "b.h5"))):
+        virtual(folders / "a.h5", name, source, "soft")
+    virtual(folders / "a.h5", "own", ".", "same")
+    for file in (folders / "a.h5", folders.parent / "link.h5"):
+        for name in ("same", "below", "absolute", "own"):
+            frames = list_frames(f"{file}:/{name}")
+            assert np.array_equal(np.stack([frame.read()[..., 0] for frame in frames]), pixels)
+
+
+def test_a_compression_that_needs_a_plug_in_is_named(tmp_path):
+    if h5py.h5z.filter_avail(32001):
+        pytest.skip("hdf5plugin is loaded")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((8, 8))
+        plist.set_filter(32001, h5py.h5z.FLAG_OPTIONAL)
+        space = h5py.h5s.create_simple((8, 8))
+        data = h5py.Dataset(h5py.h5d.create(file.id, b"raw", h5py.h5t.STD_U8LE, space, plist))
+        data.id.write_direct_chunk((0, 0), bytes(20), 0)
+    with pytest.raises(UserError, match=r"/raw: compressed by .*32001\): pip install hdf5plugin") as refused:
+        list_frames(tmp_path / "a.h5")
+    assert "damaged" not in str(refused.value)
+
+
+def test_an_imaris_file_is_known_whatever_its_name(tmp_path):
+    write(tmp_path / "a.h5", **{"DataSet": stack(5)})
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.attrs["ImarisDataSet"] = np.frombuffer(b"ImarisDataSet", "S1")
+    with pytest.raises(UserError, match=r"a\.h5: an Imaris file.*: export it as OME-TIFF"):
+        list_frames(tmp_path / "a.h5")

@@ -1,4 +1,5 @@
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -91,3 +92,22 @@ def test_a_picture_is_decoded_once_and_only_when_its_pixels_are_asked_for(tmp_pa
     for frame in frames * 2:
         assert np.array_equal(frame.open()[3:9], frame.read()[3:9])
     assert len({*decoded}) == 6 and len(decoded) <= 12  # Pillow calls it twice
+
+
+def test_warnings_of_pillow_are_one_line_of_ours(tmp_path, capfd):
+    for number in range(3):
+        image = Image.fromarray(stack(1, 8)[0]).convert("P")
+        image.save(tmp_path / f"{number}.png", transparency=bytes(range(256)))
+        exif = Image.Exif()
+        exif[274] = 1
+        Image.fromarray(stack(1, 8)[0]).save(tmp_path / f"{number}.jpg", exif=exif)
+        data = bytearray((tmp_path / f"{number}.jpg").read_bytes())
+        where = data.index(b"Exif") + 14
+        data[where : where + 2] = b"\0\x40"  # more entries than there are bytes
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        for frame in list_frames(tmp_path):
+            frame.read()
+    out, err = capfd.readouterr()
+    assert not err and len(out.splitlines()) == 1 and "0.jpg and 2 more file(s): Pillow says: Corrupt EXIF data" in out

@@ -216,3 +216,73 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, kind):
                 frame.read()
         except UserError as error:
             assert "\n" not in str(error) and str(tmp_path) in str(error)
+
+
+CONTENTS = {
+    "a.tif": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+    "a.jpg": (b"\0\0\0\x18ftypheic" + bytes(99), "an HEIF picture"),
+    "a.png": (b"<html><body>not found</body></html>", "text, such as a web page"),
+    "a.bmp": (b"PK\3\4" + bytes(99), "a zip archive"),
+    "a.gif": (b"", "an empty file"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_what_lies_under_the_name_of_an_image_is_named_and_not_called_damaged(tmp_path, name):
+    content, words = CONTENTS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: {words}") as refused:
+        list_frames(tmp_path / name)
+    assert "damaged" not in str(refused.value)
+
+
+def test_the_masks_of_cellpose_are_named(tmp_path):
+    np.save(tmp_path / "a_seg.npy", {"masks": stack(1)[0]}, allow_pickle=True)
+    with pytest.raises(UserError, match=r"a_seg\.npy: Python objects, as Cellpose's .*: save the masks as PNG or TIFF"):
+        list_frames(tmp_path / "a_seg.npy")
+
+
+COLOURS = RNG.integers(0, 255, (20, 30, 3)).astype(np.uint8)
+COLOURS[..., 0] //= 4  # three different channels
+COLOURS[..., 2] = 100 + np.arange(30) * 5
+LOSSLESS = ["png", "bmp", "webp", "tif", "planar.tif", "tiles.tif", "planar.tiles.tif", "lzw.tif", "npy", "zarr", "h5"]
+
+
+def write_colours(path, name):
+    """A file of colours in a format."""
+    if name == "zarr":
+        axes = [{"name": axis} for axis in "cyx"]
+        write_zarr(path, COLOURS.transpose(2, 0, 1), [{"axes": axes, "datasets": [{"path": "0"}]}])
+    elif name == "h5":
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["raw"] = COLOURS
+    elif name == "npy":
+        np.save(path, COLOURS[None])
+    elif name.endswith("tif"):
+        options = {"planarconfig": "separate"} if "planar" in name else {}
+        options |= {"tile": (16, 16), "compression": "zlib"} if "tiles" in name else {}
+        options |= {"compression": "lzw"} if "lzw" in name else {}
+        tifffile.imwrite(
+            path, COLOURS.transpose(2, 0, 1) if "planar" in name else COLOURS, photometric="rgb", **options
+        )
+    else:
+        Image.fromarray(COLOURS).save(path, quality=95, subsampling=0, lossless=True)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_colours_are_red_green_and_blue_in_every_format(tmp_path, name):
+    if name == "lzw.tif":
+        pytest.importorskip("imagecodecs")
+    path = tmp_path / f"a.{name}"
+    write_colours(path, name)
+    (frame,) = list_frames(path)
+    assert np.array_equal(frame.read(), COLOURS) and np.array_equal(frame.open()[3:9], COLOURS[3:9])
+
+
+@pytest.mark.parametrize("name", ["jpg", "jp2", "gif"])
+def test_colours_of_lossy_formats_are_nearly_so(tmp_path, name):
+    smooth = np.stack(np.broadcast_arrays(np.arange(0, 160, 8)[:, None], 200, np.arange(0, 240, 8)), -1).astype(
+        np.uint8
+    )
+    Image.fromarray(smooth).save(tmp_path / f"a.{name}", **({"quality": 95} if name == "jpg" else {}))
+    assert np.abs(list_frames(tmp_path / f"a.{name}")[0].read().astype(int) - smooth).mean() < 5

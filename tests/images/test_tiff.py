@@ -1,14 +1,17 @@
 import importlib.util
 import os
+import struct
 import threading
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms, TiffImagePlugin
 from samples import RNG, read_frames, stack
 
-from images.readers import files_of, list_frames, read_geometry
+from images.layout import Layout
+from images.readers import files_of, list_frames, read_geometry, with_neighbours
+from images.selection import Choice
 from utils import UserError
 
 
@@ -222,7 +225,7 @@ def test_an_image_in_several_files_is_read_from_each_and_once(tmp_path, compress
         assert {path.name for path in files_of(frames)} == {"z0.ome.tif", "z1.ome.tif", "z2.ome.tif"}
     (tmp_path / "z2.ome.tif").unlink()
     os.utime(tmp_path / "z0.ome.tif", (0, 0))  # what was read of it is kept until it changes
-    with pytest.raises(UserError, match=r"1 of 3 pages are missing: put z2\.ome\.tif next to it"):
+    with pytest.raises(UserError, match=r"1 of 3 images are missing: put z2\.ome\.tif next to it"):
         list_frames(tmp_path / "z0.ome.tif")
 
 
@@ -280,3 +283,161 @@ def test_channels_among_the_pages_are_mapped_and_not_copied(tmp_path):
     images = read_frames(tmp_path / "a.ome.tif")
     assert all(isinstance(image, np.memmap) for image in images)
     assert np.array_equal(np.stack(images), pixels.transpose(0, 2, 3, 4, 1).reshape(8, 8, 9, 3))
+
+
+def aborted(path, axes, shape, claimed, compression=None):
+    """An OME-TIFF of random pages whose description claims more of them along its first axis, and the pages."""
+    pixels = stack(int(np.prod(shape)), 16).reshape(*shape, 16, 16)
+    tifffile.imwrite(path, pixels, photometric="minisblack", metadata={"axes": axes}, compression=compression)
+    size, num = f'Size{axes[0]}="{shape[0]}"', f'PlaneCount="{np.prod(shape)}"'
+    data = path.read_bytes().replace(size.encode(), f'Size{axes[0]}="{claimed}"'.encode())
+    path.write_bytes(data.replace(num.encode(), b'PlaneCount="9"'))
+    return pixels
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_an_aborted_acquisition_is_refused_but_its_planes_are_read_by_section(tmp_path, capsys, compression):
+    pixels = aborted(tmp_path / "z.ome.tif", "ZYX", (6,), 9, compression)
+    with pytest.raises(UserError, match=r"3 of 9 images are missing: .* by --section 0-5$"):
+        list_frames(tmp_path / "z.ome.tif")
+    frames = list_frames(tmp_path / "z.ome.tif", Choice(section="2-5"))
+    assert np.array_equal(np.stack([frame.read() for frame in frames])[..., 0], pixels[2:])
+    assert capsys.readouterr().out == f"note: {tmp_path}/z.ome.tif: 3 of 9 images are missing and left out\n"
+    assert [frame.index for frame in with_neighbours(frames, 1)[-1]] == [4, 5, 5]
+    with pytest.raises(UserError, match="images are missing"):
+        list_frames(tmp_path / "z.ome.tif", Choice(section="6:"))
+    times = aborted(tmp_path / "t.ome.tif", "TZCYX", (1, 3, 2), 2, compression)
+    frames = list_frames(tmp_path / "t.ome.tif", Choice(section=":"))
+    assert np.array_equal(np.stack([frame.read() for frame in frames]), times[0].transpose(0, 2, 3, 1))
+    assert read_geometry(frames).axes == "TZ"
+
+
+def test_what_the_reading_package_logs_is_one_line_of_ours(tmp_path, capsys):
+    for number in range(3):
+        path = tmp_path / f"{number}.ome.tif"
+        tifffile.imwrite(path, stack(6, 8), photometric="minisblack", metadata={"axes": "ZYX"})
+        path.write_bytes(path.read_bytes().replace(b"</Pixels>", b"         "))
+    assert len(list_frames(tmp_path)) == 18
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "0.ome.tif and 2 more file(s): tifffile says: OME series raised ParseError" in line
+    assert "each of its pages is an image of one channel" in line
+
+
+def test_pages_that_are_taken_for_lower_resolutions_are_told(tmp_path, capsys):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for size in (64, 32):
+            tif.write(stack(1, size)[0], photometric="minisblack", metadata=None)
+    assert len(list_frames(tmp_path / "a.tif")) == 1
+    assert "a.tif: the page(s) of 32 x 32 px are taken for lower resolutions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("axes", ["RZYX", "ZPYX"])
+@pytest.mark.parametrize("ome", [False, True])
+def test_positions_are_series_and_no_sections(tmp_path, axes, ome):
+    pixels = stack(6, 8).reshape(2, 3, 8, 8)  # two positions of three sections
+    stored = pixels if axes[0] == "R" else pixels.transpose(1, 0, 2, 3)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", metadata={"axes": axes}, ome=ome)
+    frames = list_frames(tmp_path / "a.tif")
+    assert np.array_equal(np.stack([frame.read() for frame in frames])[..., 0], pixels.reshape(6, 8, 8))
+    position = axes.strip("ZYX")
+    assert [frame.series.split()[-1] for frame in frames] == [f"{position}0"] * 3 + [f"{position}1"] * 3
+    g = read_geometry(frames)
+    assert (g.axes, g.lengths, read_geometry(frames[:3]).axes) == ("PZ", (2, 3), "Z")
+    assert Layout((6, 1, 8, 8), np.dtype("uint8"), g, order="TZC").lead == {"T": 2, "Z": 3}
+    assert Layout((6, 1, 8, 8), np.dtype("uint8"), g).lead == {"P": 2, "Z": 3}
+    assert len(list_frames(tmp_path / "a.tif", Choice(series="1", section="2"))) == 1
+
+
+SMOOTH = np.stack(np.meshgrid(np.arange(40) * 5, np.arange(30) * 7, [20, 60, 150]), -1)[..., 0, :].astype(np.uint8)
+SMOOTH[..., 2] = 90 + SMOOTH[..., 0] // 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "compression"),
+    [("YCbCr", "raw"), ("YCbCr", "tiff_lzw"), ("YCbCr", "jpeg"), ("LAB", "raw"), ("LAB", "tiff_lzw")],
+)
+def test_other_colours_become_red_green_and_blue(tmp_path, mode, compression):
+    image = Image.fromarray(SMOOTH)
+    if mode == "LAB":
+        profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+    image = image.convert("YCbCr") if mode == "YCbCr" else image
+    image.save(tmp_path / "a.tif", compression=compression, save_all=True, append_images=[image.transpose(1)])
+    for frame, expected in zip(read_frames(tmp_path / "a.tif"), (SMOOTH, SMOOTH[::-1]), strict=True):
+        assert np.abs(frame[:].astype(int) - expected).mean() <= 2  # stored as RGB they differ by 50
+        assert np.array_equal(frame[5:9], frame[:][5:9])
+
+
+@pytest.mark.parametrize("photometric", [8, 9, 32845])
+def test_colours_that_nothing_converts_are_named(tmp_path, photometric):
+    tifffile.imwrite(tmp_path / "a.tif", SMOOTH.astype(np.uint16), photometric="rgb")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
+        tif.pages[0].tags[262].overwrite(photometric)
+    with pytest.raises(UserError, match=r"a\.tif: (CIELAB|ICCLAB|LogLuv) colours, which .* convert it to an RGB TIFF"):
+        list_frames(tmp_path / "a.tif")
+
+
+def write_subsampled(path, compression):
+    """A YCbCr TIFF with one blue and one red difference for each 2 x 2 px, which no package writes uncompressed."""
+    y, cb, cr = np.moveaxis(np.asarray(Image.fromarray(SMOOTH).convert("YCbCr")), -1, 0)
+    units = y.reshape(15, 2, 20, 2).transpose(0, 2, 1, 3).reshape(15, 20, 4)
+    units = np.concatenate([units, cb[::2, ::2, None], cr[::2, ::2, None]], -1)
+    tifffile.imwrite(path, units.reshape(15, 120), compression=compression, metadata=None, rowsperstrip=15)
+    with tifffile.TiffFile(path) as tif:
+        where, count = tif.pages[0].dataoffsets[0], tif.pages[0].databytecounts[0]
+    data = path.read_bytes()[where : where + count]
+    tags = {256: 40, 257: 30, 259: 8 if compression else 1, 262: 6, 277: 3, 278: 30, 279: count}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    end = 8 + 2 + 12 * (len(tags) + 3) + 4
+    entries += [struct.pack("<HHII", 258, 3, 3, end), struct.pack("<HHII", 273, 4, 1, end + 8)]
+    entries += [struct.pack("<HHIHH", 530, 3, 2, 2, 2)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(sorted(entries, key=lambda e: e[1::-1]))
+    path.write_bytes(head + bytes(4) + struct.pack("<4H", 8, 8, 8, 0) + data)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_subsampled_colours_are_read(tmp_path, compression):
+    write_subsampled(tmp_path / "a.tif", compression)
+    assert np.abs(list_frames(tmp_path / "a.tif")[0].read().astype(int) - SMOOTH).max() <= 16
+
+
+@pytest.mark.parametrize("options", [0, 1, 5])
+def test_ccitt_t4_is_read_in_one_and_two_dimensions(tmp_path, options):
+    mask, tags = stack(1, 47)[0] > 99, TiffImagePlugin.ImageFileDirectory_v2()
+    tags[292], tags.tagtype[292] = options, 4
+    Image.fromarray(mask).save(tmp_path / "a.tif", compression="group3", tiffinfo=tags)
+    assert np.array_equal(list_frames(tmp_path / "a.tif")[0].read()[..., 0], mask * np.uint8(255))
+
+
+def test_a_series_of_a_kind_that_is_not_read_does_not_hide_the_others(tmp_path, capsys):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tif.write(stack(1, 8)[0].astype(np.complex64), photometric="minisblack")
+        tif.write(stack(1, 16)[0], photometric="minisblack")
+    (frame,) = list_frames(tmp_path / "a.tif")
+    assert frame.read().shape == (16, 16, 1) and "is left out: pixels of complex64" in capsys.readouterr().out
+    with pytest.raises(UserError, match="pixels of complex64"):
+        list_frames(tmp_path / "a.tif", Choice(series="0"))
+
+
+def test_a_path_that_holds_the_name_of_a_package_is_no_advice_to_install_it(tmp_path):
+    folder = tmp_path / "imagecodecs"
+    folder.mkdir()
+    tifffile.imwrite(folder / "a.tif", stack(3, 8), photometric="minisblack")
+    (folder / "a.tif").write_bytes((folder / "a.tif").read_bytes()[:100])
+    (folder / "a.npy").write_bytes(b"\x93NUMPY")
+    for name in ("a.tif", "a.npy"):
+        with pytest.raises(UserError, match=name) as refused:
+            list_frames(folder / name)
+        assert "pip install" not in str(refused.value)
+
+
+@pytest.mark.parametrize("compression", [34888, 48124])
+def test_a_compression_that_nothing_reads_is_not_called_damage(tmp_path, compression):
+    tifffile.imwrite(tmp_path / "a.tif", stack(1)[0], compression="zlib", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
+        tif.pages[0].tags[259].overwrite(compression)
+    with pytest.raises(
+        UserError, match=r"a\.tif.*: of a kind that is not read .*: save it as an uncompressed TIFF"
+    ) as error:
+        list_frames(tmp_path / "a.tif")[0].read()
+    assert "damaged" not in str(error.value)

@@ -1,3 +1,4 @@
+import re
 import shutil
 import tracemalloc
 
@@ -6,10 +7,11 @@ import pytest
 from samples import RNG, read_frames, stack
 from zarrs import write_plate, write_zarr
 
-from images.readers import list_frames, read_geometry, with_neighbours
+from images.readers import forget_files, list_frames, read_geometry, with_neighbours
 from images.selection import Choice
 from utils import UserError
 
+AXES_YX = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
 SCALE = [{"type": "scale", "scale": [1, 0.5, 0.5]}]
 
 
@@ -61,7 +63,7 @@ def test_a_plate_is_read_well_by_well(tmp_path, version):
         assert np.array_equal(frame.read()[..., 0], fields[frame.series][number % 2])
     assert [[f.index for f in around] for around in with_neighbours(frames, 1)[1:3]] == [[0, 1, 1], [2, 2, 3]]
     g = read_geometry(frames)
-    assert (g.axes, g.lengths, g.labels[::2], g.pixel["X"]) == ("Z", (8,), tuple(IN_ORDER), 0.5)
+    assert (g.axes, g.lengths, g.labels[::2], g.pixel["X"]) == ("PZ", (4, 2), tuple(IN_ORDER), 0.5)
     chosen = list_frames(tmp_path / "p.zarr", Choice(series="A/10/1, 3"))
     assert [frame.index for frame in chosen] == [4, 5, 6, 7]
     assert read_geometry(chosen[:2]).lengths == (2,)
@@ -147,3 +149,55 @@ def test_a_chunk_that_claims_more_than_its_size_is_refused_before_it_is_decoded(
         assert tracemalloc.get_traced_memory()[1] < 10**7
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("member", ["chunk", "folder", "metadata"])
+def test_links_in_a_zarr_folder_are_not_followed(tmp_path, member, version):
+    path, scales = tmp_path / "a.zarr", [{"axes": AXES_YX, "datasets": [{"path": "0"}]}]
+    pixels = stack(1)[0]
+    write_zarr(path, pixels, scales, version)
+    assert np.array_equal(list_frames(path)[0].read()[..., 0], pixels)
+    chunks = sorted(file for file in (path / "0").rglob("*") if file.is_file())
+    metadata = [file for file in chunks if file.name in ("zarr.json", ".zarray")]
+    chosen = {"chunk": next(file for file in chunks if file not in metadata), "folder": path / "0"}
+    moved = chosen.get(member, metadata[0])
+    moved.rename(tmp_path / "moved")
+    moved.symlink_to(tmp_path / "moved")
+    forget_files()
+    with pytest.raises(UserError, match="is a link, which is not followed inside a Zarr folder: copy what it leads to"):
+        list_frames(path)[0].read()
+
+
+@pytest.mark.parametrize("way", ["link", ".."])
+def test_a_plate_does_not_lead_to_other_folders(tmp_path, way):
+    fields = {name: stack(1)[0] for name in ("A/1/0", "A/1/1")}
+    write_plate(tmp_path / "p.zarr", fields)
+    write_zarr(tmp_path / "other.zarr", stack(1)[0], [{"axes": AXES_YX, "datasets": [{"path": "0"}]}])
+    if way == "link":
+        (tmp_path / "p.zarr/A/1/1").rename(tmp_path / "moved")
+        (tmp_path / "p.zarr/A/1/1").symlink_to(tmp_path / "moved")
+    else:
+        for file in (tmp_path / "p.zarr/A/1").iterdir():
+            if file.is_file():
+                file.write_text(re.sub(r'"path": *"1"', '"path": "../../../other.zarr"', file.read_text()))
+    with pytest.raises(UserError, match=r"is a link|lies outside"):
+        list_frames(tmp_path / "p.zarr")
+
+
+def test_a_zarr_that_is_a_link_itself_is_read(tmp_path):
+    write_zarr(tmp_path / "a.zarr", stack(1)[0], [{"axes": AXES_YX, "datasets": [{"path": "0"}]}])
+    (tmp_path / "b.zarr").symlink_to("a.zarr")
+    assert list_frames(tmp_path / "b.zarr")[0].read().shape == (32, 32, 1)
+
+
+@pytest.mark.parametrize("axes", [True, False])
+def test_a_later_version_of_ome_zarr_is_named(tmp_path, axes):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
+    group.create_array("0", data=stack(1)[0])
+    scale = {"datasets": [{"path": "0"}], "coordinateSystems": [{"name": "physical", "axes": AXES_YX}]}
+    scale |= {"axes": AXES_YX} if axes else {}
+    group.attrs["ome"] = {"version": "0.6.dev2", "multiscales": [scale]}
+    with pytest.raises(UserError, match=r"a\.zarr: OME-Zarr 0\.6.*: up to 0\.5 is read: write it as OME-Zarr 0\.5"):
+        list_frames(tmp_path / "a.zarr")

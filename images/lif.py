@@ -1,0 +1,92 @@
+"""Images of Leica's `.lif` that bioio-lif does not read: of a colour camera, of wavelengths, and sections along Z."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from images.geometry import Geometry, in_micron, positive
+
+USUAL = {"T", "C", "Z", "M", "Y", "X"}  # axes of which bioio-lif makes images
+COLOURS = ("S", "λ", "Λ")  # axes whose entries become channels: samples, wavelengths of emission and of excitation
+ROWS = ("Z", "T")  # axes that become the rows of an image without Y: of an xz or xt scan
+AXIS = {"1": "X", "2": "Y", "3": "Z"}  # by the number of a dimension in the metadata
+
+
+class LifPlanes:
+    """Image of a LIF as an array that is read frame by frame; the file is open only meanwhile."""
+
+    def __init__(self, path: Path, number: int, image: Any) -> None:
+        self._path, self._number = path, number
+        self._names = tuple(image.dims)
+        self.shape, self.dtype = tuple(image.shape), np.dtype(image.dtype)
+        inner = image.frames.frame_sizes
+        self.chunks = tuple(inner.get(name, 1) for name in self._names)
+        self.axes = tuple(map(self._letter, self._names))
+
+    def _letter(self, name: str) -> str:
+        """Axis as images have it."""
+        if name in COLOURS and "C" not in self._names:
+            return "C"
+        rows = next((axis for axis in ROWS if axis in self._names), None)
+        return "Y" if "Y" not in self._names and name == rows else name
+
+    def __getitem__(self, place: tuple[slice | int, ...]) -> np.ndarray:
+        """Part of the image."""
+        with _opened(self._path) as lif:
+            frames = lif.images[self._number].frames
+            inner = frames.frame_sizes
+            wanted = {
+                name: np.atleast_1d(np.arange(length)[part]).tolist()
+                for name, length, part in zip(self._names, self.shape, place, strict=True)
+                if name not in inner
+            }
+            pixels = lif.images[self._number].frames(**wanted).asarray()
+        order = [*wanted, *inner]
+        pixels = pixels.reshape(*map(len, wanted.values()), *inner.values())
+        pixels = pixels.transpose([order.index(name) for name in self._names])
+        whole = slice(None)
+        return pixels[
+            tuple(
+                part if name in inner else 0 if isinstance(part, int) else whole
+                for name, part in zip(self._names, place, strict=True)
+            )
+        ]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """File of Leica, whatever its name ends with."""
+    from liffile import LifFile
+
+    with path.open("rb") as stream, LifFile(stream) as lif:
+        yield lif
+
+
+def unusual_image(path: Path, number: int) -> tuple[LifPlanes, Geometry] | None:
+    """Image of a LIF that bioio-lif does not read, and its geometry; None for others."""
+    with _opened(path) as lif:
+        image = lif.images[number]
+        if {*image.dims} <= USUAL and {"Y", "X"} <= {*image.dims}:
+            return None
+        planes = LifPlanes(path, number, image)
+        return planes, _geometry(planes, image)
+
+
+def _geometry(planes: LifPlanes, image: Any) -> Geometry:
+    """Axes of the frames, pixel size, and names of the channels."""
+    letters = dict(zip(image.dims, planes.axes, strict=True))
+    sizes = {}
+    for found in image.xml_element.findall("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
+        axis, num = AXIS.get(found.get("DimID")), int(found.get("NumberOfElements"))
+        if axis in letters and num > 1 and found.get("Unit") == "m":
+            sizes[letters[axis]] = abs(float(found.get("Length"))) * 1e6 / (num - 1)
+    pixel, unit = in_micron({axis: positive(size) for axis, size in sizes.items()}, dict.fromkeys(sizes, "µm"))
+    outer = {axis: num for axis, num in zip(planes.axes, image.shape, strict=True) if axis not in "CYX"}
+    names = [found.get("LUTName", "") for found in image.xml_element.findall(".//ChannelDescription")]
+    of_samples = "S" in image.dims and "C" not in image.dims
+    return Geometry("".join(outer), tuple(outer.values()), pixel, unit, channels=tuple(names if of_samples else ()))
