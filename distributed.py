@@ -21,14 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from files import finish_exchange, reading
-from utils import FlagError
+from utils import FlagError, is_worker
 
 Item = TypeVar("Item")
-
-
-def is_worker() -> bool:
-    """Whether torchrun started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def num_gpu(gpu_ids: str) -> int:

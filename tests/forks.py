@@ -123,7 +123,7 @@ def launch_two(argv: list[str]) -> None:
 
     for rank in "01":
         if not os.fork():
-            os.environ["RANK"] = rank
+            os.environ["RANK"] = os.environ["LOCAL_RANK"] = rank
             os._exit(main.main(argv))
     for _ in range(2):
         os.wait()
