@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from utils import UserError, printable
+from utils import UserError, printable, say
 
 try:
     import fcntl
@@ -29,7 +29,7 @@ except ImportError:  # Windows
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2 (Linux): relative to the current folder; exchange the two
-ABANDONED = 86400  # [s] on Windows an unlocked partial file may be about to be renamed, unless it is this old
+ABANDONED = 86400  # [s] where locks don't tell a partial file of a dead process from one in use, it is this old
 TRIES, PAUSE = 5, 0.02  # attempts to lock, and [s] between them: a leaving reader holds the lock alone for a moment
 
 
@@ -43,6 +43,7 @@ class _Lock:
 
 
 _held: dict[Path, _Lock] = {}  # lock file -> lock
+_without_locks: set[int] = set()  # devices whose file systems have no locks, which was said
 
 
 @contextmanager
@@ -50,7 +51,8 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = ".loc
     """Lock a folder against other processes that write in it.
 
     This is a lock of the kernel (flock), which ends with the process. Nothing is locked if the file system has no
-    locks, or for a reader without write permission. A process may take a lock that it already holds.
+    locks, which is said once, or for a reader that can't write in the folder and finds no lock file there. A process
+    may take a lock that it already holds.
 
     Parameters
     ----------
@@ -115,21 +117,44 @@ def _acquire(path: Path, advice: str, shared: bool) -> int | None:
         try:
             if not shared:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            descriptor, writable = _open_lock(path, os.O_RDWR | os.O_CREAT, os.O_RDWR, os.O_RDONLY)
         except OSError as error:
             if shared:
                 return None
+            if isinstance(error, PermissionError) and os.path.lexists(path):
+                raise _foreign_lock(path, error) from error
             raise cannot_write(path.parent, error) from error
         try:
             _claim(path, descriptor, advice, shared)
             has_name = _has_name(descriptor, path)
+            if has_name and not (writable or shared):  # of a dead process of another account
+                with suppress(OSError):  # a sticky folder: do with that file, though our name is not in it
+                    path.unlink()
+                    has_name = False
         except BaseException:
             os.close(descriptor)
             raise
         if has_name:
-            _sign(descriptor, shared)
+            _sign(descriptor, path, shared)
             return descriptor
         os.close(descriptor)  # the holder before us has removed the file, so that nobody else sees our lock: try again
+
+
+def _open_lock(path: Path, *ways: int) -> tuple[int, bool]:
+    """Descriptor of a file, opened in the first of several ways that is permitted, and whether it can be written to.
+
+    For a lock, reading is enough; a kernel may refuse `O_CREAT` for a file of another account (protected_regular).
+    """
+    first = None
+    for flags in ways:
+        try:
+            return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666), flags != os.O_RDONLY
+        except OSError as error:
+            first = first or error
+            if not isinstance(error, PermissionError):
+                break
+    assert first is not None
+    raise first
 
 
 def _has_name(descriptor: int, path: Path) -> bool:
@@ -142,12 +167,35 @@ def _has_name(descriptor: int, path: Path) -> bool:
 def _claim(path: Path, descriptor: int, advice: str, shared: bool) -> None:
     """Lock a file, or name its holder in an error."""
     for _ in range(TRIES):
-        if _try_lock(descriptor, shared) is not False:
+        try:
+            taken = _try_lock(descriptor, path, shared)
+        except OSError as error:  # NFS: only who may write to a file can lock it alone
+            raise _foreign_lock(path, error) from error
+        if taken is None:
+            _say_unlocked(path.parent)
+        if taken is not False:
             return
         time.sleep(PAUSE)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    holder = os.read(descriptor, 300).decode("utf-8", "replace").strip() or "another process reads it"
-    raise UserError(f"{path.parent} is in use ({holder}): wait for it, or {advice}")
+    holder = ""
+    with suppress(OSError):  # on SMB a locked file can't be read either
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        holder = os.read(descriptor, 300).decode("utf-8", "replace").strip()
+    raise UserError(f"{path.parent} is in use ({holder or 'another process reads it'}): wait for it, or {advice}")
+
+
+def _foreign_lock(path: Path, error: OSError) -> UserError:
+    """Error for a lock file of another account that can't be locked."""
+    what = f"{path}: a lock of another account ({error.strerror})"
+    return UserError(f"{what}: remove it if nothing of that account runs in {path.parent}, or choose another folder")
+
+
+def _say_unlocked(folder: Path) -> None:
+    """Warn once that a file system has no locks."""
+    device = folder.stat().st_dev
+    if device not in _without_locks and os.environ.get("RANK", "0") == "0":
+        what = "the file system has no locks, nothing keeps two commands from writing there at once"
+        say(f"warning: {folder}: {what}: run one at a time", sys.stderr)
+    _without_locks.add(device)
 
 
 def _upgrade(path: Path, lock: _Lock, advice: str) -> None:
@@ -155,24 +203,36 @@ def _upgrade(path: Path, lock: _Lock, advice: str) -> None:
     try:
         _claim(path, lock.descriptor, advice, shared=False)
     except UserError:
-        _try_lock(lock.descriptor, shared=True)  # the failed attempt has released it
+        _try_lock(lock.descriptor, path, shared=True)  # the failed attempt has released it
         raise
     lock.shared = False
-    _sign(lock.descriptor, shared=False)
+    _sign(lock.descriptor, path, shared=False)
 
 
-def _sign(descriptor: int, shared: bool) -> None:
+def _sign(descriptor: int, path: Path, shared: bool) -> None:
     """Write this process into its lock file, replacing what a killed one has left."""
-    command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-    text = "" if shared else f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300]
+    with suppress(OSError):  # of another account: or who may write in the folder could not lock it over NFS
+        path.chmod(path.stat().st_mode | path.parent.stat().st_mode & 0o066)
     with suppress(OSError):  # a full disk: the lock works without it
         os.truncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, text.encode())
+        os.write(descriptor, b"" if shared else _signature().encode())
 
 
-def _try_lock(descriptor: int, shared: bool) -> bool | None:
-    """Lock a file; False if another process holds it, None if the file system has no locks."""
+def _signature() -> str:
+    """Number, machine and command of this process, by which others name it."""
+    command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    return f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300]
+
+
+def _try_lock(descriptor: int, path: Path, shared: bool) -> bool | None:
+    """Lock a file; False if another process holds it, None if the file system has no locks.
+
+    Raises
+    ------
+    OSError
+        The file is open for reading only, and the file system (NFS) needs more.
+    """
     try:
         if fcntl:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -183,15 +243,27 @@ def _try_lock(descriptor: int, shared: bool) -> bool | None:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
             os.lseek(descriptor, 0, os.SEEK_SET)
     except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
+        if error.errno == errno.EACCES and fcntl:  # SMB says so of a lock that another machine holds
+            return False if _can_lock_in(path.parent) else None
         return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
     return True
+
+
+def _can_lock_in(folder: Path) -> bool:
+    """Whether a file that nobody else has can be locked in a folder."""
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _release(path: Path, descriptor: int) -> None:
     """Release a lock, and remove its file if no other process holds it."""
     try:
-        if _try_lock(descriptor, shared=False) is not False:
-            with suppress(OSError):
+        with suppress(OSError):
+            if _try_lock(descriptor, path, shared=False) is not False:
                 path.unlink()
     finally:
         os.close(descriptor)
@@ -257,24 +329,28 @@ def _open_partial(path: Path, mode: str) -> tuple[Path, IO]:
     while True:
         partial = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.partial")
         file = partial.open(mode.replace("w", "x"), **text)
-        if _try_lock(file.fileno(), shared=False) is not False and _has_name(file.fileno(), partial):
+        if _try_lock(file.fileno(), partial, shared=False) is not False and _has_name(file.fileno(), partial):
             return partial, file
         file.close()  # another process swept it between its creation and the lock: try again
 
 
 def sweep(path: Path) -> None:
-    """Remove the partial files of killed processes: those that nobody locks."""
+    """Remove the partial files of killed processes: those that nobody locks, or where that can't be told old ones."""
     for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*.partial"):
         with suppress(OSError):
             status = partial.lstat()
             if not stat.S_ISREG(status.st_mode):
                 continue
-            with partial.open("r+b") as file:
-                dead = _try_lock(file.fileno(), shared=False)
+            descriptor, _ = _open_lock(partial, os.O_RDWR, os.O_RDONLY)
+            try:
+                dead = _try_lock(descriptor, partial, shared=False)
                 if dead and fcntl:
                     partial.unlink()
-            if dead and not fcntl and time.time() - status.st_mtime > ABANDONED:
-                partial.unlink()  # Windows can't remove an open file, nor rename a locked one
+            finally:
+                os.close(descriptor)
+            # Windows can't remove an open file, nor rename a locked one
+            if time.time() - status.st_mtime > ABANDONED and (dead is None or (dead and not fcntl)):
+                partial.unlink()
 
 
 def partial_of(path: Path) -> Path:

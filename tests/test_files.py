@@ -1,13 +1,20 @@
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, Killed, kill_before
+from forks import as_nobody
 
+import files
+import run_make_database
 from files import (
     atomic_folder,
     atomic_write,
@@ -19,6 +26,9 @@ from files import (
     swap_folders,
 )
 from utils import UserError
+
+if sys.platform != "win32":
+    import fcntl
 
 ADVICE = "choose another folder"
 
@@ -211,6 +221,99 @@ def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_
             other = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
             assert f"process {os.getpid()} on" in other.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.fixture
+def shared(database, work):
+    """A database in folders that every account may search and write."""
+    parents = {parent: parent.stat().st_mode for parent in work.parents if parent.stat().st_mode & 1 == 0}
+    for parent in parents:
+        parent.chmod(0o711)
+    for folder in (work, *(path for path in work.rglob("*") if path.is_dir())):
+        folder.chmod(0o777)
+    yield database
+    for parent, mode in parents.items():
+        parent.chmod(mode)
+
+
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs two accounts")
+OVERWRITE = ["--overwrite", "--synthetic", "4", "--size", "32"]
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o600])
+@pytest.mark.parametrize("sticky", [0, 0o1000])
+def test_a_lock_of_another_accounts_dead_process_is_taken_over(shared, work, start, mode, sticky):
+    (shared / ".lock").write_text("process 1 on nowhere: python main.py")
+    (shared / ".lock").chmod(mode)
+    for entry in shared.rglob("*"):
+        os.chown(entry, 65534, 65534)
+    os.chown(shared / ".lock", 0, 0)
+    shared.chmod(0o777 | sticky)
+    process = start(partial(as_nobody, run_make_database.main), *OVERWRITE)
+    _, err = process.communicate()
+    if mode == 0o644:
+        assert (process.returncode, err) == (0, "")
+        assert np.load(shared / "train" / "00000.npy").shape == (32, 32)
+    else:  # nobody can tell whether it is held
+        assert process.returncode == 1 and err.count("\n") == 1
+        assert f"{shared}/.lock: a lock of another account".removeprefix(f"{work}/") in err
+
+
+@needs_root
+def test_a_lock_of_another_accounts_living_process_is_named(shared, work, start):
+    with locked(shared, ""):
+        process = start(partial(as_nobody, run_make_database.main), *OVERWRITE)
+        _, err = process.communicate()
+        assert process.returncode == 1 and f"is in use (process {os.getpid()} on" in err
+        assert (shared / ".lock").stat().st_mode & 0o777 == 0o666  # who may write in the folder may lock it
+
+
+@needs_root
+def test_a_partial_file_of_another_accounts_dead_process_is_removed(shared, work, start):
+    (work / ".net.pt.1234.partial").touch(0o644)
+    process = start(partial(as_nobody, write_net), "net.pt")
+    assert process.communicate() == ("", "") and process.returncode == 0
+    assert not list(work.glob(".*.partial")) and (work / "net.pt").exists()
+
+
+def write_net(argv):
+    with atomic_write(argv[0]):
+        return 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES])
+def test_a_file_system_without_locks_is_named_once_and_partial_files_go_by_age(work, monkeypatch, capfd, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "_without_locks", set())
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for name, age in (("old", 2 * 86400), ("young", 60)):
+        (work / f".p.csv.{name}.partial").touch()
+        os.utime(work / f".p.csv.{name}.partial", (time.time() - age,) * 2)
+    assert run_make_database.main(["--synthetic", "4", "--size", "32"]) == 0
+    with locked(work, ""), atomic_write(work / "p.csv"):
+        pass
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "warning: " in err and "the file system has no locks" in err
+    assert [path.name for path in work.glob(".*")] == [".p.csv.young.partial"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+def test_a_lock_that_another_machine_holds_by_smb_is_in_use(work, monkeypatch):
+    """SMB's answer is that of a missing permission, which a new file does not get."""
+    flock = fcntl.flock
+
+    def refuse(descriptor, operation):
+        if (work / ".lock").exists() and os.fstat(descriptor).st_ino == (work / ".lock").stat().st_ino:
+            raise OSError(errno.EACCES, "Permission denied")
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="is in use"), locked(work, ""):
+        pass
 
 
 def test_a_full_disk_that_takes_no_note_of_the_process_takes_a_lock(tmp_path, monkeypatch):
