@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +157,7 @@ class World:
         self.gather([None])
 
     @contextmanager
-    def reading(self, folder: Path, entries: list[str], advice: str) -> Iterator[None]:
+    def reading(self, folder: Path, entries: Mapping[str, str], advice: str) -> Iterator[None]:
         """While entered, a folder is complete and other programs can't replace its entries; see `files.reading`."""
         if self.is_main:
             finish_exchange(folder, entries)
