@@ -23,7 +23,10 @@ if TYPE_CHECKING:  # not at run time: a database is made in half the time withou
     from torch import Tensor
 
 SPLITS = ("train", "val", "test")
-ENTRIES = [*SPLITS, "dataset.json"]  # of a database's folder, replaced together
+# names in the folder of a split that this program or pytorch-UNET gives: samples, their distances and partial files
+SAMPLES = r"((input|label)_?)?\d+(\.distance)?\.npy|\..*\.partial"
+# of a database's folder, replaced together, each with the names of what may be removed in it
+ENTRIES = dict.fromkeys(SPLITS, SAMPLES) | {"dataset.json": ""}
 NORMALIZE = ("data", "image", "legacy")
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
 OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names with `input` and `label` first are samples

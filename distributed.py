@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from files import finish_exchange, reading
-from utils import FlagError
+from utils import FlagError, is_worker
 
 Item = TypeVar("Item")
-
-
-def is_worker() -> bool:
-    """Whether torchrun started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def num_gpu(gpu_ids: str) -> int:
@@ -162,7 +157,7 @@ class World:
         self.gather([None])
 
     @contextmanager
-    def reading(self, folder: Path, entries: list[str], advice: str) -> Iterator[None]:
+    def reading(self, folder: Path, entries: Mapping[str, str], advice: str) -> Iterator[None]:
         """While entered, a folder is complete and other programs can't replace its entries; see `files.reading`."""
         if self.is_main:
             finish_exchange(folder, entries)

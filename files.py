@@ -1,4 +1,4 @@
-"""Files that are complete or absent: atomic writes, exchanges of folders, and locks between processes."""
+"""Files that are complete or absent, also after a power cut: atomic writes, exchanges of folders, and locks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import glob
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -14,13 +15,14 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from utils import UserError, natural_key, printable
+from utils import UserError, natural_key, printable, say
 
 try:
     import fcntl
@@ -29,7 +31,7 @@ except ImportError:  # Windows
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2 (Linux): relative to the current folder; exchange the two
-ABANDONED = 86400  # [s] on Windows an unlocked partial file may be about to be renamed, unless it is this old
+ABANDONED = 86400  # [s] where locks don't tell a partial file of a dead process from one in use, it is this old
 TRIES, PAUSE = 5, 0.02  # attempts to lock, and [s] between them: a leaving reader holds the lock alone for a moment
 
 
@@ -43,6 +45,7 @@ class _Lock:
 
 
 _held: dict[Path, _Lock] = {}  # lock file -> lock
+_without_locks: set[int] = set()  # devices whose file systems have no locks, which was said
 
 
 @contextmanager
@@ -50,7 +53,8 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = ".loc
     """Lock a folder against other processes that write in it.
 
     This is a lock of the kernel (flock), which ends with the process. Nothing is locked if the file system has no
-    locks, or for a reader without write permission. A process may take a lock that it already holds.
+    locks, which is said once, or for a reader that can't write in the folder and finds no lock file there. A process
+    may take a lock that it already holds.
 
     Parameters
     ----------
@@ -96,7 +100,7 @@ def locked(folder: Path, advice: str, *, shared: bool = False, name: str = ".loc
 
 
 @contextmanager
-def reading(folder: Path, names: list[str], advice: str) -> Iterator[None]:
+def reading(folder: Path, names: Mapping[str, str], advice: str) -> Iterator[None]:
     """Keep other processes from replacing the entries of an `atomic_folder`, after completing an interrupted exchange.
 
     Parameters and errors as for `atomic_folder`.
@@ -114,22 +118,45 @@ def _acquire(path: Path, advice: str, shared: bool) -> int | None:
     while True:
         try:
             if not shared:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+                make_folder(path.parent)
+            descriptor, writable = _open_lock(path, os.O_RDWR | os.O_CREAT, os.O_RDWR, os.O_RDONLY)
         except OSError as error:
             if shared:
                 return None
+            if isinstance(error, PermissionError) and os.path.lexists(path):
+                raise _foreign_lock(path, error) from error
             raise cannot_write(path.parent, error) from error
         try:
             _claim(path, descriptor, advice, shared)
             has_name = _has_name(descriptor, path)
+            if has_name and not (writable or shared):  # of a dead process of another account
+                with suppress(OSError):  # a sticky folder: do with that file, though our name is not in it
+                    path.unlink()
+                    has_name = False
         except BaseException:
             os.close(descriptor)
             raise
         if has_name:
-            _sign(descriptor, shared)
+            _sign(descriptor, path, shared)
             return descriptor
         os.close(descriptor)  # the holder before us has removed the file, so that nobody else sees our lock: try again
+
+
+def _open_lock(path: Path, *ways: int) -> tuple[int, bool]:
+    """Descriptor of a file, opened in the first of several ways that is permitted, and whether it can be written to.
+
+    For a lock, reading is enough; a kernel may refuse `O_CREAT` for a file of another account (protected_regular).
+    """
+    first = None
+    for flags in ways:
+        try:
+            return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666), flags != os.O_RDONLY
+        except OSError as error:
+            first = first or error
+            if not isinstance(error, PermissionError):
+                break
+    assert first is not None
+    raise first
 
 
 def _has_name(descriptor: int, path: Path) -> bool:
@@ -142,12 +169,35 @@ def _has_name(descriptor: int, path: Path) -> bool:
 def _claim(path: Path, descriptor: int, advice: str, shared: bool) -> None:
     """Lock a file, or name its holder in an error."""
     for _ in range(TRIES):
-        if _try_lock(descriptor, shared) is not False:
+        try:
+            taken = _try_lock(descriptor, path, shared)
+        except OSError as error:  # NFS: only who may write to a file can lock it alone
+            raise _foreign_lock(path, error) from error
+        if taken is None:
+            _say_unlocked(path.parent)
+        if taken is not False:
             return
         time.sleep(PAUSE)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    holder = os.read(descriptor, 300).decode("utf-8", "replace").strip() or "another process reads it"
-    raise UserError(f"{path.parent} is in use ({holder}): wait for it, or {advice}")
+    holder = ""
+    with suppress(OSError):  # on SMB a locked file can't be read either
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        holder = os.read(descriptor, 300).decode("utf-8", "replace").strip()
+    raise UserError(f"{path.parent} is in use ({holder or 'another process reads it'}): wait for it, or {advice}")
+
+
+def _foreign_lock(path: Path, error: OSError) -> UserError:
+    """Error for a lock file of another account that can't be locked."""
+    what = f"{path}: a lock of another account ({error.strerror})"
+    return UserError(f"{what}: remove it if nothing of that account runs in {path.parent}, or choose another folder")
+
+
+def _say_unlocked(folder: Path) -> None:
+    """Warn once that a file system has no locks."""
+    device = folder.stat().st_dev
+    if device not in _without_locks and os.environ.get("RANK", "0") == "0":
+        what = "the file system has no locks, nothing keeps two commands from writing there at once"
+        say(f"warning: {folder}: {what}: run one at a time", sys.stderr)
+    _without_locks.add(device)
 
 
 def _upgrade(path: Path, lock: _Lock, advice: str) -> None:
@@ -155,24 +205,36 @@ def _upgrade(path: Path, lock: _Lock, advice: str) -> None:
     try:
         _claim(path, lock.descriptor, advice, shared=False)
     except UserError:
-        _try_lock(lock.descriptor, shared=True)  # the failed attempt has released it
+        _try_lock(lock.descriptor, path, shared=True)  # the failed attempt has released it
         raise
     lock.shared = False
-    _sign(lock.descriptor, shared=False)
+    _sign(lock.descriptor, path, shared=False)
 
 
-def _sign(descriptor: int, shared: bool) -> None:
+def _sign(descriptor: int, path: Path, shared: bool) -> None:
     """Write this process into its lock file, replacing what a killed one has left."""
-    command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-    text = "" if shared else f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300]
+    with suppress(OSError):  # of another account: or who may write in the folder could not lock it over NFS
+        path.chmod(path.stat().st_mode | path.parent.stat().st_mode & 0o066)
     with suppress(OSError):  # a full disk: the lock works without it
         os.truncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, text.encode())
+        os.write(descriptor, b"" if shared else _signature().encode())
 
 
-def _try_lock(descriptor: int, shared: bool) -> bool | None:
-    """Lock a file; False if another process holds it, None if the file system has no locks."""
+def _signature() -> str:
+    """Number, machine and command of this process, by which others name it."""
+    command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    return f"process {os.getpid()} on {socket.gethostname()}: {command}"[:300]
+
+
+def _try_lock(descriptor: int, path: Path, shared: bool) -> bool | None:
+    """Lock a file; False if another process holds it, None if the file system has no locks.
+
+    Raises
+    ------
+    OSError
+        The file is open for reading only, and the file system (NFS) needs more.
+    """
     try:
         if fcntl:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -183,15 +245,27 @@ def _try_lock(descriptor: int, shared: bool) -> bool | None:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
             os.lseek(descriptor, 0, os.SEEK_SET)
     except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
+        if error.errno == errno.EACCES and fcntl:  # SMB says so of a lock that another machine holds
+            return False if _can_lock_in(path.parent) else None
         return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
     return True
+
+
+def _can_lock_in(folder: Path) -> bool:
+    """Whether a file that nobody else has can be locked in a folder."""
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _release(path: Path, descriptor: int) -> None:
     """Release a lock, and remove its file if no other process holds it."""
     try:
-        if _try_lock(descriptor, shared=False) is not False:
-            with suppress(OSError):
+        with suppress(OSError):
+            if _try_lock(descriptor, path, shared=False) is not False:
                 path.unlink()
     finally:
         os.close(descriptor)
@@ -208,8 +282,91 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_locks)
 
 
+# file systems whose syncfs has all files on the disk, also of a server, when it returns (statfs(2)): ext, XFS, Btrfs,
+# F2FS, NFS, overlay, tmpfs; of others, such as SMB and FUSE, it sends them to the server, and only fsync does the rest
+SYNCED_AT_ONCE = {0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x6969, 0x794C7630, 0x01021994}
+MANY = 100  # more files than these are synced at once; 20,000: 0.5 s, by threads 5 s, one after the other 27 s (ext4)
+NUM_SYNC = 16  # threads: the file system writes its journal once for all that wait for it
+
+
+def flush(path: Path) -> None:
+    """Write a file, or a folder with all that lies in it, from the memory of the system to the disk."""
+    if path.is_file():
+        return _sync(path, to_medium=True)
+    files = [Path(root, name) for root, _, names in os.walk(path) for name in names]
+    if len(files) > MANY and sync_file_system(path):
+        return
+    with ThreadPoolExecutor(NUM_SYNC) as pool:
+        list(pool.map(_sync, files))
+    flush_folders(*(Path(root) for root, *_ in os.walk(path)))
+
+
+def flush_folders(*folders: Path) -> None:
+    """Write the names in folders to the disk."""
+    for folder in dict.fromkeys(folders):
+        _sync(folder, to_medium=True)
+
+
+def _sync(path: Path, to_medium: bool = False) -> None:
+    """Call fsync for a file or folder, where there is such a thing; on macOS the disk also has to empty its cache."""
+    if not fcntl and path.is_dir():
+        return  # Windows
+    try:
+        descriptor = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+            if to_medium and hasattr(fcntl, "F_FULLFSYNC"):
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        finally:
+            os.close(descriptor)
+    except OSError as error:  # file systems without it, or a folder that may be written but not read
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EPERM):
+            raise
+
+
+def sync_file_system(path: Path) -> bool:
+    """Write all files of a folder's file system to the disk at once, if it can (Linux); returns whether it did."""
+    try:
+        libc = ctypes.CDLL(None)
+        found = (ctypes.c_long * 64)()
+        if libc.statfs(os.fsencode(path), found) or found[0] & 0xFFFFFFFF not in SYNCED_AT_ONCE:
+            return False
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return libc.syncfs(descriptor) == 0
+        finally:
+            os.close(descriptor)
+    except (AttributeError, OSError, TypeError):  # macOS, Windows
+        return False
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, with those above it, if it is missing; their names are on the disk afterwards."""
+    missing = [part for part in (path, *path.parents) if not part.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    flush_folders(*(part.parent for part in missing))
+
+
+def publish(partial: Path, path: Path, *, flush_parent: bool = True) -> None:
+    """Rename a complete file or folder; all of it is on the disk before it takes its name, and its name afterwards.
+
+    Parameters
+    ----------
+    partial : Path
+        What was written.
+    path : Path
+        A file there is replaced; there must be no folder.
+    flush_parent : bool
+        Whether the name is on the disk on return. Else the caller has to call `flush_folders`, once for many files.
+    """
+    flush(partial)
+    partial.replace(path)
+    if flush_parent:
+        flush_folders(path.parent, partial.parent)
+
+
 @contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike, mode: str = "wb", *, flush_parent: bool = True) -> Iterator[IO]:
     """Open a file that appears under its name only when it is complete.
 
     The bytes go to `.NAME.XXXX.partial` in the same folder, are flushed to the disk, and renamed at the end; after an
@@ -221,6 +378,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         The file. Its folder is created if missing. A link of that name is replaced, not followed.
     mode : str
         `"wb"`, or `"w"` for UTF-8 text.
+    flush_parent : bool
+        As for `publish`.
 
     Raises
     ------
@@ -229,18 +388,17 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """
     path = Path(path)
     with explain_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         sweep(path)
         partial, file = _open_partial(path, mode)
         try:
             with file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
                 if fcntl:
-                    partial.replace(path)  # while locked, or `sweep` of another process may remove it
+                    publish(partial, path, flush_parent=flush_parent)  # while locked, or another process may remove it
             if not fcntl:  # Windows can't rename an open file
-                partial.replace(path)
+                publish(partial, path)
         finally:
             with suppress(OSError):  # the error of the write is the one to report
                 discard(partial)
@@ -257,24 +415,28 @@ def _open_partial(path: Path, mode: str) -> tuple[Path, IO]:
     while True:
         partial = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.partial")
         file = partial.open(mode.replace("w", "x"), **text)
-        if _try_lock(file.fileno(), shared=False) is not False and _has_name(file.fileno(), partial):
+        if _try_lock(file.fileno(), partial, shared=False) is not False and _has_name(file.fileno(), partial):
             return partial, file
         file.close()  # another process swept it between its creation and the lock: try again
 
 
 def sweep(path: Path) -> None:
-    """Remove the partial files of killed processes: those that nobody locks."""
+    """Remove the partial files of killed processes: those that nobody locks, or where that can't be told old ones."""
     for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*.partial"):
         with suppress(OSError):
             status = partial.lstat()
             if not stat.S_ISREG(status.st_mode):
                 continue
-            with partial.open("r+b") as file:
-                dead = _try_lock(file.fileno(), shared=False)
+            descriptor, _ = _open_lock(partial, os.O_RDWR, os.O_RDONLY)
+            try:
+                dead = _try_lock(descriptor, partial, shared=False)
                 if dead and fcntl:
                     partial.unlink()
-            if dead and not fcntl and time.time() - status.st_mtime > ABANDONED:
-                partial.unlink()  # Windows can't remove an open file, nor rename a locked one
+            finally:
+                os.close(descriptor)
+            # Windows can't remove an open file, nor rename a locked one
+            if time.time() - status.st_mtime > ABANDONED and (dead is None or (dead and not fcntl)):
+                partial.unlink()
 
 
 def partial_of(path: Path) -> Path:
@@ -285,28 +447,33 @@ def partial_of(path: Path) -> Path:
 def check_writable(folder: Path) -> None:
     """Create a folder, and raise a `UserError` if it is not writable, before hours of work rely on it."""
     with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         tempfile.TemporaryFile(dir=folder).close()  # has no name, so that a killed process leaves none
 
 
 OLD = ".old"  # folder in which earlier versions of this program kept the old entries during an exchange
 NEW, PROVIDED = ".new", ".provided"  # folder of new entries that are not yet in place, and the list of their names
+PARTIAL = ".partial"  # folder that a program fills, and from which what is left over is removed
+REPLACED = ".replaced"  # folder in NEW for the old entries, which are removed when all new ones are in place
+ANY = ".*"  # of what earlier versions replaced, everything
+SHOWN = 5  # names in a message
 
 
 @contextmanager
-def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> Iterator[Path]:
+def atomic_folder(parent: str | os.PathLike, names: Mapping[str, str], advice: str) -> Iterator[Path]:
     """Fill a temporary folder whose entries replace those of `parent` together, at the end.
 
-    One rename makes the new entries valid; if the process is killed before all are in place, `finish_exchange`
-    completes the exchange. Meanwhile `parent` is locked against other processes.
+    One rename makes the new entries valid, when they are on the disk; if the process is killed before all are in place,
+    `finish_exchange` completes the exchange. Meanwhile `parent` is locked against other processes.
 
     Parameters
     ----------
     parent : path-like
         Folder whose entries are replaced; created if missing. Its other entries stay.
-    names : list of str
+    names : dict of str to str
         Files and folders that the caller writes into the yielded folder. Old ones of these names are removed, even if
-        no new one was written.
+        no new one was written. For a folder a regular expression of the names in it that are the program's: others are
+        the user's, and stay.
     advice : str
         What to do if another process uses `parent`, besides waiting.
 
@@ -318,10 +485,11 @@ def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> I
     Raises
     ------
     UserError
-        The folder is not writable, the disk is full, or another process uses it.
+        The folder is not writable, the disk is full, or another process uses it. Were not even the old entries to be
+        put back, the message says that the next command completes the exchange.
     """
     parent = Path(parent)
-    partial = parent / ".partial"
+    partial = parent / PARTIAL
     with locked(parent, advice):
         finish_exchange(parent, names)
         try:
@@ -329,10 +497,10 @@ def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> I
             partial.mkdir()
             yield partial
             provided = [name for name in names if (partial / name).exists()]
-            with atomic_write(partial / PROVIDED, "w") as note:
-                json.dump({"names": names, "provided": provided}, note)
-            partial.rename(parent / NEW)
-            finish_exchange(parent, names)
+            note = {"names": dict(names), "provided": provided, "by": _signature()}
+            (partial / PROVIDED).write_text(json.dumps(note), "utf-8")
+            publish(partial, parent / NEW)
+            Exchange(parent, names, provided).run()
         except OSError as error:
             if error.filename and not Path(error.filename).absolute().is_relative_to(parent.absolute()):
                 raise  # an error of the caller, outside this folder
@@ -341,8 +509,8 @@ def atomic_folder(parent: str | os.PathLike, names: list[str], advice: str) -> I
             discard(partial)
 
 
-def finish_exchange(parent: Path, names: list[str]) -> None:
-    """Complete an exchange that a killed process began, before the entries of an `atomic_folder` are read.
+def finish_exchange(parent: Path, names: Mapping[str, str]) -> None:
+    """Complete an exchange that a killed process began, and say so, before the entries of an `atomic_folder` are read.
 
     Parameters and errors as for `atomic_folder`.
     """
@@ -355,32 +523,120 @@ def finish_exchange(parent: Path, names: list[str]) -> None:
                 discard(parent / entry.name)
                 entry.rename(parent / entry.name)
             discard(old)
-        if _is_own_folder(new):
-            _exchange(parent, new, names)
+        if _is_own_folder(new) and not (new / PROVIDED).is_file():  # only its removal is left to do
+            discard(new)
+        elif _is_own_folder(new):
+            exchange, begun_by = _noted(new / PROVIDED, parent, names)
+            exchange.complete()
+            say(f"note: {parent}: new files take their place, whose exchange was cut off; begun by {begun_by}")
+            discard(parent / PARTIAL)
 
 
-def _exchange(parent: Path, new: Path, names: list[str]) -> None:
-    """Replace entries by those of a folder; can be repeated after an interruption at any point."""
-    names, provided = _noted(new / PROVIDED, names)
-    for name in names:
-        if (new / name).exists():
-            discard(parent / name)
-            (new / name).rename(parent / name)
-        elif name not in provided:
-            discard(parent / name)
-    discard(new)
+@dataclass
+class Exchange:
+    """Exchange of the entries of a folder for those in its `NEW`."""
+
+    parent: Path
+    names: Mapping[str, str]  # as for `atomic_folder`
+    provided: list[str]  # names for which there is a new entry
+
+    def run(self) -> None:
+        """Complete the exchange, or undo it if that fails."""
+        try:
+            self.complete()
+        except BaseException as error:
+            if not (self.parent / NEW).exists():
+                raise  # it is complete
+            try:
+                self._undo()
+            except OSError as second:
+                reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+                what = f"{self.parent}: the exchange of its files failed ({reason}), nor could it be undone ({second})"
+                raise UserError(
+                    f"{what}: the next command that uses this folder, whoever runs it, completes it"
+                ) from error
+            raise
+
+    def complete(self) -> None:
+        """Put the new entries in place of the old ones; can be repeated after an interruption at any point."""
+        self._aside.mkdir(exist_ok=True)
+        for name in self.names:
+            place, fresh, aside = self._paths(name)
+            to_replace = os.path.lexists(fresh) or name not in self.provided
+            if to_replace and os.path.lexists(place) and not os.path.lexists(aside):
+                place.rename(aside)
+        self._flush()  # or after a power cut a new entry could stand where the old one was not moved away
+        kept = []
+        for name in self.names:
+            place, fresh, aside = self._paths(name)
+            if os.path.lexists(fresh):
+                fresh.rename(place)
+            kept += self._carry(name, aside, place)
+        self._flush()
+        self._end()
+        if kept:
+            shown = ", ".join(kept[:SHOWN]) + (", ..." if len(kept) > SHOWN else "")
+            say(f"note: {self.parent}: kept what this program did not write: {shown}")
+
+    def _undo(self) -> None:
+        """Put the old entries back, all of which are in `REPLACED` or where they were."""
+        for name in self.names:
+            place, fresh, aside = self._paths(name)
+            is_placed = name in self.provided and not os.path.lexists(fresh)
+            if is_placed and os.path.lexists(place):
+                self._carry(name, place, aside)
+                place.rename(fresh)
+            elif os.path.lexists(aside) and os.path.lexists(place):  # what is not the program's, alone
+                self._carry(name, place, aside)
+                place.rmdir()
+            if os.path.lexists(aside):
+                aside.rename(place)
+        self._flush()
+        self._end()
+
+    @property
+    def _aside(self) -> Path:
+        return self.parent / NEW / REPLACED
+
+    def _paths(self, name: str) -> tuple[Path, Path, Path]:
+        """Place of an entry, and where the new one is before, and the old one after the exchange."""
+        return self.parent / name, self.parent / NEW / name, self._aside / name
+
+    def _carry(self, name: str, source: Path, target: Path) -> list[str]:
+        """Move what is not the program's from one folder to another, which is created if missing; return the names."""
+        if not _is_own_folder(source):
+            return []
+        foreign = [entry.name for entry in os.scandir(source) if not re.fullmatch(self.names[name], entry.name)]
+        if foreign:
+            target.mkdir(exist_ok=True)
+            for entry in foreign:
+                (source / entry).rename(target / entry)
+            flush_folders(source, target)
+        return [f"{name}/{entry}" for entry in sorted(foreign) if not entry.startswith(".")]
+
+    def _flush(self) -> None:
+        """Have all renames on the disk."""
+        flush_folders(self.parent, self.parent / NEW, self._aside)
+
+    def _end(self) -> None:
+        """Say by one rename that the exchange has ended, and only what is left over is to be removed."""
+        discard(self.parent / PARTIAL)
+        (self.parent / NEW).rename(self.parent / PARTIAL)
+        flush_folders(self.parent)
 
 
-def _noted(note: Path, names: list[str]) -> tuple[list[str], list[str]]:
-    """Entries that an exchange replaces, which may differ from the caller's, and those that it provides."""
-    if not note.is_file():  # only the removal of the folder is left to do
-        return names, names
+def _noted(note: Path, parent: Path, names: Mapping[str, str]) -> tuple[Exchange, str]:
+    """The exchange that a note describes, which may be of other entries than the caller's, and who began it."""
     try:
         noted = json.loads(note.read_text("utf-8"))
-        names, provided = noted["names"], noted["provided"]
-        if all(Path(name).name == name for name in (*names, *provided)):
-            return names, provided
-    except (ValueError, KeyError, TypeError):
+        found, provided = noted["names"], noted["provided"]
+        if isinstance(found, list):  # of an earlier version
+            found = {name: names.get(name, ANY) for name in found}
+        for pattern in found.values():
+            re.compile(pattern)
+        if all(Path(name).name == name for name in (*found, *provided)):
+            return Exchange(parent, found, provided), printable(str(noted.get("by", "an earlier version")))
+    except (ValueError, KeyError, TypeError, AttributeError, re.error):
         pass
     raise UserError(f"{note} is damaged: remove {note.parent}, and run again what writes {note.parent.parent}")
 
@@ -395,8 +651,17 @@ def _is_own_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def swap_folders(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step, if the system can (Linux); returns whether it did."""
+def swap_folders(partial: Path, path: Path) -> bool:
+    """Exchange a folder for a new one as `publish` does, in one step, if the system can; returns whether it did."""
+    flush(partial)
+    done = rename_exchange(partial, path)
+    if done:
+        flush_folders(path.parent)
+    return done
+
+
+def rename_exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders, if the system can (Linux); returns whether it did."""
     try:
         libc = ctypes.CDLL(None)
         return libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
@@ -437,7 +702,7 @@ def writer_of(folder: Path) -> str:
         return ""
     try:
         with path.open("rb") as file:
-            is_free = _try_lock(file.fileno(), shared=True) is not False
+            is_free = _try_lock(file.fileno(), path, shared=True) is not False
             return "" if is_free else file.read(300).decode("utf-8", "replace").strip()
     except OSError:
         return ""
@@ -456,7 +721,16 @@ def move_aside(folder: Path, files: list[Path]) -> Path | None:
     while (folder / f"earlier-{number}").exists():
         number += 1
     earlier = folder / f"earlier-{number}"
-    earlier.mkdir()
-    for file in files:
-        file.rename(earlier / file.name)
+    make_folder(earlier)
+    moved = []
+    try:
+        for file in files:
+            file.rename(earlier / file.name)
+            moved.append(file)
+    except OSError:
+        for file in moved:
+            (earlier / file.name).rename(file)
+        earlier.rmdir()
+        raise
+    flush_folders(folder, earlier)
     return earlier

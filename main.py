@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from config import Config, parse
-from utils import memory_advice, pick_device, program
+from utils import is_worker, memory_advice, pick_device, program
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(Config, argv, __doc__)
     import distributed  # here, so that --help needs no torch
 
-    if (num_gpu := distributed.num_gpu(config.gpu_ids)) > 1 and not distributed.is_worker():
+    if not is_worker() and (num_gpu := distributed.num_gpu(config.gpu_ids)) > 1:
         return distributed.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
     device = pick_device("-1" if config.mode == "export" else config.gpu_ids)  # exports run on the CPU
     with memory_advice(MEMORY_ADVICE[config.mode]), distributed.joined(device, config.dist_timeout) as world:

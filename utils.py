@@ -24,6 +24,7 @@ Network = TypeVar("Network", bound="torch.nn.Module")
 SIGPIPE = 13  # signal.SIGPIPE does not exist on Windows
 ALIKE = 0.6  # least likeness of two names, 1 for equal ones, to take one for the other misspelled
 MOST_NAMED = 5  # names that a message lists
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # variables that torchrun sets for a process
 OMP_SPIN_COUNT = "3000"  # after which idle OpenMP threads sleep; the default 300000 blocks cores others need
 
 
@@ -346,6 +347,30 @@ class StopRequest:
         self.signum = signum
 
 
+def is_worker() -> bool:
+    """Whether this is one of several processes of a run, which torchrun started.
+
+    Raises
+    ------
+    UserError
+        The environment sets only some of the variables by which such processes find each other, or not to numbers.
+    """
+    found = {name: os.environ.get(name, "") for name in (*LAUNCHED, "MASTER_ADDR", "MASTER_PORT")}
+    if not any(name in os.environ for name in LAUNCHED):  # an address alone makes no process one of several
+        return False
+    advice = "start the program with torchrun, or unset them"
+    if missing := [name for name, value in found.items() if not value]:
+        there = ", ".join(f"{name}={value}" for name, value in found.items() if value) or "nothing else"
+        raise UserError(f"the environment sets {there}, but not {', '.join(missing)}: {advice}")
+    numbers = {name: int(value) for name, value in found.items() if value.isascii() and value.isdecimal()}
+    limits = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_WORLD_SIZE", "MASTER_PORT": ""}
+    for name, size in limits.items():
+        if not 0 <= numbers.get(name, -1) < (numbers.get(size, 0) if size else 2**16):
+            rule = f"a number below {size}={found[size]}" if size else "the number of a port"
+            raise UserError(f"the environment sets {name}={found[name]}, which must be {rule}: {advice}")
+    return True
+
+
 def pick_device(gpu_ids: str) -> torch.device:
     """Device that the network runs on.
 
@@ -359,12 +384,16 @@ def pick_device(gpu_ids: str) -> torch.device:
     -------
     torch.device
         The GPU, or the CPU with a warning on stderr if there is no such GPU.
+
+    Raises
+    ------
+    UserError
+        As `is_worker`.
     """
     import torch
 
     numbers = [int(number) for number in gpu_ids.split(",")]
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    num_process = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    rank, num_process = (int(os.environ[name]) for name in LAUNCHED[2:]) if is_worker() else (0, 1)
     number = numbers[rank] if len(numbers) >= num_process else rank
     if numbers[0] < 0:
         return torch.device("cpu")

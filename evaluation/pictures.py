@@ -12,6 +12,7 @@ from images.drawing import palette
 Colour = tuple[int, int, int]
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 KINDS = ("input", "label", "output")
+PICTURES = rf"\d+-({'|'.join(KINDS)})\.png"  # names of pictures, see `picture_name`
 NOT_ANNOTATED = 128  # grey of pixels without annotation; the palette has no grey but black
 # what only the label has (missed), only the output has (added), or both with other classes (confused), and the outlines
 # of label and output: colours that colour-blind readers can tell apart, of several classes also from those of `palette`

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.pictures import PICTURES
 from utils import csv_cell
 
 Scores = dict[str, float]  # name of a score -> value
 MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # columns before and after Dice
 WIDTH = 100  # columns of a terminal
 SORTED_BY = ("pixel_error", "loss")  # the first of these scores that there is tells which images are the worst
-RESULTS = ["images", "index.html", "metrics.json", "metrics.csv"]  # entries of the result folder, replaced together
+# entries of the result folder, replaced together, each with the names of what may be removed in it
+RESULTS = {"images": PICTURES, "index.html": "", "metrics.json": "", "metrics.csv": ""}
 
 
 def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:

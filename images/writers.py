@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from files import atomic_write, explain_write_errors, partial_of, sweep
+from files import atomic_write, explain_write_errors, flush_folders, make_folder, partial_of, publish, sweep
 from images.layout import Layout
 from utils import UserError
 
@@ -70,7 +70,7 @@ class FlatWriter(Writer):
         self.file: Any = None
         if create:
             with self.discard_on_error(), explain_write_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 self.partial.unlink(missing_ok=True)  # from a killed process, or a link, which is not followed
                 sweep(path)  # from a killed process that was compressing
                 with self.partial.open("x+b") as file:
@@ -97,7 +97,7 @@ class FlatWriter(Writer):
         """Rename the finished file."""
         with explain_write_errors(self.path):
             self.close()
-            self.partial.replace(self.path)
+            publish(self.partial, self.path)
 
     def close(self) -> None:
         """Flush to disk what this process has written."""
@@ -257,6 +257,7 @@ class PngWriter(Writer):
         self.names, self.heights = names, heights
         self._frames: dict[int, np.ndarray] = {}
         self._missing: dict[int, int] = {}
+        self._folders: set[Path] = set()  # in which files were written
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
         """Take rows (C, h, W), or (1, h, W, 3) of RGB, of a frame; the file is written when it has all of them."""
@@ -281,8 +282,15 @@ class PngWriter(Writer):
         info = PngInfo()
         info.add_text("Software", PREDICTED)
         for path, plane in zip(png_files(name, len(pixels)), pixels, strict=True):
-            with atomic_write(path) as file:
+            self._folders.add(path.parent)
+            with atomic_write(path, flush_parent=False) as file:
                 Image.fromarray(plane).save(file, format="png", pnginfo=info)
+
+    def close(self) -> None:
+        """Flush to disk the names of what this process has written."""
+        for folder in self._folders:
+            with explain_write_errors(folder):
+                flush_folders(folder)
 
 
 class RowFile:
@@ -301,7 +309,7 @@ class RowFile:
 
     def __enter__(self) -> RowFile:
         with explain_write_errors(self.near):
-            self.near.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.near.parent)
             self._file = tempfile.TemporaryFile(dir=self.near.parent)
         return self
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from files import explain_write_errors, partial_of, swap_folders
+from files import explain_write_errors, flush_folders, make_folder, partial_of, publish, swap_folders
 from images.layout import Layout
 from images.output_paths import old_of
 from images.writers import Writer
@@ -49,7 +49,7 @@ class ZarrWriter(Writer):
         if create:
             with self.discard_on_error(), explain_write_errors(path):
                 self._mend()
-                self.partial.mkdir(parents=True)
+                make_folder(self.partial)
                 self._create("0", layout.full_shape, tall)
 
     def _mend(self) -> None:
@@ -57,6 +57,7 @@ class ZarrWriter(Writer):
         old = old_of(self.path)
         if (old / "zarr.json").is_file() and not self.path.exists():
             old.rename(self.path)
+            flush_folders(self.path.parent)
         for folder in (old, self.partial):
             if folder.is_dir():
                 (folder / "zarr.json").unlink(missing_ok=True)  # first, so that a half-removed image is never restored
@@ -91,7 +92,7 @@ class ZarrWriter(Writer):
             if not (self.path.exists() and swap_folders(self.partial, self.path)):
                 if self.path.exists():
                     self.path.rename(old_of(self.path))
-                self.partial.rename(self.path)
+                publish(self.partial, self.path)
         self.discard()  # the older image: at the partial path after a swap
 
     def discard(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import explain_write_errors, partial_of
+from files import explain_write_errors, make_folder, partial_of, publish
 from images.writers import Writer
 from prediction.measure import Runs, join_runs, runs_of
 from utils import check_module
@@ -122,7 +121,7 @@ class RoiWriter(Writer):
         check_module("roifile", "--what rois")
         self.paths = paths
         with explain_write_errors(paths[0]):
-            paths[0].parent.mkdir(parents=True, exist_ok=True)
+            make_folder(paths[0].parent)
             self._kept = tempfile.TemporaryFile(dir=paths[0].parent)  # noqa: SIM115
 
     def keep(self, number: int, name: str, position: int, outline: np.ndarray) -> None:
@@ -174,9 +173,7 @@ class RoiWriter(Writer):
         """Rename the finished files."""
         for path in self.paths:
             with explain_write_errors(path):
-                with partial_of(path).open("rb") as file:
-                    os.fsync(file.fileno())
-                partial_of(path).replace(path)
+                publish(partial_of(path), path)
 
     def close(self) -> None:
         """Remove the temporary file."""

@@ -15,7 +15,7 @@ import tifffile
 from tqdm import tqdm
 
 from config import NO_LABEL, DatabaseFlags
-from dataset import ENTRIES, IGNORE, DataInfo, SampleFile, describe, write_sample
+from dataset import DISTANCE, ENTRIES, IGNORE, SPLITS, DataInfo, SampleFile, describe, write_sample
 from files import atomic_folder, finish_exchange, locked
 from images.readers import Frame, forget_files, read_geometry, sha256
 from images.selection import Choice
@@ -29,6 +29,7 @@ from training.weight_map import loss_of, save_distance
 from utils import FlagError, UserError, folder_hint, say
 
 OTHER_NAME = "choose another --name_data"
+DRAWN = r"\d+\.tif"  # names of synthetic images in a folder
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
 NUM_SEEN = 64  # label images that are asked whether their objects touch
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
@@ -60,12 +61,22 @@ def make_database(flags: DatabaseFlags) -> None:
             _refuse_to_replace(flags, [folder / name for name in isbi.PIXELS])
             isbi.download(folder, flags.url)
         drawn = _names_to_draw(flags, folder)
-        with atomic_folder(folder, [*ENTRIES, *drawn], OTHER_NAME) as goal:
+        _refuse_foreign_samples(folder)
+        with atomic_folder(folder, ENTRIES | dict.fromkeys(drawn, DRAWN), OTHER_NAME) as goal:
             if drawn:
                 _draw(flags, goal)
             lines = _write_database(goal, flags, choice, goal if drawn else folder)
             forget_files()  # Windows can't rename a memory-mapped file
     say(f"{folder}: {lines}")
+
+
+def _refuse_foreign_samples(folder: Path) -> None:
+    """Refuse to keep files that would be samples of the new database, or to remove them: they are the user's."""
+    for split in SPLITS:
+        for path in sorted((folder / split).glob("*.npy")):
+            if not (re.fullmatch(ENTRIES[split], path.name) or path.name.endswith(DISTANCE)):
+                what = f"{path}: not a sample of this program's, but it would be one of the new database"
+                raise UserError(f"{what}: move it, or {OTHER_NAME}")
 
 
 def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_folder: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from files import make_folder, publish
 from images.readers import forget_files, list_frames
 from utils import UserError, say
 
@@ -58,7 +59,7 @@ def download(folder: Path, url: str) -> None:
                 what = f"{name} is not the known stack (the SHA-256 of its pixels differs)"
                 raise UserError(f"{url}: {what}: nothing was kept")
         for name in PIXELS:
-            (unpacked / name).replace(folder / name)
+            publish(unpacked / name, folder / name)
     except DAMAGED as error:
         raise UserError(f"{url}: not a valid zip ({error}): the download was removed, run the command again") from error
     finally:  # a complete but wrong file must not be resumed
@@ -79,7 +80,7 @@ def fetch(url: str, path: Path) -> None:
         with _open(url, start) as answer:
             start = start if answer.status == 206 else 0
             size = int(answer.headers.get("Content-Length", 0)) + start
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with (
                 path.open("ab" if start else "wb") as file,
                 tqdm(

@@ -135,8 +135,9 @@ def together(start, free_port):
     import main
 
     def run(num_process, *argv):
-        world = {"WORLD_SIZE": str(num_process), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
-        return [start(main.main, *argv, RANK=str(rank), **world) for rank in range(num_process)]
+        sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_process))
+        world = sizes | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
+        return [start(main.main, *argv, RANK=str(n), LOCAL_RANK=str(n), **world) for n in range(num_process)]
 
     return run
 

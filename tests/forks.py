@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # what the programs import early or late; torch._dynamo, for several processes and --compile on, takes a second
 IMPORTED = ["torture.processes", "train", "predict", "prediction.export", "evaluation.test", "distributed"]
+IMPORTED += ["sources.database"]
 IMPORTED += ["torch._dynamo.convert_frame", "torch.distributed.run"]
 
 
@@ -117,13 +118,21 @@ def _become(
     )
 
 
+def as_nobody(program: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Call a program as an account that owns no file."""
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    return program(argv)
+
+
 def launch_two(argv: list[str]) -> None:
     """Call `main.py` in two forks, and wait for them; knows nothing of signals."""
     import main
 
     for rank in "01":
         if not os.fork():
-            os.environ["RANK"] = rank
+            os.environ["RANK"] = os.environ["LOCAL_RANK"] = rank
             os._exit(main.main(argv))
     for _ in range(2):
         os.wait()

@@ -23,7 +23,7 @@ from config import Config
 from dataset import IGNORE, list_samples, write_sample
 from distributed import World, joined, num_gpu
 from train import Trainer
-from utils import FlagError, pick_precision
+from utils import FlagError, UserError, pick_device, pick_precision
 
 FLAGS = [*SMALL, "--norm", "inorm", "--amp", "off", "--dist_timeout", "20"]
 ENDLESS = [*FLAGS, "--num_epoch", "9999", "--num_freq_save", "5"]
@@ -139,7 +139,7 @@ def test_a_launcher_that_is_ended_hands_that_on(database, work, start):
 
 
 def test_processes_whose_launcher_was_killed_save_and_stop(database, work, start, free_port):
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
     launcher = start(launch_two, *ENDLESS, **world)
     wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", launcher)
     launcher.kill()
@@ -151,6 +151,32 @@ def test_processes_whose_launcher_was_killed_save_and_stop(database, work, start
 def test_a_list_of_gpus_of_which_some_are_missing_is_refused(fails, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "no GPU 5 here, there are 2" in fails(main.main, ["--gpu_ids", "5,0,1"], status=2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=9", "but not LOCAL_RANK, LOCAL_WORLD_SIZE: start the"),
+        ("RANK=0 WORLD_SIZE=2", "RANK=0, WORLD_SIZE=2, but not LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ("LOCAL_RANK=1", "LOCAL_RANK=1, but not RANK, WORLD_SIZE, "),
+        ("RANK=x WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=a MASTER_PORT=9", "RANK=x, which must be"),
+        ("RANK=2 WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=a MASTER_PORT=9", "below WORLD_SIZE=2"),
+        ("RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=a MASTER_PORT=web", "MASTER_PORT=web, which"),
+    ],
+)
+def test_the_environment_of_a_half_set_job_is_one_line(work, fails, monkeypatch, environment, text):
+    for name, value in (pair.split("=") for pair in environment.split()):
+        monkeypatch.setenv(name, value)
+    for mode in ("train", "test", "predict", "export"):
+        line = fails(main.main, ["--mode", mode, "--gpu_ids", "0"])
+        assert text in line and "torchrun, or unset them" in line
+    with pytest.raises(UserError, match="torchrun, or unset them"):
+        pick_device("0")
+
+
+def test_the_environment_of_another_job_is_no_obstacle(trained, work, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    assert main.main(["--mode", "test", "--gpu_ids", "-1", "--tta", "off"]) == 0
 
 
 def test_a_process_without_an_image_is_refused():

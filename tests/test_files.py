@@ -1,13 +1,21 @@
+import errno
 import os
-import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, Killed, kill_before
+from forks import as_nobody
 
+import files
+import main
+import run_make_database
+from dataset import list_samples
 from files import (
     atomic_folder,
     atomic_write,
@@ -20,7 +28,28 @@ from files import (
 )
 from utils import UserError
 
+if sys.platform != "win32":
+    import fcntl
+
 ADVICE = "choose another folder"
+ABC = dict.fromkeys("abc", "file")
+
+
+@pytest.fixture
+def shared(database, work):
+    """A database in folders that every account may search and write."""
+    parents = {parent: parent.stat().st_mode for parent in work.parents if parent.stat().st_mode & 1 == 0}
+    for parent in parents:
+        parent.chmod(0o711)
+    for folder in (work, *(path for path in work.rglob("*") if path.is_dir())):
+        folder.chmod(0o777)
+    yield database
+    for parent, mode in parents.items():
+        parent.chmod(mode)
+
+
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs two accounts")
+OVERWRITE = ["--overwrite", "--synthetic", "4", "--size", "32"]
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -38,13 +67,13 @@ def test_a_folder_that_takes_no_file_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*file/a\.txt"), atomic_write(tmp_path / "file" / "a.txt"):
         pass
-    with pytest.raises(UserError, match="cannot write"), atomic_folder(tmp_path / "file" / "b", ["a"], ADVICE):
+    with pytest.raises(UserError, match="cannot write"), atomic_folder(tmp_path / "file" / "b", {"a": ""}, ADVICE):
         pass
 
 
 def test_a_folders_entries_are_exchanged_together_or_stay(tmp_path):
     def fill(text, fail=False):
-        with atomic_folder(tmp_path, ["images", "index"], ADVICE) as partial:
+        with atomic_folder(tmp_path, {"images": r"[a-z]+", "index": ""}, ADVICE) as partial:
             (partial / "images").mkdir()
             (partial / "images" / text).touch()
             if fail:
@@ -64,7 +93,7 @@ def test_a_folders_entries_are_exchanged_together_or_stay(tmp_path):
 def test_an_exchange_that_an_older_version_cut_off_is_undone_by_the_next(tmp_path):
     (tmp_path / ".old").mkdir()
     (tmp_path / ".old" / "a").write_text("old")  # set aside, and the new one not yet there
-    with pytest.raises(KeyError), atomic_folder(tmp_path, ["a"], ADVICE):
+    with pytest.raises(KeyError), atomic_folder(tmp_path, {"a": ""}, ADVICE):
         raise KeyError
     assert (tmp_path / "a").read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
@@ -75,10 +104,10 @@ def test_an_exchange_cut_off_anywhere_leaves_the_old_or_what_the_next_reader_com
     """A kill before each single rename and removal: `b` goes away, `c` is new, `a` is replaced."""
     write(tmp_path, {"a": "old", "b": "old"})
     with monkeypatch.context() as patch:
-        kill_before(patch, ("rename", "unlink", "rmdir", "mkdir"), point)
-        with suppress(Killed), atomic_folder(tmp_path, list("abc"), ADVICE) as partial:
+        kill_before(patch, ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"), point)
+        with suppress(Killed), atomic_folder(tmp_path, ABC, ADVICE) as partial:
             write(partial, {"a": "new", "c": "new"})
-    finish_exchange(tmp_path, list("abc"))
+    finish_exchange(tmp_path, ABC)
     found = {file.parent.name: file.read_text() for file in tmp_path.glob("[abc]/file")}
     assert found in ({"a": "old", "b": "old"}, {"a": "new", "c": "new"})
     assert not (tmp_path / ".new").exists()
@@ -90,17 +119,128 @@ def write(folder, texts):
         (folder / name / "file").write_text(text)
 
 
+def failing(monkeypatch, numbers, error=errno.EBUSY, folder=".new"):
+    """Let some renames from or to a folder fail, by their number from 0."""
+    rename, count = os.rename, iter(range(99))
+
+    def run(source, target, **options):
+        if folder in f"{source} {target}" and next(count) in numbers:
+            raise error if isinstance(error, BaseException) else OSError(error, os.strerror(error), str(source))
+        return rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", run)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(number, errno.EBUSY) for number in range(7)] + [(4, errno.EPERM), (4, errno.EROFS)]
+)
+def test_an_exchange_that_fails_is_undone_and_nothing_happens_later(database, fails, monkeypatch, number, error):
+    """Four old entries move away, three new ones take their place, one rename says that it is done."""
+    (database / "train" / "notes.txt").write_text("mine")
+    before = contents(database)
+    with monkeypatch.context() as patch:
+        failing(patch, [number], error)
+        line = fails(run_make_database.main, ["--overwrite", "--synthetic", "4", "--num_val", "0", "--num_test", "2"])
+    assert f"cannot write {Path('datasets/em')}: {os.strerror(error)}" in line
+    assert contents(database) == before
+    assert len(list_samples(database / "train")) == 6
+    assert contents(database) == before
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_an_exchange_that_is_interrupted_is_undone(tmp_path, monkeypatch, number):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    for name in ("a/file", "a/mine", "b/file", "b/mine"):
+        (tmp_path / name).write_text("old")
+    before = contents(tmp_path)
+    failing(monkeypatch, [number], KeyboardInterrupt())
+    with suppress(KeyboardInterrupt), atomic_folder(tmp_path, ABC, ADVICE) as partial:
+        write(partial, {"a": "new"})
+    after = {"a/file": b"new", "a/mine": b"old", "b/mine": b"old"}
+    assert contents(tmp_path) == (before if number < 7 else after)
+    finish_exchange(tmp_path, ABC)
+    assert contents(tmp_path) == (before if number < 7 else after)
+
+
+def test_an_exchange_that_cannot_be_undone_says_what_the_next_command_does(database, fails, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        failing(patch, range(3, 99))
+        line = fails(run_make_database.main, ["--overwrite", "--synthetic", "4", "--size", "32"])
+    assert "could it be undone" in line and "the next command that uses this folder, whoever runs it, completes" in line
+    assert len(list_samples(database / "train")) == 2
+    assert f"begun by process {os.getpid()} on" in capfd.readouterr().out
+    assert [path.name for path in database.glob(".*")] == []
+
+
+@needs_root
+def test_an_exchange_that_another_account_may_not_do_is_undone(shared, work, start):
+    before = contents(shared)
+    shared.chmod(0o1777)
+    _, err = (process := start(partial(as_nobody, run_make_database.main), *OVERWRITE)).communicate()
+    assert process.returncode == 1 and err.count("\n") == 1 and "Operation not permitted" in err
+    assert len(list_samples(shared / "train")) == 6
+    assert contents(shared) == before
+
+
+def test_a_file_of_the_user_stays_in_what_is_replaced(trained, work, capsys):
+    test = ["--mode", "test", "--gpu_ids", "-1", "--tta", "off"]
+    assert main.main(test) == 0
+    results = work / "results" / "unet" / "em" / "images"
+    for folder in (results, trained / "train", trained / "val"):
+        (folder / "mine").mkdir()
+        (folder / "mine" / "0000-input.png").write_text("mine")
+        (folder / "notes.txt").write_text("mine")
+        (folder / ".DS_Store").write_text("")
+    (results / "0099-output.png").write_text("of an earlier test")
+    capsys.readouterr()
+    assert main.main(test) == 0
+    assert (
+        f"note: {Path('results/unet/em')}: kept what this program did not write: images/mine, images/notes.txt\n"
+        in (capsys.readouterr().out)
+    )
+    assert run_make_database.main(["--overwrite", "--synthetic", "3", "--size", "32", "--num_val", "0"]) == 0
+    own = {
+        f"{folder}/{name}" for folder in ("train", "val") for name in (".DS_Store", "mine/0000-input.png", "notes.txt")
+    }
+    names = {path.as_posix() for path in map(Path, contents(trained))}
+    assert {name for name in names if not name.endswith((".npy", ".tif", ".json"))} == own
+    assert not (trained / "val" / "00000.npy").exists() and len(list_samples(trained / "train")) == 2
+    assert not (results / "0099-output.png").exists() and (results / "mine" / "0000-input.png").exists()
+
+
+def test_a_file_of_the_user_that_would_be_a_sample_is_named(database, fails):
+    (database / "train" / "mine.npy").write_bytes(b"mine")
+    before = contents(database)
+    line = fails(run_make_database.main, ["--overwrite", "--synthetic", "3", "--size", "32"])
+    assert f"{Path('datasets/em/train/mine.npy')}: not a sample of this program's" in line and "move it" in line
+    assert contents(database) == before
+
+
+def test_a_pair_layout_is_replaced_by_a_new_database(work):
+    (work / "datasets" / "em" / "train").mkdir(parents=True)
+    for name in ("input_000.npy", "label_000.npy", "input_000.distance.npy"):
+        np.save(work / "datasets" / "em" / "train" / name, np.zeros((4, 4)))
+    assert run_make_database.main(["--overwrite", "--synthetic", "3", "--size", "32", "--num_val", "0"]) == 0
+    assert {path.name[:5] for path in (work / "datasets" / "em" / "train").iterdir()} == {"00000", "00001"}
+
+
 def test_an_exchange_of_other_entries_takes_nothing_away_from_its_reader(tmp_path, monkeypatch):
     write(tmp_path, {"train": "old", "stack": "old"})
 
-    def kill(*_, **__):
-        raise Killed
-
-    with monkeypatch.context() as patch, suppress(Killed), atomic_folder(tmp_path, ["stack"], ADVICE) as partial:
+    with (
+        monkeypatch.context() as patch,
+        suppress(Killed),
+        atomic_folder(tmp_path, {"stack": "file"}, ADVICE) as partial,
+    ):
         write(partial, {"stack": "new"})
-        patch.setattr(shutil, "rmtree", kill)
+        kill_before(patch, ("rename",), 1)
     assert (tmp_path / ".new").is_dir()
-    finish_exchange(tmp_path, ["train", "val"])
+    finish_exchange(tmp_path, {"train": "file", "val": "file"})
     assert {file.parent.name: file.read_text() for file in tmp_path.glob("*/file")} == {"train": "old", "stack": "new"}
 
 
@@ -110,7 +250,7 @@ def test_an_exchange_with_a_damaged_note_is_one_line_and_removes_nothing(tmp_pat
     (tmp_path / "here" / ".new").mkdir()
     (tmp_path / "here" / ".new" / ".provided").write_text(note)
     with pytest.raises(UserError, match=r"\.provided is damaged"):
-        finish_exchange(tmp_path / "here", ["file"])
+        finish_exchange(tmp_path / "here", {"file": ""})
     assert (tmp_path / "mine" / "file").read_text() == "mine" and (tmp_path / "here" / "file").read_text() == "old"
 
 
@@ -127,7 +267,7 @@ def test_a_reader_sees_no_exchange_that_is_cut_off_while_it_takes_its_lock(tmp_p
         return open_file(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", writer_comes_and_is_killed)
-    with reading(tmp_path, ["a"], ADVICE):
+    with reading(tmp_path, {"a": "file"}, ADVICE):
         assert (tmp_path / "a" / "file").read_text() == "new"
 
 
@@ -137,7 +277,7 @@ def test_links_that_somebody_planted_are_not_followed(tmp_path, name):
     (tmp_path / "mine" / "a").write_text("mine")
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / name).symlink_to(tmp_path / "mine")
-    with suppress(UserError), atomic_folder(tmp_path / "here", ["a"], ADVICE) as partial:
+    with suppress(UserError), atomic_folder(tmp_path / "here", {"a": ""}, ADVICE) as partial:
         (partial / "a").write_text("new")
     assert [(file.name, file.read_text()) for file in (tmp_path / "mine").iterdir()] == [("a", "mine")]
 
@@ -211,6 +351,82 @@ def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_
             other = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
             assert f"process {os.getpid()} on" in other.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["link"]
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o600])
+@pytest.mark.parametrize("sticky", [0, 0o1000])
+def test_a_lock_of_another_accounts_dead_process_is_taken_over(shared, work, start, mode, sticky):
+    (shared / ".lock").write_text("process 1 on nowhere: python main.py")
+    (shared / ".lock").chmod(mode)
+    for entry in shared.rglob("*"):
+        os.chown(entry, 65534, 65534)
+    os.chown(shared / ".lock", 0, 0)
+    shared.chmod(0o777 | sticky)
+    process = start(partial(as_nobody, run_make_database.main), *OVERWRITE)
+    _, err = process.communicate()
+    if mode == 0o644:
+        assert (process.returncode, err) == (0, "")
+        assert np.load(shared / "train" / "00000.npy").shape == (32, 32)
+    else:  # nobody can tell whether it is held
+        assert process.returncode == 1 and err.count("\n") == 1
+        assert f"{shared}/.lock: a lock of another account".removeprefix(f"{work}/") in err
+
+
+@needs_root
+def test_a_lock_of_another_accounts_living_process_is_named(shared, work, start):
+    with locked(shared, ""):
+        process = start(partial(as_nobody, run_make_database.main), *OVERWRITE)
+        _, err = process.communicate()
+        assert process.returncode == 1 and f"is in use (process {os.getpid()} on" in err
+        assert (shared / ".lock").stat().st_mode & 0o777 == 0o666  # who may write in the folder may lock it
+
+
+@needs_root
+def test_a_partial_file_of_another_accounts_dead_process_is_removed(shared, work, start):
+    (work / ".net.pt.1234.partial").touch(0o644)
+    process = start(partial(as_nobody, write_net), "net.pt")
+    assert process.communicate() == ("", "") and process.returncode == 0
+    assert not list(work.glob(".*.partial")) and (work / "net.pt").exists()
+
+
+def write_net(argv):
+    with atomic_write(argv[0]):
+        return 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES])
+def test_a_file_system_without_locks_is_named_once_and_partial_files_go_by_age(work, monkeypatch, capfd, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "_without_locks", set())
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for name, age in (("old", 2 * 86400), ("young", 60)):
+        (work / f".p.csv.{name}.partial").touch()
+        os.utime(work / f".p.csv.{name}.partial", (time.time() - age,) * 2)
+    assert run_make_database.main(["--synthetic", "4", "--size", "32"]) == 0
+    with locked(work, ""), atomic_write(work / "p.csv"):
+        pass
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "warning: " in err and "the file system has no locks" in err
+    assert [path.name for path in work.glob(".*")] == [".p.csv.young.partial"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+def test_a_lock_that_another_machine_holds_by_smb_is_in_use(work, monkeypatch):
+    """SMB's answer is that of a missing permission, which a new file does not get."""
+    flock = fcntl.flock
+
+    def refuse(descriptor, operation):
+        if (work / ".lock").exists() and os.fstat(descriptor).st_ino == (work / ".lock").stat().st_ino:
+            raise OSError(errno.EACCES, "Permission denied")
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="is in use"), locked(work, ""):
+        pass
 
 
 def test_a_full_disk_that_takes_no_note_of_the_process_takes_a_lock(tmp_path, monkeypatch):
