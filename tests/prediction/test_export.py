@@ -10,6 +10,7 @@ from conftest import SHARED, SMALL, needs_golden, write_stacks
 
 import main
 import run_make_database
+from model import NORMS
 from predict import load, predict_array
 from prediction import export
 
@@ -79,6 +80,39 @@ def test_onnx_gives_the_checkpoints_probability_of_any_image(database, work):
     batch = np.random.default_rng(1).integers(0, 255, (3, 1, 33, 40)).astype(np.float32)
     expected = predict_array(newest(work), batch[:, 0], tta=False)
     np.testing.assert_allclose(session.run(None, {"image": batch})[0][:, 0], expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@needs("onnx", "onnxscript", "onnxruntime")
+@pytest.mark.parametrize("norm", NORMS)
+def test_onnx_of_a_network_trained_for_some_epochs_gives_its_probability(database, work, norm):
+    import onnxruntime
+
+    assert main.main([*SMALL, "--num_epoch", "20", "--lr", "0.01", "--norm", norm, "--normalize", "data"]) == 0
+    assert main.main([*EXPORT, "--output", "net.onnx"]) == 0
+    session, predictor = onnxruntime.InferenceSession("net.onnx"), load(next(work.rglob("*epoch0020.pth")))
+    for file in (database / "test").glob("*.npy"):  # as for real images, the difference stays far below the tolerance
+        image = np.load(file)["input"][..., 0].astype(np.float32)
+        expected = predict_array(predictor, image, tta=False)
+        assert expected.std() > 0.01
+        np.testing.assert_allclose(session.run(None, {"image": image[None, None]})[0][0, 0], expected, atol=1e-5)
+
+
+@needs_golden
+@needs("onnx", "onnxscript", "onnxruntime")
+@pytest.mark.parametrize("norm", ["bnorm", "inorm"])
+@pytest.mark.slow
+def test_onnx_of_the_originals_checkpoint_gives_its_probability(work, norm):
+    import onnxruntime
+
+    folder = work / "checkpoints" / "unet" / "em"
+    folder.mkdir(parents=True)
+    (folder / "model_epoch0003.pth").symlink_to(SHARED / "golden" / "upstream" / f"{norm}_model_epoch0003.pth")
+    assert main.main([*EXPORT, "--output", "net.onnx"]) == 0
+    image = np.random.default_rng(1).integers(0, 255, (90, 73), np.uint8)  # whose range is that of the training
+    expected = predict_array(load(folder / "model_epoch0003.pth"), image, tta=False)
+    found = onnxruntime.InferenceSession("net.onnx").run(None, {"image": image[None, None].astype(np.float32)})
+    np.testing.assert_allclose(found[0][0, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
