@@ -14,7 +14,7 @@ from images.statistics import neighbours
 PIECE = 2**20  # [px] computed at a time
 NUM_BIN = 127  # of the probability, for precision-recall curves
 THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # of the ISBI 2012 challenge
-LIMITS = tuple(k / 100 for k in range(50, 100, 5))  # two objects match above, for the average precision
+LIMITS = tuple(k / 100 for k in range(50, 100, 5))  # two objects match from here on, for the average precision
 LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be off by one pixel
 
 
@@ -384,8 +384,8 @@ def rand_error(counts: np.ndarray) -> float:
 def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     """Detection scores: F1 of the objects, mean overlap of the matched ones, and average precision.
 
-    Two objects match if their intersection over union is greater than 0.5, so that an object has at most one match; for
-    the average precision the limit rises from 0.5 to 0.95.
+    Two objects match if their intersection over union is at least 0.5; for the average precision the limit rises from
+    0.5 to 0.95. An object has at most one match: of two halves of an object, each at exactly 0.5, only one counts.
 
     Parameters
     ----------
@@ -411,14 +411,14 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     --------
     >>> scores = object_scores(np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 1, 0, 2]]))
     >>> scores["object_f1"], scores["matched_iou"], scores["ap_50"], scores["ap_75"]
-    (0.5, 0.6666666666666666, 0.3333333333333333, 0.0)
+    (1.0, 0.5833333333333333, 1.0, 0.0)
     """
     overlaps = _overlaps(truth, proposal)
     num_match, num_object = np.transpose([overlaps.counts(limit) for limit in LIMITS])
     if overlaps.num_cut and not num_object[0]:
         return {}
     precision = _ratio(num_match, num_object - num_match)  # TP / (TP + FP + FN); 1 without any object
-    matched = overlaps.iou[overlaps.iou > LIMITS[0]]
+    matched = overlaps.iou[overlaps.matches(LIMITS[0])]
     return {
         "object_f1": float(_ratio(2 * num_match, num_object)[0]),
         "matched_iou": float(matched.mean()) if len(matched) else float(num_object[0] == 0),
@@ -432,14 +432,23 @@ class _Overlaps(NamedTuple):
     """Pairs of a true and a found object that overlap, and the objects that count; see `object_scores`."""
 
     iou: np.ndarray  # of each pair
+    truth: np.ndarray  # number of the true object of each pair, ascending
     proposal: np.ndarray  # number of the found object of each pair
     counts_alone: np.ndarray  # whether a found object counts without a match, by its number
     num_truth: int  # true objects that are not cut
     num_cut: int
 
+    def matches(self, limit: float) -> np.ndarray:
+        """Indices of the pairs that reach a limit of at least 0.5, each object in one of them."""
+        # Only two halves of one object, each at exactly 0.5, share it: none of them overlaps another object.
+        pairs = np.flatnonzero(self.iou >= limit)
+        for numbers in (self.truth, self.proposal):
+            pairs = pairs[np.unique(numbers[pairs], return_index=True)[1]]
+        return pairs
+
     def counts(self, limit: float) -> tuple[int, int]:
-        """Number of matches above a limit, TP, and of the objects of both images, 2 TP + FP + FN."""
-        matched = self.proposal[self.iou > limit]
+        """Number of matches at a limit, TP, and of the objects of both images, 2 TP + FP + FN."""
+        matched = self.proposal[self.matches(limit)]
         counts = self.counts_alone.copy()
         counts[matched] = True
         return len(matched), self.num_truth + int(counts.sum())
@@ -458,7 +467,7 @@ def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
     both = (true > 0) & (proposed > 0) & ~np.isin(true, cut)
     true, proposed, joint = true[both], proposed[both], count[both]
     iou = joint / (area[true] + proposed_area[proposed] - joint)
-    return _Overlaps(iou, proposed, counts_alone, int(np.sum(area[1:] > 0)) - len(cut), len(cut))
+    return _Overlaps(iou, true, proposed, counts_alone, int(np.sum(area[1:] > 0)) - len(cut), len(cut))
 
 
 def _cut_objects(truth: np.ndarray) -> np.ndarray:

@@ -72,6 +72,18 @@ class Geometry:
         return replace(self, lengths=lengths, pixel=pixel, interval=interval, labels=labels)
 
 
+def numbers_along(axes: str, lengths: Sequence[int], index: int) -> dict[str, int]:
+    """Number of a frame along each axis, from 1; without axes of length 1.
+
+    Examples
+    --------
+    >>> numbers_along("TZ", (2, 3), 4), numbers_along("TZ", (1, 3), 1), numbers_along("", (), 0)
+    ({'T': 2, 'Z': 2}, {'Z': 2}, {})
+    """
+    places = np.unravel_index(index, lengths) if lengths else ()
+    return {axis: int(place) + 1 for axis, place, num in zip(axes, places, lengths, strict=True) if num > 1}
+
+
 def in_micron(sizes: dict[str, Any], units: dict[str, str]) -> tuple[dict[str, float], str]:
     """Pixel size along each axis in micron and `"micron"`, or both as in the file if a unit is unknown.
 

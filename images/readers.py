@@ -18,7 +18,7 @@ import numpy as np
 from images import hdf5
 from images.bioio import plugin_of, read_bioio
 from images.foreign import ELSEWHERE, refusal
-from images.geometry import Geometry
+from images.geometry import Geometry, numbers_along
 from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
 from images.notes import say_notes
@@ -94,6 +94,14 @@ class Frame:
     def index_in_series(self) -> int:
         """Index of the frame in its series, from 0."""
         return self.index - read_file(self.path).first_frame(self.series_number)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Number of the frame along each axis of its series, such as T and Z, from 1; without axes of length 1."""
+        if self.stack is None:
+            return {}
+        series = read_file(self.path).series[self.series_number]
+        return numbers_along(series.axes, series.lengths, self.index_in_series)
 
     @property
     def name(self) -> str:

@@ -213,6 +213,11 @@ def _difference(predictor: Predictor, run: Callable[[np.ndarray], np.ndarray]) -
     worst = 0.0
     infos = [member.info for member in predictor.members]
     for image in _trials(next((info for info in infos if info.normalize == "data"), infos[0])):
+        # Instance normalisation divides each feature map by its standard deviation. Of an image of one grey value that
+        # is 0 but for rounding errors, which grow from layer to layer until the probability depends on the order of
+        # additions alone: it differs between a checkpoint and itself on another processor, too.
+        if predictor.is_tile_dependent and not np.ptp(image, axis=(2, 3)).any():
+            continue
         expected = predict_array(predictor, _as_array(image[0]), tta=False).reshape(1, -1, *image.shape[2:])
         worst = max(worst, float(np.abs(run(image) - expected).max()))
     return worst
@@ -229,6 +234,9 @@ def _trials(info: DataInfo) -> Iterator[np.ndarray]:
             yield noise * 5 + 60000  # 16 bits, far from 0
         else:  # images unlike the training images could overflow in both
             yield mean + (noise - 127) / 73 * std
+    # grey values as in a real image: areas that differ, each with a little noise
+    cells = rng.normal(size=(1, info.nch_in, 12, 13)).repeat(16, 2).repeat(16, 3)
+    yield (mean + (cells + rng.normal(0, 0.2, cells.shape)) * std).astype(np.float32)
     yield np.zeros((1, info.nch_in, 40, 50), np.float32) + mean
 
 
@@ -347,8 +355,11 @@ def _test_package(package: Path) -> None:
     from bioimageio.core import test_model
 
     summary = test_model(package)
-    if summary.status == "failed":
-        raise UserError(f"bioimageio.core's test of the package failed: {summary.format()[:300]}")
+    if summary.status != "passed":  # `valid-format` is that of a package that does not reproduce its own output
+        parts = [part for part in summary.details if part.status != "passed"]
+        reasons = [f"{part.name}: {part.errors[0].msg.splitlines()[0]}" for part in parts if part.errors]
+        what = f"bioimageio.core's test of the package ends with {summary.status}, not passed"
+        raise UserError(f"{what} ({'; '.join(reasons[:2])}): nothing was written; please report it")
 
 
 def _reason(error: ValueError) -> str:
@@ -393,22 +404,25 @@ def _describe(predictor: Predictor, folder: Path, provenance: Provenance) -> spe
 def _test_images(predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
     """Test image (1, C, H, W) of the package and its probability (1, K, H, W).
 
-    Its sides are as long as the halo. Mirrored by the halo on every side it becomes nine copies with the same mean and
-    standard deviation, so it does not matter whether a program normalises before or after mirroring. Of several images
+    The output is that of the network alone, without a mirrored border, as bioimageio.core tests it. Of several images
     the one whose output has the widest range is chosen, since the specification refuses an output of zeros only.
     """
-    rng, side = np.random.default_rng(0), predictor.halo
+    rng, side = np.random.default_rng(0), _least_side(predictor)
 
     def predicted(cell: int) -> tuple[np.ndarray, np.ndarray]:
         """Checkerboard of random grey values with cells of this size [px], and its probability."""
-        cells = rng.integers(0, 256, (predictor.info.nch_in, side // cell, side // cell)).astype(np.float32)
-        image = cells.repeat(cell, 1).repeat(cell, 2)
-        mirrored = np.pad(image, ((0, 0), (side, side), (side, side)), "symmetric")
-        probability = predict_array(predictor, _as_array(mirrored), tta=False).reshape(-1, *mirrored.shape[1:])
-        return image[None], probability[None, :, side:-side, side:-side]
+        num = -(-side // cell)
+        cells = rng.integers(0, 256, (predictor.info.nch_in, num, num)).astype(np.float32)
+        image = cells.repeat(cell, 1).repeat(cell, 2)[:, :side, :side]
+        probability = predict_array(predictor, _as_array(image), tta=False).reshape(1, -1, side, side)
+        return image[None], probability
 
-    sizes = [cell for cell in (1, 4, 12, 32) if cell <= side]
-    return max(map(predicted, sizes), key=lambda pair: np.ptp(pair[1]))
+    return max(map(predicted, (1, 4, 12, 32)), key=lambda pair: np.ptp(pair[1]))
+
+
+def _least_side(predictor: Predictor) -> int:
+    """Smallest height and width [px] of an image or a tile with its halo, of which a multiple of the stride remains."""
+    return 2 * predictor.halo + predictor.stride
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
@@ -428,7 +442,7 @@ def _input(files: dict[str, Any], predictor: Predictor) -> spec.InputTensorDescr
     from bioimageio.spec.model import v0_5 as spec
 
     channels = spec.ChannelAxis(channel_names=[f"channel{number}" for number in range(predictor.info.nch_in)])
-    size = spec.ParameterizedSize(min=2 * predictor.halo + predictor.stride, step=predictor.stride)
+    size = spec.ParameterizedSize(min=_least_side(predictor), step=predictor.stride)
     space = [spec.SpaceInputAxis(id=spec.AxisId(axis), size=size) for axis in "yx"]
     info = _common_normalisation(predictor)
     dtype = spec.EnsureDtypeDescr(kwargs=spec.EnsureDtypeKwargs(dtype="float32"))

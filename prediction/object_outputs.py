@@ -107,10 +107,10 @@ class FrameOutputs:
     def _write_outlines(self, found: Iterable[tuple[int, np.ndarray]]) -> None:
         assert self.rois is not None
         numbers = enumerate(self.files.roi_files.values())
-        place, in_file = next((place, frames) for place, frames in numbers if self.frame in frames)
-        section = self.files.section(self.frame) if len(in_file) > 1 else 0
+        file = next(file for file, frames in numbers if self.frame in frames)
+        section, position = self.files.section(self.frame), self.files.position(self.frame)
         for number, outline in found:
-            self.rois.keep(place, f"{section:04d}-{number:06d}", section, outline)
+            self.rois.keep(file, f"{section:04d}-{number:06d}", position, outline)
 
     def finish(self) -> Measures | None:
         """Write the last outlines, and return the measures of all objects."""
@@ -170,7 +170,7 @@ def write_table(
         Number of the stack of each frame, from 0, if objects are linked; several stacks, each numbered for itself, get
         a column.
     """
-    pixels = _pixel_sizes(files.frames)
+    pixels, planes = _pixel_sizes(files.frames), _planes(files.frames)
     unknown, several = pixels.count(None), len({*stacks}) > 1
     with atomic_write(path, "w") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -179,7 +179,8 @@ def write_table(
             assert measures is not None
             place = {"image": _image_name(frame), "section": files.section(found.frame)}
             place |= {"stack": stacks[found.frame] + 1} if several else {}
-            columns: Columns = {} if class_names is None else {"class": [class_names[index] for index in found.classes]}
+            columns: Columns = {axis: [number] * len(measures.number) for axis, number in planes[found.frame].items()}
+            columns |= {} if class_names is None else {"class": [class_names[index] for index in found.classes]}
             columns |= _columns_in_px(measures, pixel)
             columns |= _columns_in_micron(measures, pixel) if unknown < len(pixels) else {}
             if found is objects[0]:
@@ -197,6 +198,19 @@ def write_table(
 def _image_name(frame: Frame) -> str:
     """Name of a frame's image in a table: its file, and its series if outputs need it, as in `file.h5:/path`."""
     return printable(f"{frame.path}:{frame.series}" if frame.series else str(frame.path))  # some names are no UTF-8
+
+
+def _planes(frames: list[Frame]) -> list[dict[str, Any]]:
+    """Columns `t` and `z`, the numbers of each frame along T and Z in its file; one that no image has is left out.
+
+    An axis of unknown meaning counts as Z, as for `number_stacks`.
+    """
+    planes: list[dict[str, Any]] = []
+    for numbers in (frame.numbers for frame in frames):
+        z = next((numbers[axis] for axis in "ZQI" if axis in numbers), "")
+        planes.append({"t": numbers.get("T", ""), "z": z})
+    present = [axis for axis in "tz" if any(plane[axis] for plane in planes)]
+    return [{axis: plane[axis] for axis in present} for plane in planes]
 
 
 def _is_float(column: Any) -> bool:

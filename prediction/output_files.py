@@ -12,10 +12,11 @@ from pathlib import Path
 
 from config import OF_OBJECTS
 from files import locked
+from images.geometry import numbers_along
 from images.output_paths import check_apart, check_replaceable, written_at
-from images.readers import Frame
+from images.readers import Frame, read_geometry
 from images.writers import TIFF, is_predicted, png_files
-from prediction.rois import is_roi_file
+from prediction.rois import Position, is_roi_file, position_of
 from utils import FlagError, UserError
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".png")
@@ -134,9 +135,28 @@ class OutputFiles:
                 files.setdefault(path, []).append(number)
         return files
 
+    @cached_property
+    def _counts_in_input(self) -> bool:
+        """Whether sections are those of the input: where no stack is written that could be opened instead."""
+        if self.to_folder or self.images:
+            return self.to_folder
+        return len(self.by_path) == 1 and len({frame.series_number for frame in self.frames}) == 1
+
+    @cached_property
+    def _written_axes(self) -> tuple[str, tuple[int, ...]]:
+        """Axes of the stack that is written, and their lengths."""
+        geometry = read_geometry(self.frames)
+        return geometry.axes, geometry.lengths
+
     def section(self, number: int) -> int:
-        """Number of a frame in its stack, from 1: in the one that is written, or in its own file if PNGs are."""
-        return (_place(self.frames[number]) if self.to_folder else number) + 1
+        """Number of a frame, from 1, in the stack that is written, or in its own file."""
+        return (_place(self.frames[number]) if self._counts_in_input else number) + 1
+
+    def position(self, number: int) -> Position:
+        """Position of a frame's ROIs in the stack that is written, or in its own file or series."""
+        if self._counts_in_input:
+            return position_of(self.section(number), self.frames[number].numbers)
+        return position_of(number + 1, numbers_along(*self._written_axes, number))
 
     def channels(self, output: str) -> int:
         """Channels of one output."""

@@ -18,11 +18,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from checkpoint import Checkpoint
 from dataset import DataInfo, as_tensor, normalise, statistics_of
 from images.readers import Rows
-from model import CNR2d, UNet, class_probability, pad_to_multiple
-from prediction.halo import WHOLE, Sides, crop_sides, forward_tile, halo, size_without_halo
+from model import CNR2d, UNet, class_probability
+from prediction.halo import Sides, forward_tile, halo
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, filter_objects, foreground_kinds, join_bands, separate_bands
-from prediction.tiling import Bands, TileGrid, tile_shape, tiles_along
+from prediction.tiling import Bands, Tile, TileGrid, tile_shape, tiles_along
+from prediction.views import VIEWS, TilePlace
 from utils import DivergenceError, UserError, name_hint, on_device, pick_device, pick_precision
 
 TILE_PIXELS = 2**20  # largest tile on a CPU
@@ -35,7 +36,8 @@ ALIKE = ("nch_in", "context", "class_values", "class_names")  # what the network
 class TestTimeAugmentation(nn.Module):
     """A network averaged over the eight flips and quarter turns of its input.
 
-    `forward` returns float32 logits whose probability is the mean of the eight probabilities.
+    `forward` returns float32 logits whose probability is the mean of the eight probabilities. Each view is padded to
+    multiples of the stride at its own bottom and right, so that a flipped or turned image has the same mean.
 
     Parameters
     ----------
@@ -49,20 +51,18 @@ class TestTimeAugmentation(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, sides: Sides = WHOLE) -> Tensor:
-        """(N, C, H, W) to logits, as `forward_tile` of the network."""
-        height, width = size_without_halo(self.net, x, sides)
-        x = pad_to_multiple(x, self.net.stride)  # before turning: the same pixels are pooled in all eight
+    def forward(self, x: Tensor, tile: TilePlace | None = None) -> Tensor:
+        """(N, C, H, W) of an image, or of a tile with its halo, to logits of the image or of the tile's output."""
+        tile = tile or TilePlace.of_image(*x.shape[-2:])
         total = torch.zeros(())
-        for flip in (False, True):
-            view_sides = sides.flipped() if flip else sides
-            for quarters in range(4):
-                turned = torch.rot90(x.flip(-1) if flip else x, quarters, (-2, -1))
-                logits = forward_tile(self.net, turned, view_sides.turned(quarters))
-                back = torch.rot90(class_probability(logits.float()), -quarters, (-2, -1))  # 16 bits would round it
-                total = total + (back.flip(-1) if flip else back)
-        logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))[..., :height, :width]
+        for view in VIEWS:
+            total = total + tile.forward(self._probability, x, view)
+        logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))
         return logits if self.net.fc.out_channels > 1 else logits[:, 1:] - logits[:, :1]
+
+    def _probability(self, x: Tensor, sides: Sides) -> Tensor:
+        """Probability (N, K, H, W) of one view; in 32 bits, since 16 would round the mean."""
+        return class_probability(forward_tile(self.net, x, sides).float())
 
 
 def fold_norm(net: UNet) -> UNet:
@@ -192,12 +192,12 @@ class Predictor:
             for member, statistics in zip(self.members, self._statistics(image), strict=True)
         ]
 
-        def probability(tile: np.ndarray, sides: Sides) -> Tensor:
+        def probability(tile: np.ndarray, rows: Tile, columns: Tile) -> Tensor:
             """Mean over the networks of the probability of a tile."""
             pixels = as_tensor(np.array(tile))  # a copy, since torch refuses read-only arrays
-            total = networks[0](pixels, sides)
+            total = networks[0](pixels, rows, columns)
             for network in networks[1:]:
-                total += network(pixels, sides)
+                total += network(pixels, rows, columns)
             if total.isnan().any():
                 in_range = "compute with --amp off, or " if self.precision is torch.float16 else ""
                 raise DivergenceError(
@@ -215,7 +215,9 @@ class Predictor:
         band_cost = BAND_BYTES * self.num_channel / self._pixel_bytes
         tile = max(-(-tile // stride) * stride, 2 * overlap) if tile else 0
         tall, wide = (tile, 4 * tile) if tile else tile_shape(height, width, most, band_cost, stride)
-        return TileGrid(tiles_along(height, tall, self.halo, overlap), tiles_along(width, wide, self.halo, overlap))
+        return TileGrid(
+            tiles_along(height, tall, self.halo, overlap, stride), tiles_along(width, wide, self.halo, overlap, stride)
+        )
 
     def _statistics(self, image: Rows) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean and standard deviation by which each member normalises an image."""
@@ -229,19 +231,19 @@ class Predictor:
 
     def _network(
         self, member: Member, statistics: tuple[Tensor, Tensor], tta: bool, every_class: bool
-    ) -> Callable[[Tensor, Sides], Tensor]:
-        """Function from the grey values of a tile (h, w, C) to a member's probability (K, h', w') of its pixels."""
-        net = TestTimeAugmentation(member.net) if tta else partial(forward_tile, member.net)
+    ) -> Callable[[Tensor, Tile, Tile], Tensor]:
+        """Function from the grey values of a tile (h, w, C) to a member's probability (K, h', w') of its output."""
+        net = TestTimeAugmentation(member.net)
         unused = self.halo - member.halo  # the tile's halo is that of the deepest member
 
-        def run(tile: Tensor, sides: Sides) -> Tensor:
+        def run(tile: Tensor, rows: Tile, columns: Tile) -> Tensor:
             """Probability of a tile."""
             pixels = normalise(tile, *statistics)
             if not pixels.isfinite().all():
                 raise UserError("it holds NaN or infinity: repair the image")
-            pixels = crop_sides(pixels.movedim(-1, 0)[None], sides, unused).to(self.device)
+            pixels, place = pixels.movedim(-1, 0)[None].to(self.device), TilePlace(rows, columns, unused)
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-                logits = net(pixels, sides)
+                logits = net(pixels, place) if tta else place.forward(partial(forward_tile, member.net), pixels)
             probability = class_probability(logits.float())[0]
             return probability[1:] if self.num_channel == 1 and not every_class else probability
 

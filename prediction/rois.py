@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,30 @@ from utils import check_module
 
 LARGEST = 2**24  # [px] box of the largest object that is outlined, which takes 0.3 GB
 NAME = re.compile(r"[0-9]{4,}-[0-9]{6,}\.roi")  # section and object; those drawn in Fiji are 0012-0345.roi
+
+
+class Position(NamedTuple):
+    """Plane of an ROI as ImageJ counts, from 1; all 0: it is shown in every plane."""
+
+    section: int = 0  # in a stack along one axis
+    z: int = 0  # in a hyperstack along Z and T; the ROI is shown in all channels of the plane
+    t: int = 0
+
+
+def position_of(section: int, numbers: dict[str, int]) -> Position:
+    """Position of a section, from its number along each axis of its stack.
+
+    ImageJ shows T and Z as a hyperstack, where it takes the number of a section for one along Z. In a stack along T
+    alone it ignores numbers along T. The other way round fails in both.
+
+    Examples
+    --------
+    >>> position_of(5, {"T": 2, "Z": 2}), position_of(2, {"T": 2}), position_of(1, {})
+    (Position(section=0, z=2, t=2), Position(section=2, z=0, t=0), Position(section=0, z=0, t=0))
+    """
+    if numbers.keys() == {"T", "Z"}:
+        return Position(z=numbers["Z"], t=numbers["T"])
+    return Position(section if numbers else 0)
 
 
 class ObjectOutlines:
@@ -124,7 +149,7 @@ class RoiWriter(Writer):
             make_folder(paths[0].parent)
             self._kept = tempfile.TemporaryFile(dir=paths[0].parent)  # noqa: SIM115
 
-    def keep(self, number: int, name: str, position: int, outline: np.ndarray) -> None:
+    def keep(self, number: int, name: str, position: Position, outline: np.ndarray) -> None:
         """Keep an outline (N, 2) for the .zip file of this number.
 
         Parameters
@@ -133,15 +158,16 @@ class RoiWriter(Writer):
             Index of the .zip file in `paths`.
         name : str
             Name of the ROI, unique in its file.
-        position : int
-            Number of the section in its stack, from 1; 0 shows the ROI in all sections.
+        position : Position
+            Plane that it lies on.
         outline : ndarray
             (N, 2) points (x, y) [px].
         """
         from roifile import ROI_TYPE, ImagejRoi
 
-        roi = ImagejRoi.frompoints(outline.astype(np.float32), name=name, position=position - 1 if position else None)
+        roi = ImagejRoi.frompoints(outline.astype(np.float32), name=name)
         roi.roitype = ROI_TYPE.POLYGON
+        roi.position, roi.z_position, roi.t_position = position
         with explain_write_errors(self.paths[number]):
             pickle.dump((number, name, roi.tobytes()), self._kept)
 

@@ -8,16 +8,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prediction.halo import Sides
-
 Item = TypeVar("Item")
-Network = Callable[[np.ndarray, Sides], Tensor]  # input of a tile (h, w, C), its sides with a halo -> (K, h', w')
+Network = Callable[[np.ndarray, "Tile", "Tile"], Tensor]  # input (h, w, C), place along y and x -> output (K, h', w')
 Read = Callable[[slice], np.ndarray]  # rows -> (h, W, C)
 
 MIN_SIDE = 64  # [px] smallest height and width of a tile
@@ -33,22 +31,34 @@ class Tile:
         Pixels that belong only to this tile; the cores of all tiles cover the image once.
     output : slice
         Pixels that are computed: the core, and the pixels blended with neighbouring tiles.
-    input : slice
-        Pixels that are read: the output and its halo, or up to the end of the image.
-    has_halo : (bool, bool)
-        Whether there is a halo before the output, and after it.
+    from_start, from_end : Window
+        What a network reads that pools from the first pixel of the image on, or, in a flipped image, from the last.
     """
 
     core: slice
     output: slice
-    input: slice
-    has_halo: tuple[bool, bool]
+    from_start: Window
+    from_end: Window
 
     @property
-    def crop(self) -> slice:
-        """Slice of the output in the result of the network, which is the input without its halo."""
-        start = self.output.start if self.has_halo[0] else self.input.start
-        return slice(self.output.start - start, self.output.stop - start)
+    def input(self) -> slice:
+        """Pixels that are read."""
+        windows = (self.from_start.input, self.from_end.input)
+        return slice(min(window.start for window in windows), max(window.stop for window in windows))
+
+    def window(self, is_from_end: bool) -> Window:
+        """One of the windows, counted from the first pixel that is read."""
+        window = self.from_end if is_from_end else self.from_start
+        start = self.input.start
+        return window._replace(input=slice(window.input.start - start, window.input.stop - start))
+
+
+class Window(NamedTuple):
+    """Pixels of an image that a network reads along one axis, and where the output of a tile lies in its result."""
+
+    input: slice  # the output and its halo, or up to the end of the image
+    has_halo: tuple[bool, bool]  # before the output, and after it
+    crop: slice  # of the output in the input without its halo
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Band:
     values: np.ndarray
 
 
-def tiles_along(length: int, size: int, halo: int, overlap: int = 0) -> list[Tile]:
+def tiles_along(length: int, size: int, halo: int, overlap: int = 0, stride: int = 1) -> list[Tile]:
     """Tiles along one axis.
 
     Parameters
@@ -88,24 +98,35 @@ def tiles_along(length: int, size: int, halo: int, overlap: int = 0) -> list[Til
         Pixels that the network reads beyond its output, a multiple of the stride.
     overlap : int
         Pixels that a tile computes within its neighbours, a multiple of the stride.
+    stride : int
+        Stride of the network [px], for windows that begin at the last pixel of the image.
 
     Examples
     --------
-    >>> for tile in tiles_along(300, size=160, halo=96):
-    ...     print(tile.core, tile.input, tile.has_halo)
-    slice(0, 160, None) slice(0, 256, None) (False, True)
-    slice(160, 300, None) slice(64, 300, None) (True, False)
+    >>> for tile in tiles_along(300, size=160, halo=96, stride=16):
+    ...     print(tile.core, tile.from_start.input, tile.from_end.input)
+    slice(0, 160, None) slice(0, 256, None) slice(0, 268, None)
+    slice(160, 300, None) slice(64, 300, None) slice(60, 300, None)
     """
     starts = list(range(0, length, size))
     if len(starts) > 1 and length - starts[-1] < 2 * overlap:  # too short for two blends
         starts.pop()
     tiles = []
     for start, stop in zip(starts, [*starts[1:], length], strict=True):
-        first, last = max(start - overlap, 0), min(stop + overlap, length)
-        has_halo = (first >= halo, last + halo < length)
-        read = slice(first - halo if has_halo[0] else 0, last + halo if has_halo[1] else length)
-        tiles.append(Tile(slice(start, stop), slice(first, last), read, has_halo))
+        output = slice(max(start - overlap, 0), min(stop + overlap, length))
+        from_start, from_end = (_window(output, length, halo, stride, shift) for shift in (0, length % stride))
+        tiles.append(Tile(slice(start, stop), output, from_start, from_end))
     return tiles
+
+
+def _window(output: slice, length: int, halo: int, stride: int, shift: int) -> Window:
+    """Window around an output whose ends are multiples of the stride plus a shift, or the ends of the image."""
+    first = output.start - (output.start - shift) % stride
+    last = output.stop + (shift - output.stop) % stride
+    has_halo = (first >= halo, last + halo < length)
+    read = slice(first - halo if has_halo[0] else 0, last + halo if has_halo[1] else length)
+    origin = first if has_halo[0] else 0
+    return Window(read, has_halo, slice(output.start - origin, output.stop - origin))
 
 
 def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, stride: int = 16) -> tuple[int, int]:
@@ -207,8 +228,7 @@ class Bands:
 
     def _tile(self, row: Tile, column: Tile, pixels: np.ndarray) -> Tensor:
         """Output of a tile (K, h, w) from the input of its band (h', W, C)."""
-        sides = Sides(row.has_halo[0], column.has_halo[0], row.has_halo[1], column.has_halo[1])
-        return self.network(pixels[:, column.input], sides)[:, row.crop, column.crop]
+        return self.network(pixels[:, column.input], row, column)
 
     def _blended(self, number: int, done: dict[int, Tensor]) -> Tensor:
         """Core of a band, blended with the neighbouring bands that overlap it."""

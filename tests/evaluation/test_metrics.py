@@ -130,7 +130,7 @@ def test_empty_and_full_masks_have_scores_from_0_to_1(value):
     assert challenge_scores(constant, constant)["v_rand"].tolist() == [1.0] * 9
 
 
-def test_objects_are_matched_by_more_than_half():
+def test_objects_are_matched_by_half_or_more():
     truth = np.array([[1, 1, 1, 0, 2, 2, 2, 0, 3, 3]])
     proposal = np.array([[7, 7, 0, 0, 9, 9, 9, 9, 0, 0]])
     scores = object_scores(truth, proposal)  # 2 of 3 and 3 of 4 pixels; object 3 is missed
@@ -141,12 +141,27 @@ def test_objects_are_matched_by_more_than_half():
     assert object_scores(truth.clip(1), truth.clip(1))["object_f1"] == 1.0  # no background at all
 
 
+def test_objects_of_exactly_the_limit_match_as_in_stardist_and_cellpose():
+    truth = np.repeat([1, 0, 2], [20, 3, 20])[None]
+    half = np.repeat([1, 0, 2], [10, 13, 20])[None]
+    assert object_scores(truth, half)["object_f1"] == 1.0 and object_scores(truth, half)["matched_iou"] == 0.75
+    for pixels in range(10, 20):  # each limit from 0.5 to 0.95 is reached exactly
+        part = np.repeat([1, 0, 2], [pixels, 23 - pixels, 20])[None]
+        assert object_scores(truth, part)["ap"] == pytest.approx(((pixels - 9) + (19 - pixels) / 3) / 10)
+
+
+def test_objects_have_one_match_even_where_two_halves_reach_the_limit():
+    whole, halves = np.repeat([1, 0, 4], [6, 2, 5])[None], np.repeat([1, 2, 0, 3], [3, 3, 2, 5])[None]
+    expected = {"object_f1": 4 / 5, "matched_iou": 0.75, "ap": (2 / 3 + 9 * 1 / 4) / 10, "ap_50": 2 / 3, "ap_75": 1 / 4}
+    assert object_scores(whole, halves) == pytest.approx(expected) == object_scores(halves, whole)
+
+
 def test_average_precision_worked_out_by_hand():
     truth = np.repeat([1, 2, 3], 20)[None]
     found = np.repeat([1, 0, 2, 0, 4], [19, 1, 14, 6, 20])[None]  # overlaps of 0.95, 0.7 and 1
     scores = object_scores(truth, found)
     assert scores["ap_50"] == 1 and scores["ap_75"] == 2 / 4  # one is missed, and one found that is none
-    assert scores["ap"] == pytest.approx((4 * 1 + 5 * 2 / 4 + 1 / 5) / 10)  # at most 0.65, 0.9 and 0.95
+    assert scores["ap"] == pytest.approx((5 * 1 + 5 * 2 / 4) / 10)  # up to 0.7 all, up to 0.95 two of them
     assert object_scores(0 * truth, found)["ap"] == object_scores(truth, 0 * truth)["ap"] == 0
     assert object_scores(0 * truth, 0 * truth) == PERFECT
 
@@ -160,8 +175,8 @@ def test_average_precision_is_that_of_an_assignment_of_the_objects():
         area, other = (np.array([np.sum(image == i) for i in range(1, 6)]) for image in (truth, proposal))
         ious, expected = overlap / (area[:, None] + other - overlap), []
         for limit in np.arange(50, 100, 5) / 100:  # as StarDist and Cellpose count
-            rows, columns = linear_sum_assignment(-((ious > limit) + ious))
-            hits = np.sum(ious[rows, columns] > limit)
+            rows, columns = linear_sum_assignment(-((ious >= limit) + ious))
+            hits = np.sum(ious[rows, columns] >= limit)
             expected.append(hits / (10 - hits))
         assert 0 < object_scores(truth, proposal)["ap"] == pytest.approx(np.mean(expected))
 
@@ -292,12 +307,12 @@ def test_found_objects_count_if_half_of_them_is_annotated():
         assert object_scores(truth, found)["object_f1"] == (2 / 3 if counts else 1), row
     overflowing = whole | grid("000000", "000111", "000111", "000111", "000000", "000000")
     scores = object_scores(truth, overflowing)  # 7 of 13 px are annotated
-    assert (scores["object_f1"], scores["matched_iou"], scores["ap"]) == (1.0, 4 / 7, 0.2)  # above 0.5 and 0.55
+    assert (scores["object_f1"], scores["matched_iou"], scores["ap"]) == (1.0, 4 / 7, 0.2)  # at 0.5 and 0.55
     assert object_scores(truth, overflowing * (np.arange(6) > 1)) == dict.fromkeys(PERFECT, 0.0)
     mostly_outside = whole | grid("000011", "000111", "000011", "000011", "000011", "000011")
     scores = object_scores(truth, mostly_outside)
     assert (scores["object_f1"], scores["matched_iou"]) == (1.0, 4 / 5)  # a match counts,
-    assert (scores["ap_50"], scores["ap_75"], scores["ap"]) == (1.0, 1.0, 0.6)  # and above 0.8 it is a miss
+    assert (scores["ap_50"], scores["ap_75"], scores["ap"]) == (1.0, 1.0, 0.7)  # and above 0.8 it is a miss
 
 
 def test_no_object_score_where_none_can_be_judged():

@@ -10,6 +10,7 @@ from conftest import SHARED, SMALL, needs_golden, write_stacks
 
 import main
 import run_make_database
+from model import NORMS
 from predict import load, predict_array
 from prediction import export
 
@@ -81,6 +82,39 @@ def test_onnx_gives_the_checkpoints_probability_of_any_image(database, work):
     np.testing.assert_allclose(session.run(None, {"image": batch})[0][:, 0], expected, atol=1e-4)
 
 
+@pytest.mark.slow
+@needs("onnx", "onnxscript", "onnxruntime")
+@pytest.mark.parametrize("norm", NORMS)
+def test_onnx_of_a_network_trained_for_some_epochs_gives_its_probability(database, work, norm):
+    import onnxruntime
+
+    assert main.main([*SMALL, "--num_epoch", "20", "--lr", "0.01", "--norm", norm, "--normalize", "data"]) == 0
+    assert main.main([*EXPORT, "--output", "net.onnx"]) == 0
+    session, predictor = onnxruntime.InferenceSession("net.onnx"), load(next(work.rglob("*epoch0020.pth")))
+    for file in (database / "test").glob("*.npy"):  # as for real images, the difference stays far below the tolerance
+        image = np.load(file)["input"][..., 0].astype(np.float32)
+        expected = predict_array(predictor, image, tta=False)
+        assert expected.std() > 0.01
+        np.testing.assert_allclose(session.run(None, {"image": image[None, None]})[0][0, 0], expected, atol=1e-5)
+
+
+@needs_golden
+@needs("onnx", "onnxscript", "onnxruntime")
+@pytest.mark.parametrize("norm", ["bnorm", "inorm"])
+@pytest.mark.slow
+def test_onnx_of_the_originals_checkpoint_gives_its_probability(work, norm):
+    import onnxruntime
+
+    folder = work / "checkpoints" / "unet" / "em"
+    folder.mkdir(parents=True)
+    (folder / "model_epoch0003.pth").symlink_to(SHARED / "golden" / "upstream" / f"{norm}_model_epoch0003.pth")
+    assert main.main([*EXPORT, "--output", "net.onnx"]) == 0
+    image = np.random.default_rng(1).integers(0, 255, (90, 73), np.uint8)  # whose range is that of the training
+    expected = predict_array(load(folder / "model_epoch0003.pth"), image, tta=False)
+    found = onnxruntime.InferenceSession("net.onnx").run(None, {"image": image[None, None].astype(np.float32)})
+    np.testing.assert_allclose(found[0][0, 0], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "flags",
     [[], ["--num_level", "5", "--norm", "inorm"], ["--num_level", "3", "--normalize", "data", "--nch_out", "2"]],
@@ -106,10 +140,10 @@ def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(data
     from bioimageio.core import predict
 
     assert main.main([*SMALL, "--num_epoch", "1", "--num_level", num_level]) == 0
-    assert main.main(PACKAGE) == 0  # runs test_model
+    assert main.main(PACKAGE) == 0
     model, sizes = describe("net.zip")
     assert [axis["halo"] for axis in model["outputs"][0]["axes"][2:]] == [halo, halo]
-    assert sizes == [(1, 1, halo, halo)] * 2
+    assert sizes == [(1, 1, 2 * halo + 2 ** int(num_level), 2 * halo + 2 ** int(num_level))] * 2
     assert not model.get("authors") and not model.get("license")  # nobody named any
     assert "--author" in capsys.readouterr().out
     side = 2 * halo + 4 * 2 ** int(num_level)
@@ -125,6 +159,45 @@ def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(data
     np.testing.assert_allclose(run(blocksize_parameter=3)[inner], expected[inner], atol=1e-4)
     mirrored = predict_array(newest(work), np.pad(image, halo, "symmetric"), tta=False)
     np.testing.assert_allclose(run(), mirrored[inner], atol=1e-4)
+
+
+VARIANTS = [  # channels, classes, context, and flags of the training
+    (1, 2, 0, "--num_level 2 --norm inorm --normalize image"),
+    (1, 2, 0, "--num_level 4 --norm bnorm --normalize image"),
+    (1, 2, 0, "--num_level 4 --norm inorm --normalize data"),
+    (1, 2, 1, "--num_level 2 --norm bnorm --normalize data"),
+    (3, 2, 0, "--num_level 2 --norm bnorm --normalize data"),
+    (3, 2, 0, "--num_level 4 --norm inorm --normalize image"),
+    (1, 3, 2, "--num_level 2 --norm inorm --normalize data"),
+    (3, 3, 0, "--num_level 2 --norm bnorm --normalize image"),
+    (1, 2, 0, "--num_level 3 --norm gnorm --normalize image"),
+]
+
+
+@pytest.mark.slow
+@needs("bioimageio")
+@pytest.mark.parametrize(("channels", "classes", "context", "flags"), VARIANTS)
+def test_a_package_passes_the_model_zoos_own_test(work, channels, classes, context, flags):
+    from bioimageio.core import test_model
+
+    values = (0, 100, 255) if classes == 3 else (0, 255)
+    write_stacks(work / "datasets" / "em", values=values, channels=channels if channels > 1 else 0)
+    assert run_make_database.main(["--context", str(context)]) == 0
+    assert main.main([*SMALL, "--num_epoch", "1", *flags.split()]) == 0
+    assert main.main(PACKAGE) == 0
+    summary = test_model("net.zip")
+    assert summary.status == "passed", [part.name for part in summary.details if part.status != "passed"]
+    nch_in = newest(work).info.nch_in
+    side = 2 * newest(work).halo + newest(work).stride
+    assert describe("net.zip")[1] == [(1, nch_in, side, side), (1, 1 if classes == 2 else 3, side, side)]
+
+
+@needs("bioimageio")
+def test_a_package_that_does_not_reproduce_its_output_is_not_written(trained, work, fails, monkeypatch):
+    image, probability = export._test_images(newest(work))
+    monkeypatch.setattr(export, "_test_images", lambda _: (image, 1 - probability))
+    assert "not passed" in fails(main.main, PACKAGE)
+    assert not list(work.glob("net*"))
 
 
 @pytest.mark.slow

@@ -82,6 +82,64 @@ def test_the_outputs_of_the_objects_agree_with_the_cells(stack, work, capsys):
     assert sorted(roi_names(work / "out-rois.zip")) == places
 
 
+def hyperstack(axes, rng):
+    """Random image with these axes of an ImageJ file: two time points, three sections, two channels."""
+    pixels = rng.integers(0, 200, [{"T": 2, "Z": 3, "C": 2}[axis] for axis in axes] + [8, 8]).astype(np.uint8)
+    return pixels.repeat(8, -2).repeat(8, -1)
+
+
+PLANES = {  # axes -> position, z and t of each section in ImageJ, and the columns t and z
+    "": ([(0, 0, 0)], []),
+    "C": ([(0, 0, 0)], []),
+    "Z": ([(1, 0, 0), (2, 0, 0), (3, 0, 0)], ["z"]),
+    "ZC": ([(1, 0, 0), (2, 0, 0), (3, 0, 0)], ["z"]),
+    "T": ([(1, 0, 0), (2, 0, 0)], ["t"]),
+    "TC": ([(1, 0, 0), (2, 0, 0)], ["t"]),
+    "TZ": ([(0, 1, 1), (0, 2, 1), (0, 3, 1), (0, 1, 2), (0, 2, 2), (0, 3, 2)], ["t", "z"]),
+    "TZC": ([(0, 1, 1), (0, 2, 1), (0, 3, 1), (0, 1, 2), (0, 2, 2), (0, 3, 2)], ["t", "z"]),
+}
+
+
+@pytest.mark.parametrize("axes", PLANES)
+@pytest.mark.parametrize("goal", ["o.tif", "o/"])
+def test_rois_and_table_name_the_plane_of_each_axes_order(trained, work, axes, goal):
+    roifile = pytest.importorskip("roifile")
+    pixels = hyperstack(axes, np.random.default_rng(0))
+    tifffile.imwrite("in.tif", pixels, imagej=True, metadata={"axes": f"{axes}YX"})
+    channel = ["--channel", "1"] if "C" in axes else []
+    assert segment("in.tif", goal, "--what", "table,rois", *channel) == 0
+    table, rois = ("o/table.csv", "o/in-rois.zip") if goal == "o/" else ("o-table.csv", "o-rois.zip")
+    planes, columns = PLANES[axes]
+    rows, sections = rows_of(work / table), pixels[..., 1, :, :] if "C" in axes else pixels
+    assert list(rows[0])[: len(columns) + 4] == ["image", "section", "object", *columns, "area_px"]
+    found = {roi.name: (roi.position, roi.z_position, roi.t_position) for roi in roifile.roiread(rois)}
+    assert len(found) == len(rows) and {roi.c_position for roi in roifile.roiread(rois)} == {0}
+    for row in rows:
+        section = int(row["section"])
+        assert found[f"{section:04d}-{int(row['object']):06d}"] == planes[section - 1]
+        place = [int(row[axis]) - 1 for axis in columns]
+        assert np.ravel_multi_index(place, sections.shape[:-2]) == section - 1 if place else section == 1
+    assert {int(row["section"]) for row in rows} == set(range(1, len(planes) + 1))
+
+
+def test_sections_chosen_count_in_what_fiji_can_open(trained, work):
+    pixels = hyperstack("Z", np.random.default_rng(0))
+    tifffile.imwrite("in.tif", pixels, imagej=True, metadata={"axes": "ZYX"})
+    flags = ["--section", "1:3"]  # the second and the third
+    for goal, what, position, sections in (
+        ("o.zip", "rois", {2, 3}, {"2", "3"}),  # the input alone
+        ("o.tif", "mask,table,rois", {1, 2}, {"1", "2"}),  # the stack that is written
+        ("o/", "table,rois", {2, 3}, {"2", "3"}),
+    ):
+        assert segment("in.tif", goal, "--what", what, *flags) == 0
+        file = {"o.zip": "o.zip", "o.tif": "o-rois.zip", "o/": "o/in-rois.zip"}[goal]
+        assert {place for _, place in roi_names(work / file)} == position
+        if "table" in what:
+            rows = rows_of(work / file.replace("in-rois.zip", "table.csv").replace("-rois.zip", "-table.csv"))
+            assert {row["section"] for row in rows} == sections
+            assert {row["z"] for row in rows} == {"2", "3"}  # of the input
+
+
 def test_an_overlay_is_the_image_with_the_outlines_of_the_cells(stack, work):
     assert segment("in.tif", "out.tif", "--what", "cells,overlay", "--compression", "zlib") == 0
     with tifffile.TiffFile("out-overlay.tif") as tif:

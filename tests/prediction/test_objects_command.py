@@ -143,7 +143,8 @@ def test_a_table_of_several_stacks_tells_which_objects_are_one(stack, work):
         assert list(rows[0])[:4] == ["image", "section", "stack", "object"]
         of_stack = [{int(row["object"]) for row in rows if row["stack"] == number} for number in "12"]
         assert of_stack == [{*np.unique(part[part > 0]).tolist()} for part in np.split(cells, 2)]
-        assert all((int(row["section"]) > 5) == (row["stack"] == "2") for row in rows)
+        places = {(row["section"], row["stack"], row["t"], row["z"]) for row in rows}  # a stack is a time point
+        assert places == {(str(5 * t + z), str(t + 1), str(t + 1), str(z)) for t in (0, 1) for z in range(1, 6)}
     segment("one.npy", "--link", "0.3", "--what", "table")
     assert "stack" not in Path("one.csv").read_text()
 

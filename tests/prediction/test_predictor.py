@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
+from dataset import DataInfo
 from model import NORMS, UNet, class_probability
-from prediction.predictor import TestTimeAugmentation, fold_norm
+from prediction.predictor import Member, Predictor, TestTimeAugmentation, fold_norm, predict_array
 
 
 @pytest.mark.parametrize("nch_out", [1, 3])
@@ -15,6 +17,49 @@ def test_test_time_augmentation_turns_with_its_input(nch_out):
     torch.testing.assert_close(torch.rot90(turned.flip(-1), -1, (-2, -1)), eight)
     torch.testing.assert_close(eight.sum(1), torch.ones(2, 32, 48))
     assert not torch.allclose(one, eight, atol=1e-4)
+
+
+def views(array):
+    """The eight flips and quarter turns of an array (..., H, W, C)."""
+    for flipped in (array, array[..., ::-1, :]):
+        for quarters in range(4):
+            yield np.rot90(flipped, quarters, (-3, -2)).copy()
+
+
+def trained(norm, nch_in=1, nch_out=1, num_level=2):
+    """A predictor whose network has statistics away from 0 and 1."""
+    torch.manual_seed(0)
+    net = UNet(nch_in, nch_out, nch_ker=4, norm=norm, num_level=num_level)
+    for _ in range(3):
+        net(torch.randn(2, nch_in, 64, 64))
+    num = max(nch_out, 2)
+    share, mean, std = [1 / num] * num, [100.0] * nch_in, [50.0] * nch_in
+    info = DataInfo(nch_in, list(range(num)), list(map(str, range(num))), share, mean, std, [0.0, 255.0])
+    return Predictor((Member(fold_norm(net), info),), 0.5, torch.device("cpu"))
+
+
+SIZES = [(73, 90), (64, 96), (33, 65), (17, 40), (1, 1), (3, 50), (95, 31)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("norm", ["bnorm", "inorm"])
+def test_test_time_augmentation_of_a_view_is_the_view_of_it(norm, size):
+    predictor = trained(norm)
+    image = np.random.default_rng(0).integers(0, 200, (*size, 1)).astype(np.float32)
+    expected = predict_array(predictor, image)
+    for view, wanted in zip(views(image), views(expected[..., None]), strict=True):
+        np.testing.assert_allclose(predict_array(predictor, view), wanted[..., 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("nch_in", "nch_out"), [(1, 1), (3, 3)])
+def test_test_time_augmentation_in_tiles_turns_with_the_image_too(nch_in, nch_out):
+    predictor = trained("bnorm", nch_in, nch_out)
+    image = np.random.default_rng(0).integers(0, 200, (201, 330, nch_in)).astype(np.float32)
+    whole = predict_array(predictor, image)
+    for view, wanted in zip(views(image), views(whole.reshape(-1, 201, 330, 1)), strict=True):
+        found = predict_array(predictor, view, tile=64)  # tiles of 64 x 256 px
+        np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=1e-5)
+        assert len(predictor.tile_grid(view.shape, 64).rows) > 3
 
 
 def test_certain_pixels_keep_their_loss_with_test_time_augmentation():

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from model import NORMS, UNet
 from prediction.halo import WHOLE, Sides, forward_tile, halo, receptive_radius
 from prediction.predictor import TestTimeAugmentation
 from prediction.tiling import Bands, TileGrid, prefetch, tile_shape, tiles_along, write_in_background
+from prediction.views import TilePlace
 
 HALO = halo(4)
 LEVELS = pytest.mark.parametrize("num_level", [1, 3, 4, 5])
@@ -23,12 +26,13 @@ def network(norm="bnorm", nch_out=1, num_level=4):
 
 def tiled(net, image, tile, overlap=0, tta=False):
     around = halo(net.num_level)
-    grid = TileGrid(*(tiles_along(n, t, around, overlap) for n, t in zip(image.shape[-2:], tile, strict=True)))
+    sides = zip(image.shape[-2:], tile, strict=True)
+    grid = TileGrid(*(tiles_along(n, t, around, overlap, net.stride) for n, t in sides))
     pixels = image[0].movedim(0, -1).numpy()
 
-    def logits(part, sides):
-        x = torch.from_numpy(part).movedim(-1, 0)[None]
-        return TestTimeAugmentation(net)(x, sides)[0] if tta else forward_tile(net, x, sides)[0]
+    def logits(part, rows, columns):
+        x, place = torch.from_numpy(part).movedim(-1, 0)[None], TilePlace(rows, columns)
+        return (TestTimeAugmentation(net)(x, place) if tta else place.forward(partial(forward_tile, net), x))[0]
 
     bands = Bands(logits, lambda rows: pixels[rows], grid)
     return np.concatenate([band.values for band in bands.compute()], axis=1), bands
@@ -80,15 +84,28 @@ def test_tiles_of_a_network_with_its_own_statistics_are_blended_without_a_step()
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 191, 193, 500])
 @pytest.mark.parametrize("overlap", [0, 32])
 def test_tiles_cover_the_image_once_and_read_the_halo(length, overlap):
-    tiles = tiles_along(length, 80, HALO, overlap)
+    tiles = tiles_along(length, 80, HALO, overlap, stride=16)
     assert [0, *(tile.core.stop for tile in tiles)] == [*(tile.core.start for tile in tiles), length]
     for tile in tiles:
         core, output = tile.core, tile.output
-        assert tile.input.start % 16 == output.start % 16 == 0
-        assert tile.input.start == (output.start - HALO if tile.has_halo[0] else 0)
-        assert tile.input.stop == (output.stop + HALO if tile.has_halo[1] else length)
-        assert tile.has_halo[0] or output.start < HALO
+        read, has_halo, _ = tile.from_start
+        assert read.start % 16 == output.start % 16 == 0
+        assert read.start == (output.start - HALO if has_halo[0] else 0)
+        assert read.stop == (output.stop + HALO if has_halo[1] else length)
+        assert has_halo[0] or output.start < HALO
         assert 0 <= output.start <= core.start < core.stop <= output.stop <= length
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 191, 193, 500, 507])
+def test_tiles_of_a_flipped_image_are_read_from_its_end_as_those_of_the_image_from_its_start(length):
+    for tile in tiles_along(length, 80, HALO, 0, stride=16):
+        read, has_halo, _ = tile.from_end
+        first, last = length - read.stop, length - read.start  # in the flipped image
+        assert first % 16 == 0 and (last % 16 == 0 or last == length)
+        assert has_halo == (read.start > 0, read.stop < length) or length <= 2 * HALO + 80
+        assert not has_halo[0] or tile.output.start - read.start >= HALO
+        assert not has_halo[1] or read.stop - tile.output.stop >= HALO
+        assert tile.input.start <= read.start and read.stop <= tile.input.stop <= length
 
 
 def test_some_bands_are_the_bands_of_the_whole():

@@ -1,0 +1,72 @@
+"""The eight flips and quarter turns of a tile, and the pixels of it that a network reads in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prediction.halo import Sides, crop_sides
+from prediction.tiling import Tile, tiles_along
+
+
+class View(NamedTuple):
+    """A flip of left and right, or none, and quarter turns counter-clockwise after it."""
+
+    is_flipped: bool = False
+    quarters: int = 0
+
+    def of(self, x: Tensor) -> Tensor:
+        """Image (N, C, H, W) as it is seen."""
+        return torch.rot90(x.flip(-1) if self.is_flipped else x, self.quarters, (-2, -1))
+
+    def back(self, x: Tensor) -> Tensor:
+        """Image (N, C, H, W) turned back; reverses `of`."""
+        x = torch.rot90(x, -self.quarters, (-2, -1))
+        return x.flip(-1) if self.is_flipped else x
+
+    def of_sides(self, sides: Sides) -> Sides:
+        """Sides with a halo as they are seen."""
+        return (sides.flipped() if self.is_flipped else sides).turned(self.quarters)
+
+    @property
+    def corner(self) -> tuple[bool, bool]:
+        """Whether the corner that is seen at the top left is at the bottom of the image, and at its right.
+
+        Examples
+        --------
+        >>> [View(False, quarters).corner for quarters in range(4)]
+        [(False, False), (False, True), (True, True), (True, False)]
+        """
+        return self.quarters in (2, 3), (self.quarters in (1, 2)) != self.is_flipped
+
+
+VIEWS = [View(is_flipped, quarters) for is_flipped in (False, True) for quarters in range(4)]
+
+
+class TilePlace(NamedTuple):
+    """Place of a tile in its image, and the part of its halo that the network does not need [px]."""
+
+    rows: Tile
+    columns: Tile
+    unused: int = 0
+
+    @classmethod
+    def of_image(cls, height: int, width: int) -> TilePlace:
+        """Place of an image that is a single tile [px]."""
+        rows, columns = (tiles_along(length, length, halo=length)[0] for length in (height, width))
+        return cls(rows, columns)
+
+    def forward(self, run: Callable[[Tensor, Sides], Tensor], x: Tensor, view: View | None = None) -> Tensor:
+        """Result of a network for the output of the tile (N, C, H, W), if asked for computed in a view and turned back.
+
+        A network pools from the top left of what it sees on, so each corner of the image has a window of its own.
+        """
+        bottom, right = view.corner if view else (False, False)
+        rows, columns = self.rows.window(bottom), self.columns.window(right)
+        sides = Sides(rows.has_halo[0], columns.has_halo[0], rows.has_halo[1], columns.has_halo[1])
+        part = crop_sides(x[..., rows.input, columns.input], sides, self.unused)
+        result = view.back(run(view.of(part), view.of_sides(sides))) if view else run(part, sides)
+        return result[..., rows.crop, columns.crop]
