@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import Conv2d, UpConv2d, concat
-
 NUM_LEVEL = 4  # of the paper, of pytorch-UNET, and of checkpoints without that entry
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -34,7 +32,7 @@ class CNR2d(nn.Module):
 
     def __init__(self, nch_in: int, nch_out: int, norm: str) -> None:
         super().__init__()
-        self.conv = Conv2d(nch_in, nch_out, bias=norm != "bnorm")
+        self.conv = nn.Conv2d(nch_in, nch_out, kernel_size=3, padding=1, bias=norm != "bnorm")
         self.norm = NORMS[norm](nch_out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,12 +45,12 @@ class Decoder(nn.Module):
 
     def __init__(self, nch: int, nch_out: int, norm: str) -> None:
         super().__init__()
-        self.up = UpConv2d(nch, nch)
+        self.up = nn.ConvTranspose2d(nch, nch, kernel_size=2, stride=2)
         self.convs = nn.Sequential(CNR2d(2 * nch, nch, norm), CNR2d(nch, nch_out, norm))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(N, nch, H, W) and the skip (N, nch, 2 H, 2 W) to (N, nch_out, 2 H, 2 W)."""
-        return self.convs(concat(skip, self.up(x)))
+        return self.convs(torch.cat([skip, self.up(x)], dim=1))
 
 
 class Architecture(TypedDict, total=False):

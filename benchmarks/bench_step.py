@@ -24,7 +24,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -35,8 +34,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from model import Decoder, UNet
+from model import UNet
 from prediction.predictor import fold_norm
+from training.cpu_layers import speed_up
 from training.optim import OPTIMS
 from utils import on_device, pick_device, pick_precision
 
@@ -96,7 +96,7 @@ def measure(nch_ker: int, size: int, norm: str, timer: Timer, precisions: dict[s
     batch_size = 4 if nch_ker * size <= 16 * 256 or device.type == "cuda" else 1
     image = torch.randn(batch_size, 1, size, size, device=device)
     label = (torch.rand(batch_size, 1, size, size, device=device) > 0.5).float()
-    nets: dict[str, nn.Module] = {"original": as_original(UNet(1, 1, nch_ker, norm))}
+    nets: dict[str, nn.Module] = {"original": UNet(1, 1, nch_ker, norm)}
     if norm == "bnorm":
         nets |= others(nch_ker)
     nets = {name: net.to(device) for name, net in nets.items()}
@@ -106,6 +106,8 @@ def measure(nch_ker: int, size: int, norm: str, timer: Timer, precisions: dict[s
     for name, precision in precisions.items():
         ours = on_device(UNet(1, 1, nch_ker, norm), norm, device, precision)
         folded = on_device(fold_norm(ours), norm, device, precision)
+        if device.type == "cpu":
+            speed_up(ours)
         row[f"forward {name}"] = compare(
             timer, {k: forward(v, image, precision) for k, v in {"ours": folded, **nets}.items()}
         )
@@ -125,19 +127,6 @@ def compare(timer: Timer, sides: dict[str, Timed]) -> dict[str, list[float]]:
         ratios = sorted(theirs / own for theirs, own in zip(values, seconds["ours"], strict=True))
         found[name] = [round(number, 2) for number in (1e3 * median(values), median(ratios), ratios[0], ratios[-1])]
     return found
-
-
-def as_original(net: UNet) -> UNet:
-    """Network with PyTorch's own layers in place of those of layers.py."""
-    for decoder in net.decoders:
-        nch = decoder.up.in_channels
-        decoder.up = nn.ConvTranspose2d(nch, nch, kernel_size=2, stride=2)
-        decoder.forward = partial(_decode, decoder)
-    return net
-
-
-def _decode(decoder: Decoder, x: Tensor, skip: Tensor) -> Tensor:
-    return decoder.convs(torch.cat([skip, decoder.up(x)], dim=1))
 
 
 def others(nch_ker: int) -> dict[str, nn.Module]:

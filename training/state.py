@@ -14,6 +14,7 @@ from checkpoint import Checkpoint, explain_mismatch
 from config import Config, as_typed
 from dataset import DataInfo
 from model import NUM_LEVEL, UNet, init_weights
+from training.cpu_layers import speed_up
 from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state
 from utils import UserError, on_device
 
@@ -147,6 +148,8 @@ class TrainState:
     ) -> TrainState:
         """State with a network and a new optimiser."""
         net = on_device(net, net.arguments["norm"], device, precision)
+        if device.type == "cpu":
+            speed_up(net)
         optimizer = OPTIMS[config.optim](net.parameters(), config.lr, config.beta1)
         scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         average = MovingAverage(net, config.average) if config.average else None

@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import layers
-from layers import Conv2d, UpConv2d, concat
+from model import UNet
+from training import cpu_layers as layers
+from training.cpu_layers import FastConv2d, FastConvTranspose2d, FastDecoder, concat, speed_up
 
 ORDERS = [torch.contiguous_format, torch.channels_last]
 
@@ -27,7 +28,7 @@ def test_the_upsampling_has_the_values_and_gradients_of_torchs_own(order, precis
     monkeypatch.setattr(layers, "CAPABILITY", capability)
     monkeypatch.setattr(layers, "LARGE", 1)
     torch.manual_seed(0)
-    net = UpConv2d(*nch).to(memory_format=order)
+    net = FastConvTranspose2d(*nch, 2, stride=2).to(memory_format=order)
     x = torch.randn(3, nch[0], 10, 7).to(memory_format=order).requires_grad_()
     inputs = (x, net.weight, net.bias)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
@@ -45,7 +46,7 @@ def test_a_convolution_without_avx512_has_the_values_and_gradients_of_torchs_own
     monkeypatch.setattr(layers, "CAPABILITY", "AVX2")
     monkeypatch.setattr(layers, "LARGE", 1)
     torch.manual_seed(0)
-    net = Conv2d(32, 40, bias=bias).to(memory_format=torch.channels_last)
+    net = FastConv2d(32, 40, 3, padding=1, bias=bias).to(memory_format=torch.channels_last)
     x = torch.randn(shape[0], 32, *shape[1:]).to(memory_format=torch.channels_last).requires_grad_()
     inputs = (x, *net.parameters())
     assert type(net(x).grad_fn).__name__ == "_Conv2dBackward"
@@ -63,7 +64,7 @@ def test_only_large_convolutions_without_avx512_have_their_own_gradient(case, mo
     monkeypatch.setattr(layers._Conv2d, "apply", lambda x, *_: called.append(x) or x)
     nch, height = 16 if case == "narrow" else 32, 127 if case == "small" else 256
     order = torch.contiguous_format if case == "planes" else torch.channels_last
-    net = Conv2d(nch, 32, bias=False).to(memory_format=order).requires_grad_(case != "frozen")
+    net = FastConv2d(nch, 32, 3, padding=1, bias=False).to(memory_format=order).requires_grad_(case != "frozen")
     x = torch.ones(2, nch, height, 32, requires_grad=True).to(memory_format=order)
     with torch.autocast("cpu", enabled=case == "bfloat16"), torch.set_grad_enabled(case != "no gradient"):
         net(x)
@@ -71,7 +72,7 @@ def test_only_large_convolutions_without_avx512_have_their_own_gradient(case, mo
 
 
 def test_the_upsampling_without_a_gradient_of_the_image_trains_its_weights():
-    net = UpConv2d(2, 2)
+    net = FastConvTranspose2d(2, 2, 2, stride=2)
     net(torch.ones(1, 2, 3, 3)).sum().backward()
     assert net.bias.grad.tolist() == [36, 36]
     torch.testing.assert_close(net.weight.grad, torch.full((2, 2, 2, 2), 9.0))
@@ -87,6 +88,13 @@ def test_the_gradients_of_a_concatenation_are_dense_and_those_of_torchs_own(orde
     assert all(grad.is_contiguous(memory_format=order) for grad in found[1:])
 
 
-def test_layers_have_the_names_of_torchs_own():
-    assert [*Conv2d(2, 2, bias=True).state_dict()] == [*nn.Conv2d(2, 2, 3).state_dict()] == ["weight", "bias"]
-    assert [*UpConv2d(2, 2).state_dict()] == [*nn.ConvTranspose2d(2, 2, 2).state_dict()] == ["weight", "bias"]
+def test_speed_up_changes_the_classes_of_the_layers_alone():
+    net = UNet(1, 1, nch_ker=2)
+    state, last = net.state_dict(), net.fc
+    speed_up(net)
+    kinds = [type(module) for module in net.modules()]
+    assert [kinds.count(kind) for kind in (FastConv2d, FastConvTranspose2d, FastDecoder)] == [18, 4, 4]
+    assert type(last) is nn.Conv2d and [*net.state_dict()] == [*state]
+    again = UNet(1, 1, nch_ker=2)
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(torch.ones(1, 1, 32, 32)), net(torch.ones(1, 1, 32, 32)))

@@ -1,4 +1,4 @@
-"""Layers with PyTorch's values and parameters, whose gradients take less time on a CPU."""
+"""Layers of the network with PyTorch's values and parameters, whose gradients take less time on a CPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model import Decoder
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()  # the vector instructions that PyTorch uses
 LARGE = 2**18  # values of a feature map
@@ -28,11 +30,17 @@ def _is_slow(x: Tensor, weight: Tensor) -> bool:
     return CAPABILITY == "AVX2" and is_float32 and is_large and x.is_contiguous(memory_format=torch.channels_last)
 
 
-class Conv2d(nn.Conv2d):
-    """3x3 convolution that keeps height and width."""
+def speed_up(net: nn.Module) -> None:
+    """Give the layers of a network that trains on a CPU the gradients of this file.
 
-    def __init__(self, nch_in: int, nch_out: int, *, bias: bool) -> None:
-        super().__init__(nch_in, nch_out, kernel_size=3, padding=1, bias=bias)
+    The classes of its modules become subclasses, so that parameters, states and copies are those of PyTorch's layers.
+    """
+    for module in net.modules():
+        module.__class__ = FASTER.get((type(module), getattr(module, "kernel_size", None)), type(module))
+
+
+class FastConv2d(nn.Conv2d):
+    """3x3 convolution that keeps height and width."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, nch_in, H, W) to (N, nch_out, H, W)."""
@@ -76,11 +84,8 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     return torch.stack(products, dim=1).unflatten(1, (3, 3)).permute(0, 3, 1, 2)
 
 
-class UpConv2d(nn.ConvTranspose2d):
+class FastConvTranspose2d(nn.ConvTranspose2d):
     """2x2 transposed convolution of stride 2, which doubles height and width."""
-
-    def __init__(self, nch_in: int, nch_out: int) -> None:
-        super().__init__(nch_in, nch_out, kernel_size=2, stride=2)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, nch_in, H, W) to (N, nch_out, 2 H, 2 W)."""
@@ -116,6 +121,14 @@ class _UpConv2d(torch.autograd.Function):
         return of_x, of_weight, grad.sum((0, 2, 3))
 
 
+class FastDecoder(Decoder):
+    """Decoder whose concatenation has dense gradients."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(N, nch, H, W) and the skip (N, nch, 2 H, 2 W) to (N, nch_out, 2 H, 2 W)."""
+        return self.convs(concat(skip, self.up(x)))
+
+
 def concat(skip: Tensor, x: Tensor) -> Tensor:
     """Two tensors (N, C, H, W), one behind the other along C."""
     if not _has_own_gradient(x):
@@ -138,3 +151,10 @@ class _Concat(torch.autograd.Function):
         channels_last = grads[0].is_contiguous(memory_format=torch.channels_last)
         order = torch.channels_last if channels_last else torch.contiguous_format
         return tuple(part.contiguous(memory_format=order) for part in grads[0].split(ctx.sizes, dim=1))
+
+
+FASTER: dict[tuple[type[nn.Module], tuple[int, int] | None], type[nn.Module]] = {  # by class and size of the kernel
+    (nn.Conv2d, (3, 3)): FastConv2d,
+    (nn.ConvTranspose2d, (2, 2)): FastConvTranspose2d,
+    (Decoder, None): FastDecoder,
+}
