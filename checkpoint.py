@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import torch
 
 from config import BEST
-from dataset import DataInfo, find_description, load_info
+from description import DataInfo, find_description, load_info
 from files import atomic_write, earlier_folders, writer_of
 from legacy import convert_legacy
 from model import NUM_LEVEL, Architecture, UNet

@@ -1,677 +1,261 @@
-"""The database: its samples and its description."""
+"""The dataset: patches that are streamed from the samples, for the training.
+
+A sample is an `.npy` file with an image and its label (samples.py). `PatchSampler` (training/sampler.py) chooses
+windows of it, and `PatchDataset` cuts and normalises them. Then a whole batch of them is flipped, turned, deformed
+elastically and changed in contrast, on the device that trains (training/augment.py).
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, fields, replace
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypedDict, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from files import finish_exchange
-from images.drawing import Range, shown_channels, shown_range
-from images.rows import Rows, full_name
-from images.statistics import LARGEST, Moments, ObjectSizes, image_statistics, is_wide
-from utils import UserError, folder_hint, natural_key, printable
+from description import DataInfo, check_samples
+from images.rows import Rows
+from images.statistics import image_statistics, is_wide
+from samples import SampleFile, check_values, to_indices
+from utils import UserError
 
-if TYPE_CHECKING:  # not at run time: a database is made in half the time without torch
-    from torch import Tensor
+Array = TypeVar("Array", np.ndarray, Tensor)
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
-SPLITS = ("train", "val", "test")
-# names in the folder of a split that this program or pytorch-UNET gives: samples, their distances and partial files
-SAMPLES = r"((input|label)_?)?\d+(\.distance)?\.npy|\..*\.partial"
-# of a database's folder, replaced together, each with the names of what may be removed in it
-ENTRIES = dict.fromkeys(SPLITS, SAMPLES) | {"dataset.json": ""}
-NORMALIZE = ("data", "image", "legacy")
-DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
-OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names with `input` and `label` first are samples
-NUM_SHOWN = 4096  # random pixels of each training image that the grey range of pictures is measured on
-IGNORE = 255  # class index of pixels that are not annotated
-PAUSES = (0.1, 0.5, 2.0, 5.0)  # [s] after which a file that can't be read is tried again: a network folder may be back
-MAX_CLASS = 32  # more label values come from lossy compression, interpolation or numbered objects
+
+class Patch(TypedDict, total=False):
+    """Window of a sample.
+
+    Attributes
+    ----------
+    input : Tensor
+        (C, H, W) float32, normalised.
+    label : Tensor
+        (H, W) uint8 class indices, `IGNORE` where not annotated; absent without ground truth.
+    distance : Tensor
+        (H, W) float32 border distance [px], if wanted.
+    index, crop : int
+        Number of the sample, and of the crop among those of the sample in the epoch.
+    mean, std : Tensor
+        (C,) mean and standard deviation that the input was normalised by.
+    """
+
+    input: Tensor
+    label: Tensor
+    distance: Tensor
+    index: int
+    crop: int
+    mean: Tensor
+    std: Tensor
+
+
+class Batch(TypedDict, total=False):
+    """Patches for one step: the entries of `Patch` with a first axis of N patches, and those of the batch.
+
+    Attributes
+    ----------
+    input, label, distance, index, crop, mean, std : Tensor
+        (N, ...) as in `Patch`; once augmented, the label is int64, and 0 where not annotated.
+    weight : Tensor
+        (N, H, W) float32 weight of each pixel in the loss; 0 where not annotated.
+    loss_scale : float
+        Factor of the batch's loss, so that the mean over the processes is the mean over the images.
+    seed : int
+        Random seed of the dropout.
+    """
+
+    input: Tensor
+    label: Tensor
+    distance: Tensor
+    index: Tensor
+    crop: Tensor
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+    loss_scale: float
+    seed: int
 
 
 @dataclass(frozen=True)
-class DataInfo:
-    """Description of a database, also stored in a checkpoint.
+class Window:
+    """Part of a sample; beyond the image, pixels are reflected.
 
     Attributes
     ----------
-    nch_in : int
-        Number of input channels.
-    class_values : list
-        Value of each class in the label images: a number, or an [r, g, b] colour.
-    class_names : list of str
-        Name of each class. With two classes, class 1 is the foreground.
-    class_share : list of float
-        Fraction of the annotated training pixels of each class.
-    mean, std : list of float
-        Mean and standard deviation of each channel over the training split, in grey values.
-    value_range : list of float, or list of such lists
-        Grey values shown as black and white in a picture, of all channels of the section itself that are shown, or of
-        each; see `images.drawing.shown_range`.
-    normalize : {"data", "image", "legacy"}
-        Normalise images by `mean` and `std`, each image by its own, or by data type as pytorch-UNET did. Chosen by the
-        training, not by the database.
-    context : int
-        Number of neighbouring sections above, and as many below, in the input channels; the top section comes first.
-    ignore : int, float, list of int or None
-        Label value of pixels that are not annotated, whose class index is `IGNORE`; None: all pixels are annotated.
-    min_size : list of int or None
-        Area [px] of each class that hardly any training object falls below, see `ObjectSizes`; None in older files.
-    fill_holes : list of bool or None
-        Whether hardly any training object of each class has a hole; None in older files.
-    class_mean : list of float or None
-        Mean grey value of each class in the first channel of the section itself, over the annotated training pixels;
-        None: a class has no pixels, or the database is of before this entry.
+    index : int
+        Number of the sample.
+    top, left, height, width : int
+        Position and size [px]; may exceed the image.
+    crop : int
+        Number of the crop among those of the sample in the epoch.
     """
 
-    nch_in: int
-    class_values: list
-    class_names: list[str]
-    class_share: list[float]
-    mean: list[float]
-    std: list[float]
-    value_range: Range
-    normalize: str = "data"
-    context: int = 0
-    ignore: float | list[int] | None = None
-    min_size: list[int] | None = None
-    fill_holes: list[bool] | None = None
-    class_mean: list[float] | None = None
+    index: int
+    top: int
+    left: int
+    height: int
+    width: int
+    crop: int = 0
 
-    @property
-    def num_class(self) -> int:
-        """Number of classes."""
-        return len(self.class_values)
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether labels may contain pixels that are not annotated."""
-        return self.ignore is not None
-
-    @property
-    def own_channels(self) -> slice:
-        """Channels of the section itself, which lies between its neighbours."""
-        return own_channels(self.nch_in, self.context)
-
-    @property
-    def num_own(self) -> int:
-        """Number of channels of the section itself."""
-        return len(range(self.nch_in)[self.own_channels])
-
-    @classmethod
-    def from_dict(cls, values: dict, origin: Path) -> DataInfo:
-        """Description read from `dataset.json` or a checkpoint.
-
-        Raises
-        ------
-        UserError
-            An entry is missing or breaks its rule.
-        """
-        advice = "choose another checkpoint with --epoch" if origin.suffix == ".pth" else "make the database again"
-        values = values if isinstance(values, dict) else {}
-        missing = [item.name for item in fields(cls) if item.default is MISSING and item.name not in values]
-        if missing:
-            raise UserError(f"{origin}: no entry {', '.join(missing)}: {advice}")
-        info = cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
-        if isinstance(info.class_values, list):  # earlier versions kept the values of bool labels as they are
-            info = replace(info, class_values=[_class_value(value) for value in info.class_values])
-        return info.checked(origin, advice)
-
-    def checked(self, origin: Path, advice: str) -> DataInfo:
-        """The same description, if it keeps its rules.
-
-        Raises
-        ------
-        UserError
-            An entry breaks its rule; the message ends with the advice.
-        """
-        for name, (holds, rule) in _RULES.items():
-            if not holds(self):
-                raise UserError(f"{origin}: {name} is {getattr(self, name)!r:.60}: must be {rule}: {advice}")
-        return self
+    def is_inside(self, height: int, width: int) -> bool:
+        """Whether it lies completely inside an image of this size."""
+        return min(self.top, self.left) >= 0 and self.top + self.height <= height and self.left + self.width <= width
 
 
-def own_channels(nch_in: int, context: int) -> slice:
-    """Channels of a section itself among those of its neighbours, `context` on each side."""
-    nch = nch_in // (2 * context + 1)
-    return slice(context * nch, (context + 1) * nch)
+class PatchDataset(Dataset[Patch]):
+    """Normalised windows of samples, read from `.npy` files.
 
-
-def _is_number(value: Any, low: float = -3e38, high: float = 3e38) -> bool:
-    """Whether a value is a finite number in a range, by default that of float32."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-def _are_numbers(values: Any, num: int, low: float = -3e38, high: float = 3e38) -> bool:
-    return _is_list(values, num) and all(_is_number(value, low, high) for value in values)
-
-
-def _is_range(values: Any) -> bool:
-    return _are_numbers(values, 2) and values[0] <= values[1]
-
-
-def _is_list(values: Any, num: int) -> bool:
-    return isinstance(values, list) and len(values) == num
-
-
-def _is_integer(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and _is_number(value, low, high)
-
-
-def _is_class_value(value: Any) -> bool:
-    return isinstance(value, str) or _is_number(value) or _are_numbers(value, 3, 0, 255)
-
-
-def _class_value(value: Any) -> Any:
-    """Value of a class: for one of a bool label, or a float without a fraction, the whole number."""
-    return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
-
-
-def _are_names(names: Any) -> bool:
-    texts = isinstance(names, list) and all(isinstance(name, str) and name.isprintable() for name in names)
-    return texts and len({*names}) == len(names)
-
-
-# test of each entry, which may rely on the entries before it, and its wording in messages
-_RULES: dict[str, tuple[Callable[[DataInfo], bool], str]] = {
-    "nch_in": (lambda info: _is_integer(info.nch_in, 1, 2**16), "a whole number of at least 1"),
-    "class_values": (
-        lambda info: (
-            isinstance(info.class_values, list)
-            and len(info.class_values) <= 256
-            and all(_is_class_value(value) and info.class_values.count(value) == 1 for value in info.class_values)
-        ),
-        "a list of different numbers, colours or words",
-    ),
-    "class_names": (
-        lambda info: _are_names(info.class_names) and len(info.class_names) == info.num_class,
-        "a different printable name for each class",
-    ),
-    "class_share": (lambda info: _are_numbers(info.class_share, info.num_class, 0, 1), "a fraction for each class"),
-    "mean": (lambda info: _are_numbers(info.mean, info.nch_in), "a number for each channel"),
-    "std": (lambda info: _are_numbers(info.std, info.nch_in, 1e-37), "a positive number for each channel"),
-    "normalize": (lambda info: info.normalize in NORMALIZE, f"one of {', '.join(NORMALIZE)}"),
-    "context": (
-        lambda info: _is_integer(info.context, 0, 2**15) and info.nch_in % (2 * info.context + 1) == 0,
-        "a whole number such that 2 * context + 1 divides the number of channels",
-    ),
-    "value_range": (
-        lambda info: (
-            _is_range(info.value_range)
-            or (_is_list(info.value_range, info.num_own) and all(map(_is_range, info.value_range)))
-        ),
-        "two numbers in order, or such a pair for each channel",
-    ),
-    "ignore": (
-        lambda info: (
-            info.ignore is None
-            or (_is_class_value(info.ignore) and info.ignore not in info.class_values and info.num_class <= IGNORE)
-        ),
-        "a label value that no class has, or null",
-    ),
-    "min_size": (
-        lambda info: (
-            info.min_size is None
-            or (_is_list(info.min_size, info.num_class) and all(_is_integer(n, 0, 2**62) for n in info.min_size))
-        ),
-        "a whole number of at least 0 for each class, or null",
-    ),
-    "fill_holes": (
-        lambda info: (
-            info.fill_holes is None
-            or (_is_list(info.fill_holes, info.num_class) and all(isinstance(each, bool) for each in info.fill_holes))
-        ),
-        "true or false for each class, or null",
-    ),
-    "class_mean": (
-        lambda info: info.class_mean is None or _are_numbers(info.class_mean, info.num_class),
-        "a number for each class, or null",
-    ),
-}
-
-
-class SampleFile(NamedTuple):
-    """Files of a sample: one structured `.npy`, or pytorch-UNET's pair `input_000.npy`, `label_000.npy`.
-
-    Attributes
+    Parameters
     ----------
-    input : Path
-        The file with the image.
-    label : Path or None
-        The file with the label in the pair layout.
+    files : list of SampleFile
+        The samples; each is opened once to check its shape and channels.
+    info : DataInfo
+        Channels, classes, mean and standard deviation.
+    labelled : bool
+        Refuse samples without a label.
+    memory : torch.device, optional
+        Cache the samples in the memory of this device, and check their pixels now. None: read each window from disk,
+        and check it then.
+    distances : bool
+        Also read the `SampleFile.distance` of each sample.
+    margin : int
+        How far windows reach beyond the image [px]. Samples are cached with this margin of reflected pixels, unless
+        that would double their memory, so that cutting a window is a plain slice.
+
+    Raises
+    ------
+    UserError
+        A sample is damaged, has other channels or classes, or no label where it needs one.
     """
 
-    input: Path
-    label: Path | None = None
+    def __init__(
+        self,
+        files: list[SampleFile],
+        info: DataInfo,
+        *,
+        labelled: bool,
+        memory: torch.device | None = None,
+        distances: bool = False,
+        margin: int = 0,
+    ) -> None:
+        self.files, self.info, self.distances = files, info, distances
+        self.memory, self.margin = memory, margin
+        self.shapes = check_samples(files, info, labelled=labelled)
+        self._cached: list[CachedSample] = []
+        self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
+        if memory is not None:
+            self._cached = [self._cache(index) for index in range(len(files))]
 
-    @property
-    def num_byte(self) -> int:
-        """Size on disk."""
-        return sum(path.stat().st_size for path in self if path)
+    def __len__(self) -> int:
+        return len(self.files)
 
-    @property
-    def distance(self) -> Path:
-        """File next to the sample that caches the border distance for the weight map."""
-        path = self.earlier_distance
-        return path if self.label is None else path.with_name(OF_PAIR + path.name)
-
-    @property
-    def earlier_distance(self) -> Path:
-        """That file as earlier versions named it, which pytorch-UNET takes for an input of its layout."""
-        return self.input.with_suffix(DISTANCE)
-
-    def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image (H, W, C) and class indices (H, W), memory-mapped.
-
-        Parameters
-        ----------
-        class_values : list of int, optional
-            Label value of each class, to convert the label values of the pair layout; None: don't convert.
-
-        Raises
-        ------
-        UserError
-            A file is not a sample: it has pickled objects, is truncated, or has the wrong shape.
-        """
-        array = _map_npy(self.input)
-        if array.dtype.names:
-            if "input" not in array.dtype.names or array.ndim != 2:
-                raise UserError(f"{self.input}: must be (H, W) with the field 'input': make the database again")
-            image = array["input"] if array["input"].ndim == 3 else array["input"][..., None]
-            label = array["label"] if "label" in array.dtype.names else None
+    def __getitem__(self, key: int | Window) -> Patch:
+        """One window, or the whole image if the key is a number."""
+        window = key if isinstance(key, Window) else Window(key, 0, 0, *self.shapes[key])
+        if self._cached:
+            planes = self._cached[window.index].cut(window)
         else:
-            image = array if array.ndim == 3 else array[..., None]
-            label = None
-            if self.label is not None:
-                label = _squeeze(_map_npy(self.label))
-                label = label if class_values is None else to_indices(label, class_values, self.label)
-        _check_shapes(self.input, image, label)
-        return image, label
+            planes = {name: as_tensor(array) for name, array in self._read(window).items()}
+        mean, std = self.statistics(window.index)
+        pixels = normalise(planes["input"], mean, std).movedim(-1, 0).contiguous()  # (H, W, C) -> (C, H, W)
+        patch: Patch = {"input": pixels, "index": window.index, "crop": window.crop, "mean": mean, "std": std}
+        if "label" in planes:
+            patch["label"] = planes["label"].to(torch.uint8)
+        if "distance" in planes:
+            patch["distance"] = planes["distance"].to(torch.float32)
+        return patch
 
-    def open_distance(self) -> np.ndarray:
-        """Border distance (H, W) [px] for the weight map, memory-mapped.
+    def statistics(self, index: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation that a sample is normalised by, (C,) each."""
+        if index not in self._statistics:
+            file = self.files[index]
+            try:
+                mean, std = statistics_of(file.open()[0], self.info)
+            except UserError as error:
+                raise UserError(f"{file.input}: {error}") from error
+            self._statistics[index] = torch.from_numpy(mean).to(self.memory), torch.from_numpy(std).to(self.memory)
+        return self._statistics[index]
 
-        Raises
-        ------
-        UserError
-            The file is missing, or belongs to another sample.
-        """
-        distance, shape = _map_npy(self.distance), self.open()[0].shape[:2]
-        if distance.shape != shape or distance.dtype != np.float16:
-            what = f"{distance.dtype} of shape {distance.shape}, must be float16 of shape {shape}"
-            raise UserError(f"{self.distance}: {what}: train with --loss wbce, which makes it again")
-        return distance
+    def _cache(self, index: int) -> CachedSample:
+        """A sample on the device, with a margin unless that would double its memory."""
+        height, width = self.shapes[index]
+        small = (height + 2 * self.margin) * (width + 2 * self.margin) > 2 * height * width
+        margin = 0 if small else self.margin
+        padded = Window(index, -margin, -margin, height + 2 * margin, width + 2 * margin)
+        arrays = self._read(Window(index, 0, 0, height, width))
+        self.statistics(index)  # computed now, since the file may be replaced later
+        planes = {name: as_tensor(_cut(array, padded)).to(self.memory) for name, array in arrays.items()}
+        return CachedSample(planes, margin)
 
-
-def _map_npy(path: Path) -> np.ndarray:
-    """Memory-mapped array of a `.npy`; never unpickled."""
-    if path.exists() and not path.is_file():  # opening a pipe would block
-        raise UserError(f"{path}: not a regular file: make the database again")
-    try:
-        return _open_patiently(path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror or error}): make the database again") from error
-    except Exception as error:  # pickled objects, another format, a truncated file or a damaged header
-        reason = str(error).partition("\n")[0]  # the other lines advise to trust the file
-        raise UserError(f"{path}: refused as a sample ({reason}): make the database again") from error
-
-
-def _open_patiently(path: Path) -> np.ndarray:
-    """Open a `.npy`, a few times if the system can't read it; its files are listed, so it was there a moment ago."""
-    for pause in PAUSES:
-        try:
-            return np.lib.format.open_memmap(path, mode="r")
-        except OSError:
-            time.sleep(pause)
-    return np.lib.format.open_memmap(path, mode="r")
-
-
-def _squeeze(label: np.ndarray) -> np.ndarray:
-    return label[..., 0] if label.ndim == 3 and label.shape[-1] == 1 else label
-
-
-def to_indices(label: np.ndarray, class_values: list, path: Path) -> np.ndarray:
-    """Class index of each label value."""
-    values, order = np.asarray(class_values), np.argsort(class_values)
-    places = np.searchsorted(values, label, sorter=order)
-    indices = order[np.minimum(places, len(class_values) - 1)]
-    if not np.array_equal(values[indices], label):
-        raise UserError(f"{path}: holds label values beyond {class_values}: make the database again")
-    return indices.astype(np.uint8)
-
-
-def _check_shapes(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:
-    if image.ndim != 3 or 0 in image.shape or image.dtype.kind not in "uifb":
-        raise UserError(f"{path}: input has shape {image.shape} of {image.dtype}, must be (H, W, C) numbers")
-    if label is not None and label.shape != image.shape[:2]:
-        raise UserError(f"{path}: label has shape {label.shape}, the input {image.shape[:2]}: they must agree")
-
-
-def check_values(
-    path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int, *, partial: bool = False
-) -> None:
-    """Check that a sample can be trained on; pixels of a partial label may be `IGNORE`.
-
-    Raises
-    ------
-    UserError
-        The input holds NaN or infinity, or the label anything but class indices.
-    """
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
-    if image.dtype.kind == "f" and image.dtype.itemsize > 4 and np.abs(image).max() > LARGEST:
-        raise UserError(f"{path}: the input holds numbers beyond 1e150: scale it and make the database again")
-    if label is not None and (label.dtype.kind not in "bui" or label.min() < 0):
-        raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not integer: make the database again")
-    known = label[label != IGNORE] if partial and label is not None else label
-    if known is not None and known.max(initial=0) >= num_class:
-        raise UserError(f"{path}: class index {known.max()} beyond the {num_class} classes: make the database again")
-
-
-def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:
-    """Write one sample.
-
-    Parameters
-    ----------
-    path : Path
-        The `.npy` file.
-    image : ndarray
-        (H, W, C) of any integer or float type.
-    label : ndarray of uint8 or None
-        (H, W) class indices.
-    """
-    dtype = [("input", image.dtype.newbyteorder("="), image.shape[2:])]
-    sample = np.empty(image.shape[:2], dtype if label is None else [*dtype, ("label", np.uint8)])
-    sample["input"] = image
-    if label is not None:
-        sample["label"] = label
-    np.save(path, sample, allow_pickle=False)
-
-
-def is_database(folder: Path) -> bool:
-    """Whether a folder holds a database, or a part of one."""
-    return any((folder / name).exists() for name in ENTRIES)
-
-
-def list_samples(folder: Path) -> list[SampleFile]:
-    """Samples of one split, ordered by number; pytorch-UNET's pair layout is found too.
-
-    Raises
-    ------
-    UserError
-        The folder is missing or contains no sample, or only some inputs of the pair layout have a label.
-    """
-    finish_exchange(folder.parent, ENTRIES)
-    files = folder.glob("*.npy") if folder.is_dir() else []
-    names = sorted((file.name for file in files if not file.name.endswith(DISTANCE)), key=natural_key)
-    if not names and (folder.parent / "dataset.json").is_file() and folder.name in SPLITS:
-        advice = f"choose another --split, or make the database again with --num_{folder.name} 1 or more"
-        advice = "it has no labels to train on: make one with --label" if folder.name == "train" else advice
-        raise UserError(f"{folder}: this split of the database is empty: {advice}")
-    if not names:
-        hint = folder_hint(folder.parent, ("--name_data",), is_database)
-        advice = f"{hint}run run_make_database.py, or check --dir_data and --name_data"
-        raise UserError(f"{folder}: no samples there: {advice}")
-    pairs = [name for name in names if name.startswith("input")]
-    if not pairs:
-        return [SampleFile(folder / name) for name in names]
-    unpaired = [name for name in pairs if not (folder / name.replace("input", "label", 1)).is_file()]
-    if unpaired and len(unpaired) < len(pairs):
-        raise UserError(f"{folder}: no label for {', '.join(unpaired[:5])}: add it, or move the input elsewhere")
-    return [SampleFile(folder / n, None if unpaired else folder / n.replace("input", "label", 1)) for n in pairs]
-
-
-def find_description(folder: Path) -> Path | None:
-    """File with the description of a database; None for pytorch-UNET's layout, which has none.
-
-    Raises
-    ------
-    UserError
-        An entry is a file instead of a folder or the reverse, or the description of structured samples is missing.
-    """
-    finish_exchange(folder, ENTRIES)
-    path = folder / "dataset.json"
-    for entry in (folder / name for name in ENTRIES):
-        if entry.exists() and not (entry.is_file() if entry == path else entry.is_dir()):
-            what = "file" if entry == path else "folder"
-            raise UserError(f"{entry}: not a {what}: move it elsewhere, and make the database again")
-    if path.is_file():
-        return path
-    for split in SPLITS:
-        samples = (file for file in (folder / split).glob("*.npy") if not file.name.endswith(DISTANCE))
-        for file in islice(samples, 1):
-            if _map_npy(file).dtype.names:
-                raise UserError(f"{folder}: samples without their dataset.json: make the database again")
-    return None
-
-
-def load_info(folder: Path) -> DataInfo:
-    """Read the description of a database; without `dataset.json`, measure it on the training samples.
-
-    Raises
-    ------
-    UserError
-        There is no database, or `dataset.json` is damaged.
-    """
-    path = find_description(folder)
-    if path:
-        try:
-            return DataInfo.from_dict(json.loads(path.read_text("utf-8")), path)
-        except (ValueError, RecursionError) as error:
-            reason = "too deep" if isinstance(error, RecursionError) else error
-            raise UserError(f"{path}: not valid JSON ({reason}): make the database again") from error
-    files = list_samples(folder / "train")
-    values = sorted({value for file in files for value in _label_values(file)})
-    if len(values) > MAX_CLASS:
-        raise UserError(f"{folder}/train: {len(values)} label values, only {MAX_CLASS} are allowed: use class labels")
-    values = [0, 255] if set(values) <= {0, 255} else values
-    advice = "save the images and labels as numbers of another type"
-    return describe((_checked_sample(file, values) for file in files), values).checked(folder / "train", advice)
-
-
-def _label_values(file: SampleFile) -> list:
-    """Values of the label of a sample of pytorch-UNET's layout."""
-    label = _labelled(file)[1]
-    if label.dtype.kind not in "buif" or (label.dtype.kind == "f" and not np.isfinite(label).all()):
-        what = f"{label.dtype} with NaN or infinity" if label.dtype.kind == "f" else f"{label.dtype}"
-        raise UserError(f"{file.label}: the label holds {what}: must be a finite number for each class: repair it")
-    return [_class_value(value) for value in np.unique(label).tolist()]
-
-
-def _checked_sample(file: SampleFile, class_values: list) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image and class indices of a sample that can be trained on."""
-    image, label = file.open(class_values)
-    check_values(file.input, image, label, len(class_values))
-    return image, label
-
-
-def identity(folder: Path) -> str:
-    """Digest that tells a database from one that was made again: of its description, or the names and sizes of files.
-
-    Sixteen hexadecimal digits. Copies of a database have the same.
-    """
-    path = find_description(folder)
-    if path:
-        content = path.read_bytes()
-    else:
-        files = sorted(file for split in SPLITS for file in (folder / split).glob("*.npy"))
-        entries = [(file.parent.name, file.name, file.stat().st_size) for file in files]
-        content = repr([entry for entry in entries if not entry[1].endswith(DISTANCE)]).encode()
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a sample comes from.
-
-    Attributes
-    ----------
-    name : str
-        Name of the image file, with the series, page, rows and columns where the sample is a part of it.
-    pixel_size : (float, float) or None
-        Height and width of a pixel [µm], if the file gives it.
-    """
-
-    name: str
-    pixel_size: tuple[float, float] | None = None
-
-
-def sample_origins(folder: Path, split: str) -> dict[str, Origin]:
-    """Origin of the samples of a split by the names of their files, as far as the description of the database has it.
-
-    Databases of earlier versions have no pixel size, and those of pytorch-UNET no origins.
-    """
-    path = find_description(folder)
-    samples = json.loads(path.read_text("utf-8")).get("samples") if path else None
-    if not isinstance(samples, dict):
-        return {}
-    entries = {
-        name: [entry for entry in of if isinstance(entry, dict) and isinstance(entry.get("source"), str)]
-        for name, of in samples.items()
-        if isinstance(of, list)
-    }
-    stacks = {_series(entry) for of in entries.values() for entry in of if _index(entry)}  # of several pages
-    return {str(entry.get("file")): _origin(entry, paged=_series(entry) in stacks) for entry in entries.get(split, [])}
-
-
-def _series(entry: dict[str, Any]) -> tuple[str, str]:
-    """File of a sample and series in it."""
-    return entry["source"], str(entry.get("series"))
-
-
-def _index(entry: dict[str, Any]) -> int:
-    """Index of the image of a sample in its series, or in its file if that has one series; 0 if it is not known."""
-    index = entry.get("frame_of_series" if isinstance(entry.get("series"), str) else "frame")
-    return index if isinstance(index, int) else 0
-
-
-def _origin(entry: dict[str, Any], *, paged: bool) -> Origin:
-    """Origin as its entry in the description tells it."""
-    series = entry.get("series")
-    parts = [full_name(entry["source"], series) if isinstance(series, str) else entry["source"]]
-    if paged:
-        parts.append(f"page {_index(entry) + 1}")
-    for name in ("rows", "columns"):
-        if _are_numbers(entry.get(name), 2):
-            parts.append("{} {} to {}".format(name, *entry[name]))
-    size: Any = entry.get("pixel_size")
-    return Origin(printable(", ".join(parts)), (size[0], size[1]) if _are_numbers(size, 2, 1e-9) else None)
-
-
-def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[tuple[int, int]]:
-    """Height and width of each sample [px]; each is opened once, and its channels are checked.
-
-    Raises
-    ------
-    UserError
-        A sample is damaged, has other channels than the database, or no label where `labelled` samples are needed.
-    """
-    shapes = []
-    for file in files:
-        image = (_labelled(file) if labelled else file.open())[0]
-        if image.shape[2] != info.nch_in:
-            raise UserError(f"{file.input}: {image.shape[2]} channels, expected {info.nch_in}: make the database again")
-        shapes.append(image.shape[:2])
-    return shapes
-
-
-def _labelled(file: SampleFile) -> tuple[np.ndarray, np.ndarray]:
-    image, label = file.open()
-    if label is None:
-        raise UserError(f"{file.input}: no label, so it can't be used for training: add it, or make the database again")
-    return image, label
-
-
-def describe(
-    samples: Iterable[tuple[np.ndarray, np.ndarray | None]],
-    class_values: list,
-    class_names: list[str] | None = None,
-    context: int = 0,
-    moments: Moments | None = None,
-) -> DataInfo:
-    """Description of a training split, measured on its samples.
-
-    Parameters
-    ----------
-    samples : iterable of (ndarray, ndarray or None)
-        Image (H, W, C) and class indices (H, W) of each sample; at least one.
-    class_values : list
-        As in `DataInfo`.
-    class_names : list of str, optional
-        As in `DataInfo`; default: the values.
-    context : int
-        As in `DataInfo`.
-    moments : Moments, optional
-        Where the mean and standard deviation are measured, for a caller that wants the true one of a constant channel.
-    """
-    moments = moments or Moments()
-    sizes, classes, shown = ObjectSizes(len(class_values)), _ClassPixels(len(class_values)), _ShownPixels()
-    for image, label in samples:
-        moments.add(image)
-        own = image[..., own_channels(image.shape[2], context)]
-        shown.add(own)
+    def _read(self, window: Window) -> dict[str, np.ndarray]:
+        """Raw pixels of a window, and its class indices and border distance if there are any."""
+        file = self.files[window.index]
+        image, label = file.open()
+        image = np.array(_cut(image, window))
         if label is not None:
-            sizes.add(label)
-            classes.add(own[..., 0], label)
-    mean, std = moments.statistics()
-    return DataInfo(
-        nch_in=image.shape[2],
-        class_values=class_values,
-        class_names=class_names or [str(value) for value in class_values],
-        class_share=classes.share,
-        mean=mean.tolist(),
-        std=std.tolist(),
-        value_range=shown_range(np.concatenate(shown.pixels)),
-        min_size=sizes.min_size,
-        fill_holes=sizes.fill_holes,
-        context=context,
-        class_mean=classes.mean,
-    )
+            label = np.array(_cut(label, window))
+            if file.label is not None:
+                label = to_indices(label, self.info.class_values, file.label)
+        check_values(file.input, image, label, self.info.num_class, partial=self.info.is_partial)
+        arrays = {"input": image}
+        if label is not None:
+            arrays["label"] = label
+        if self.distances:
+            arrays["distance"] = np.array(_cut(file.open_distance(), window))
+        return arrays
 
 
-class _ShownPixels:
-    """A random choice of pixels (n, C) of images given one by one, with the channels that pictures show."""
+class CachedSample(NamedTuple):
+    """A sample in memory: its (H, W, ...) planes, with a margin [px] of reflected pixels around them."""
 
-    def __init__(self) -> None:
-        self._rng = np.random.default_rng(0)
-        self.pixels: list[np.ndarray] = []
+    planes: dict[str, Tensor]
+    margin: int
 
-    def add(self, image: np.ndarray) -> None:
-        """Add pixels of an image (H, W, C)."""
-        y, x = (self._rng.integers(0, length, NUM_SHOWN) for length in image.shape[:2])
-        self.pixels.append(image[y, x, shown_channels(image.shape[2])])
+    def cut(self, window: Window) -> dict[str, Tensor]:
+        """Planes of a window."""
+        height, width = self.planes["input"].shape[:2]
+        moved = replace(window, top=window.top + self.margin, left=window.left + self.margin)
+        if moved.is_inside(height, width):
+            return {name: _cut(plane, moved) for name, plane in self.planes.items()}
+        own = np.s_[self.margin : height - self.margin, self.margin : width - self.margin]
+        return {name: _cut(plane[own], window) for name, plane in self.planes.items()}
 
 
-class _ClassPixels:
-    """Number and mean grey value of the pixels of each class, in labels given one by one."""
+def _cut(array: Array, window: Window) -> Array:
+    """Window of an (H, W, ...) array, a view if it is inside; only the rows and columns it covers are read."""
+    bottom, right = window.top + window.height, window.left + window.width
+    if window.is_inside(*array.shape[:2]):
+        return array[window.top : bottom, window.left : right]  # much faster than with index arrays
+    if isinstance(array, Tensor):
+        return _cut_reflected(array, window)
+    rows = _reflect(np.arange(window.top, bottom), array.shape[0])
+    columns = _reflect(np.arange(window.left, right), array.shape[1])
+    top, left = rows.min(), columns.min()
+    block = array[top : rows.max() + 1, left : columns.max() + 1]
+    return block[(rows - top)[:, None], columns - left]
 
-    def __init__(self, num_class: int) -> None:
-        self._count, self._grey = np.zeros(num_class), np.zeros(num_class)
 
-    def add(self, image: np.ndarray, label: np.ndarray) -> None:
-        """Add the grey values (H, W) and the label (H, W) of an image."""
-        num = len(self._count)
-        for top in range(0, len(label), 512):  # rows that are converted at a time
-            grey, classes = (np.ravel(array[top : top + 512]) for array in (image, label))
-            self._count += np.bincount(classes, minlength=num)[:num]  # without IGNORE
-            self._grey += np.bincount(classes, grey.astype(np.float64), num)[:num]
+def _cut_reflected(plane: Tensor, window: Window) -> Tensor:
+    """Window of an (H, W, ...) plane on any device, without synchronising with it."""
+    tops = torch.arange(window.top, window.top + window.height, device=plane.device)
+    lefts = torch.arange(window.left, window.left + window.width, device=plane.device)
+    rows, columns = (_reflect(index, size) for index, size in zip((tops, lefts), plane.shape, strict=False))
+    bits = plane.view(SIGNED.get(plane.dtype, plane.dtype))  # CUDA can't index unsigned types wider than 8 bits
+    return bits[rows[:, None], columns].view(plane.dtype)
 
-    @property
-    def share(self) -> list[float]:
-        """Fraction of the annotated pixels of each class."""
-        return (self._count / max(self._count.sum(), 1)).tolist()
 
-    @property
-    def mean(self) -> list[float] | None:
-        """Mean grey value of each class; None if one has no pixels."""
-        return (self._grey / self._count).tolist() if self._count.all() else None
+def _reflect(index: Array, size: int) -> Array:
+    """Indices reflected into [0, size) at the first and last pixel.
+
+    Examples
+    --------
+    >>> _reflect(np.arange(-2, 6), 3).tolist()
+    [2, 1, 0, 1, 2, 1, 0, 1]
+    """
+    period = max(2 * (size - 1), 1)
+    return size - 1 - abs(size - 1 - abs(index) % period)
 
 
 def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
@@ -703,8 +287,6 @@ STATISTICS = {"image": image_statistics, "legacy": legacy_statistics}
 
 def as_tensor(array: np.ndarray) -> Tensor:
     """Tensor of an array, in the native byte order and under the type's usual name as torch requires."""
-    import torch
-
     # np.longdouble has no tensor; np.ulonglong is uint64 by another number, which `str` ("<u8") does not keep
     dtype = np.float64 if array.dtype.itemsize > 8 else np.dtype(array.dtype.newbyteorder("=").str)
     return torch.from_numpy(np.ascontiguousarray(array, dtype))

@@ -19,13 +19,15 @@ import checkpoint
 import distributed
 from checkpoint import Checkpoint, MismatchError
 from config import Config
-from dataset import ENTRIES, DataInfo, SampleFile, identity, list_samples, load_info
+from dataset import Batch, PatchDataset
+from description import DataInfo, identity, load_info
 from distributed import World
 from evaluation.scorers import checked_samples
 from evaluation.tables import Scores
 from evaluation.validation import Validation
 from files import check_writable, discard, locked, move_aside
 from prediction.predictor import find_background
+from samples import ENTRIES, SampleFile, list_samples
 from training.augment import Augmentation
 from training.best import BestEpoch
 from training.compiled import maybe_compile
@@ -33,7 +35,6 @@ from training.loader import LoaderOptions, TrainingBatches, memory_for
 from training.log import NoLog, TrainingLog, command_line, say_what_is_trained
 from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
-from training.patches import Batch, PatchDataset
 from training.progress import Progress
 from training.state import (
     NEW_TRAINING,

@@ -29,7 +29,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import checkpoint
-from dataset import DataInfo
+from description import DataInfo
 from model import UNet
 
 

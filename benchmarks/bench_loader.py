@@ -28,11 +28,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from config import Config
-from dataset import describe, list_samples, load_info, write_sample
+from dataset import PatchDataset
+from description import describe, load_info
+from samples import list_samples, write_sample
 from sources.phantom import em_stack
 from training.augment import Augmentation
 from training.loader import LoaderOptions, patch_loader
-from training.patches import PatchDataset
 
 CROP, BATCH = 256, 4
 

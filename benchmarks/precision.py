@@ -20,9 +20,9 @@ import numpy as np
 from threshold import at_thresholds
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataset import SampleFile, list_samples
 from predict import load, predict_array
 from prediction.predictor import Predictor
+from samples import SampleFile, list_samples
 
 TYPES = ("off", "bf16")  # values of --amp
 EIGHT = [(flip, quarters) for flip in (False, True) for quarters in range(4)]

@@ -14,12 +14,12 @@ import numpy as np
 from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataset import list_samples
 from evaluation.metrics import THRESHOLDS, challenge_scores, object_scores
 from evaluation.scorers import Challenge
 from predict import load, predict_array
 from prediction.objects import separate_objects
 from prediction.predictor import Predictor
+from samples import list_samples
 
 SCORES = ("v_info", "v_rand", "pixel_error", "object_f1")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import MAX_CLASS
+from description import MAX_CLASS
 from images.drawing import palette
 
 Colour = tuple[int, int, int]

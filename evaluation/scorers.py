@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset import IGNORE, DataInfo, Origin, SampleFile, check_samples, check_values
+from description import DataInfo, Origin, check_samples
 from distributed import World
 from evaluation import metrics
 from evaluation.otsu import otsu_mask
@@ -38,6 +38,7 @@ from prediction.objects import (
 )
 from prediction.predictor import Predictor
 from prediction.tiling import Band
+from samples import IGNORE, SampleFile, check_values
 from utils import UserError, release_memory
 
 Gather = Callable[[list], list]  # lists of all processes, joined

@@ -16,13 +16,14 @@ import torch
 import checkpoint
 from checkpoint import Checkpoint
 from config import Config, as_typed
-from dataset import ENTRIES, list_samples, sample_origins
+from description import sample_origins
 from distributed import World
 from evaluation import curves, results_page, tables
 from evaluation.scorers import TestScorer, checked_samples, segment
 from files import atomic_folder
 from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of
+from samples import ENTRIES, list_samples
 from training.log import command_line
 from utils import pick_precision, say
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from dataset import SampleFile
 from distributed import World
 from evaluation.scorers import Challenge, Segmented, SegmentScorer, ValidationScorer, segment
 from prediction.predictor import Member, Predictor, find_background, fold_norm
+from samples import SampleFile
 from training.progress import Progress
 from training.state import TrainState
 

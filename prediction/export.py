@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from config import Config
-from dataset import DataInfo
+from description import DataInfo
 from files import atomic_write, check_writable
 from model import class_probability
 from prediction.halo import forward_padded

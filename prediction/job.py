@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset import DataInfo
+from description import DataInfo
 from distributed import World
 from images.drawing import Range
 from images.layout import ORDER, Layout

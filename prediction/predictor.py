@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from checkpoint import Checkpoint
-from dataset import DataInfo, as_tensor, normalise, statistics_of
+from dataset import as_tensor, normalise, statistics_of
+from description import DataInfo
 from images.readers import Rows
 from model import CNR2d, UNet, class_probability
 from prediction.halo import Sides, forward_tile, halo

@@ -15,11 +15,12 @@ import tifffile
 from tqdm import tqdm
 
 from config import NO_LABEL, DatabaseFlags
-from dataset import DISTANCE, ENTRIES, IGNORE, SPLITS, DataInfo, SampleFile, describe, write_sample
+from description import DataInfo, describe
 from files import atomic_folder, finish_exchange, locked
 from images.readers import Frame, forget_files, read_geometry, sha256
 from images.selection import Choice
 from images.statistics import Moments
+from samples import DISTANCE, ENTRIES, IGNORE, SPLITS, SampleFile, write_sample
 from sources import isbi, phantom
 from sources.labels import Classes, Label, Masks, choose_background, find_classes, is_number
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context

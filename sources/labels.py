@@ -12,8 +12,9 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from dataset import IGNORE, MAX_CLASS
+from description import MAX_CLASS
 from images.readers import Frame, read_palette
+from samples import IGNORE
 from utils import UserError, name_hint, nearest, say
 
 

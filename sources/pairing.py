@@ -13,10 +13,10 @@ from string import digits
 import numpy as np
 from tqdm import tqdm
 
-from dataset import check_values
 from images.readers import ALL, Frame, Source, files_of, is_one_file, list_frames, with_neighbours
 from images.rows import listed
 from images.selection import Choice
+from samples import check_values
 from sources.labels import Label, Masks, is_colour
 from utils import UserError, say
 

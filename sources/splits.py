@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import NO_LABEL, DatabaseFlags, fold_numbers
-from dataset import IGNORE, SPLITS
+from samples import IGNORE, SPLITS
 from sources.labels import Classes
 from sources.pairing import Pair
 from utils import UserError

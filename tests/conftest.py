@@ -222,7 +222,8 @@ def write_stacks(folder: Path, num: int = 5, shape=(32, 32), dtype=np.uint8, val
 
 def write_info(folder: Path, num_class: int) -> None:
     """Describe a database whose samples were written one by one."""
-    from dataset import describe, list_samples
+    from description import describe
+    from samples import list_samples
 
     info = describe((file.open() for file in list_samples(folder / "train")), list(range(num_class)))
     (folder / "dataset.json").write_text(json.dumps(asdict(info)))
@@ -230,7 +231,8 @@ def write_info(folder: Path, num_class: int) -> None:
 
 def annotate_partly(database: Path, seed: int, change: int = 0) -> None:
     """Draw other classes for what is not annotated in a part of each training label, and, but for seed 0, ignore it."""
-    from dataset import IGNORE, list_samples, load_info, write_sample
+    from description import load_info
+    from samples import IGNORE, list_samples, write_sample
 
     rng = np.random.default_rng(seed)
     for file in list_samples(database / "train"):

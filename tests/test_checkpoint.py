@@ -10,7 +10,7 @@ import torch
 
 import checkpoint
 from checkpoint import Checkpoint
-from dataset import DataInfo
+from description import DataInfo
 from model import UNet
 from utils import UserError
 

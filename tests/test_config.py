@@ -5,9 +5,10 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-import dataset
+import description
 import main
 import model
+import samples
 from config import PHANTOM, Config, DatabaseFlags, parse
 from images import writers
 from prediction import export, job
@@ -32,8 +33,8 @@ def test_help_imports_no_torch():
 def test_the_choices_of_a_flag_are_those_that_are_implemented():
     choices = {item.name: set(item.metadata["choices"]) for item in fields(Config)}
     assert choices["mode"] == main.MEMORY_ADVICE.keys()
-    assert choices["split"] == set(dataset.SPLITS)
-    assert choices["normalize"] == set(dataset.NORMALIZE) - {"legacy"}
+    assert choices["split"] == set(samples.SPLITS)
+    assert choices["normalize"] == set(description.NORMALIZE) - {"legacy"}
     assert choices["dtype"] == job.PROBABILITY.keys()
     assert choices["compression"] == writers.TIFF_WRITERS.keys() | {"auto"}
     assert choices["loss"] == losses.LOSSES.keys() | {"auto"}

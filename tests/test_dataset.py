@@ -7,18 +7,9 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from dataset import (
-    IGNORE,
-    DataInfo,
-    Origin,
-    SampleFile,
-    describe,
-    list_samples,
-    load_info,
-    sample_origins,
-    write_sample,
-)
+from description import DataInfo, Origin, describe, load_info, sample_origins
 from main import main
+from samples import IGNORE, SampleFile, list_samples, write_sample
 from utils import UserError
 
 INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])

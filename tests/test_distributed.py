@@ -20,8 +20,8 @@ import distributed
 import main
 from checkpoint import Checkpoint
 from config import Config
-from dataset import IGNORE, list_samples, write_sample
 from distributed import World, joined, num_gpu
+from samples import IGNORE, list_samples, write_sample
 from train import Trainer
 from utils import FlagError, UserError, pick_device, pick_precision
 

@@ -13,7 +13,7 @@ import torch
 import display_result
 import main
 from checkpoint import Checkpoint
-from dataset import DataInfo
+from description import DataInfo
 from model import UNet, init_weights
 from predict import load, predict_array
 from utils import UserError

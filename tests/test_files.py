@@ -15,7 +15,6 @@ from forks import as_nobody
 import files
 import main
 import run_make_database
-from dataset import list_samples
 from files import (
     atomic_folder,
     atomic_write,
@@ -26,6 +25,7 @@ from files import (
     reading,
     swap_folders,
 )
+from samples import list_samples
 from utils import UserError
 
 if sys.platform != "win32":

@@ -11,6 +11,8 @@ ROWS = [  # of files at the door and of folders; what stands in a row imports wh
     ["utils", "model"],
     ["files"],
     ["config", "distributed", "images", "legacy"],
+    ["samples"],
+    ["description"],
     ["dataset"],
     ["checkpoint"],
     ["training", "prediction"],

@@ -16,9 +16,9 @@ import display_result
 import main
 import run_make_database
 from config import Config, parse
-from dataset import IGNORE, write_sample
 from model import UNet
 from predict import load, predict_array
+from samples import IGNORE, write_sample
 
 TEST = ["--mode", "test", "--gpu_ids", "-1"]
 

@@ -20,13 +20,14 @@ from conftest import ROOT, SHARED, SMALL, annotate_partly, checkpoint_of, curves
 import checkpoint
 import main
 from checkpoint import Checkpoint
-from dataset import SampleFile, list_samples, load_info, write_sample
+from description import load_info
 from evaluation import metrics
 from evaluation.curves import read_curves
 from evaluation.scorers import Challenge
 from model import UNet
 from prediction import predictor
 from prediction.predictor import load, predict_array
+from samples import SampleFile, list_samples, write_sample
 from train import train_step
 from training.log import TrainingLog
 from training.weight_map import cache_border_distances

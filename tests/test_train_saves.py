@@ -14,13 +14,14 @@ from conftest import SMALL, checkpoint_of, curves, same
 from test_train import other_process
 from torch.utils.data import _utils
 
-import dataset
 import main
 import run_make_database
+import samples
 from checkpoint import Checkpoint, load_epoch
 from files import move_aside
 from model import UNet
 from training import progress
+from utils import UserError
 
 CHECKPOINTS = "checkpoints/unet/em"
 LOG = "log/unet/em"
@@ -91,7 +92,7 @@ def truncate(path):
 def test_train_saves_when_a_sample_is_lost(database, work, monkeypatch, fails, at_training_step, flags, path, spoil):
     if not flags and path.startswith("train"):
         pytest.skip("in memory")
-    monkeypatch.setattr(dataset, "PAUSES", (0.01,))
+    monkeypatch.setattr(samples, "PAUSES", (0.01,))
     shutil.copytree(database, work / "kept")
     unbroken(3, *flags)
 
@@ -171,7 +172,7 @@ def test_train_goes_on_when_a_checkpoint_cannot_be_written(database, work, monke
     def fail_once(self, path, before_rename):
         if path.name == "model_epoch0002.pth" and not failed:
             failed.append(path)
-            raise dataset.UserError(f"cannot write {path}: No space left on device: make room")
+            raise UserError(f"cannot write {path}: No space left on device: make room")
         save(self, path, before_rename)
 
     monkeypatch.setattr(Checkpoint, "save", fail_once)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from dataset import IGNORE
+from description import DataInfo
+from samples import IGNORE, SampleFile
+from utils import UserError
 
 BLOCK = 16  # [px] height and width of a block
 BAND = 16 * BLOCK  # rows of a label that are read at once
@@ -56,3 +59,15 @@ def _find_in_band(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     row, column = counts.nonzero()
     y, x = np.divmod(blocks[row, column].argmax(-1), BLOCK)
     return np.stack([row * BLOCK + y, column * BLOCK + x], -1), counts[row, column]
+
+
+def find_annotated(files: list[SampleFile], info: DataInfo) -> list[AnnotatedBlocks] | None:
+    """Where each sample is annotated, which at least one must be; None where all pixels are."""
+    if not info.is_partial:
+        return None
+    labels = (cast(np.ndarray, file.open(info.class_values)[1]) for file in files)
+    annotated = [AnnotatedBlocks.find(label) for label in labels]
+    if not any(map(len, annotated)):
+        folder = files[0].input.parent
+        raise UserError(f"{folder}: no pixel is annotated, all have the label {info.ignore}: check --ignore")
+    return annotated

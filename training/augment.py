@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset import IGNORE
-from training.patches import Batch
+from dataset import Batch
+from samples import IGNORE
 
 
 @dataclass(frozen=True)

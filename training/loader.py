@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset import IGNORE, SampleFile
+from dataset import Batch, PatchDataset
+from samples import IGNORE, SampleFile
+from training.annotation import find_annotated
 from training.augment import Augmentation
-from training.patches import Batch, PatchDataset, PatchSampler
+from training.sampler import PatchSampler
 from utils import UserError, say
 
 
@@ -200,7 +202,7 @@ def patch_loader(
         batch_size,
         seed,
         num_crop=num_crop,
-        annotated=data.annotated,
+        annotated=find_annotated(data.files, data.info),
         rank=options.rank,
         num_process=options.num_process,
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dataset import DataInfo
+from description import DataInfo
 from files import atomic_write
 from utils import UserError, printable, say
 

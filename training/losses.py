@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset import SampleFile
 from model import class_probability
+from samples import SampleFile
 from utils import DivergenceError
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (logits, label, weight of each pixel) -> loss

@@ -11,8 +11,9 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from dataset import IGNORE, DataInfo, SampleFile, check_values
+from description import DataInfo
 from files import atomic_write
+from samples import IGNORE, SampleFile, check_values
 from utils import UserError
 
 if TYPE_CHECKING:  # not at run time: databases are made without torch

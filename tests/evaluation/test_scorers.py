@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import IGNORE, DataInfo, SampleFile, describe, write_sample
+from description import DataInfo, describe
 from distributed import World
 from evaluation import metrics
 from evaluation.scorers import (
@@ -26,6 +26,7 @@ from evaluation.scorers import (
 from model import UNet
 from prediction.objects import ObjectFilter
 from prediction.predictor import Member, Predictor
+from samples import IGNORE, SampleFile, write_sample
 from utils import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

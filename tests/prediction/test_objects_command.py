@@ -13,7 +13,7 @@ from PIL import Image
 from test_ensemble import INFO, write_network
 
 import main
-from dataset import DataInfo, load_info
+from description import DataInfo, load_info
 from predict import load, predict_array
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, ObjectList, filter_objects

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import DataInfo
+from description import DataInfo
 from model import NORMS, UNet, class_probability
 from prediction.predictor import Member, Predictor, TestTimeAugmentation, fold_norm, predict_array
 

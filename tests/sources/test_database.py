@@ -15,7 +15,7 @@ from conftest import ROOT, SMALL, write_stacks
 from PIL import Image
 
 import main
-from dataset import Origin, sample_origins
+from description import Origin, sample_origins
 from run_make_database import main as make
 
 RNG = np.random.default_rng(0)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 import checkpoint
-import dataset
 import display_result
 import main
 import run_make_database
+import samples
 from config import Config, DatabaseFlags, DisplayFlags
 from images import readers as images
 from utils import UserError
@@ -73,7 +73,7 @@ def read_images(path: Path) -> None:
 
 def read_samples(folder: Path) -> None:
     """Read all samples of one split."""
-    for sample in dataset.list_samples(folder):
+    for sample in samples.list_samples(folder):
         for array in sample.open([0, 255]):
             np.array(array)
 

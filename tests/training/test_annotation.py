@@ -2,7 +2,7 @@ import tracemalloc
 
 import numpy as np
 
-from dataset import IGNORE
+from samples import IGNORE
 from training.annotation import AnnotatedBlocks
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import IGNORE
+from samples import IGNORE
 from training.augment import Augmentation
 
 

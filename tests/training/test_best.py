@@ -9,8 +9,8 @@ from conftest import SMALL, Killed, checkpoint_of, curves, same, write_info
 import checkpoint
 import main
 from checkpoint import Checkpoint
-from dataset import write_sample
 from prediction import predictor
+from samples import write_sample
 
 # the scores go up and down; of seven epochs the sixth is the best, on any processor
 FLAGS = [*SMALL, "--lr", "0.3", "--seed", "31", "--schedule", "constant", "--batch_size", "2", "--amp", "off"]

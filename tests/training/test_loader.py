@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import IGNORE, DataInfo, list_samples, write_sample
+from dataset import PatchDataset
+from description import DataInfo
 from model import UNet
+from samples import IGNORE, list_samples, write_sample
 from train import train_step
 from training.augment import Augmentation
 from training.loader import LoaderOptions, TrainingBatches
 from training.losses import LOSSES
-from training.patches import PatchDataset
 from training.weight_map import pixel_weight
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import torch
 from conftest import SHARED, SMALL, checkpoint_of, needs_golden, same, write_info
 
 import main
-from dataset import write_sample
 from model import UNet, init_weights
+from samples import write_sample
 from training.transfer import take_weights
 
 STILL = [*SMALL, "--lr", "1e-30", "--num_epoch", "1"]  # no step changes a weight

@@ -15,7 +15,8 @@ from scipy.spatial.distance import cdist
 
 import main
 import run_make_database
-from dataset import IGNORE, DataInfo, list_samples, write_sample
+from description import DataInfo
+from samples import IGNORE, list_samples, write_sample
 from training.weight_map import FAR, border_distance, cache_border_distances, pixel_weight
 from utils import UserError
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import IGNORE, DataInfo, SampleFile, describe, list_samples, load_info, write_sample
-from training.annotation import AnnotatedBlocks
-from training.patches import PatchDataset, PatchSampler, Window
+from dataset import PatchDataset, Window
+from description import DataInfo, describe, load_info
+from samples import IGNORE, SampleFile, list_samples, write_sample
+from training.annotation import AnnotatedBlocks, find_annotated
+from training.sampler import PatchSampler
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -171,7 +173,7 @@ def test_crops_are_drawn_where_pixels_are_annotated_and_not_from_a_sample_that_h
 def test_a_database_without_an_annotated_pixel_is_refused(tmp_path):
     write_sample(tmp_path / "0.npy", np.zeros((20, 20, 1), np.uint8), np.full((20, 20), IGNORE, np.uint8))
     with pytest.raises(UserError, match="no pixel is annotated, all have the label 128"):
-        PatchDataset(list_samples(tmp_path), replace(INFO, ignore=128), labelled=True)
+        find_annotated(list_samples(tmp_path), replace(INFO, ignore=128))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # more than there are cores
