@@ -17,9 +17,9 @@ from typing import IO, Any, cast
 
 import torch
 
-from config import BEST
 from description import DataInfo, find_description, load_info
 from files import atomic_write, earlier_folders, writer_of
+from flags import BEST
 from legacy import convert_legacy
 from model import NUM_LEVEL, Architecture, UNet
 from utils import UserError, folder_hint, is_out_of_memory, say

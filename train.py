@@ -30,12 +30,12 @@ from prediction.predictor import find_background
 from samples import ENTRIES, SampleFile, list_samples
 from training.augment import Augmentation
 from training.best import BestEpoch
+from training.budget import Budget
 from training.compiled import maybe_compile
 from training.loader import LoaderOptions, TrainingBatches, memory_for
 from training.log import NoLog, TrainingLog, command_line, say_what_is_trained
 from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
-from training.progress import Progress
 from training.state import (
     NEW_TRAINING,
     TrainState,
@@ -116,7 +116,7 @@ class Trainer:
         self.config, self.device, self.world = config, device, world or World()
         self.dir_data, self.dir_checkpoint, self.dir_log = map(config.folder, ("data", "checkpoint", "log"))
         self.precision = pick_precision(config.amp, self.device)
-        self.progress = Progress(config.num_epoch, config.max_minutes, self.world)
+        self.budget = Budget(config.num_epoch, config.max_minutes, self.world)
         self.best = BestEpoch(config.best_score, config.patience, self.dir_checkpoint)
         self.resumed: Path | None = None  # checkpoint that the training goes on from
         self.stale: dict[Path, list[Path]] = {}  # files of an earlier training that are in the way, by their folder
@@ -152,13 +152,13 @@ class Trainer:
             self._lock(locks)
             if why := state.plan_epoch(batches.plan, len(batches)):
                 self._say(f"note: epoch {state.epoch} starts again: {why}")
-            with self._log(state) as self.log, self.progress.stop, self._save_on_error(state):
+            with self._log(state) as self.log, self.budget.stop, self._save_on_error(state):
                 self._train(state, batches, validation)
                 return self._end(state, batches, validation)
 
     def _train(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> None:
         """Train epoch by epoch: to the last one, to one that ends the patience, or to a signal."""
-        config, progress, epoch_steps = self.config, self.progress, len(batches)
+        config, budget, epoch_steps = self.config, self.budget, len(batches)
         net = self.world.wrap(state.net)
         num_step = epoch_steps * (config.num_epoch - state.epoch + 1)
         net = maybe_compile(net, config.compile, self.device, num_step, config.max_minutes)
@@ -170,10 +170,10 @@ class Trainer:
             torch.backends.cudnn.benchmark = True  # crops are of one size; whole images, between epochs, are not
             start, first = time.perf_counter(), len(state.losses)
             for step, batch in enumerate(batches.of(state.epoch, first), first):
-                fraction = progress.sync(state.epoch - 1 + step / epoch_steps)  # of the whole training
-                if progress.is_stopping() or (fraction >= 1 and step > first):
+                fraction = budget.sync(state.epoch - 1 + step / epoch_steps)  # of the whole training
+                if budget.is_stopping() or (fraction >= 1 and step > first):
                     break
-                if progress.is_save_due:
+                if budget.is_save_due:
                     self._save_latest(state, batches)
                 for group in state.optimizer.param_groups:
                     group["lr"] = learning_rate(fraction, config.lr, config.schedule, config.warmup)
@@ -183,14 +183,14 @@ class Trainer:
             torch.backends.cudnn.benchmark = False
             self._read_losses(state, batches)
             scores = self._training_scores(state, batches, first, time.perf_counter() - start)
-            last = progress.sync(state.epoch) >= 1
-            if validation and not progress.is_stopping():
+            last = budget.sync(state.epoch) >= 1
+            if validation and not budget.is_stopping():
                 scores |= self._validate(state, validation, last)
                 last = last or self.best.is_over(state, state.epoch)
-            if progress.is_stopping():
+            if budget.is_stopping():
                 return
-            with progress.stop.unless_read():
-                self.log.scalars(state.epoch, scores, progress.fraction(state.epoch))
+            with budget.stop.unless_read():
+                self.log.scalars(state.epoch, scores, budget.fraction(state.epoch))
             if last:
                 self.log.hparams(state.epoch, hyperparameters(config), scores)
                 return
@@ -229,12 +229,12 @@ class Trainer:
         self.log.images(epoch, scorer.pictures or {})
         scorer.pictures = None  # three bytes per pixel that the next scores need themselves
         challenge = validation.score_segments(state) if saved or epoch % config.num_freq_score == 0 else None
-        if self.progress.is_stopping():
+        if self.budget.is_stopping():
             return {}
         if challenge:
             self.log.precision_recall(epoch, challenge.counts)
         scores = scorer.scores(challenge)
-        take = partial(state.checkpoint, config, whole=True, seconds=self.progress.seconds)
+        take = partial(state.checkpoint, config, whole=True, seconds=self.budget.seconds)
         self.best.update(state, scores, take, has_threshold=bool(challenge) or state.info.num_class > 2)
         if saved:
             self.best.choose_threshold(state, validation.score_segments)
@@ -249,12 +249,12 @@ class Trainer:
         else:
             state = self._begin()
         state.database = identity(self.dir_data)
-        self.progress.seconds_before, self.saved_position = state.seconds, state.position
+        self.budget.seconds_before, self.saved_position = state.seconds, state.position
         return state
 
     def _is_done(self, state: TrainState) -> str:
         """Why there is nothing left to train; empty if there is."""
-        if self.progress.sync(state.epoch - 1) >= 1:
+        if self.budget.sync(state.epoch - 1) >= 1:
             return f"already trained to epoch {state.epoch - 1}: raise --num_epoch or --max_minutes to train longer"
         if state.epoch > state.saved_epoch and self.best.is_over(state, state.saved_epoch):
             why = self.best.reason(state, state.saved_epoch)
@@ -332,7 +332,7 @@ class Trainer:
             return None
         checked_samples(files, info, labelled=True)
         options = (config.background, config.tta, config.tile)
-        return Validation(files, self.device, self.precision, *options, self.world, self.progress)
+        return Validation(files, self.device, self.precision, *options, self.world, self.budget)
 
     def _lock(self, locks: ExitStack) -> None:
         """Lock the checkpoint and log folders against other trainings."""
@@ -347,7 +347,7 @@ class Trainer:
         for folder in (self.dir_checkpoint, self.dir_log):
             check_writable(folder)
         self.stale = self._stale_files(state)
-        log = TrainingLog(self.dir_log, state.epoch, self.progress.last_epoch, self.progress.fraction(state.epoch - 1))
+        log = TrainingLog(self.dir_log, state.epoch, self.budget.last_epoch, self.budget.fraction(state.epoch - 1))
         log.arguments(state.epoch, self.config.as_typed(), state.net.arguments)
         say_what_is_trained(state.info, num_weight(state.net), self.device)
         if any(self.stale.values()):
@@ -380,11 +380,11 @@ class Trainer:
         if self.world.is_main:
             saved.save(path, self._make_room)
         self.saved_position = state.position
-        self.progress.note_save()
+        self.budget.note_save()
 
     def _save_last(self, state: TrainState, *, whole: bool) -> Path:
         """Save the checkpoint of a complete or interrupted epoch under its number."""
-        saved = state.checkpoint(self.config, whole=whole, seconds=self.progress.seconds)
+        saved = state.checkpoint(self.config, whole=whole, seconds=self.budget.seconds)
         path = checkpoint.path_of(self.dir_checkpoint, saved.epoch)
         self._save(state, saved, path)
         if self.world.is_main:
@@ -399,7 +399,7 @@ class Trainer:
     def _save_latest(self, state: TrainState, batches: TrainingBatches) -> None:
         """Save within an epoch, in the file that is replaced by the next one."""
         self._read_losses(state, batches)
-        saved = state.checkpoint(self.config, whole=False, seconds=self.progress.seconds)
+        saved = state.checkpoint(self.config, whole=False, seconds=self.budget.seconds)
         with self._go_on():
             self._save(state, saved, checkpoint.latest_path(self.dir_checkpoint))
 
@@ -409,7 +409,7 @@ class Trainer:
         try:
             yield
         except UserError as error:
-            self.progress.note_save()
+            self.budget.note_save()
             say(f"warning: {error}; the training goes on, and tries again in ten minutes", sys.stderr)
 
     @contextmanager
@@ -429,7 +429,7 @@ class Trainer:
 
     def _end(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
         """Save and report the end of the training, or where a signal stopped it; return the exit status."""
-        if self.progress.is_stopping():
+        if self.budget.is_stopping():
             return self._stop(state, batches, validation)
         path = self._save_last(state, whole=True)
         why, best = self.best.reason(state, state.epoch), self.best.describe(state)
@@ -438,7 +438,7 @@ class Trainer:
 
     def _stop(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
         """Save after a signal, and print how to resume; a second Ctrl-C skips the choice of the threshold."""
-        status, where = 128 + self.progress.signum, f"stopped in epoch {state.epoch}"
+        status, where = 128 + self.budget.signum, f"stopped in epoch {state.epoch}"
         if state.position == self.saved_position:
             self._say(f"{where} before its next step: no new checkpoint", sys.stderr)
             return status

@@ -15,12 +15,13 @@ import torch
 
 import checkpoint
 from checkpoint import Checkpoint
-from config import Config, as_typed
+from config import Config
 from description import sample_origins
 from distributed import World
 from evaluation import curves, results_page, tables
 from evaluation.scorers import TestScorer, checked_samples, segment
 from files import atomic_folder
+from flags import as_typed
 from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of
 from samples import ENTRIES, list_samples

@@ -11,7 +11,7 @@ from distributed import World
 from evaluation.scorers import Challenge, Segmented, SegmentScorer, ValidationScorer, segment
 from prediction.predictor import Member, Predictor, find_background, fold_norm
 from samples import SampleFile
-from training.progress import Progress
+from training.budget import Budget
 from training.state import TrainState
 
 
@@ -31,7 +31,7 @@ class Validation:
         Test-time augmentation, and height of a tile [px], to score segments; as in the test.
     world : World
         The processes of the run.
-    progress : Progress
+    budget : Budget
         Tells whether to stop.
     """
 
@@ -42,15 +42,15 @@ class Validation:
     tta: bool
     tile: int
     world: World
-    progress: Progress
+    budget: Budget
 
     def score_pixels(self, state: TrainState, *, pictures: bool) -> ValidationScorer | None:
         """Score each pixel of the whole images, without augmentation; None after a signal to stop."""
         scorer = ValidationScorer(state.info, pictures=pictures)
         for image in self._segment(self._predictor(state), tta=False, stoppable=True):
             scorer(image)
-        self.progress.sync(state.epoch)
-        if self.progress.is_stopping():
+        self.budget.sync(state.epoch)
+        if self.budget.is_stopping():
             return None
         scorer.finish(self.world.gather)
         return scorer
@@ -66,8 +66,8 @@ class Validation:
         scorer = SegmentScorer(predictor.background)
         for image in self._segment(predictor, tta=self.tta, stoppable=stoppable):
             scorer(image)
-        self.progress.sync(state.epoch)
-        if stoppable and self.progress.is_stopping():
+        self.budget.sync(state.epoch)
+        if stoppable and self.budget.is_stopping():
             return None
         challenge = scorer.finish(self.world.gather)
         best = challenge.best_threshold
@@ -83,6 +83,6 @@ class Validation:
         """Segment the samples of this process; ends at a signal to stop if `stoppable`."""
 
         def is_stopped() -> bool:
-            return stoppable and bool(self.progress.stop)
+            return stoppable and bool(self.budget.stop)
 
         return segment(predictor, self.files, self.world, tta=tta, tile=self.tile, stop=is_stopped)

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from config import NO_LABEL, DatabaseFlags, fold_numbers
+from config import NO_LABEL, DatabaseFlags
+from flags import fold_numbers
 from samples import IGNORE, SPLITS
 from sources.labels import Classes
 from sources.pairing import Pair

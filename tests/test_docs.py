@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 from test_words import PYTORCH_UNET
 
-from config import OF_PYTORCH_UNET, SWITCH, Config, DatabaseFlags, DisplayFlags, parse
+from config import OF_PYTORCH_UNET, Config, DatabaseFlags, DisplayFlags, parse
+from flags import SWITCH
 
 TABLES = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])

@@ -10,7 +10,8 @@ from conftest import ROOT
 ROWS = [  # of files at the door and of folders; what stands in a row imports what stands above it
     ["utils", "model"],
     ["files"],
-    ["config", "distributed", "images", "legacy"],
+    ["flags", "distributed", "images", "legacy"],
+    ["config"],
     ["samples"],
     ["description"],
     ["dataset"],

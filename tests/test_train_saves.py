@@ -20,7 +20,7 @@ import samples
 from checkpoint import Checkpoint, load_epoch
 from files import move_aside
 from model import UNet
-from training import progress
+from training import budget
 from utils import UserError
 
 CHECKPOINTS = "checkpoints/unet/em"
@@ -154,7 +154,7 @@ def test_train_goes_on_when_its_log_is_removed(database, work, capsys, at_traini
 def test_train_saves_every_ten_minutes_in_one_file(database, work, monkeypatch, at_training_step, step):
     unbroken(3)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(progress, "SAVE_SECONDS", 0.0)
+        patch.setattr(budget, "SAVE_SECONDS", 0.0)
         at_training_step(step, kill)
         main.main([*TRAIN, "--num_epoch", "3"])
     saved = Checkpoint.load(work / CHECKPOINTS / "model_latest.pth")
@@ -317,7 +317,7 @@ def test_load_names_a_checkpoint_of_a_newer_version(trained, work, fails):
 def test_train_notes_the_time_between_two_saves(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    run = progress.Progress(10, 0.0, progress.World())
+    run = budget.Budget(10, 0.0, budget.World())
     for seconds, due in ((599.0, False), (601.0, True), (700.0, True)):
         now[0] = seconds
         run.sync(1)

@@ -1,1 +1,1 @@
-"""Training: patches, batches, augmentation, losses, weight map, optimisers, state, progress and log."""
+"""Training: sampler, batches, augmentation, losses, weight map, optimisers, state, budget and log."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import distributed
 from checkpoint import Checkpoint, explain_mismatch
-from config import Config, as_typed
+from config import Config
 from description import DataInfo
+from flags import as_typed
 from model import NUM_LEVEL, UNet, init_weights
 from training.cpu_layers import speed_up
 from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state

@@ -1,4 +1,4 @@
-"""Progress of a training and signals to stop it, the same in all processes of the run."""
+"""What a training has left, in epochs or minutes, and signals to stop it; the same in all processes of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils import StopRequest
 SAVE_SECONDS = 600.0  # a training that is killed loses no more than this time
 
 
-class Progress:
+class Budget:
     """Progress of a run that is limited by epochs or by time, and the signals that stop it early.
 
     Parameters

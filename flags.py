@@ -1,0 +1,253 @@
+"""What makes a table of flags a command line: kinds of values, their rules, and the parser. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NoReturn, TypeVar
+
+from utils import FlagError, check_name, printable
+
+SWITCH = ("on", "off")
+Rule = tuple[Callable[[Any], bool], str]
+FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
+
+
+def at_least(least: int) -> Rule:
+    """Rule for a number with a minimum."""
+    return lambda value: value >= least, f"must be at least {least}"
+
+
+def between(least: float, most: float) -> Rule:
+    """Rule for a number in a closed interval."""
+    return lambda value: least <= value <= most, f"must lie in [{least}, {most}]"
+
+
+def up_to(most: float) -> Rule:
+    """Rule for a number from 0 to a maximum."""
+    return between(0, most)
+
+
+def positive_up_to(most: float) -> Rule:
+    """Rule for a number above 0, up to a maximum."""
+    return lambda value: 0 < value <= most, f"must lie in (0, {most}]"
+
+
+COUNT = 10**9  # largest number of epochs
+
+
+def is_gpu_list(value: str) -> bool:
+    """Whether a text is `-1` or a comma-separated list of GPU numbers, each named once.
+
+    Examples
+    --------
+    >>> [is_gpu_list(text) for text in ("-1", "0", "0, 1", "0,0", "cuda", "-1,0")]
+    [True, True, True, False, False, False]
+    """
+    numbers = [number.strip() for number in value.split(",")]
+    named = all(n.isdecimal() and len(n) < 5 for n in numbers)
+    return value.strip() == "-1" or (named and len({*map(int, numbers)}) == len(numbers))
+
+
+def is_output_name(value: str) -> bool:
+    """Whether a path to write is empty, or its last part is more than an ending and does not end in a dot or space.
+
+    Examples
+    --------
+    >>> [is_output_name(path) for path in ("out.tif", "out/", ".", "../", ".hidden/a.tif", ".hidden", "")]
+    [True, True, True, True, True, True, True]
+    >>> [is_output_name(path) for path in ("..tif", ".tif", "a/ .npy", ".ome.tif", "out.tif.", "out.tif ", " ", "...")]
+    [False, False, False, False, False, False, False, False]
+    """
+    name = re.split(r"[/\\]" if os.name == "nt" else "/", value.removesuffix("/").removesuffix(os.sep))[-1]
+    is_ending = re.fullmatch(r"\.(ome\.)?[a-z]{2,11}", name.lower()) and name.lower().rpartition(".")[2] in ENDINGS
+    return name in ("", ".", "..") or not (is_ending or name.endswith((".", " ")) or re.match(r"\.\.|\s", name))
+
+
+ENDINGS = ("tif", "tiff", "npy", "zarr", "png", "csv", "zip", "onnx", "pt", "pth", "pdf", "svg", "jpg", "jpeg")
+OUTPUT_NAME: Rule = (is_output_name, "must have a name before its ending and no dot or space at an end, as in out.tif")
+TILE: Rule = (
+    lambda value: value == 0 or (64 <= value <= 2**20 and value % 16 == 0),
+    "must be 0 or a multiple of 16, from 64 to 1048576",
+)
+GPU_LIST: Rule = (is_gpu_list, "must be -1 or comma-separated GPU numbers")
+MIN_FOLD = 3  # training, validation and test
+
+
+def fold_numbers(value: str) -> tuple[int, int]:
+    """K and N of a text `K/N`; (0, 0) for any other text.
+
+    Examples
+    --------
+    >>> fold_numbers("2/5"), fold_numbers("2"), fold_numbers("")
+    ((2, 5), (0, 0), (0, 0))
+    """
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value.strip())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def is_fold(value: str) -> bool:
+    """Whether a text is empty, or `K/N` with K from 1 to N and N at least 3."""
+    number, total = fold_numbers(value)
+    return not value or (total >= MIN_FOLD and 1 <= number <= total)
+
+
+FOLD: Rule = (is_fold, f"must be K/N with K from 1 to N, and N at least {MIN_FOLD}")
+DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
+SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
+SEED: Rule = up_to(2**63 - 1)
+NUMBER: dict[str, Any] = {"type": float, "metavar": "FLOAT"}
+BEST = "best"  # the epoch with the best validation score
+
+
+def epoch_number(text: str) -> int | str:
+    """Value of `--epoch`: a number, or `best`.
+
+    Examples
+    --------
+    >>> epoch_number("50"), epoch_number("best")
+    (50, 'best')
+    """
+    if text == BEST:
+        return BEST
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {BEST}") from None
+
+
+EPOCH: dict[str, Any] = {"type": epoch_number, "metavar": f"N|{BEST}"}
+EPOCH["rule"] = (
+    lambda value: value == BEST or (not isinstance(value, str) and 0 <= value <= COUNT),
+    f"must be {BEST}, or lie in [0, {COUNT}]",
+)
+
+
+def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
+    """One line of a table of flags: a dataclass field that also becomes a command-line flag.
+
+    Parameters
+    ----------
+    default : str, int, float, bool or None
+        Its type is the type of the flag; a bool is typed as `on` or `off`. For None, give `type` in `extra`.
+    help : str
+        Shown by `--help`, followed by the default.
+    group : str
+        Heading in `--help`.
+    choices : tuple
+        Allowed values.
+    rule : (callable, str)
+        Test that a value must pass, and how messages state it.
+    **extra
+        Further arguments of `argparse.add_argument`; `alias` is a second name.
+    """
+    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "rule": rule, **extra})
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Base of every table of flags: checks choices, rules and names when an instance is made."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, choices, rule = getattr(self, item.name), item.metadata["choices"], item.metadata["rule"]
+            if choices and value not in choices:
+                raise FlagError(f"--{item.name} {value}: choose from {', '.join(map(str, choices))}")
+            if rule and not rule[0](value):
+                raise FlagError(f"--{item.name} {value}: {rule[1]}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FlagError(f"--{item.name} {value}: must be finite")
+            if item.name in ("scope", "name_data"):
+                check_name(f"--{item.name}", value)
+
+    def group(self, name: str) -> dict[str, Any]:
+        """Flags of one group and their values."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.metadata["group"] == name}
+
+    def given(self, *names: str) -> str:
+        """Those of the named flags that don't have their default value, as typed; of many values the first ones."""
+        typed = self.as_typed()
+        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        values = {f"--{name}": typed[f"--{name}"] for name in changed if name in names}
+        shown = {k: " ".join(v[:3]) + " ..." * (len(v) > 3) if isinstance(v, tuple) else v for k, v in values.items()}
+        return " ".join(f"{name} {value}" for name, value in shown.items())
+
+    def as_typed(self) -> dict[str, Any]:
+        """Flags and values as typed on the command line."""
+        return as_typed({item.name: getattr(self, item.name) for item in fields(self)})
+
+
+def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags and values as typed on the command line, also of a configuration stored in a checkpoint.
+
+    Examples
+    --------
+    >>> as_typed({"tta": False, "lr": 0.1})
+    {'--tta': 'off', '--lr': 0.1}
+    """
+    return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in values.items()}
+
+
+UNKNOWN_FLAG = r"[-\u2013\u2014]+[^\W\d]"  # begins with hyphens, or with the dashes that text processors make of them
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(FlagError.status, f"error: {printable(message)}: see {self.prog} --help\n")
+
+
+Table = TypeVar("Table", bound=Flags)
+
+
+def make_parser(table: type[Flags], description: str | None) -> argparse.ArgumentParser:
+    """Parser of the flags of a table."""
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    titles = dict.fromkeys(item.metadata["group"] for item in fields(table))
+    groups = {title: parser.add_argument_group(title) for title in titles}
+    for item in fields(table):
+        _add(groups[item.metadata["group"]], item.name, item.default, dict(item.metadata))
+    return parser
+
+
+def at_home(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Path, or several, in which `~` at the beginning is the home folder; shells leave it as it is after `=`."""
+    paths = [value] if isinstance(value, str) else value
+    expanded = tuple(os.path.expanduser(path) for path in paths)  # noqa: PTH111 (a Path has no / at its end)
+    return expanded[0] if isinstance(value, str) else expanded
+
+
+def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[str, Any]) -> None:
+    """Add one flag to the parser."""
+    assert default is not MISSING
+    names = [f"--{option}" for option in (name, rules.pop("alias", None)) if option]
+    choices = rules.pop("choices") or (SWITCH if isinstance(default, bool) else None)
+    shown = SWITCH[not default] if isinstance(default, bool) else default
+    help = rules["help"] if shown in ("", None) else f"{rules['help']} (default: {shown})"
+    kind: dict[str, Any] = {"choices": choices, "type": type(default)}
+    kind["metavar"] = None if choices else type(default).__name__.upper()
+    if isinstance(default, bool):
+        kind |= {"type": str, "action": _Switch, "nargs": "?", "const": SWITCH[0]}
+    if rules.get("nargs") == "+":
+        kind |= {"action": _Several}
+    extra = {key: value for key, value in rules.items() if key not in ("help", "group", "rule")}
+    group.add_argument(*names, dest=name, default=default, help=help.replace("%", "%%"), **kind | extra)
+
+
+class _Switch(argparse.Action):
+    """Stores `on` as True and `off` as False."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: Any = None) -> None:
+        setattr(namespace, self.dest, value == "on")
+
+
+class _Several(argparse.Action):
+    """Stores one value as a string, and several (a pattern expanded by the shell) as a tuple."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
