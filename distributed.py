@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from device import is_worker
 from files import finish_exchange, reading
-from utils import FlagError, is_worker
+from utils import FlagError
 
 Item = TypeVar("Item")
 

@@ -9,22 +9,17 @@ python main.py --mode predict --name_data em --input new.tif --output segmented.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from config import Config, parse
-from utils import is_worker, memory_advice, pick_device, program
+from device import is_worker, pick_device
+from utils import memory_advice, program
 
 if TYPE_CHECKING:
     import torch
 
     from distributed import World
-
-MEMORY_ADVICE = {
-    "train": "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb",
-    "test": "give a smaller --tile, such as 128",
-    "predict": "give a smaller --tile, such as 128",
-    "export": "close other programs, or use a machine with more",
-}
 
 
 @program
@@ -42,27 +37,42 @@ def main(argv: list[str] | None = None) -> int:
     if not is_worker() and (num_gpu := distributed.num_gpu(config.gpu_ids)) > 1:
         return distributed.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
     device = pick_device("-1" if config.mode == "export" else config.gpu_ids)  # exports run on the CPU
-    with memory_advice(MEMORY_ADVICE[config.mode]), distributed.joined(device, config.dist_timeout) as world:
-        return _run(config, device, world)
+    run, advice = MODES[config.mode]
+    with memory_advice(advice), distributed.joined(device, config.dist_timeout) as world:
+        return run(config, device, world)
 
 
-def _run(config: Config, device: torch.device, world: World) -> int:
-    """Do what `--mode` says, and return the exit status; only the modules that it needs are imported."""
-    if config.mode == "predict":
-        from predict import predict_files
-
-        return predict_files(config, device, world)
-    if config.mode == "export":
-        from prediction.export import export
-
-        return export(config) if world.is_main else 0  # the others wait for it
-    if config.mode == "test":
-        from evaluation.test import run_test
-
-        return run_test(config, device, world)
+def _train(config: Config, device: torch.device, world: World) -> int:
     from train import Trainer
 
     return Trainer(config, device, world).train()
+
+
+def _test(config: Config, device: torch.device, world: World) -> int:
+    from evaluation.test import run_test
+
+    return run_test(config, device, world)
+
+
+def _predict(config: Config, device: torch.device, world: World) -> int:
+    from predict import predict_files
+
+    return predict_files(config, device, world)
+
+
+def _export(config: Config, _device: torch.device, world: World) -> int:
+    from prediction.export import export
+
+    return export(config) if world.is_main else 0  # the others wait for it
+
+
+# what `--mode` does, and the advice where memory does not suffice; each row imports only the modules that it needs
+MODES: dict[str, tuple[Callable[[Config, torch.device, World], int], str]] = {
+    "train": (_train, "lower --batch_size, --ny_load and --nx_load, --nch_ker or --cache_gb"),
+    "test": (_test, "give a smaller --tile, such as 128"),
+    "predict": (_predict, "give a smaller --tile, such as 128"),
+    "export": (_export, "close other programs, or use a machine with more"),
+}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 
 import checkpoint
 from config import WHAT, Config
+from device import pick_precision
 from distributed import World
 from images.readers import Frame, list_frames, with_neighbours
 from images.rows import Rows
@@ -18,7 +19,7 @@ from prediction.linking import StackLinker, stacks_to_link
 from prediction.objects import ObjectFilter
 from prediction.output_files import OutputFiles
 from prediction.predictor import load, predict_array, predictor_of
-from utils import UserError, pick_precision, say
+from utils import UserError, say
 
 __all__ = ["load", "predict_array", "predict_files"]
 

@@ -21,6 +21,7 @@ from checkpoint import Checkpoint, MismatchError
 from config import Config
 from dataset import Batch, PatchDataset
 from description import DataInfo, identity, load_info
+from device import pick_precision
 from distributed import World
 from evaluation.scorers import checked_samples
 from evaluation.tables import Scores
@@ -46,7 +47,7 @@ from training.state import (
 )
 from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
-from utils import DivergenceError, FlagError, UserError, pick_precision, say
+from utils import DivergenceError, FlagError, UserError, say
 
 
 def train_step(

@@ -9,22 +9,21 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from signals import SIGPIPE, Stopped, mute, raise_signals
+
 if TYPE_CHECKING:
     import torch
 
 Network = TypeVar("Network", bound="torch.nn.Module")
 
-SIGPIPE = 13  # signal.SIGPIPE does not exist on Windows
 ALIKE = 0.6  # least likeness of two names, 1 for equal ones, to take one for the other misspelled
 MOST_NAMED = 5  # names that a message lists
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # variables that torchrun sets for a process
 OMP_SPIN_COUNT = "3000"  # after which idle OpenMP threads sleep; the default 300000 blocks cores others need
 
 
@@ -42,13 +41,6 @@ class FlagError(UserError):
 
 class DivergenceError(UserError):
     """The loss or the output of a network is no longer finite, so that its weights are of no use."""
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal that would have ended the process at once, without removing its partial files."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
 
 
 def program(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -72,12 +64,12 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", OMP_SPIN_COUNT)  # read when torch is imported
         try:
-            with _raise_signals():
+            with raise_signals():
                 return main(argv) or 0
         except UserError as error:
             message, status = f"error: {_last_line(str(error))}", error.status
         except BrokenPipeError:
-            _mute()
+            mute()
             return 128 + SIGPIPE
         except KeyboardInterrupt as stop:
             signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
@@ -89,29 +81,6 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         return status
 
     return run
-
-
-@contextmanager
-def _raise_signals() -> Iterator[None]:
-    """While entered, SIGTERM (of a batch system) and SIGHUP (a closed terminal) raise `Stopped` if nobody handles them.
-
-    Not in a process of torchrun, which ends by SIGTERM those that wait for a dead one: there Python would not see it.
-    """
-
-    def stop(signum: int, _frame: object) -> None:
-        raise Stopped(signum)
-
-    found = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has no SIGHUP
-    unhandled = [signum for signum in found if signum and signal.getsignal(signum) == signal.SIG_DFL]
-    if "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
-        unhandled = []  # Python allows handlers in the main thread only
-    for signum in unhandled:
-        signal.signal(signum, stop)
-    try:
-        yield
-    finally:
-        for signum in unhandled:
-            signal.signal(signum, signal.SIG_DFL)
 
 
 def printable(text: str) -> str:
@@ -140,11 +109,6 @@ def say(text: str, file: TextIO | None = None) -> None:
     encoding = file.encoding or "utf-8"
     text = "\n".join(map(printable, text.split("\n"))).encode(encoding, "backslashreplace").decode(encoding)
     print(text, file=file, flush=True)
-
-
-def _mute() -> None:
-    """Discard further output: the reader of stdout has gone, as `| head` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _last_line(message: str) -> str:
@@ -302,147 +266,3 @@ def check_name(flag: str, name: str) -> None:
     if name.strip() in ("", ".", "..") or re.search(r"[/\\]", name) or not name.isprintable():
         rule = r"it must not be empty, '.' or '..', nor hold '/', '\' or control characters"
         raise FlagError(f"{flag} {name!r} is not a folder name: {rule}: choose another")
-
-
-class StopRequest:
-    """While entered, SIGINT, SIGTERM and SIGHUP (a closed terminal) set `signum` instead of ending the process.
-
-    A second SIGINT raises KeyboardInterrupt; under nohup, SIGHUP stays ignored. Outside the main thread, where Python
-    allows no handlers, nothing is caught.
-    """
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self._old: dict[int, Any] = {}
-
-    def __bool__(self) -> bool:
-        return self.signum != 0
-
-    def __enter__(self) -> StopRequest:
-        closed = getattr(signal, "SIGHUP", None)  # Windows has none
-        hangup = [closed] if closed and signal.getsignal(closed) != signal.SIG_IGN else []
-        for signum in (signal.SIGINT, signal.SIGTERM, *hangup):
-            try:
-                self._old[signum] = signal.signal(signum, self._note)
-            except ValueError:
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._old.items():
-            signal.signal(signum, handler)
-
-    @contextmanager
-    def unless_read(self) -> Iterator[None]:
-        """While entered, a closed stdout counts as SIGPIPE."""
-        try:
-            yield
-        except BrokenPipeError:
-            _mute()
-            self.signum = SIGPIPE
-
-    def _note(self, signum: int, _frame: object) -> None:
-        if self.signum and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signum = signum
-
-
-def is_worker() -> bool:
-    """Whether this is one of several processes of a run, which torchrun started.
-
-    Raises
-    ------
-    UserError
-        The environment sets only some of the variables by which such processes find each other, or not to numbers.
-    """
-    found = {name: os.environ.get(name, "") for name in (*LAUNCHED, "MASTER_ADDR", "MASTER_PORT")}
-    if not any(name in os.environ for name in LAUNCHED):  # an address alone makes no process one of several
-        return False
-    advice = "start the program with torchrun, or unset them"
-    if missing := [name for name, value in found.items() if not value]:
-        there = ", ".join(f"{name}={value}" for name, value in found.items() if value) or "nothing else"
-        raise UserError(f"the environment sets {there}, but not {', '.join(missing)}: {advice}")
-    numbers = {name: int(value) for name, value in found.items() if value.isascii() and value.isdecimal()}
-    limits = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_WORLD_SIZE", "MASTER_PORT": ""}
-    for name, size in limits.items():
-        if not 0 <= numbers.get(name, -1) < (numbers.get(size, 0) if size else 2**16):
-            rule = f"a number below {size}={found[size]}" if size else "the number of a port"
-            raise UserError(f"the environment sets {name}={found[name]}, which must be {rule}: {advice}")
-    return True
-
-
-def pick_device(gpu_ids: str) -> torch.device:
-    """Device that the network runs on.
-
-    Parameters
-    ----------
-    gpu_ids : str
-        `"-1"` for the CPU, or a comma-separated list of GPU numbers. A process of torchrun takes the entry at its local
-        rank, or if the list is shorter than the number of processes, the GPU with the number of its local rank.
-
-    Returns
-    -------
-    torch.device
-        The GPU, or the CPU with a warning on stderr if there is no such GPU.
-
-    Raises
-    ------
-    UserError
-        As `is_worker`.
-    """
-    import torch
-
-    numbers = [int(number) for number in gpu_ids.split(",")]
-    rank, num_process = (int(os.environ[name]) for name in LAUNCHED[2:]) if is_worker() else (0, 1)
-    number = numbers[rank] if len(numbers) >= num_process else rank
-    if numbers[0] < 0:
-        return torch.device("cpu")
-    if number >= torch.cuda.device_count():
-        say(f"warning: --gpu_ids {gpu_ids}: no GPU {number} here, running on the CPU", sys.stderr)
-        return torch.device("cpu")
-    return torch.device("cuda", number)
-
-
-def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
-    """Data type of mixed precision; weights, normalisation statistics, losses and probabilities stay float32.
-
-    Parameters
-    ----------
-    amp : {"auto", "off", "bf16", "fp16"}
-        `auto` is bfloat16 if the device has instructions for it; without them it is slower than float32.
-    device : torch.device
-        Device that the network runs on.
-
-    Returns
-    -------
-    torch.dtype or None
-        For `torch.autocast`; None for float32 throughout.
-    """
-    import torch
-
-    if amp == "auto" and device.type == "cuda":
-        with torch.cuda.device(device):
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif amp == "auto":
-        can = torch.cpu.get_capabilities()
-        fast = can.get("avx512_bf16", False) or can.get("amx_tile", False)
-    else:
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
-    return torch.bfloat16 if fast else None
-
-
-def on_device(net: Network, norm: str, device: torch.device, precision: torch.dtype | None) -> Network:
-    """Network with some normalisation on a device, in the memory order that is fastest there."""
-    return net.to(device, memory_format=memory_format(norm, device, precision))  # type: ignore[call-overload]
-
-
-def memory_format(norm: str, device: torch.device, precision: torch.dtype | None) -> torch.memory_format:
-    """Order of the pixels in memory that a network is fastest with.
-
-    Channels-last, but for instance and group normalisation in float32 or on a CPU, which then spend up to a third of
-    their time on copies (`benchmarks/bench_step.py`).
-    """
-    import torch
-
-    planes = norm in ("inorm", "gnorm") and (precision is None or device.type == "cpu")
-    return torch.contiguous_format if planes else torch.channels_last

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import run_make_database
 import train as train_module
 from config import Config
-from utils import pick_device
+from device import pick_device
 
 NUM_TRAIN, NUM_VAL, SIZE, EPOCHS = 24, 3, 512, 10
 

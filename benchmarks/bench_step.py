@@ -4,7 +4,7 @@
     python benchmarks/bench_step.py --quick    # 16 channels, 256 px: about a minute
 
 Each network is timed in float32 and, if the device has instructions for it, under the same bfloat16 autocast. Ours is
-what the program runs: the memory format of `on_device`; in evaluation the normalisation folded; in training fused
+what the program runs: the memory format of `to_device`; in evaluation the normalisation folded; in training fused
 AdamW. The original is the same network with PyTorch's own layers in NCHW, eager, with Adam. With `bnorm` the networks
 of others are timed too, in NCHW with Adam: MONAI's BasicUNet, nnU-Net's PlainConvUNet (dynamic-network-architectures),
 the Unet of segmentation-models-pytorch, as far as they are installed, and milesial's Pytorch-UNet, written here from
@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from device import pick_device, pick_precision, to_device
 from model import UNet
 from prediction.predictor import fold_norm
 from training.cpu_layers import speed_up
 from training.optim import OPTIMS
-from utils import on_device, pick_device, pick_precision
 
 Timed = Callable[[], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -104,8 +104,8 @@ def measure(nch_ker: int, size: int, norm: str, timer: Timer, precisions: dict[s
     row["gflop"] = {name: gflop(net, image[:1]) for name, net in nets.items()}
     row["parameters"] = {name: sum(weight.numel() for weight in net.parameters()) for name, net in nets.items()}
     for name, precision in precisions.items():
-        ours = on_device(UNet(1, 1, nch_ker, norm), norm, device, precision)
-        folded = on_device(fold_norm(ours), norm, device, precision)
+        ours = to_device(UNet(1, 1, nch_ker, norm), norm, device, precision)
+        folded = to_device(fold_norm(ours), norm, device, precision)
         if device.type == "cpu":
             speed_up(ours)
         row[f"forward {name}"] = compare(

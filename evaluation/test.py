@@ -17,6 +17,7 @@ import checkpoint
 from checkpoint import Checkpoint
 from config import Config
 from description import sample_origins
+from device import pick_precision
 from distributed import World
 from evaluation import curves, results_page, tables
 from evaluation.scorers import TestScorer, checked_samples, segment
@@ -26,7 +27,7 @@ from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of
 from samples import ENTRIES, list_samples
 from training.log import command_line
-from utils import pick_precision, say
+from utils import say
 
 
 def run_test(config: Config, device: torch.device, world: World) -> int:

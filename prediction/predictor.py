@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from checkpoint import Checkpoint
 from dataset import as_tensor, normalise, statistics_of
 from description import DataInfo
+from device import pick_device, pick_precision, to_device
 from images.readers import Rows
 from model import CNR2d, UNet, class_probability
 from prediction.halo import Sides, forward_tile, halo
@@ -25,7 +26,7 @@ from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, filter_objects, foreground_kinds, join_bands, separate_bands
 from prediction.tiling import Bands, Tile, TileGrid, tile_shape, tiles_along
 from prediction.views import VIEWS, TilePlace
-from utils import DivergenceError, UserError, name_hint, on_device, pick_device, pick_precision
+from utils import DivergenceError, UserError, name_hint
 
 TILE_PIXELS = 2**20  # largest tile on a CPU
 TILE_BYTES = 40  # memory per pixel of a tile and channel of the first level, at most
@@ -324,7 +325,7 @@ def predictor_of(
     backgrounds: dict[Path, int] = {}
     thresholds = []
     for path, saved in trained.items():
-        net = on_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
+        net = to_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
         members[path] = Member(net, saved.info)
         backgrounds[path] = find_background(saved.info, background or saved.config.get("background", ""))
         thresholds.append(saved.threshold)

@@ -32,7 +32,7 @@ def test_help_imports_no_torch():
 
 def test_the_choices_of_a_flag_are_those_that_are_implemented():
     choices = {item.name: set(item.metadata["choices"]) for item in fields(Config)}
-    assert choices["mode"] == main.MEMORY_ADVICE.keys()
+    assert choices["mode"] == main.MODES.keys()
     assert choices["split"] == set(samples.SPLITS)
     assert choices["normalize"] == set(description.NORMALIZE) - {"legacy"}
     assert choices["dtype"] == job.PROBABILITY.keys()

@@ -20,10 +20,11 @@ import distributed
 import main
 from checkpoint import Checkpoint
 from config import Config
+from device import pick_device, pick_precision
 from distributed import World, joined, num_gpu
 from samples import IGNORE, list_samples, write_sample
 from train import Trainer
-from utils import FlagError, UserError, pick_device, pick_precision
+from utils import FlagError, UserError
 
 FLAGS = [*SMALL, "--norm", "inorm", "--amp", "off", "--dist_timeout", "20"]
 ENDLESS = [*FLAGS, "--num_epoch", "9999", "--num_freq_save", "5"]

@@ -3,7 +3,9 @@ import signal
 
 import pytest
 
-from utils import StopRequest, UserError, memory_advice, pick_device, program
+from device import pick_device
+from signals import StopRequest
+from utils import UserError, memory_advice, program
 
 
 def test_a_signal_is_noted_and_a_second_interrupt_raises():

@@ -6,7 +6,7 @@ import signal
 import time
 
 from distributed import World
-from utils import StopRequest
+from signals import StopRequest
 
 SAVE_SECONDS = 600.0  # a training that is killed loses no more than this time
 

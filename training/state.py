@@ -13,11 +13,12 @@ import distributed
 from checkpoint import Checkpoint, explain_mismatch
 from config import Config
 from description import DataInfo
+from device import to_device
 from flags import as_typed
 from model import NUM_LEVEL, UNet, init_weights
 from training.cpu_layers import speed_up
 from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state
-from utils import UserError, on_device
+from utils import UserError
 
 # flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
@@ -148,7 +149,7 @@ class TrainState:
         cls, net: UNet, config: Config, info: DataInfo, device: torch.device, precision: torch.dtype | None
     ) -> TrainState:
         """State with a network and a new optimiser."""
-        net = on_device(net, net.arguments["norm"], device, precision)
+        net = to_device(net, net.arguments["norm"], device, precision)
         if device.type == "cpu":
             speed_up(net)
         optimizer = OPTIMS[config.optim](net.parameters(), config.lr, config.beta1)
