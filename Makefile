@@ -1,6 +1,6 @@
 # make demo: the whole way on a synthetic stack.  make lint: ruff and mypy.
 # make test: the suite without the slow tests.  make test-all: with them.
-# make torture: kills, full disks, damaged files and wrong commands, 20 minutes.  make torture-quick: 2 minutes.
+# make torture: kills, power cuts, full disks, damaged files and wrong commands, 25 minutes.  make torture-quick: 2 minutes.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := --name_data demo --gpu_ids -1

@@ -126,6 +126,15 @@ def as_nobody(program: Callable[[list[str]], int], argv: list[str]) -> int:
     return program(argv)
 
 
+def note_operations(program: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Call a program in the folder `run`, and note there beside in `operations` what a power cut may undo."""
+    from torture.powercut import Recorder
+
+    os.chdir("run")
+    Recorder(Path.cwd(), Path("../operations").resolve()).install()
+    return program(argv)
+
+
 def launch_two(argv: list[str]) -> None:
     """Call `main.py` in two forks, and wait for them; knows nothing of signals."""
     import main

@@ -1,20 +1,25 @@
 import errno
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
-from conftest import ROOT, Killed, kill_before
-from forks import as_nobody
+from conftest import ROOT, SMALL, Killed, kill_before
+from forks import as_nobody, note_operations
+from torture.powercut import cuts, recorded, tree_of, write_tree
 
 import files
 import main
 import run_make_database
+from evaluation.tables import RESULTS
 from files import (
     atomic_folder,
     atomic_write,
@@ -25,7 +30,7 @@ from files import (
     reading,
     swap_folders,
 )
-from samples import list_samples
+from samples import ENTRIES, list_samples
 from utils import UserError
 
 if sys.platform != "win32":
@@ -175,6 +180,55 @@ def test_an_exchange_that_cannot_be_undone_says_what_the_next_command_does(datab
     assert len(list_samples(database / "train")) == 2
     assert f"begun by process {os.getpid()} on" in capfd.readouterr().out
     assert [path.name for path in database.glob(".*")] == []
+
+
+PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--input", "datasets/em/train-volume.tif"]
+OUTPUTS = ["--output", "p.zarr", "--what", "probability,table"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(
+    ("program", "argv", "path"),
+    [
+        (run_make_database.main, OVERWRITE, "datasets/em"),
+        (run_make_database.main, ["--name_data", "new", *OVERWRITE], "datasets/new"),
+        (main.main, [*SMALL, "--num_epoch", "2", "--train_continue", "on"], "checkpoints/unet/em"),
+        (main.main, ["--mode", "test", "--gpu_ids", "-1", "--tta", "off"], "results/unet/em"),
+        (main.main, [*PREDICT, "--output", "out/p.tif"], "out/p.tif"),
+        (main.main, [*PREDICT, *OUTPUTS], "p-probability.zarr"),
+        (main.main, [*PREDICT, *OUTPUTS], "p-table.csv"),
+    ],
+)
+def test_a_power_cut_at_any_moment_leaves_the_old_or_the_new(trained, work, start, program, argv, path):
+    (work / "run").mkdir()
+    for name in ("datasets", "checkpoints", "log"):
+        (work / name).rename(work / "run" / name)
+    before = tree_of(work / "run")
+    process = start(partial(note_operations, program), *argv)
+    process.communicate()
+    assert process.returncode == 0
+    found = cuts(before, recorded(work / "operations"), Random(0))
+    old, new = (visible(tree, path) for tree in (before, tree_of(work / "run")))
+    assert len(found) > 3 and old != new
+    for number, cut in enumerate(found):
+        write_tree(work / str(number), cut.tree)
+        for parent in (work / str(number) / "datasets").glob("*"):
+            finish_exchange(parent, ENTRIES)
+        finish_exchange(work / str(number) / "results/unet/em", RESULTS)
+        now = visible(tree_of(work / str(number)), path)
+        whole = now in (old, new) or (path.startswith("checkpoints") and now.items() <= (old | new).items())
+        assert now == new if cut.last else whole, f"cut {cut.operation}"
+        shutil.rmtree(work / str(number))
+
+
+def visible(tree, path):
+    """Files of a tree that readers see below a path."""
+    return {
+        name: content
+        for name, content in tree.items()
+        if content is not None and f"{name}/".startswith(f"{path}/") and not re.search(r"/\.|\.partial|\.old", name)
+    }
 
 
 @needs_root

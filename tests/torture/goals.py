@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +63,18 @@ class Goal:
 
     def digest(self, folder: Path) -> dict[str, str]:
         """What readers can see of the goal."""
-        return digest(folder / self.path, self.ignore)
+        path = folder / self.path
+        return _digest_zip(path) if path.suffix == ".pt" and path.exists() else digest(path, self.ignore)
+
+
+def _digest_zip(path: Path) -> dict[str, str]:
+    """SHA-256 of the entries of a TorchScript; the others tell which functions have called it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name for name in file.namelist() if not name.endswith((".debug_pkl", "serialization_id"))]
+            return {name: hashlib.sha256(file.read(name)).hexdigest() for name in names}
+    except zipfile.BadZipFile:
+        return {".": "damaged"}
 
 
 def _wide() -> np.ndarray:
@@ -71,6 +84,10 @@ def _wide() -> np.ndarray:
 
 def _predict(source: str, output: str, *flags: str) -> list[str]:
     return [*PREDICT, "--input", source, "--output", output, *flags]
+
+
+def _export(kind: str, output: str, epoch: str = "0") -> list[str]:
+    return ["--mode", "export", "--gpu_ids", "-1", "--epoch", epoch, "--format", kind, "--output", output]
 
 
 OF_OBJECTS = ["--what", "mask,overlay,rois,table", "--link", "0.2"]  # no cells: OME-TIFFs differ by a random number
@@ -106,6 +123,24 @@ GOALS = {
         old=_predict(VOLUME, "objects/p.tif", *OF_OBJECTS, "--section", "0:3"),
         each=True,
     ),
+}
+
+
+GOALS |= {
+    "new database": Goal(
+        "datasets/em",
+        "run_make_database",
+        ["--overwrite", "--synthetic", "4", "--size", "64"],
+        (),
+        reader=("main", PROBE),
+    ),
+    "first test": Goal("results/unet/em", "main", [*TEST, "--tta", "off"], ignore=VARIABLE),
+    "compressed": Goal(
+        "p.tif", "main", _predict(VOLUME, "p.tif", "--compression", "zlib"), old=_predict("wide.npy", "p.tif")
+    ),
+    "figure": Goal("f.png", "display_result", ["--save", "f.png"], ("results",), old=["--save", "f.png", "--num", "1"]),
+    "torchscript": Goal("net.pt", "main", _export("torchscript", "net.pt"), old=_export("torchscript", "net.pt", "1")),
+    "onnx": Goal("net.onnx", "main", _export("onnx", "net.onnx"), old=_export("onnx", "net.onnx", "1")),
 }
 
 
@@ -194,6 +229,10 @@ class Training:
     def next_argv(self, folder: Path) -> list[str]:
         """Command that goes on, or begins where there is no checkpoint yet."""
         return [*self.argv, *(["--train_continue", "on"] if _checkpoints(folder) else [])]
+
+    def made(self) -> list[str]:
+        """Checkpoints of the unbroken run."""
+        return [str(path.relative_to(self.folder)) for path in [*_checkpoints(self.folder), self.folder / BEST]]
 
     def check_cut(self, folder: Path) -> list[Fault]:
         """Faults in the checkpoints of a run that was cut off: each must load and be the unbroken run's."""

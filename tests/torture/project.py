@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 import checkpoint
 import display_result
+import files
 import main
 import run_make_database
 import samples
@@ -63,6 +66,12 @@ def preload() -> None:
         predict,
         train,
     )
+
+
+def record_system_calls(sync: Callable, exchange: Callable) -> None:
+    """Put functions before those of the project that call the system by other ways than `os`."""
+    files.sync_file_system = partial(sync, files.sync_file_system)
+    files.rename_exchange = partial(exchange, files.rename_exchange)
 
 
 def read_images(path: Path) -> None:

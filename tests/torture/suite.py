@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from . import badinput, crashpoints, disk, fuzz, kills, writers
+from . import badinput, crashpoints, disk, fuzz, kills, power, writers
 from .cases import KINDS, Case, Fault, Part, Start
 from .project import preload
 from .workers import run_cases
 
-PARTS = {part.name: part for part in (kills.PART, crashpoints.PART, writers.PART, disk.PART, fuzz.PART, badinput.PART)}
+ALL = (kills.PART, crashpoints.PART, power.PART, writers.PART, disk.PART, fuzz.PART, badinput.PART)
+PARTS = {part.name: part for part in ALL}
 
 
 @dataclass
