@@ -154,7 +154,9 @@ class Config(Flags):
     blur: float = flag(0.0, "largest sigma of a random Gaussian blur [px] (0 = off)", "augmentation", rule=up_to(20))
     noise: float = flag(0.0, "random noise in standard deviations (0 = off)", "augmentation", rule=up_to(100))
 
-    input: str = flag("", "images, stacks, folders, patterns or Zarr to segment", "predict", nargs="+")
+    input: str = flag(
+        "", "images, stacks, folders, patterns or Zarr to segment, in natural order", "predict", nargs="+"
+    )
     output: str = flag(
         "",
         "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export",

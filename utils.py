@@ -61,6 +61,7 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         """Run the program."""
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would call its maker; read when it is imported
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", OMP_SPIN_COUNT)  # read when torch is imported
         try:

@@ -471,7 +471,8 @@ def tiff_geometry(path: Path, number: int) -> Geometry:
             pixel, unit, interval = _imagej_sizes(tif) if image is None else _ome_sizes(image)
             channels = () if image is None else tuple(c.get("Name", "") for c in image.findall("{*}Channel"))
             num_channel = sizes.get("C", 1)  # ImageJ has a name for each channel of a frame
-            names = (tif.imagej_metadata or {}).get("Labels", [])[::num_channel]
+            names = (tif.imagej_metadata or {}).get("Labels", [])
+            names = ([names] if isinstance(names, str) else names)[::num_channel]  # a single one is no list
             labels = tuple(map(str, names)) if len(names) == math.prod(sizes[axis] for axis in axes) else ()
             lengths = tuple(sizes[axis] for axis in axes)
             if swapped:
