@@ -111,6 +111,8 @@ def _write_distance(
 
 def _read_origin(file: SampleFile) -> _Origin | None:
     """What the distances in the file of a sample were computed from; None without a valid file."""
+    if not file.distance.is_file():
+        return None
     try:
         file.open_distance()
         with file.distance.open("rb") as cache:
