@@ -517,6 +517,9 @@ def finish_exchange(parent: Path, names: Mapping[str, str]) -> None:
     if not _is_cut_off(parent):
         return
     new, old = parent / NEW, parent / OLD
+    if not os.access(parent, os.W_OK):
+        what = f"{parent}: the exchange of its files was cut off, and this account can't complete it"
+        raise UserError(f"{what}: any program that reads the folder does, for an account that may write there")
     with locked(parent, "run this again later"), explain_write_errors(parent):
         if _is_own_folder(old):  # of an earlier version: put the old entries back
             for entry in old.iterdir():

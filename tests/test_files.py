@@ -182,6 +182,17 @@ def test_an_exchange_that_cannot_be_undone_says_what_the_next_command_does(datab
     assert [path.name for path in database.glob(".*")] == []
 
 
+@needs_root
+def test_an_exchange_that_was_cut_off_is_completed_by_an_account_that_may(shared, work, start, monkeypatch):
+    with monkeypatch.context() as patch, suppress(UserError):
+        failing(patch, range(3, 99))
+        run_make_database.main(OVERWRITE)
+    shared.chmod(0o755)
+    _, err = (process := start(partial(as_nobody, main.main), "--gpu_ids", "-1")).communicate()
+    assert process.returncode == 1 and err.count("\n") == 1 and "this account can't complete it: any program" in err
+    assert len(list_samples(shared / "train")) == 2
+
+
 PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--input", "datasets/em/train-volume.tif"]
 OUTPUTS = ["--output", "p.zarr", "--what", "probability,table"]
 

@@ -134,7 +134,13 @@ GOALS |= {
         (),
         reader=("main", PROBE),
     ),
-    "first test": Goal("results/unet/em", "main", [*TEST, "--tta", "off"], ignore=VARIABLE),
+    "first test": Goal(
+        "results/unet/em",
+        "main",
+        [*TEST, "--tta", "off"],
+        reader=("display_result", ["--save", "f.png"]),
+        ignore=VARIABLE,
+    ),
     "compressed": Goal(
         "p.tif", "main", _predict(VOLUME, "p.tif", "--compression", "zlib"), old=_predict("wide.npy", "p.tif")
     ),
