@@ -286,7 +286,7 @@ if hasattr(os, "register_at_fork"):
 # F2FS, NFS, overlay, tmpfs; of others, such as SMB and FUSE, it sends them to the server, and only fsync does the rest
 SYNCED_AT_ONCE = {0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x6969, 0x794C7630, 0x01021994}
 MANY = 100  # more files than these are synced at once; 20,000: 0.5 s, by threads 5 s, one after the other 27 s (ext4)
-NUM_SYNC = 16  # threads: the file system writes its journal once for all that wait for it
+NUM_SYNC = 8  # threads: the file system writes its journal once for all that wait for it
 
 
 def flush(path: Path) -> None:

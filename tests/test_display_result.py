@@ -87,18 +87,18 @@ def test_results_without_scores_and_large_and_colour_pictures_are_shown(results)
     assert counts(results / "figure.png")["input"] > 0
 
 
-def test_results_whose_exchange_was_cut_off_are_completed_first(results, work, monkeypatch):
+def replace_killed(argv):
+    """Replace results, and end the process before the old pictures are moved away."""
     rename = Path.rename
+    Path.rename = lambda path, target: os._exit(9) if path.name == "images" else rename(path, target)
+    with atomic_folder(argv[0], RESULTS, "") as folder:
+        save_images(folder / "images", 7, {"output": np.full((20, 20), 100, np.uint8)})
 
-    def cut_off(path, target):
-        if path.name == "images":
-            raise KeyboardInterrupt
-        return rename(path, target)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "rename", cut_off)
-        with atomic_folder(results, RESULTS, "") as folder:
-            save_images(folder / "images", 7, {"output": np.full((20, 20), 100, np.uint8)})
+def test_results_whose_exchange_was_cut_off_are_completed_first(results, work, start):
+    process = start(replace_killed, str(results))
+    process.communicate()
+    assert process.returncode == 9
     assert main([]) == 0
     assert [path.name for path in (results / "images").iterdir()] == ["0007-output.png"]
 

@@ -253,8 +253,10 @@ def test_axes_come_in_the_order_of_the_format_with_interval_and_names(trained, w
     assert np.array_equal(valid_zarr("out.zarr"), expected)
     names = [f"slice {number}" for number in range(6)]
     tifffile.imwrite("named.tif", pixels.swapaxes(0, 1), imagej=True, metadata={"axes": "TZYX", "Labels": names})
-    for section, kept in (("0:6", names), ("3", names[3:4])):  # ImageJ shows those of uncompressed files only
-        assert segment("named.tif", "out.tif", "--what", "mask", "--compression", "none", "--section", section) == 0
+    tifffile.imwrite("stack.tif", pixels[:, 0], imagej=True, metadata={"axes": "ZYX", "Labels": names[:3]})
+    # ImageJ shows those of uncompressed files only
+    for source, section, kept in (("named", "0:3", names), ("named", "1", names[1::3]), ("stack", "1", names[1:2])):
+        assert segment(f"{source}.tif", "out.tif", "--what", "mask", "--compression", "none", "--section", section) == 0
         assert read_geometry(list_frames(work / "out.tif")).labels == tuple(kept)
 
 

@@ -4,9 +4,9 @@ import sys
 import numpy as np
 import pytest
 import tifffile
+from examples import RNG
 from microscopes import write_czi, write_lif, write_nd2
 from PIL import Image
-from samples import RNG
 
 from images.bioio import Planes
 from images.readers import list_frames, read_geometry

@@ -1,6 +1,6 @@
 import pytest
 import tifffile
-from samples import stack
+from examples import stack
 from zarrs import write_zarr
 
 from images.readers import list_frames, read_geometry

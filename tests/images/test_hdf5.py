@@ -2,7 +2,7 @@ import sys
 
 import numpy as np
 import pytest
-from samples import RNG, stack
+from examples import RNG, stack
 
 from images.readers import files_of, list_frames, read_geometry
 from images.selection import Choice

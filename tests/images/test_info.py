@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import tifffile
+from examples import RNG, stack
 from microscopes import write_czi, write_lif
 from PIL import Image
-from samples import RNG, stack
 from zarrs import write_plate
 
 from run_make_database import main

@@ -2,7 +2,7 @@ import struct
 
 import pytest
 import tifffile
-from samples import stack
+from examples import stack
 
 from images.readers import list_frames
 from utils import UserError

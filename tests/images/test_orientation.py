@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import tifffile
+from examples import RNG, read_frames
 from PIL import Image
-from samples import RNG, read_frames
 
 from images.orientation import TURNS
 from images.readers import list_frames, read_geometry

@@ -1,5 +1,5 @@
 import pytest
-from samples import write
+from examples import write
 
 from images.output_paths import check_replaceable
 from utils import UserError

@@ -4,8 +4,8 @@ import zlib
 
 import numpy as np
 import pytest
+from examples import RNG, read_frames, stack
 from PIL import Image, ImageFile
-from samples import RNG, read_frames, stack
 
 from images.readers import list_frames
 from utils import UserError

@@ -3,8 +3,8 @@ import os
 import numpy as np
 import pytest
 import tifffile
+from examples import RNG, read_frames, stack
 from PIL import Image
-from samples import RNG, read_frames, stack
 from zarrs import write_zarr
 
 from images.readers import Frame, list_frames, with_neighbours

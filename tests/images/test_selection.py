@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tifffile
-from samples import RNG, stack
+from examples import RNG, stack
 
 from images.readers import list_frames, read_geometry, with_neighbours
 from images.selection import Choice

@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 import tifffile
+from examples import RNG, read_frames, stack
 from PIL import Image, ImageCms, TiffImagePlugin
-from samples import RNG, read_frames, stack
 
 from images.layout import Layout
 from images.readers import files_of, list_frames, read_geometry, with_neighbours

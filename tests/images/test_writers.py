@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import Killed
-from samples import bands, value_of, write
+from examples import bands, value_of, write
 
 from images import writers
 from images.geometry import Geometry

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from samples import RNG, read_frames, stack
+from examples import RNG, read_frames, stack
 from zarrs import write_plate, write_zarr
 
 from images.readers import forget_files, list_frames, read_geometry, with_neighbours

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from conftest import Killed
-from samples import bands, value_of, write
+from examples import bands, value_of, write
 
 from images.geometry import Geometry
 from images.layout import Layout
