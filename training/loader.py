@@ -134,8 +134,9 @@ class TrainingBatches:
             if self._loader.num_workers and in_main and hasattr(signal, "SIGCHLD"):  # Windows has none
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from batches
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # as what a lost process, or its pipe, shows
+            is_of_torch = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+            if not self._loader.num_workers or not is_of_torch or "Original Traceback" in str(error):
                 raise
             what = "a process that reads samples was killed, as for lack of memory"
             raise UserError(f"{what}: lower --num_workers and --cache_gb, or close other programs") from error
