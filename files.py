@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -489,24 +489,24 @@ def atomic_folder(parent: str | os.PathLike, names: Mapping[str, str], advice: s
         put back, the message says that the next command completes the exchange.
     """
     parent = Path(parent)
-    partial = parent / PARTIAL
+    partial, exchange = parent / PARTIAL, Exchange(parent, names)
     with locked(parent, advice):
         finish_exchange(parent, names)
         try:
             discard(partial)
             partial.mkdir()
             yield partial
-            provided = [name for name in names if (partial / name).exists()]
-            note = {"names": dict(names), "provided": provided, "by": _signature()}
+            exchange.provided = [name for name in names if (partial / name).exists()]
+            note = {"names": dict(names), "provided": exchange.provided, "by": _signature()}
             (partial / PROVIDED).write_text(json.dumps(note), "utf-8")
-            publish(partial, parent / NEW)
-            Exchange(parent, names, provided).run()
+            exchange.run()
         except OSError as error:
             if error.filename and not Path(error.filename).absolute().is_relative_to(parent.absolute()):
                 raise  # an error of the caller, outside this folder
             raise cannot_write(parent, error) from error
         finally:
             discard(partial)
+    exchange.say_kept()
 
 
 def finish_exchange(parent: Path, names: Mapping[str, str]) -> None:
@@ -531,8 +531,9 @@ def finish_exchange(parent: Path, names: Mapping[str, str]) -> None:
         elif _is_own_folder(new):
             exchange, begun_by = _noted(new / PROVIDED, parent, names)
             exchange.complete()
-            say(f"note: {parent}: new files take their place, whose exchange was cut off; begun by {begun_by}")
             discard(parent / PARTIAL)
+            say(f"note: {parent}: new files take their place, whose exchange was cut off; begun by {begun_by}")
+            exchange.say_kept()
 
 
 @dataclass
@@ -541,15 +542,17 @@ class Exchange:
 
     parent: Path
     names: Mapping[str, str]  # as for `atomic_folder`
-    provided: list[str]  # names for which there is a new entry
+    provided: list[str] = field(default_factory=list)  # names for which there is a new entry
+    kept: list[str] = field(default_factory=list)  # the user's entries of the folders
 
     def run(self) -> None:
-        """Complete the exchange, or undo it if that fails."""
+        """Make `PARTIAL` the folder of new entries, and complete the exchange, or undo it if that fails."""
         try:
+            publish(self.parent / PARTIAL, self.parent / NEW)
             self.complete()
         except BaseException as error:
             if not (self.parent / NEW).exists():
-                raise  # it is complete
+                raise  # it has not begun, or is complete
             try:
                 self._undo()
             except OSError as second:
@@ -569,16 +572,18 @@ class Exchange:
             if to_replace and os.path.lexists(place) and not os.path.lexists(aside):
                 place.rename(aside)
         self._flush()  # or after a power cut a new entry could stand where the old one was not moved away
-        kept = []
         for name in self.names:
             place, fresh, aside = self._paths(name)
             if os.path.lexists(fresh):
                 fresh.rename(place)
-            kept += self._carry(name, aside, place)
+            self.kept += self._carry(name, aside, place)
         self._flush()
         self._end()
-        if kept:
-            shown = ", ".join(kept[:SHOWN]) + (", ..." if len(kept) > SHOWN else "")
+
+    def say_kept(self) -> None:
+        """Print what was carried over, if anything was."""
+        if self.kept:
+            shown = ", ".join(self.kept[:SHOWN]) + (", ..." if len(self.kept) > SHOWN else "")
             say(f"note: {self.parent}: kept what this program did not write: {shown}")
 
     def _undo(self) -> None:
@@ -619,7 +624,7 @@ class Exchange:
 
     def _flush(self) -> None:
         """Have all renames on the disk."""
-        flush_folders(self.parent, self.parent / NEW, self._aside)
+        flush_folders(*(folder for folder in (self.parent, self.parent / NEW, self._aside) if folder.exists()))
 
     def _end(self) -> None:
         """Say by one rename that the exchange has ended, and only what is left over is to be removed."""
@@ -638,7 +643,7 @@ def _noted(note: Path, parent: Path, names: Mapping[str, str]) -> tuple[Exchange
         for pattern in found.values():
             re.compile(pattern)
         if all(Path(name).name == name for name in (*found, *provided)):
-            return Exchange(parent, found, provided), printable(str(noted.get("by", "an earlier version")))
+            return Exchange(parent, found, list(provided)), printable(str(noted.get("by", "an earlier version")))
     except (ValueError, KeyError, TypeError, AttributeError, re.error):
         pass
     raise UserError(f"{note} is damaged: remove {note.parent}, and run again what writes {note.parent.parent}")

@@ -156,6 +156,24 @@ def test_an_exchange_that_fails_is_undone_and_nothing_happens_later(database, fa
     assert contents(database) == before
 
 
+def test_an_exchange_for_which_the_disk_has_no_room_is_undone(tmp_path, monkeypatch):
+    write(tmp_path, {"a": "old"})
+    mkdir = os.mkdir
+
+    def full(path, *arguments, **options):
+        if ".replaced" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return mkdir(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full)
+        message = f"cannot write {tmp_path}: No space left"
+        with pytest.raises(UserError, match=message), atomic_folder(tmp_path, ABC, ADVICE) as partial:
+            write(partial, {"a": "new"})
+    finish_exchange(tmp_path, ABC)
+    assert contents(tmp_path) == {"a/file": b"old"}
+
+
 @pytest.mark.parametrize("number", range(9))
 def test_an_exchange_that_is_interrupted_is_undone(tmp_path, monkeypatch, number):
     for name in "abc":
