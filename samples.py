@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,17 @@ ENTRIES = dict.fromkeys(SPLITS, SAMPLES) | {"dataset.json": ""}
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
 OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names with `input` and `label` first are samples
 IGNORE = 255  # class index of pixels that are not annotated
-PAUSES = (0.1, 0.5, 2.0, 5.0)  # [s] after which a file that can't be read is tried again: a network folder may be back
+PAUSES = (0.1, 0.4, 1.5, 3.0)  # [s] after which a file that can't be read is tried again
+# errors of a file whose network folder may be back in a moment
+TRANSIENT = {
+    errno.ENOENT,
+    errno.ESTALE,
+    errno.EIO,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ETIMEDOUT,
+}
 
 
 class SampleFile(NamedTuple):
@@ -114,7 +125,9 @@ def _open_patiently(path: Path) -> np.ndarray:
     for pause in PAUSES:
         try:
             return np.lib.format.open_memmap(path, mode="r")
-        except OSError:
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
             time.sleep(pause)
     return np.lib.format.open_memmap(path, mode="r")
 
