@@ -148,7 +148,7 @@ class Trainer:
                 self._say(f"{why}, or {NEW_TRAINING}")
                 return 0
             train = list_samples(self.dir_data / "train")
-            val = list_samples(self.dir_data / "val") if (self.dir_data / "val").is_dir() else []
+            val = list_samples(self.dir_data / "val") if any((self.dir_data / "val").glob("*.npy")) else []
             batches, validation = self._batches(state, train, val), self._validation(state.info, val)
             self._lock(locks)
             if why := state.plan_epoch(batches.plan, len(batches)):

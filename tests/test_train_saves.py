@@ -328,3 +328,10 @@ def test_train_notes_the_time_between_two_saves(monkeypatch):
     now[0] = 1299.0
     run.sync(1)
     assert not run.is_save_due
+
+
+def test_train_takes_a_val_folder_with_the_users_files_alone_for_none(database, work):
+    (database / "val" / "00000.npy").unlink()
+    (database / "val" / "notes.txt").write_text("mine")
+    assert main.main([*TRAIN, "--num_epoch", "1"]) == 0
+    assert not checkpoint_of(work, 1).best_epoch
