@@ -22,8 +22,9 @@ from files import atomic_write, earlier_folders, writer_of
 from flags import BEST
 from legacy import convert_legacy
 from model import NUM_LEVEL, Architecture, UNet
-from utils import UserError, folder_hint, is_out_of_memory, say
+from utils import UserError, echo, folder_hint, is_out_of_memory
 
+STORED = {"epoch_complete": "whole", "batch_settings": "plan"}  # names in the file where they are others than here
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
 FORMAT = 1  # raised when readers of the old layout would misread the new one
 LATEST = "model_latest.pth"  # saved every ten minutes, and removed when a numbered one is written
@@ -105,9 +106,9 @@ class Checkpoint:
         Description of the data that the network was trained on.
     config : dict
         Flags of the training.
-    epoch, whole, losses
+    epoch, epoch_complete, losses
         The epoch, whether it was trained to its end, and the losses of its batches.
-    plan : dict
+    batch_settings : dict
         Settings that the batches of that epoch depend on; empty in older files.
     threshold : float
         Threshold for the probability of class 1 that scored best on the validation set.
@@ -129,10 +130,10 @@ class Checkpoint:
     info: DataInfo
     config: dict[str, Any]
     epoch: int
-    whole: bool
+    epoch_complete: bool
     losses: list[float] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
+    batch_settings: dict[str, Any] = field(default_factory=dict)
     threshold: float = 0.5
     seconds: float = 0.0
     run: str = ""
@@ -160,7 +161,7 @@ class Checkpoint:
         return cls._of(_read(path), path, info)
 
     @classmethod
-    def load_for(cls, path: Path, database: Path, note: Callable[[str], None] = say) -> Checkpoint:
+    def load_for(cls, path: Path, database: Path, note: Callable[[str], None] = echo) -> Checkpoint:
         """Load a checkpoint for use with a database, which must have its channels, and its classes or no labels.
 
         The names of the classes and the label value of pixels that are not annotated are those of the database; `note`
@@ -200,10 +201,12 @@ class Checkpoint:
                     what = (
                         f"its {num} outputs were trained as one sigmoid each, and are read as {num} classes (softmax)"
                     )
-                    say(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
-        known = {name: value for name, value in state.items() if name in cls.__dataclass_fields__}
-        plan = {name: state["config"].get(name) for name in ("batch_size", "seed")}  # for older files without a plan
-        return cls(**{"plan": plan} | known, info=DataInfo.from_dict(state["data"], path))
+                    echo(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
+        state.setdefault("plan", {name: state["config"].get(name) for name in ("batch_size", "seed")})  # of older files
+        entries = {
+            name: state[STORED.get(name, name)] for name in cls.__dataclass_fields__ if STORED.get(name, name) in state
+        }
+        return cls(**entries, info=DataInfo.from_dict(state["data"], path))
 
     def save(self, path: Path, before_rename: Callable[[], None] = lambda: None) -> None:
         """Write the file; an older one stays until the new one is complete, and `before_rename` is called then.
@@ -213,7 +216,7 @@ class Checkpoint:
         UserError
             The folder is not writable, or the disk is full.
         """
-        state = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "info"}
+        state = {STORED.get(name, name): getattr(self, name) for name in self.__dataclass_fields__ if name != "info"}
         arch = dict(self.arch)
         if arch.get("num_level") == NUM_LEVEL:  # older versions of this program have no such argument
             del arch["num_level"]
@@ -308,7 +311,7 @@ def load_epoch(
     folder: Path,
     epoch: int | str = 0,
     load: Callable[[Path], Checkpoint] = Checkpoint.load,
-    note: Callable[[str], None] = say,
+    note: Callable[[str], None] = echo,
 ) -> tuple[Path, Checkpoint]:
     """Load the checkpoint of an epoch, the newest that can be read, or that of the best epoch.
 
@@ -344,7 +347,7 @@ def load_trained(
     """Load a checkpoint of each folder to use its network; the main process prints the notes of `load_epoch`."""
     loaded = {}
     for folder in folders:
-        path, saved = load_epoch(folder, epoch, load, say if is_main else lambda _: None)
+        path, saved = load_epoch(folder, epoch, load, echo if is_main else lambda _: None)
         saved.optim = {}  # as large as two networks
         loaded[path] = saved
     return loaded
@@ -387,7 +390,7 @@ def _load_newest(
             break
     if not readable:
         raise damaged[0] if damaged else no_checkpoint(folder)
-    path, saved = max(readable, key=lambda each: (each[1].epoch, each[1].whole, len(each[1].losses)))
+    path, saved = max(readable, key=lambda each: (each[1].epoch, each[1].epoch_complete, len(each[1].losses)))
     for error in damaged:
         note(f"warning: {error}; now {path} is used")
     if path == best_path(folder) and not damaged:

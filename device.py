@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
-from utils import UserError, say
+from utils import UserError, echo
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def pick_device(gpu_ids: str) -> torch.device:
     if numbers[0] < 0:
         return torch.device("cpu")
     if number >= torch.cuda.device_count():
-        say(f"warning: --gpu_ids {gpu_ids}: no GPU {number} here, running on the CPU", sys.stderr)
+        echo(f"warning: --gpu_ids {gpu_ids}: no GPU {number} here, running on the CPU", sys.stderr)
         return torch.device("cpu")
     return torch.device("cuda", number)
 

@@ -31,7 +31,7 @@ from evaluation.pictures import (
 )
 from evaluation.tables import RESULTS, sorting_score
 from files import atomic_write, reading
-from utils import UserError, folder_hint, is_out_of_memory, natural_key, program, say
+from utils import UserError, echo, folder_hint, is_out_of_memory, natural_key, program
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     flags = parse(DisplayFlags, argv, __doc__)
     folder = Path(flags.dir_result) / flags.scope / flags.name_data
-    goal, title = Path(flags.save or folder / "figure.png"), f"{flags.scope} / {flags.name_data}"
-    _check_goal(goal, folder)
+    target, title = Path(flags.save or folder / "figure.png"), f"{flags.scope} / {flags.name_data}"
+    _check_target(target, folder)
     with reading(folder, RESULTS, "choose another --scope or --name_data"):
         metrics = read_metrics(folder)
         names = metrics.worst(folder)[: flags.num] if flags.worst else None
@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         title += f"\nhighest {metrics.worst_by.replace('_', ' ')} first"
     scored = flags.overlay or flags.worst
     titled = [Column(metrics.title(name) if scored else name, pictures) for name, pictures in columns.items()]
-    draw(titled, title, goal, flags.show, metrics.background if flags.overlay else None, metrics.colours)
-    say(f"figure of {len(columns)} images: {goal}")
+    draw(titled, title, target, flags.show, metrics.background if flags.overlay else None, metrics.colours)
+    echo(f"figure of {len(columns)} images: {target}")
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ def read_metrics(folder: Path) -> Metrics:
         raise UserError(f"{path}: can't be read ({error}): run main.py --mode test again") from error
 
 
-def _check_goal(goal: Path, folder: Path) -> None:
+def _check_target(target: Path, folder: Path) -> None:
     """Refuse to replace one of the results."""
     with suppress(RuntimeError):  # a link to itself; writing to it will fail
-        if any(goal.resolve().is_relative_to((folder / name).resolve()) for name in RESULTS):
-            raise UserError(f"--save {goal} is one of the results that are shown: choose another file")
+        if any(target.resolve().is_relative_to((folder / name).resolve()) for name in RESULTS):
+            raise UserError(f"--save {target} is one of the results that are shown: choose another file")
 
 
 def find_images(folder: Path, num: int, names: list[str] | None = None) -> dict[str, dict[str, Path]]:
@@ -175,7 +175,7 @@ def find_images(folder: Path, num: int, names: list[str] | None = None) -> dict[
 def draw(
     columns: list[Column],
     title: str,
-    goal: Path,
+    target: Path,
     show: bool,
     overlay: int | None = None,
     classes: dict[str, Colour] | None = None,
@@ -188,7 +188,7 @@ def draw(
         The images.
     title : str
         Heading.
-    goal : Path
+    target : Path
         File to write; its suffix selects the format.
     show : bool
         Whether to open a window as well.
@@ -213,13 +213,13 @@ def draw(
     figure = plt.figure(figsize=(2.4 * len(columns) + 0.4, 2.7 * len(rows) - 0.3), layout="constrained")
     try:
         types = figure.canvas.get_supported_filetypes().keys() - {"pgf"}  # needs LaTeX
-        if goal.suffix[1:].lower() not in types:
-            raise UserError(f"--save {goal}: matplotlib can't write this type: use {', '.join(sorted(types))}")
+        if target.suffix[1:].lower() not in types:
+            raise UserError(f"--save {target}: matplotlib can't write this type: use {', '.join(sorted(types))}")
         _legend(figure, (classes or {}) | _fill(figure, columns, rows, title, overlay))
-        with atomic_write(goal) as file, warnings.catch_warnings(action="ignore"):  # letters missing in the font
-            figure.savefig(file, format=goal.suffix[1:].lower(), dpi=150)
+        with atomic_write(target) as file, warnings.catch_warnings(action="ignore"):  # letters missing in the font
+            figure.savefig(file, format=target.suffix[1:].lower(), dpi=150)
         if show and type(figure.canvas.manager) is FigureManagerBase:  # of canvases without a window
-            say(f"warning: --show: no window can be opened on this machine: see {goal}", sys.stderr)
+            echo(f"warning: --show: no window can be opened on this machine: see {target}", sys.stderr)
         elif show:
             plt.show()
     finally:
@@ -265,10 +265,10 @@ def _overlay(axes: dict[str, Axes], name: str, pictures: Pictures, background: i
     of = COLOURS if pictures["output"].ndim == 2 else COLOURS_OF_SEVERAL
     colours = {"output (added)" if "errors" in axes else "output": of["output"]}
     if "label" in pictures:
-        label, known = classes_of(pictures["label"])
-        axes["outlines"].imshow(veiled(shown, known), interpolation="nearest")
-        _outline(axes["outlines"], np.ma.masked_array(label, ~known), background, of["label"])
-        axes["errors"].imshow(error_picture(shown, label, output, background, known, of), interpolation="nearest")
+        label, valid = classes_of(pictures["label"])
+        axes["outlines"].imshow(veiled(shown, valid), interpolation="nearest")
+        _outline(axes["outlines"], np.ma.masked_array(label, ~valid), background, of["label"])
+        axes["errors"].imshow(error_picture(shown, label, output, background, valid, of), interpolation="nearest")
         colours |= {"label (missed)": of["label"]}
         colours |= {"wrong class": of["confused"]} if "confused" in of else {}
     else:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from utils import UserError, natural_key, printable, say
+from utils import UserError, echo, natural_key, printable
 
 try:
     import fcntl
@@ -196,7 +196,7 @@ def _say_unlocked(folder: Path) -> None:
     device = folder.stat().st_dev
     if device not in _without_locks and os.environ.get("RANK", "0") == "0":
         what = "the file system has no locks, nothing keeps two commands from writing there at once"
-        say(f"warning: {folder}: {what}: run one at a time", sys.stderr)
+        echo(f"warning: {folder}: {what}: run one at a time", sys.stderr)
     _without_locks.add(device)
 
 
@@ -532,7 +532,7 @@ def finish_exchange(parent: Path, names: Mapping[str, str]) -> None:
             exchange, begun_by = _noted(new / PROVIDED, parent, names)
             exchange.complete()
             discard(parent / PARTIAL)
-            say(f"note: {parent}: new files take their place, whose exchange was cut off; begun by {begun_by}")
+            echo(f"note: {parent}: new files take their place, whose exchange was cut off; begun by {begun_by}")
             exchange.say_kept()
 
 
@@ -584,7 +584,7 @@ class Exchange:
         """Print what was carried over, if anything was."""
         if self.kept:
             shown = ", ".join(self.kept[:SHOWN]) + (", ..." if len(self.kept) > SHOWN else "")
-            say(f"note: {self.parent}: kept what this program did not write: {shown}")
+            echo(f"note: {self.parent}: kept what this program did not write: {shown}")
 
     def _undo(self) -> None:
         """Put the old entries back, all of which are in `REPLACED` or where they were."""

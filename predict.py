@@ -19,7 +19,7 @@ from prediction.linking import StackLinker, stacks_to_link
 from prediction.objects import ObjectFilter
 from prediction.output_files import OutputFiles
 from prediction.predictor import load, predict_array, predictor_of
-from utils import UserError, say
+from utils import UserError, echo
 
 __all__ = ["load", "predict_array", "predict_files"]
 
@@ -54,7 +54,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if world.is_main:
         for written, num in replaced.items():
             older = f" (replaced {num} older file(s))" if num else ""
-            say(f"segmented {len(frames)} image(s) with {', '.join(map(str, trained))}: {written}{older}")
+            echo(f"segmented {len(frames)} image(s) with {', '.join(map(str, trained))}: {written}{older}")
         if files.has_objects:
             job.report_objects()
             _say_filter(chosen, config)
@@ -68,7 +68,7 @@ def _linker(config: Config, frames: list[Frame], images: list[Rows], world: Worl
     stacks = stacks_to_link(frames, images, config.link)
     num_idle = world.size - len({*stacks})
     if num_idle > 0 and world.is_main:
-        say(f"note: --link: one process segments a whole stack: {num_idle} of {world.size} have nothing to do")
+        echo(f"note: --link: one process segments a whole stack: {num_idle} of {world.size} have nothing to do")
     return StackLinker(config.link, stacks, Path(config.output))
 
 
@@ -77,4 +77,4 @@ def _say_filter(chosen: ObjectFilter, config: Config) -> None:
     if chosen.is_active:
         is_given = len(config.given_filter) == len(chosen)
         origin = "" if is_given else " (as in the training labels; to keep all: --min_size 0 --fill_holes off)"
-        say(f"filter of the objects: {chosen}{origin}")
+        echo(f"filter of the objects: {chosen}{origin}")

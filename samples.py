@@ -169,9 +169,9 @@ def check_values(
         raise UserError(f"{path}: the input holds numbers beyond 1e150: scale it and make the database again")
     if label is not None and (label.dtype.kind not in "bui" or label.min() < 0):
         raise UserError(f"{path}: the label holds {label.dtype} values below 0 or not integer: make the database again")
-    known = label[label != IGNORE] if partial and label is not None else label
-    if known is not None and known.max(initial=0) >= num_class:
-        raise UserError(f"{path}: class index {known.max()} beyond the {num_class} classes: make the database again")
+    valid = label[label != IGNORE] if partial and label is not None else label
+    if valid is not None and valid.max(initial=0) >= num_class:
+        raise UserError(f"{path}: class index {valid.max()} beyond the {num_class} classes: make the database again")
 
 
 def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:

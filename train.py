@@ -47,7 +47,7 @@ from training.state import (
 )
 from training.transfer import start_from
 from training.weight_map import cache_border_distances, loss_of, pixel_weight
-from utils import DivergenceError, FlagError, UserError, say
+from utils import DivergenceError, FlagError, UserError, echo
 
 
 def train_step(
@@ -145,14 +145,14 @@ class Trainer:
             locks.enter_context(self.world.reading(self.dir_data, ENTRIES, "choose another --name_data"))
             state = self._first_state()
             if why := self._is_done(state):
-                self._say(f"{why}, or {NEW_TRAINING}")
+                self._echo(f"{why}, or {NEW_TRAINING}")
                 return 0
             train = list_samples(self.dir_data / "train")
             val = list_samples(self.dir_data / "val") if any((self.dir_data / "val").glob("*.npy")) else []
             batches, validation = self._batches(state, train, val), self._validation(state.info, val)
             self._lock(locks)
-            if why := state.plan_epoch(batches.plan, len(batches)):
-                self._say(f"note: epoch {state.epoch} starts again: {why}")
+            if why := state.note_batch_settings(batches.batch_settings, len(batches)):
+                self._echo(f"note: epoch {state.epoch} starts again: {why}")
             with self._log(state) as self.log, self.budget.stop, self._save_on_error(state):
                 self._train(state, batches, validation)
                 return self._end(state, batches, validation)
@@ -235,7 +235,7 @@ class Trainer:
         if challenge:
             self.log.precision_recall(epoch, challenge.counts)
         scores = scorer.scores(challenge)
-        take = partial(state.checkpoint, config, whole=True, seconds=self.budget.seconds)
+        take = partial(state.checkpoint, config, epoch_complete=True, seconds=self.budget.seconds)
         self.best.update(state, scores, take, has_threshold=bool(challenge) or state.info.num_class > 2)
         if saved:
             self.best.choose_threshold(state, validation.score_segments)
@@ -271,29 +271,29 @@ class Trainer:
             raise UserError(f"{self.dir_data}: {what}: nothing to learn: make it with other labels")
         state = TrainState.begin(self.config, info, self.device, self.precision)
         if self.config.init_from:
-            self._say(start_from(state, Path(self.config.init_from)))
+            self._echo(start_from(state, Path(self.config.init_from)))
         return state
 
     def _resume(self, epoch: int | str) -> TrainState:
         """State from the checkpoint of an epoch; 0: the newest."""
-        load = partial(Checkpoint.load_for, database=self.dir_data, note=self._say)
+        load = partial(Checkpoint.load_for, database=self.dir_data, note=self._echo)
         try:
-            path, saved = checkpoint.load_epoch(self.dir_checkpoint, epoch, load, self._say)
+            path, saved = checkpoint.load_epoch(self.dir_checkpoint, epoch, load, self._echo)
         except MismatchError as error:
             raise UserError(f"{error}, or {NEW_TRAINING}") from error
         state = TrainState.resume(saved, path, self.config, self.device, self.precision)
         is_remade = bool(saved.database) and saved.database != identity(self.dir_data)
         if is_remade:
-            self._say(
+            self._echo(
                 f"note: {self.dir_data} was made again since epoch {saved.epoch}: its samples are used from here on"
             )
             state.use_database(load_info(self.dir_data))
         notes = changed_flags(saved, self.config) + self.best.resume(saved, state, self.world, is_remade=is_remade)
         for note in notes:
-            self._say(f"note: {note}")
+            self._echo(f"note: {note}")
         self.config = replace(self.config, **kept_architecture(saved, self.config))
         self.resumed = path
-        self._say(f"resuming from {path}")
+        self._echo(f"resuming from {path}")
         return state
 
     def _was_restarted(self) -> bool:
@@ -352,7 +352,9 @@ class Trainer:
         log.arguments(state.epoch, self.config.as_typed(), state.net.arguments)
         say_what_is_trained(state.info, num_weight(state.net), self.device)
         if any(self.stale.values()):
-            say("note: the files of an earlier training are moved aside when the first checkpoint of this one is saved")
+            echo(
+                "note: the files of an earlier training are moved aside when the first checkpoint of this one is saved"
+            )
         else:
             log.open()
         return closing(log)
@@ -372,7 +374,7 @@ class Trainer:
         if any(self.stale.values()):
             moved = [move_aside(folder, files) for folder, files in self.stale.items()]
             self.moved, self.stale = [folder for folder in moved if folder], {}
-            say(f"moved the files of an earlier training to {' and '.join(map(str, self.moved))}")
+            echo(f"moved the files of an earlier training to {' and '.join(map(str, self.moved))}")
             self.log.open()
 
     def _save(self, state: TrainState, saved: Checkpoint, path: Path) -> None:
@@ -383,9 +385,9 @@ class Trainer:
         self.saved_position = state.position
         self.budget.note_save()
 
-    def _save_last(self, state: TrainState, *, whole: bool) -> Path:
+    def _save_last(self, state: TrainState, *, epoch_complete: bool) -> Path:
         """Save the checkpoint of a complete or interrupted epoch under its number."""
-        saved = state.checkpoint(self.config, whole=whole, seconds=self.budget.seconds)
+        saved = state.checkpoint(self.config, epoch_complete=epoch_complete, seconds=self.budget.seconds)
         path = checkpoint.path_of(self.dir_checkpoint, saved.epoch)
         self._save(state, saved, path)
         if self.world.is_main:
@@ -395,12 +397,12 @@ class Trainer:
     def _save_numbered(self, state: TrainState) -> None:
         """Save a complete epoch, with others to come."""
         with self._go_on():
-            self._save_last(state, whole=True)
+            self._save_last(state, epoch_complete=True)
 
     def _save_latest(self, state: TrainState, batches: TrainingBatches) -> None:
         """Save within an epoch, in the file that is replaced by the next one."""
         self._read_losses(state, batches)
-        saved = state.checkpoint(self.config, whole=False, seconds=self.budget.seconds)
+        saved = state.checkpoint(self.config, epoch_complete=False, seconds=self.budget.seconds)
         with self._go_on():
             self._save(state, saved, checkpoint.latest_path(self.dir_checkpoint))
 
@@ -411,7 +413,7 @@ class Trainer:
             yield
         except UserError as error:
             self.budget.note_save()
-            say(f"warning: {error}; the training goes on, and tries again in ten minutes", sys.stderr)
+            echo(f"warning: {error}; the training goes on, and tries again in ten minutes", sys.stderr)
 
     @contextmanager
     def _save_on_error(self, state: TrainState) -> Iterator[None]:
@@ -425,39 +427,39 @@ class Trainer:
                 state.losses += torch.stack(state.steps).tolist() if state.steps else []  # others may be gone
                 state.steps.clear()
                 if np.isfinite(state.losses).all():
-                    self._say(f"saved {self._save_last(state, whole=False)}")
+                    self._echo(f"saved {self._save_last(state, epoch_complete=False)}")
             raise
 
     def _end(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
         """Save and report the end of the training, or where a signal stopped it; return the exit status."""
         if self.budget.is_stopping():
             return self._stop(state, batches, validation)
-        path = self._save_last(state, whole=True)
+        path = self._save_last(state, epoch_complete=True)
         why, best = self.best.reason(state, state.epoch), self.best.describe(state)
-        self._say(f"trained to epoch {state.epoch}{why}, saved {path}{best}")
+        self._echo(f"trained to epoch {state.epoch}{why}, saved {path}{best}")
         return 0
 
     def _stop(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
         """Save after a signal, and print how to resume; a second Ctrl-C skips the choice of the threshold."""
         status, where = 128 + self.budget.signum, f"stopped in epoch {state.epoch}"
         if state.position == self.saved_position:
-            self._say(f"{where} before its next step: no new checkpoint", sys.stderr)
+            self._echo(f"{where} before its next step: no new checkpoint", sys.stderr)
             return status
-        path = self._save_last(state, whole=False)
+        path = self._save_last(state, epoch_complete=False)
         if validation is not None and state.info.num_class == 2:
-            self._say(f"saved {path}; choosing its threshold, press Ctrl-C again to skip this", sys.stderr)
+            self._echo(f"saved {path}; choosing its threshold, press Ctrl-C again to skip this", sys.stderr)
             score_segments = partial(validation.score_segments, stoppable=False)
             score_segments(state)
             self.best.choose_threshold(state, score_segments)
-            self._save_last(state, whole=False)
+            self._save_last(state, epoch_complete=False)
         newest = ["--epoch", "0"] if self.config.epoch else []
         again = command_line(newest if self.config.train_continue else ["--train_continue", "on"])
         earlier = f"; the earlier training lies in {' and '.join(map(str, self.moved))}" if self.moved else ""
         where = f"{where} after step {len(state.losses)} of {len(batches)}"
-        self._say(f"{where}, saved {path}{earlier}; to resume: {again}", sys.stderr)
+        self._echo(f"{where}, saved {path}{earlier}; to resume: {again}", sys.stderr)
         return status
 
-    def _say(self, text: str, stream: TextIO | None = None) -> None:
+    def _echo(self, text: str, stream: TextIO | None = None) -> None:
         """Print a line in the main process only."""
         if self.world.is_main:
-            say(text, stream)
+            echo(text, stream)

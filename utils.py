@@ -78,7 +78,7 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         except (OSError, MemoryError, RuntimeError) as error:
             message, status = f"error: {_explain(error)}", 1
         rank = os.environ.get("RANK", "0")
-        say(printable(message if rank == "0" else f"process {rank}: {message}"), sys.stderr)
+        echo(printable(message if rank == "0" else f"process {rank}: {message}"), sys.stderr)
         return status
 
     return run
@@ -96,7 +96,7 @@ def printable(text: str) -> str:
     return re.sub(control, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def say(text: str, file: TextIO | None = None) -> None:
+def echo(text: str, file: TextIO | None = None) -> None:
     """Print lines and flush; control characters in them are escaped.
 
     Parameters

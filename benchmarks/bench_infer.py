@@ -70,12 +70,12 @@ def save_network(folder: Path, nch_ker: int) -> None:
     info = DataInfo(1, [0, 255], ["membrane", "cell"], [0.2, 0.8], [128.0], [50.0], [0, 255], "image")
     path = checkpoint.path_of(folder / "checkpoints" / "unet" / "em", 1)
     state = {"net": net.state_dict(), "optim": {}, "arch": net.arguments, "config": {}}
-    checkpoint.Checkpoint(**state, info=info, epoch=1, whole=True).save(path)
+    checkpoint.Checkpoint(**state, info=info, epoch=1, epoch_complete=True).save(path)
 
 
 def predict(folder: str, size: int, tta: str, args: argparse.Namespace) -> tuple[float, float]:
     """Seconds and peak memory [MB] of one run."""
-    source, goal = Path(folder) / "in.tif", Path(folder) / f"out{args.ending}"
+    source, target = Path(folder) / "in.tif", Path(folder) / f"out{args.ending}"
     image = tifffile.memmap(source, shape=(size, size), dtype=np.uint8, photometric="minisblack")
     rng = np.random.default_rng(0)
     for top in range(0, size, 256):
@@ -83,7 +83,7 @@ def predict(folder: str, size: int, tta: str, args: argparse.Namespace) -> tuple
     image.flush()
     del image
     flags = ["--mode", "predict", "--gpu_ids", args.gpu_ids, "--tta", tta, "--input", str(source)]
-    return measured(folder, "main.py", *flags, "--output", goal)
+    return measured(folder, "main.py", *flags, "--output", target)
 
 
 def measured(folder: str, *command: object) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils import say
+from utils import echo
 
 Points = list[tuple[float, float]]  # (epoch, value)
 GROUPS = {  # title of a chart -> the names of its curves, or what they begin with
@@ -60,7 +60,7 @@ def read_curves(folder: Path) -> dict[str, Points]:
     try:
         runs = [_read_run(path) for path in sorted(folder.glob("events*"))]
     except OSError as error:
-        say(f"warning: {folder}: can't be read ({error.strerror or error}): no training curves", sys.stderr)
+        echo(f"warning: {folder}: can't be read ({error.strerror or error}): no training curves", sys.stderr)
         return {}
     for run in _in_order(runs):
         # what an interrupted run wrote of the epochs that the next one trains again

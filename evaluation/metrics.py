@@ -112,7 +112,7 @@ def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
-def threshold_counts(inside: np.ndarray, probability: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+def threshold_counts(inside: np.ndarray, probability: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """Pixels outside and inside the foreground (2, 127) whose probability (H, W) lies in each of 127 equal bins.
 
     The most that a precision-recall curve of TensorBoard has; the last bin is of probability 1 alone.
@@ -121,25 +121,25 @@ def threshold_counts(inside: np.ndarray, probability: np.ndarray, known: np.ndar
     [[1, 0], [0, 1]]
     """
     bins = (probability * (NUM_BIN - 1)).astype(np.uint8) + NUM_BIN * inside.astype(np.uint8)
-    chosen = bins.ravel() if known is None else bins[known]
+    chosen = bins.ravel() if valid is None else bins[valid]
     return np.bincount(chosen, minlength=2 * NUM_BIN).reshape(2, NUM_BIN)
 
 
-def number_segments(label: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+def number_segments(label: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """Numbers (H, W) of the 4-connected components of a label: 0 is background, -1 is not annotated.
 
     >>> number_segments(np.array([[1, 0, 1, 1]]), np.array([[True, True, True, False]])).tolist()
     [[1, 0, 2, -1]]
     """
-    segments = ndimage.label(_inside(label, known))[0]
-    if known is not None:
-        segments[~known] = -1
+    segments = ndimage.label(_inside(label, valid))[0]
+    if valid is not None:
+        segments[~valid] = -1
     return segments
 
 
-def _inside(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+def _inside(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     """Annotated part of a mask (H, W)."""
-    return mask if known is None else np.logical_and(mask, known)
+    return mask if valid is None else np.logical_and(mask, valid)
 
 
 class Contingency(NamedTuple):
@@ -243,32 +243,32 @@ def _f_score(joint: float, truth: float, proposal: float) -> float:
     return float(2 * joint / (truth + proposal))
 
 
-def thin_borders(mask: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+def thin_borders(mask: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """Number the components of a mask (H, W) and grow them until the borders (0) between them are one pixel wide.
 
     Components and growth are 4-connected as in the code of the challenge, which floods a plateau in another order. They
-    keep to the pixels that are annotated, `known` (H, W): a segment that leaves them and comes back is two, as in the
+    keep to the pixels that are annotated, `valid` (H, W): a segment that leaves them and comes back is two, as in the
     label.
     """
     from skimage.segmentation import watershed
 
-    mask = _inside(mask, known)
+    mask = _inside(mask, valid)
     if mask.size > LARGE:
-        return _grow(mask, known)
+        return _grow(mask, valid)
     segments = ndimage.label(mask)[0]
-    if not mask.any() or (mask if known is None else mask | ~known).all():  # nothing to grow
+    if not mask.any() or (mask if valid is None else mask | ~valid).all():  # nothing to grow
         return segments
-    return watershed(~mask, segments, connectivity=1, mask=known, watershed_line=True)
+    return watershed(~mask, segments, connectivity=1, mask=valid, watershed_line=True)
 
 
-def _grow(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+def _grow(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     """Components of a mask (H, W), grown like a watershed with lines in 8 bytes per pixel instead of 80."""
     padded = np.pad(mask, 1)
     numbers = ndimage.label(padded)[0]
     edge = ndimage.binary_dilation(padded) & ~padded
-    if known is not None:
-        numbers[1:-1, 1:-1][~known] = -1
-        edge[1:-1, 1:-1] &= known
+    if valid is not None:
+        numbers[1:-1, 1:-1][~valid] = -1
+        edge[1:-1, 1:-1] &= valid
     for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         # -1 marks the rim, the lines and what is not annotated, so that no neighbour needs a bounds check
         numbers[rim], edge[rim] = -1, False
@@ -305,26 +305,26 @@ def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def mask_scores(
-    label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None, known: np.ndarray | None = None
+    label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None, valid: np.ndarray | None = None
 ) -> dict[str, float]:
     """`v_rand` and `v_info` of one mask (H, W) after thinning, its `object_scores` and its `warping_scores`.
 
     Segments are 4-connected components of 1; the objects too, unless numbers (H, W) of the objects found are given.
-    `known` (H, W) of bool are the pixels that are annotated; None: all.
+    `valid` (H, W) of bool are the pixels that are annotated; None: all.
     """
-    truth = number_segments(label, known)
-    table = contingency(truth, thin_borders(mask > 0, known))
+    truth = number_segments(label, valid)
+    table = contingency(truth, thin_borders(mask > 0, valid))
     scores = {"v_rand": v_rand(table), "v_info": v_info(table)}
     scores |= object_scores(truth, ndimage.label(mask)[0] if objects is None else objects)
     del truth, objects  # 8 bytes per pixel that the next scores need themselves
-    return scores | warping_scores(label, mask, known)
+    return scores | warping_scores(label, mask, valid)
 
 
 def challenge_scores(
     label: np.ndarray,
     probability: np.ndarray,
     thresholds: tuple[float, ...] = THRESHOLDS,
-    known: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
     mapped: Callable[..., Iterable[dict[str, Any]]] = map,
 ) -> dict[str, np.ndarray]:
     """Scores of the ISBI 2012 challenge of one image at each threshold.
@@ -340,7 +340,7 @@ def challenge_scores(
         (H, W) probability of cell in [0, 1].
     thresholds : tuple of float
         A pixel is cell if its probability is greater.
-    known : ndarray of bool, optional
+    valid : ndarray of bool, optional
         (H, W) pixels that are annotated; default: all.
     mapped : callable
         Calls a function for each threshold, as `map` does; that of an executor uses several threads.
@@ -352,20 +352,20 @@ def challenge_scores(
         pixels in one segment in both truth and proposal, in the truth, and in the proposal.
         Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
     """
-    truth = number_segments(label, known)
+    truth = number_segments(label, valid)
 
     def scores_at(threshold: float) -> dict[str, Any]:
         """Scores of the mask of one threshold."""
         mask = probability > threshold
-        thinned = contingency(truth, thin_borders(mask, known))
+        thinned = contingency(truth, thin_borders(mask, valid))
         wrong = mask != (label > 0)
-        plain = contingency(truth, ndimage.label(_inside(mask, known))[0])
+        plain = contingency(truth, ndimage.label(_inside(mask, valid))[0])
         single = plain.num_unassigned  # unthinned borders: each pixel of them is a pair with itself
         joint, proposal = np.sum(plain.joint**2) + single, np.sum(plain.proposal**2) + single
         return {
             "v_rand": v_rand(thinned),
             "v_info": v_info(thinned),
-            "pixel_error": np.mean(wrong if known is None else wrong[known]),
+            "pixel_error": np.mean(wrong if valid is None else wrong[valid]),
             "rand_counts": [joint, np.sum(plain.truth**2), proposal],
         }
 
@@ -457,11 +457,11 @@ class _Overlaps(NamedTuple):
 def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
     """Overlaps of true and found objects; the arguments are those of `object_scores`."""
     true, proposed, count = _pairs(truth, proposal)
-    known = true >= 0
-    cut = np.zeros(0, truth.dtype) if known.all() else _cut_objects(truth)
-    area = np.bincount(true[known], count[known], minlength=1)
-    proposed_area = np.bincount(proposed[known], count[known], minlength=int(proposed.max(initial=0)) + 1)
-    outside = np.bincount(proposed, count * (~known | np.isin(true, cut)))
+    valid = true >= 0
+    cut = np.zeros(0, truth.dtype) if valid.all() else _cut_objects(truth)
+    area = np.bincount(true[valid], count[valid], minlength=1)
+    proposed_area = np.bincount(proposed[valid], count[valid], minlength=int(proposed.max(initial=0)) + 1)
+    outside = np.bincount(proposed, count * (~valid | np.isin(true, cut)))
     counts_alone = (proposed_area > 0) & (2 * outside <= np.bincount(proposed, count))
     counts_alone[0] = False  # the background
     both = (true > 0) & (proposed > 0) & ~np.isin(true, cut)
@@ -475,27 +475,27 @@ def _cut_objects(truth: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate([one[(one > 0) & (beside < 0)] for one, beside in neighbours(truth, truth)]))
 
 
-def warping_scores(label: np.ndarray, mask: np.ndarray, known: np.ndarray | None = None) -> dict[str, float]:
+def warping_scores(label: np.ndarray, mask: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
     """Topological errors: the differences that remain when the label may be deformed, but not split or merged.
 
     Simple points of the label (H, W), pixels whose flip keeps the topology of its 4-connected cells, are flipped where
     it differs from the mask until there are none; another order of flipping may end a few pixels away. `warping_error`
     is the fraction of pixels that still differ, `num_split` and `num_merger` how often these split or merge cells.
-    Where `known` (H, W) is false, the label is not annotated and taken to be as the mask.
+    Where `valid` (H, W) is false, the label is not annotated and taken to be as the mask.
     Source: Jain et al. 2010, doi 10.1109/CVPR.2010.5539950, section 3.
 
     >>> warping_scores(np.array([[1, 1, 1, 0, 1]]), np.array([[1, 0, 1, 1, 1]]))
     {'warping_error': 0.4, 'num_split': 1, 'num_merger': 1}
     """
-    if known is not None:
-        label = np.where(known, label, mask)
+    if valid is not None:
+        label = np.where(valid, label, mask)
     target = np.pad(np.asarray(mask) > 0, 1)
     warped = _warp(np.pad(np.asarray(label) > 0, 1), target)
     lost, gained = warped & ~target, target & ~warped
     around = np.ones((3, 3))
     splits = _excess_neighbours(ndimage.label(lost, around)[0], ndimage.label(warped & ~lost)[0])
     mergers = _excess_neighbours(ndimage.label(gained)[0], ndimage.label(warped)[0])
-    error = np.sum(lost | gained) / (np.size(label) if known is None else np.sum(known))
+    error = np.sum(lost | gained) / (np.size(label) if valid is None else np.sum(valid))
     return {"warping_error": float(error), "num_split": splits, "num_merger": mergers}
 
 

@@ -39,17 +39,17 @@ def picture_name(image: str, kind: str) -> str:
     return f"{image}-{kind}.png"
 
 
-def label_picture(label: np.ndarray, num_class: int, known: np.ndarray | None = None) -> np.ndarray:
+def label_picture(label: np.ndarray, num_class: int, valid: np.ndarray | None = None) -> np.ndarray:
     """Picture of class indices (H, W): 0 and 255 for two classes, colours (H, W, 3) for more.
 
-    Grey, where `known` (H, W) is false: those pixels are not annotated.
+    Grey, where `valid` (H, W) is false: those pixels are not annotated.
 
     >>> label_picture(np.array([[0, 1]]), 2).tolist()
     [[0, 255]]
     """
-    if known is not None:
-        picture = label_picture(np.where(known, label, 0), num_class)
-        picture[~known] = NOT_ANNOTATED
+    if valid is not None:
+        picture = label_picture(np.where(valid, label, 0), num_class)
+        picture[~valid] = NOT_ANNOTATED
         return picture
     return (label * 255).astype(np.uint8) if num_class == 2 else palette(num_class)[label]
 
@@ -64,23 +64,23 @@ def classes_of(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Reverses `label_picture`; an output (H, W) of two classes is class 1 where its probability is above 0.5.
 
-    >>> classes, known = classes_of(label_picture(np.array([[0, 1, 2]]), 3))
-    >>> classes.tolist(), known.tolist()
+    >>> classes, valid = classes_of(label_picture(np.array([[0, 1, 2]]), 3))
+    >>> classes.tolist(), valid.tolist()
     ([[0, 1, 2]], [[True, True, True]])
     """
     if picture.ndim == 2:
         return (picture >= NOT_ANNOTATED).astype(np.uint8), picture != NOT_ANNOTATED
-    classes, known = np.zeros(picture.shape[:2], np.uint8), np.zeros(picture.shape[:2], bool)
+    classes, valid = np.zeros(picture.shape[:2], np.uint8), np.zeros(picture.shape[:2], bool)
     for k, colour in enumerate(palette(MAX_CLASS)):
         here = (picture == colour).all(-1)
-        classes[here], known = k, known | here
-    return classes, known
+        classes[here], valid = k, valid | here
+    return classes, valid
 
 
-def veiled(picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
-    """Picture (H, W, 3) of a picture (H, W) or (H, W, 3), blended with grey where `known` (H, W) is false."""
+def veiled(picture: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """Picture (H, W, 3) of a picture (H, W) or (H, W, 3), blended with grey where `valid` (H, W) is false."""
     rgb = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)
-    return rgb if known is None else np.where(known[..., None], rgb, rgb // 4 + NOT_ANNOTATED * 3 // 4)
+    return rgb if valid is None else np.where(valid[..., None], rgb, rgb // 4 + NOT_ANNOTATED * 3 // 4)
 
 
 def error_picture(
@@ -88,7 +88,7 @@ def error_picture(
     label: np.ndarray,
     output: np.ndarray,
     background: int = 0,
-    known: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
     colours: dict[str, Colour] = COLOURS,
 ) -> np.ndarray:
     """Map (H, W, 3) of the wrong pixels, over the dimmed input.
@@ -101,7 +101,7 @@ def error_picture(
         (H, W) class indices.
     background : int
         Class of the background. Of the other classes pixels are missed or added, or have one of them for another.
-    known : ndarray of bool, optional
+    valid : ndarray of bool, optional
         (H, W) pixels that are annotated, the others are veiled; default: all.
     colours : dict
         `COLOURS`, or `COLOURS_OF_SEVERAL` for more than two classes.
@@ -117,10 +117,10 @@ def error_picture(
     shown[found & ~inside] = colours["output"]
     if "confused" in colours:
         shown[inside & found & (label != output)] = colours["confused"]
-    return shown if known is None else np.where(known[..., None], shown, veiled(picture, known))
+    return shown if valid is None else np.where(valid[..., None], shown, veiled(picture, valid))
 
 
-def wrong_pixels(inside: np.ndarray, probability: np.ndarray, known: np.ndarray | None = None) -> list[int]:
+def wrong_pixels(inside: np.ndarray, probability: np.ndarray, valid: np.ndarray | None = None) -> list[int]:
     """Number of wrong pixels for each of 256 thresholds: those above it are foreground.
 
     Parameters
@@ -129,7 +129,7 @@ def wrong_pixels(inside: np.ndarray, probability: np.ndarray, known: np.ndarray 
         (H, W) foreground of the label.
     probability : ndarray of uint8
         (H, W) picture of the probability of the foreground.
-    known : ndarray of bool, optional
+    valid : ndarray of bool, optional
         (H, W) pixels that are annotated; default: all.
 
     Examples
@@ -139,7 +139,7 @@ def wrong_pixels(inside: np.ndarray, probability: np.ndarray, known: np.ndarray 
     """
     counts = np.zeros((2, 256), np.int64)  # pixels outside, and inside, of each value
     for row in range(len(inside)):  # in little memory
-        chosen = np.s_[:] if known is None else known[row]
+        chosen = np.s_[:] if valid is None else valid[row]
         values = probability[row][chosen].astype(np.int64)
         counts += np.bincount(values + 256 * inside[row][chosen], minlength=512).reshape(2, 256)
     added = counts[0].sum() - np.cumsum(counts[0])

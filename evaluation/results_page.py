@@ -125,14 +125,14 @@ def with_unit(micron: float) -> str:
     return f"{micron * size:g} {unit}"
 
 
-def write_index(folder: Path, goal: Path, run: Run, summary: dict[str, Any], cards: Sequence[Card]) -> None:
+def write_index(folder: Path, target: Path, run: Run, summary: dict[str, Any], cards: Sequence[Card]) -> None:
     """Write `index.html`, which needs nothing but the pictures beside it.
 
     Parameters
     ----------
     folder : Path
         Where it is written, with `images/`.
-    goal : Path
+    target : Path
         The result folder, from which it leads to the checkpoints.
     run : Run
         How the test was made.
@@ -152,7 +152,7 @@ def write_index(folder: Path, goal: Path, run: Run, summary: dict[str, Any], car
         names=names,
         sorted_by=by,
         partial=any(card.annotated < 1 for card in cards),
-        checkpoints=[(name, link_to(path, goal)) for name, path in run.checkpoints],
+        checkpoints=[(name, link_to(path, target)) for name, path in run.checkpoints],
         pictures=pictures,
         classes=class_legend(summary),
         thresholds={kind: _in_8_bits(summary[f"{kind}_threshold"]) for kind in ("pixel", "segment")},
@@ -198,10 +198,10 @@ def picture_links(folder: Path, card: Card) -> dict[str, str]:
     return {kind: name for kind, name in names.items() if (folder / name).exists()}
 
 
-def link_to(path: Path, goal: Path) -> str:
+def link_to(path: Path, target: Path) -> str:
     """Address of a file, relative to a folder where both are on one drive."""
     try:
-        return quote(Path(os.path.relpath(path.resolve(), goal.resolve())).as_posix())
+        return quote(Path(os.path.relpath(path.resolve(), target.resolve())).as_posix())
     except ValueError:  # Windows, on another drive
         return path.resolve().as_uri()
 
@@ -233,7 +233,7 @@ def _data(
                 "pixelSize": card.pixel_size and card.pixel_size[1],
                 "scores": card.scores,
                 "wrong": card.wrong,
-                "known": round(card.shape[0] * card.shape[1] * card.annotated),
+                "valid": round(card.shape[0] * card.shape[1] * card.annotated),
             }
             for card in cards
         },

@@ -68,7 +68,7 @@ class Segmented:
         Mean cross entropy of the annotated pixels; 0 without a label.
     matrix : ndarray of int64
         (K, K) confusion matrix of the annotated pixels; of zeros without a label.
-    known : ndarray of bool or None
+    valid : ndarray of bool or None
         (H, W) pixels that are annotated; None: all, or there is no label.
     """
 
@@ -79,7 +79,7 @@ class Segmented:
     classes: np.ndarray
     loss: float
     matrix: np.ndarray
-    known: np.ndarray | None = None
+    valid: np.ndarray | None = None
 
     def foreground(self, background: int) -> np.ndarray:
         """Probability (H, W) of the one of two classes that is not the background."""
@@ -103,8 +103,8 @@ def annotation(label: np.ndarray | None, info: DataInfo) -> tuple[np.ndarray | N
     """Label (H, W), None if no pixel of it is annotated, and which pixels are annotated, None if all are."""
     if label is None or not info.is_partial:
         return label, None
-    known = label != IGNORE
-    return (label, None if known.all() else known) if known.any() else (None, None)
+    valid = label != IGNORE
+    return (label, None if valid.all() else valid) if valid.any() else (None, None)
 
 
 def checked_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[SampleFile]:
@@ -155,10 +155,10 @@ def segment(
     num_class = predictor.info.num_class
     for index in range(world.rank, len(files), world.size):
         image, label = open_sample(files[index], predictor.info)
-        label, known = annotation(label, predictor.info)
+        label, valid = annotation(label, predictor.info)
         probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
         matrix = np.zeros((num_class, num_class), np.int64)
-        found = Segmented(index, image, label, probability, classes, 0.0, matrix, known)
+        found = Segmented(index, image, label, probability, classes, 0.0, matrix, valid)
         try:
             bands = predictor.bands(image, predictor.tile_grid(image.shape, tile), tta=tta, every_class=True)
             with closing(bands.compute()) as computed:
@@ -177,10 +177,10 @@ def _add_band(image: Segmented, band: Band) -> None:
     image.classes[rows] = values.argmax(0)
     image.probability[rows] = values[1] if num_class == 2 else values.max(0)
     if image.label is not None:
-        inside = np.s_[:] if image.known is None else image.known[rows]
+        inside = np.s_[:] if image.valid is None else image.valid[rows]
         truth, found = image.label[rows][inside], image.classes[rows][inside]  # (h, W), or (P,) annotated pixels
-        num_known = image.label.size if image.known is None else int(image.known.sum())
-        image.loss += _cross_entropy(values[:, inside], truth) / num_known
+        num_valid = image.label.size if image.valid is None else int(image.valid.sum())
+        image.loss += _cross_entropy(values[:, inside], truth) / num_valid
         image.matrix += metrics.confusion_matrix(truth, found, num_class)
 
 
@@ -199,9 +199,9 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
 
     pictures = {"input": by_rows(lambda rows: input_picture(own[rows].astype(np.float32), info.value_range))}
     if image.label is not None:
-        label, known = image.label, image.known
+        label, valid = image.label, image.valid
         pictures["label"] = by_rows(
-            lambda rows: label_picture(label[rows], info.num_class, None if known is None else known[rows])
+            lambda rows: label_picture(label[rows], info.num_class, None if valid is None else valid[rows])
         )
     if info.num_class == 2:
         return pictures | {"output": by_rows(lambda rows: probability_picture(image.probability[rows]))}
@@ -288,10 +288,10 @@ class SegmentScorer:
     def __call__(self, image: Segmented) -> None:
         """Add an image with a label."""
         assert image.label is not None
-        foreground, inside, known = image.foreground(self.background), image.label != self.background, image.known
+        foreground, inside, valid = image.foreground(self.background), image.label != self.background, image.valid
         with scoring_threads(foreground.size) as threads:
-            counts = metrics.threshold_counts(inside, foreground, known)
-            scores = metrics.challenge_scores(inside, foreground, known=known, mapped=threads.map)
+            counts = metrics.threshold_counts(inside, foreground, valid)
+            scores = metrics.challenge_scores(inside, foreground, valid=valid, mapped=threads.map)
         self._images.append((image.index, scores | {"counts": counts}))
 
     def finish(self, gather: Gather = list) -> Challenge:
@@ -438,18 +438,18 @@ class TestScorer:
 
     def _add_scores(self, found: ImageScores, image: Segmented, label: np.ndarray, threads: Executor) -> None:
         """Enter the scores of an image with a label."""
-        known, two = image.known, self.info.num_class == 2
+        valid, two = image.valid, self.info.num_class == 2
         if two:
             inside, foreground = label != self.background, image.foreground(self.background)
-            found.challenge = metrics.challenge_scores(inside, foreground, known=known, mapped=threads.map)
+            found.challenge = metrics.challenge_scores(inside, foreground, valid=valid, mapped=threads.map)
             output = probability_picture(image.probability)
-            found.wrong = wrong_pixels(inside, output if self.background == 0 else 255 - output, known)
+            found.wrong = wrong_pixels(inside, output if self.background == 0 else 255 - output, valid)
             del inside, foreground, output  # up to six bytes per pixel that the next scores need themselves
-        own = threads.submit(self._scores, label, known, image.matrix, image)
-        baseline = threads.submit(self._scores, label, known, self._majority_matrix(image.matrix), None)
+        own = threads.submit(self._scores, label, valid, image.matrix, image)
+        baseline = threads.submit(self._scores, label, valid, self._majority_matrix(image.matrix), None)
         if two:
-            found.otsu = threads.submit(self._otsu_scores, image.image, label, known).result()
-        found.annotated = 1.0 if known is None else float(known.mean())
+            found.otsu = threads.submit(self._otsu_scores, image.image, label, valid).result()
+        found.annotated = 1.0 if valid is None else float(valid.mean())
         found.scores, found.baseline = {"loss": image.loss} | own.result(), baseline.result()
 
     def _majority_matrix(self, matrix: np.ndarray) -> np.ndarray:
@@ -458,7 +458,7 @@ class TestScorer:
         answer[:, self.majority] = matrix.sum(1)
         return answer
 
-    def _otsu_scores(self, image: np.ndarray, label: np.ndarray, known: np.ndarray | None) -> Scores:
+    def _otsu_scores(self, image: np.ndarray, label: np.ndarray, valid: np.ndarray | None) -> Scores:
         """Scores of Otsu's threshold; the class that was brighter in training is above it. Empty if neither was."""
         means = self.info.class_mean
         if means is None or means[0] == means[1]:
@@ -467,11 +467,11 @@ class TestScorer:
         mask = otsu_mask(image[..., self.info.own_channels.start], bright=means[foreground] > means[self.background])
         matrix = np.zeros((2, 2), np.int64)
         for rows in (slice(top, top + TALL) for top in range(0, len(label), TALL)):
-            inside = np.s_[:] if known is None else known[rows]
+            inside = np.s_[:] if valid is None else valid[rows]
             classes = np.where(mask[rows], foreground, self.background)
             matrix += metrics.confusion_matrix(label[rows][inside], classes[inside], 2)
         scores = metrics.confusion_scores(matrix, self.info.class_names)
-        return scores | metrics.mask_scores(label != self.background, mask, known=known)
+        return scores | metrics.mask_scores(label != self.background, mask, valid=valid)
 
     def finish(self, gather: Gather = list) -> None:
         """Gather the images of all processes, in order."""
@@ -480,18 +480,18 @@ class TestScorer:
         self.predicted = set().union(*(image.predicted for image in self.images))
 
     def _scores(
-        self, label: np.ndarray, known: np.ndarray | None, matrix: np.ndarray, image: Segmented | None
+        self, label: np.ndarray, valid: np.ndarray | None, matrix: np.ndarray, image: Segmented | None
     ) -> Scores:
         """Scores of an image, or (None) of always predicting the majority class: of pixels, segments and objects."""
         scores = metrics.confusion_scores(matrix, self.info.class_names)
         if self.info.num_class == 2:
             inside, whole = label != self.background, np.full(label.shape, self.majority != self.background)
             if image is None:
-                return scores | metrics.mask_scores(inside, whole, known=known)
+                return scores | metrics.mask_scores(inside, whole, valid=valid)
             probability = image.foreground(self.background)
             mask, bands = probability > self.threshold, separate_bands(probability, self.threshold)
             found = filter_objects(join_bands(bands, label.shape), self.object_filter)
-            return scores | metrics.mask_scores(inside, mask, found, known)
+            return scores | metrics.mask_scores(inside, mask, found, valid)
         classes = np.full(label.shape, self.majority, np.uint8) if image is None else image.classes
         kinds = foreground_kinds(classes, self.background)
         probability = np.ones(label.shape, np.float32) if image is None else image.probability
@@ -500,14 +500,14 @@ class TestScorer:
             found, objects = filter_objects(found, self.object_filter), ObjectList()
             objects.add(found, kinds)
             classes = objects.kind[found] - np.uint8(1)  # also of filled holes
-        return scores | self._object_scores(label, known, found, classes)
+        return scores | self._object_scores(label, valid, found, classes)
 
     def _object_scores(
-        self, label: np.ndarray, known: np.ndarray | None, found: np.ndarray, classes: np.ndarray
+        self, label: np.ndarray, valid: np.ndarray | None, found: np.ndarray, classes: np.ndarray
     ) -> Scores:
         """Mean of the object scores of each class but the background."""
         of_class = [
-            metrics.object_scores(metrics.number_segments(label == k, known), found * (classes == k))
+            metrics.object_scores(metrics.number_segments(label == k, valid), found * (classes == k))
             for k in range(self.info.num_class)
             if k != self.background
         ]

@@ -27,7 +27,7 @@ from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of
 from samples import ENTRIES, list_samples
 from training.log import command_line
-from utils import say
+from utils import echo
 
 
 def run_test(config: Config, device: torch.device, world: World) -> int:
@@ -65,16 +65,16 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
 
 def _load(path: Path, *, database: Path, is_main: bool) -> Checkpoint:
     """Load a checkpoint for the database that it is tested on."""
-    return Checkpoint.load_for(path, database, say if is_main else lambda _: None)
+    return Checkpoint.load_for(path, database, echo if is_main else lambda _: None)
 
 
 @contextmanager
-def _results(goal: Path, world: World) -> Iterator[Path]:
+def _results(target: Path, world: World) -> Iterator[Path]:
     """Temporary folder that all processes write to; the main one moves it into place when it is complete."""
     if not world.is_main:
         yield world.broadcast(Path())
         return
-    with atomic_folder(goal, tables.RESULTS, "choose another --scope or --dir_result") as folder:
+    with atomic_folder(target, tables.RESULTS, "choose another --scope or --dir_result") as folder:
         yield world.broadcast(folder)
 
 
@@ -155,18 +155,18 @@ def _say_confusion(scorer: TestScorer) -> None:
     """Print the confusion matrix of more than two classes, if it fits."""
     text = tables.format_confusion(scorer.matrix, scorer.info.class_names)
     if text and scorer.info.num_class > 2 and scorer.matrix.any():
-        say(f"\npercentage of each class of the label (row) predicted as each class (column):\n{text}\n")
+        echo(f"\npercentage of each class of the label (row) predicted as each class (column):\n{text}\n")
 
 
 def _say_scores(scorer: TestScorer, epochs: list[int], folder: Path) -> None:
     """Print the scores of a test, with its classes and thresholds."""
-    say(tables.format_table(tables.main_scores(scorer.table())))
+    echo(tables.format_table(tables.main_scores(scorer.table())))
     _say_confusion(scorer)
     of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
-    say(f"{of}; {scorer.legend}")
+    echo(f"{of}; {scorer.legend}")
     if challenge := scorer.summary()["challenge"]:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())
-        say(f"ISBI 2012 challenge scores, best threshold from 0.1 to 0.9 on this test set: {scores}")
-    say(f"pictures and scores: {folder / 'index.html'}")
+        echo(f"ISBI 2012 challenge scores, best threshold from 0.1 to 0.9 on this test set: {scores}")
+    echo(f"pictures and scores: {folder / 'index.html'}")
     if len(scorer.predicted) == 1:
-        say("warning: all pixels were predicted as the same class: train longer, or check the labels", sys.stderr)
+        echo("warning: all pixels were predicted as the same class: train longer, or check the labels", sys.stderr)

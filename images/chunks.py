@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from images.memory import ByteCache, check_size
-from images.rows import Readable, Rows, naming, plain
+from images.rows import Readable, Rows, reraise_as_user_error, to_native
 
 BAND = 128  # [px] fewest rows that are decoded together
 MOST_EDGE = 64  # largest ratio of the sizes of a chunk and the part of the array in it
@@ -92,7 +92,7 @@ class ChunkedImage(Readable):
         self._source, self._place = source, place
         size = dict(zip(source.axes, source.array.shape, strict=True))
         self.shape = (size["Y"], size["X"], size.get("C", 1))
-        self.dtype = plain(np.empty(0, source.array.dtype)).dtype
+        self.dtype = to_native(np.empty(0, source.array.dtype)).dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""
@@ -100,10 +100,10 @@ class ChunkedImage(Readable):
         if bottom <= top:
             return np.empty((0, *self.shape[1:]), self.dtype)
         where = "".join(f", {axis} {number}" for axis, number in self._place.items())
-        with naming(f"{self._source.path}{where}: damaged chunk", "copy it again"):
+        with reraise_as_user_error(f"{self._source.path}{where}: damaged chunk", "copy it again"):
             block = self._source.rows(self._place, top, bottom)
         left = [axis for axis in self._source.axes if axis not in self._place]
-        block = plain(block.transpose([left.index(axis) for axis in "YXC" if axis in left]))
+        block = to_native(block.transpose([left.index(axis) for axis in "YXC" if axis in left]))
         return (block if "C" in left else block[..., None])[::step]
 
 

@@ -11,7 +11,7 @@ from images.memory import HARMLESS
 from images.readers import Frame, Source, frames_of_file, list_files, read_file
 from images.rows import Frames, Rows, Series
 from images.selection import Choice
-from utils import UserError, say
+from utils import UserError, echo
 
 MAX_SERIES = 50  # shown of a file
 
@@ -28,11 +28,11 @@ def show_info(source: Source, choice: Choice) -> None:
     for file, inner in list_files(source):
         try:
             for line in _lines(file, inner, choice):
-                say(line)
+                echo(line)
         except UserError as error:
             failed.append(error)
     for other in failed[:-1]:
-        say(f"error: {other}", sys.stderr)
+        echo(f"error: {other}", sys.stderr)
     if failed:
         raise failed[-1]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils import say
+from utils import echo
 
 _said: set[tuple[Path | None, str]] = set()
 _hearing = threading.RLock()  # Python's filters of warnings are those of all threads
@@ -37,7 +37,7 @@ def say_once(path: Path, note: str) -> None:
 def _print(line: str) -> None:
     """Print a line in the first process of several."""
     if os.environ.get("RANK", "0") == "0":
-        say(line)
+        echo(line)
 
 
 @contextmanager

@@ -71,12 +71,12 @@ def old_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.old")
 
 
-def written_at(goal: Path) -> list[Path]:
+def written_at(target: Path) -> list[Path]:
     """Paths that the writer of one file or Zarr writes, replaces or removes."""
-    return [goal, partial_of(goal), *([old_of(goal)] if goal.suffix.lower() == ".zarr" else [])]
+    return [target, partial_of(target), *([old_of(target)] if target.suffix.lower() == ".zarr" else [])]
 
 
-def check_replaceable(goal: Path) -> None:
+def check_replaceable(target: Path) -> None:
     """Refuse to replace anything that this program did not write.
 
     Raises
@@ -86,20 +86,20 @@ def check_replaceable(goal: Path) -> None:
         Zarr image of this program with nothing else in it.
     """
     advice = "move it, or choose another --output"
-    if goal.suffix.lower() != ".zarr":
-        for path in written_at(goal):
-            if path.is_dir() and not (path.is_symlink() and path != goal):
+    if target.suffix.lower() != ".zarr":
+        for path in written_at(target):
+            if path.is_dir() and not (path.is_symlink() and path != target):
                 raise UserError(f"{path} is a folder: {advice}, one that ends with / for PNGs in a folder")
             if path.exists() and not path.is_file():
                 raise UserError(f"{path} is not a file: {advice}")
         return
-    for path in written_at(goal):
+    for path in written_at(target):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise UserError(f"{path} is not a folder of a Zarr image: {advice}")
         if path.exists() and (foreign := _foreign_entry(path)):
             raise UserError(f"{path} is not a Zarr image that --mode predict wrote (it holds {foreign}): {advice}")
-    if goal.exists() and not (goal / "zarr.json").is_file():
-        raise UserError(f"{goal} is not a Zarr image that --mode predict wrote: {advice}")
+    if target.exists() and not (target / "zarr.json").is_file():
+        raise UserError(f"{target} is not a Zarr image that --mode predict wrote: {advice}")
 
 
 def _foreign_entry(folder: Path) -> str:

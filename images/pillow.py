@@ -13,7 +13,7 @@ from images.foreign import check_content
 from images.memory import ANY, DEFLATE, ByteCache, check_size
 from images.notes import heard, say_once
 from images.orientation import NOTE, orientation_of, turn
-from images.rows import Frames, Readable, Series, naming, plain
+from images.rows import Frames, Readable, Series, reraise_as_user_error, to_native
 from utils import UserError
 
 _decoded = ByteCache(2**28)  # a picture is read band by band, and again as the neighbour of other sections
@@ -118,7 +118,10 @@ class Picture(Readable):
         return _decoded.get((self._path, self._version), self._decode)[rows]
 
     def _decode(self) -> np.ndarray:
-        with heard() as warned, naming(f"{self._path}: damaged or truncated", "check or replace the file"):
+        with (
+            heard() as warned,
+            reraise_as_user_error(f"{self._path}: damaged or truncated", "check or replace the file"),
+        ):
             if self._deep:
                 pixels = _decoder(self._path, self.kind)(self._path.read_bytes())
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : self._deep]
@@ -143,7 +146,7 @@ def _blank(mode: str) -> Any:
 def _pixels(image: Any) -> np.ndarray:
     """Pixels (H, W, C) of a Pillow image, without alpha."""
     image.info.pop("transparency", None)  # of a palette; Pillow warns that it is lost
-    pixels = plain(np.asarray(image.convert("RGB") if image.mode in AS_RGB else image))
+    pixels = to_native(np.asarray(image.convert("RGB") if image.mode in AS_RGB else image))
     if pixels.ndim == 2:
         return pixels[..., None]
     return pixels[..., :-1] if pixels.shape[-1] in (2, 4) else pixels

@@ -23,7 +23,18 @@ from images.hdf5 import HDF5, read_hdf5
 from images.memory import check_size
 from images.notes import say_notes
 from images.pillow import is_picture, picture_palette, read_picture
-from images.rows import Converted, Frames, Rows, Series, check_count, full_name, listed, naming, plain, split
+from images.rows import (
+    Converted,
+    Frames,
+    Rows,
+    Series,
+    check_count,
+    full_name,
+    listed,
+    reraise_as_user_error,
+    split,
+    to_native,
+)
 from images.selection import Choice
 from images.tiff import SIGNATURES, read_tiff, tiff_palette
 from images.zarr import is_zarr, read_zarr
@@ -353,7 +364,9 @@ def read_file(path: Path) -> Frames:
 @lru_cache(maxsize=4)  # the frames of one stack are requested one after another
 def _read_version(path: Path, *_version: int) -> Frames:
     """Frames of a file as of its modification time and size, which are part of the cache's key."""
-    with naming(f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"):
+    with reraise_as_user_error(
+        f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"
+    ):
         found = _reader(path)(path)
     images = found.images
     if not images and len(found.series) == 1 and found.kind != "HDF5":
@@ -412,8 +425,8 @@ def _read_npy(path: Path) -> Frames:
     lengths = array.shape[: axes.index("Y")]
     check_count(path, lengths)
     images: list[Rows] = list(split(array, axes, path))
-    if plain(array[:0]).dtype != array.dtype or not array.dtype.isnative:
-        images = [Converted(image, plain) for image in images]
+    if to_native(array[:0]).dtype != array.dtype or not array.dtype.isnative:
+        images = [Converted(image, to_native) for image in images]
     found = Frames(kind="NumPy array")
     found.add(images, Series("", axes[: len(lengths)], lengths))
     return found

@@ -270,7 +270,7 @@ def check_count(path: Path, lengths: tuple[int, ...]) -> None:
 
 
 @contextmanager
-def naming(what: str, advice: str) -> Iterator[None]:
+def reraise_as_user_error(what: str, advice: str) -> Iterator[None]:
     """Turn any exception of a library that reads a damaged file into one line.
 
     Parameters
@@ -308,7 +308,7 @@ def one_line(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def plain(pixels: np.ndarray) -> np.ndarray:
+def to_native(pixels: np.ndarray) -> np.ndarray:
     """Pixels in this machine's byte order and in a type by its usual name; one bit becomes 0 and 255."""
     if pixels.dtype == bool:
         return pixels * np.uint8(255)

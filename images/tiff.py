@@ -33,10 +33,10 @@ from images.rows import (
     Series,
     UnsupportedError,
     check_count,
-    naming,
     one_line,
-    plain,
+    reraise_as_user_error,
     split,
+    to_native,
 )
 from utils import UserError
 
@@ -294,7 +294,7 @@ class PixelConversion:
         """Convert stored samples (h, W, C)."""
         if self.bits == 1:
             pixels = pixels != 0
-        pixels = plain(pixels)
+        pixels = to_native(pixels)
         if self.inverted:
             pixels = self._inverted(pixels)
         if len(self.kept) < self.samples == pixels.shape[-1]:  # otherwise each channel is a page
@@ -381,7 +381,7 @@ class PagedImage(Readable):
         # it decoded, only for the next call.
         kept, self._kept = self._kept, {}
         for page in range(len(self._numbers)):
-            with naming(f"{self._place(page)}: damaged", "copy the file again"):
+            with reraise_as_user_error(f"{self._place(page)}: damaged", "copy the file again"):
                 for index in self._overlapping(page, top, bottom):
                     decoded = kept.get((page, index)) or self._segment(page, index)
                     if bottom < self.shape[0]:

@@ -25,7 +25,7 @@ from files import atomic_write, check_writable
 from model import class_probability
 from prediction.halo import forward_padded
 from prediction.predictor import Member, Predictor, predict_array, predictor_of
-from utils import FlagError, UserError, check_module, say
+from utils import FlagError, UserError, check_module, echo
 
 if TYPE_CHECKING:
     from bioimageio.spec.model import v0_5 as spec
@@ -150,9 +150,9 @@ def export(config: Config) -> int:
         raise UserError(f"{output}: differs from {named} by {difference:.1e}: nothing was written; please report it")
     with atomic_write(output) as file:
         file.write(content)
-    say(f"{named} exported to {output}; it differs from the checkpoint by at most {difference:.1e}")
+    echo(f"{named} exported to {output}; it differs from the checkpoint by at most {difference:.1e}")
     if kind == "bioimageio" and not (origin.authors and origin.license):
-        say("note: the model zoo takes a package only with author and licence: see --author and --license")
+        echo("note: the model zoo takes a package only with author and licence: see --author and --license")
     return 0
 
 

@@ -33,7 +33,7 @@ from prediction.output_files import OutputFiles
 from prediction.predictor import Predictor
 from prediction.rois import RoiWriter
 from prediction.tiling import Band, TileGrid, write_in_background
-from utils import UserError, say
+from utils import UserError, echo
 
 
 class FrameRows:
@@ -287,7 +287,7 @@ class PredictionJob:
         counts = np.bincount(classes, minlength=info.num_class)
         text = ", ".join(f"{counts[k]} of {name}" for k, name in enumerate(info.class_names) if k != background)
         linked = f", linked in {len({*self.linker.stacks})} stack(s)" if self.linker else ""
-        say(f"objects: {text}{linked}; background is {info.class_names[background]}")
+        echo(f"objects: {text}{linked}; background is {info.class_names[background]}")
         if self.files.table:
             names = info.class_names if self.predictor.num_channel > 1 else None
             write_table(self.files.table, self.files, self.objects, names, stacks if self.linker else [])

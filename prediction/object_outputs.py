@@ -17,7 +17,7 @@ from prediction.measure import Measures, ObjectMeasurer
 from prediction.output_files import OutputFiles
 from prediction.rois import ObjectOutlines, RoiWriter
 from prediction.tiling import Band
-from utils import csv_cell, printable, say
+from utils import csv_cell, echo, printable
 
 SHOWN_FRAMES, SHOWN_ROWS = 8, 32  # sections of a file, and rows of each, that its contrast is taken from
 BOX = ("top", "left", "bottom", "right")
@@ -118,7 +118,7 @@ class FrameOutputs:
             self._write_outlines(self.outlines.finish())
             if self.outlines.too_large:
                 what = f"{len(self.outlines.too_large)} object(s) too large to be outlined"
-                say(f"note: {self.files.frames[self.frame]}: {what} (of more than 4096 x 4096 px)")
+                echo(f"note: {self.files.frames[self.frame]}: {what} (of more than 4096 x 4096 px)")
         return self.measurer.measures() if self.measurer else None
 
 
@@ -192,7 +192,7 @@ def write_table(
                 table.writerow(map(csv_cell, [*place.values(), number, *cells]))
     if unknown:
         some = f"{unknown} of {len(pixels)} images have no pixel size, their measures in micron are blank"
-        say(f"{path}: " + (some if unknown < len(pixels) else "measures in px only, the images have no pixel size"))
+        echo(f"{path}: " + (some if unknown < len(pixels) else "measures in px only, the images have no pixel size"))
 
 
 def _image_name(frame: Frame) -> str:

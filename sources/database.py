@@ -27,7 +27,7 @@ from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_comm
 from sources.splits import Splits, split_numbers, split_pairs
 from sources.touching import touching_share
 from training.weight_map import loss_of, save_distance
-from utils import FlagError, UserError, folder_hint, say
+from utils import FlagError, UserError, echo, folder_hint
 
 OTHER_NAME = "choose another --name_data"
 DRAWN = r"\d+\.tif"  # names of synthetic images in a folder
@@ -63,12 +63,12 @@ def make_database(flags: DatabaseFlags) -> None:
             isbi.download(folder, flags.url)
         drawn = _names_to_draw(flags, folder)
         _refuse_foreign_samples(folder)
-        with atomic_folder(folder, ENTRIES | dict.fromkeys(drawn, DRAWN), OTHER_NAME) as goal:
+        with atomic_folder(folder, ENTRIES | dict.fromkeys(drawn, DRAWN), OTHER_NAME) as new_folder:
             if drawn:
-                _draw(flags, goal)
-            lines = _write_database(goal, flags, choice, goal if drawn else folder)
+                _draw(flags, new_folder)
+            lines = _write_database(new_folder, flags, choice, new_folder if drawn else folder)
             forget_files()  # Windows can't rename a memory-mapped file
-    say(f"{folder}: {lines}")
+    echo(f"{folder}: {lines}")
 
 
 def _refuse_foreign_samples(folder: Path) -> None:
@@ -80,7 +80,7 @@ def _refuse_foreign_samples(folder: Path) -> None:
                 raise UserError(f"{what}: move it, or {OTHER_NAME}")
 
 
-def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_folder: Path) -> str:
+def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, default_folder: Path) -> str:
     """Write samples and description, and return the report; images not given by flags are in the default folder."""
     images, labels = (default_folder / name for name in _default_names(flags))
     source = flags.input or _existing(images, "--input IMAGES")
@@ -91,14 +91,14 @@ def _write_database(goal: Path, flags: DatabaseFlags, choice: Choice, default_fo
     pairs = check_pairs(pairs)
     classes = _classes(pairs, flags)
     splits, notes = split_pairs(pairs, classes, flags)
-    files = _write_samples(goal, splits, classes)
+    files = _write_samples(new_folder, splits, classes)
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
     moments = Moments()
     info = describe(samples, classes.values, classes.names, flags.context, moments)
     info = replace(info, ignore=classes.ignore).checked(pairs[0].input.path, "scale the images, and save them again")
     entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
-    (goal / "dataset.json").write_text(text + "\n", "utf-8")
+    (new_folder / "dataset.json").write_text(text + "\n", "utf-8")
     lines = _report(files, info, pairs[0].input.open().dtype, notes + _annotated_fractions(files, info))
     return f"{lines}\nmean {_numbers(info.mean)}, standard deviation {_numbers(moments.std.tolist())}"
 
@@ -187,7 +187,7 @@ def _hint_at_touching(labels: list[Label], classes: Classes) -> None:
     some = labels[:: -(-len(labels) // NUM_SEEN)]
     if share := touching_share(classes.indices(label) == 1 for label in some):
         what = f"hint: {share:.0%} of the objects look like several that touch, which masks can't teach to part"
-        say(f"{what}: number the objects in the label images, and add --objects on")
+        echo(f"{what}: number the objects in the label images, and add --objects on")
 
 
 def _given_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
@@ -284,12 +284,12 @@ def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[s
         return []
     shown = []
     for split, paths in files.items():
-        num_known = num_pixel = 0
+        num_valid = num_pixel = 0
         for path in paths:  # one by one: each keeps a file open
             label = SampleFile(path).open()[1]
             if label is not None:
-                num_known, num_pixel = num_known + int(np.count_nonzero(label != IGNORE)), num_pixel + label.size
-        shown += [f"{num_known / num_pixel:.1%} of {split}"] if num_pixel else []
+                num_valid, num_pixel = num_valid + int(np.count_nonzero(label != IGNORE)), num_pixel + label.size
+        shown += [f"{num_valid / num_pixel:.1%} of {split}"] if num_pixel else []
     return [f"annotated: {', '.join(shown)}"]
 
 

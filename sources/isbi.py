@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from files import make_folder, publish
 from images.readers import forget_files, list_frames
-from utils import UserError, say
+from utils import UserError, echo
 
 MAX_BYTES = 2**26  # largest stack in the zip; those of the challenge have 8 MB
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # the last: a newer version of zip
@@ -46,7 +46,7 @@ def download(folder: Path, url: str) -> None:
     UserError
         The URL can't be reached, or a file is missing or differs from the known one.
     """
-    say(TERMS)
+    echo(TERMS)
     archive, unpacked = folder / ".download", folder / ".unpacked"
     fetch(url, archive)
     try:
@@ -107,7 +107,7 @@ def _open(url: str, start: int) -> HTTPResponse:
     return urllib.request.urlopen(url, timeout=30)
 
 
-def _extract(zipped: zipfile.ZipFile, name: str, goal: Path, url: str) -> None:
+def _extract(zipped: zipfile.ZipFile, name: str, target: Path, url: str) -> None:
     """Unpack a file, wherever it is in the archive."""
     members = [member for member in zipped.namelist() if Path(member).name.lower() == name]
     if not members:
@@ -119,7 +119,7 @@ def _extract(zipped: zipfile.ZipFile, name: str, goal: Path, url: str) -> None:
         raise UserError(
             f"{url}: {name} unpacks to {info.file_size / 1e6:.0f} MB, the known stack has 8 MB: check --url"
         )
-    with zipped.open(members[0]) as source, goal.open("wb") as file:
+    with zipped.open(members[0]) as source, target.open("wb") as file:
         shutil.copyfileobj(source, file)
 
 

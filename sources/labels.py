@@ -15,7 +15,7 @@ from tqdm import tqdm
 from description import MAX_CLASS
 from images.readers import Frame, read_palette
 from samples import IGNORE
-from utils import UserError, name_hint, nearest, say
+from utils import UserError, echo, name_hint, nearest
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _hint_at_background(labels: Sequence[Label], ignored: float | None) -> None:
     number, count = counts.most_common(1)[0] if counts else (0, 0)
     if number and 2 * count > counts.total():
         what = f"hint: {count / counts.total():.0%} of the pixels have the number {number:g}: is that the background?"
-        say(f"{what} if so, add --background {number:g}")
+        echo(f"{what} if so, add --background {number:g}")
 
 
 def _classes_by_threshold(labels: Sequence[Label], threshold: float, ignored: float | None) -> Classes:
@@ -380,7 +380,7 @@ def _hint_at_objects(labels: Sequence[Label], keys: list[float], read: Callable[
         numbers = read(label)[..., 0]
         if any(ndimage.label(numbers == key, np.ones((3, 3)))[1] > 1 for key in keys[1:]):
             return
-    say(f"warning: {len(keys)} classes, each one component per image: if the labels number objects, add --objects on")
+    echo(f"warning: {len(keys)} classes, each one component per image: if the labels number objects, add --objects on")
 
 
 def _hint_at_ignore(seen: list[set[float]], colour: bool, *, is_class: bool) -> None:
@@ -392,9 +392,9 @@ def _hint_at_ignore(seen: list[set[float]], colour: bool, *, is_class: bool) -> 
     value = _typed(_value(key, colour))
     what = f"hint: {number} of {len(seen)} label images have the value {value} everywhere: are they not annotated?"
     if is_class:  # without it, one class would be left
-        say(f"{what} if so, leave them out, or give them another value, such as 128, and add --ignore 128")
+        echo(f"{what} if so, leave them out, or give them another value, such as 128, and add --ignore 128")
     else:
-        say(f"{what} if so, add --ignore {value}")
+        echo(f"{what} if so, add --ignore {value}")
 
 
 def _reader(labels: Sequence[Label]) -> Callable[[Label], np.ndarray]:
@@ -407,11 +407,11 @@ def _reader(labels: Sequence[Label]) -> Callable[[Label], np.ndarray]:
         for index in np.unique(found[0]).tolist():
             colour = tuple(found[1][index].tolist())
             if palette.setdefault(index, colour) != colour:
-                say(f"warning: {label}: the palette differs from earlier files: the classes are colours, not indices")
+                echo(f"warning: {label}: the palette differs from earlier files: the classes are colours, not indices")
                 return _read_colours
     if all(red == green == blue for red, green, blue in palette.values()):
         return _read_colours
-    say("the labels have a palette: its indices are the classes")
+    echo("the labels have a palette: its indices are the classes")
     return _read_indices
 
 

@@ -18,7 +18,7 @@ from images.rows import listed
 from images.selection import Choice
 from samples import check_values
 from sources.labels import Label, Masks, is_colour
-from utils import UserError, say
+from utils import UserError, echo
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _without_labels(images: list[Frame], labels: list[Frame], source: Source, ta
         )
     if len(rest) < len(images):
         what = f"{len(images) - len(rest)} image(s) of {_shown(source)} are matched by {_shown(target)}"
-        say(f"{what}: used as labels only")
+        echo(f"{what}: used as labels only")
     return rest
 
 
@@ -182,7 +182,7 @@ def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
     folders = [image.path.parent.parent for image in images]
     if set(folders) != of_folder.keys() or len(set(folders)) < len(images) or len(labels) <= len(images):
         return []
-    say(f"{len(labels)} masks of {len(images)} images: one per object, touching ones separated as by --objects on")
+    echo(f"{len(labels)} masks of {len(images)} images: one per object, touching ones separated as by --objects on")
     return [Pair(image, Masks(tuple(of_folder[folder]))) for image, folder in zip(images, folders, strict=True)]
 
 
@@ -284,7 +284,7 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
             what = f"{pair.label} has (height, width) {size}, {pair.input} {image.shape[:2]}"
             raise UserError(f"{what}: they must agree")
     if blank:
-        say(f"warning: {len(blank)} image(s) have one value everywhere, {listed(blank)}: check how they were saved")
+        echo(f"warning: {len(blank)} image(s) have one value everywhere, {listed(blank)}: check how they were saved")
     return pairs if len(kinds) == 1 else _of_one_kind(pairs, kinds)
 
 
@@ -295,7 +295,7 @@ def _of_one_kind(pairs: list[Pair], kinds: dict[int, list[Frame]]) -> list[Pair]
         raise UserError(f"{shown}: convert them to the same number")
     colours = sum(is_colour(frame.read()) for frame in kinds[3])
     if colours:
-        say(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB: grey images are converted to RGB")
+        echo(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB: grey images are converted to RGB")
     else:
-        say(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB without colours: these are converted to grey")
+        echo(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB without colours: these are converted to grey")
     return [replace(pair, channels=3 if colours else 1) for pair in pairs]

@@ -52,9 +52,9 @@ class Fork:
         server = _server()
         name = os.urandom(4).hex()
         self._texts = (folder / f".{name}.out", folder / f".{name}.err")
-        goals = (out or self._texts[0], self._texts[1])
+        targets = (out or self._texts[0], self._texts[1])
         self._alive, held = server.Pipe(duplex=False)
-        self._process = server.Process(target=_become, args=(program, argv, folder, environment, goals, held))
+        self._process = server.Process(target=_become, args=(program, argv, folder, environment, targets, held))
         self._process.start()
         held.close()
 
@@ -106,13 +106,13 @@ def _become(
     argv: list[str],
     folder: Path,
     environment: dict[str, str],
-    goals: tuple[Path, Path],
+    targets: tuple[Path, Path],
     _held: Connection,
 ) -> None:
     """Be the program; the connection closes when nobody has it any more."""
     from torture.processes import become
 
-    out, err = (path.open("ab") for path in goals)
+    out, err = (path.open("ab") for path in targets)
     become(
         partial(program, argv), [str(ROOT / "main.py"), *argv], folder, lambda: os.environ.update(environment), out, err
     )

@@ -18,7 +18,7 @@ NET = UNet(1, 1, 2)
 INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])
 STATE = {"net": NET.state_dict(), "optim": {}, "arch": NET.arguments, "data": asdict(INFO), "config": {}}
 STATE |= {"epoch": 1, "whole": True, "losses": [0.5]}
-SAVED = Checkpoint(NET.state_dict(), {}, NET.arguments, INFO, {}, epoch=1, whole=True, losses=[0.5])
+SAVED = Checkpoint(NET.state_dict(), {}, NET.arguments, INFO, {}, epoch=1, epoch_complete=True, losses=[0.5])
 FIRST = "encoders.0.0.conv.weight"
 
 
@@ -39,10 +39,10 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
 def test_a_checkpoint_with_all_fields_comes_back_and_gives_the_averaged_network(tmp_path, num_level):
     net, average = UNet(1, 1, 2, num_level=num_level), UNet(1, 1, 2, num_level=num_level)
     states = {"net": net.state_dict(), "optim": {}, "average": {"net": average.state_dict(), "num_step": 3}}
-    saved = Checkpoint(**states, arch=net.arguments, info=INFO, config={"seed": 1}, epoch=2, whole=True)
+    saved = Checkpoint(**states, arch=net.arguments, info=INFO, config={"seed": 1}, epoch=2, epoch_complete=True)
     saved.save(tmp_path / "a.pth")
     loaded = Checkpoint.load(tmp_path / "a.pth")
-    assert (loaded.info, loaded.config, loaded.epoch, loaded.whole) == (INFO, {"seed": 1}, 2, True)
+    assert (loaded.info, loaded.config, loaded.epoch, loaded.epoch_complete) == (INFO, {"seed": 1}, 2, True)
     assert loaded.network(tmp_path / "a.pth").state_dict()[FIRST].equal(average.state_dict()[FIRST])
     arch = torch.load(tmp_path / "a.pth", weights_only=True)["arch"]
     assert ("num_level" in arch) == (num_level != 4)  # older versions read the usual network

@@ -211,4 +211,4 @@ def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(databa
     out, err = process.communicate(timeout=60)
     assert "resuming from" in out and err.count("stopped in epoch") == 1
     newest = Checkpoint.load(checkpoint.find(folder, 0))
-    assert not newest.whole and 10 <= newest.epoch < 9999
+    assert not newest.epoch_complete and 10 <= newest.epoch < 9999

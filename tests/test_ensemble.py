@@ -39,7 +39,7 @@ def write_network(scope, arch, info=INFO, threshold=0.5, epoch=1, **config):
         logits = net.eval()(noise)
         net.fc.weight.div_(logits.std())
         net.fc.bias.copy_(-logits.mean((0, 2, 3)) / logits.std())
-    state = {"net": net.state_dict(), "optim": {}, "arch": net.arguments, "epoch": epoch, "whole": True}
+    state = {"net": net.state_dict(), "optim": {}, "arch": net.arguments, "epoch": epoch, "epoch_complete": True}
     path = Path("checkpoints", scope, "em", f"model_epoch{epoch:04d}.pth")
     path.parent.mkdir(parents=True, exist_ok=True)
     Checkpoint(**state, info=info, threshold=threshold, config=config).save(path)
@@ -164,20 +164,20 @@ def run_onnx(path):
 
 @pytest.mark.filterwarnings("ignore")  # exporters warn of themselves
 @pytest.mark.parametrize(
-    ("kind", "goal", "scopes", "run"),
+    ("kind", "target", "scopes", "run"),
     [
         ("torchscript", "net.pt", ["a", "b", "c"], run_script),
         pytest.param("onnx", "net.onnx", ["s", "t"], run_onnx, marks=pytest.mark.slow),  # of few levels, to be quicker
     ],
 )
-def test_an_export_of_an_ensemble_gives_what_predict_gives(three, work, kind, goal, scopes, run):
+def test_an_export_of_an_ensemble_gives_what_predict_gives(three, work, kind, target, scopes, run):
     if kind == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
     for scope, info, num_level in (("s", INFO, 3), ("t", DATA, 1)):
         write_network(scope, {"nch_ker": 2, "num_level": num_level}, info)
-    assert main.main(["--mode", "export", "--scope", ",".join(scopes), "--format", kind, "--output", goal]) == 0
-    graph, predictor = run(goal), load([f"checkpoints/{scope}/em/model_epoch0001.pth" for scope in scopes])
+    assert main.main(["--mode", "export", "--scope", ",".join(scopes), "--format", kind, "--output", target]) == 0
+    graph, predictor = run(target), load([f"checkpoints/{scope}/em/model_epoch0001.pth" for scope in scopes])
     for size in ((1, 1), (40, 33), (97, 130)):
         found = graph(image(1, 1, *size).astype(np.float32))[0, 0]
         np.testing.assert_allclose(found, predict_array(predictor, image(*size), tta=False), atol=2e-5)

@@ -380,10 +380,10 @@ def test_a_file_is_written_beside_a_link_of_its_name_and_what_killed_processes_l
 
 def test_many_processes_write_one_file_at_once_and_a_long_name_has_its_partial_file(tmp_path):
     code = "import sys, files\nfor n in range(300):\n with files.atomic_write(sys.argv[1]) as f: f.write(b'x' * 9)"
-    goal = tmp_path / ("n" * 255)
-    processes = [subprocess.Popen([sys.executable, "-c", code, goal], cwd=ROOT, stderr=-1) for _ in range(3)]
+    target = tmp_path / ("n" * 255)
+    processes = [subprocess.Popen([sys.executable, "-c", code, target], cwd=ROOT, stderr=-1) for _ in range(3)]
     assert [process.communicate()[1] for process in processes] == [b""] * 3
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [(goal.name, b"x" * 9)]
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [(target.name, b"x" * 9)]
 
 
 def test_what_is_tried_in_a_folder_leaves_a_file_of_the_user(tmp_path):

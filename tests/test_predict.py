@@ -23,8 +23,8 @@ from utils import UserError
 PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--amp", "off"]  # `load` computes in float32, too
 
 
-def segment(source, goal, *flags):
-    return main.main([*PREDICT, "--input", str(source), "--output", str(goal), *flags])
+def segment(source, target, *flags):
+    return main.main([*PREDICT, "--input", str(source), "--output", str(target), *flags])
 
 
 def newest(work):
@@ -72,13 +72,15 @@ def test_the_average_over_eight_views_is_the_same_in_tiles(stack, work):
     assert not np.allclose(predict_array(newest(work), stack[0], tta=False), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("goal", ["out.npy", "out/"])
-def test_an_image_is_complete_where_memory_for_its_tiles_shrinks_meanwhile(stack, work, monkeypatch, goal):
+@pytest.mark.parametrize("target", ["out.npy", "out/"])
+def test_an_image_is_complete_where_memory_for_its_tiles_shrinks_meanwhile(stack, work, monkeypatch, target):
     sizes = iter([2**15, *[2**12] * 99])  # as on a GPU that the first tiles fill
     monkeypatch.setattr(Predictor, "_max_pixels", lambda *_: next(sizes))
-    assert segment("in.tif", goal) == 0
+    assert segment("in.tif", target) == 0
     result = (
-        np.load(goal) if goal == "out.npy" else np.stack([Image.open(f"out/in-{page:04d}.png") for page in range(3)])
+        np.load(target)
+        if target == "out.npy"
+        else np.stack([Image.open(f"out/in-{page:04d}.png") for page in range(3)])
     )
     assert np.abs(result - 255.0 * predict_array(newest(work), stack, tta=False)).max() < 0.51
 
@@ -158,7 +160,7 @@ def inputs(trained, work):
 
 
 @pytest.mark.parametrize(
-    ("source", "goal", "words"),
+    ("source", "target", "words"),
     [
         ("raw.zarr/0", "raw.zarr", "would replace the input"),
         ("raw.zarr/0", "raw.zarr/1", "unknown ending|would replace the input"),
@@ -177,24 +179,24 @@ def inputs(trained, work):
         ("in.tif", "results_v1.2", "end the name of a folder with /"),
     ],
 )
-def test_nothing_that_is_an_input_or_not_ours_is_replaced_or_removed(inputs, fails, source, goal, words):
+def test_nothing_that_is_an_input_or_not_ours_is_replaced_or_removed(inputs, fails, source, target, words):
     before = tree(inputs)
-    line = fails(main.main, [*PREDICT, "--input", source, "--output", goal])
+    line = fails(main.main, [*PREDICT, "--input", source, "--output", target])
     assert re.search(words, line), line
     assert tree(inputs) == before
 
 
 def test_pngs_may_lie_beside_the_inputs_and_an_older_output_is_said_to_be_replaced(inputs, capsys):
-    def said(source, goal, *flags):
-        assert segment(source, goal, *flags) == 0
+    def said(source, target, *flags):
+        assert segment(source, target, *flags) == 0
         return capsys.readouterr().out.strip().splitlines()[-1]
 
     assert "replaced" not in said("in.tif", "pngs/in")
     assert said("in.tif", "pngs/in").endswith("pngs/in (replaced 1 older file(s))")
     assert "replaced" not in said("in.tif", "results_v1.2/") and "replaced 1" in said("in.tif", "results_v1.2")
-    for goal in ("out.tif", "out.npy", "out.zarr", "out.png"):
-        assert "replaced" not in said("in.tif", goal)
-        assert said("in.tif", goal).endswith(f"{goal} (replaced 1 older file(s))")
+    for target in ("out.tif", "out.npy", "out.zarr", "out.png"):
+        assert "replaced" not in said("in.tif", target)
+        assert said("in.tif", target).endswith(f"{target} (replaced 1 older file(s))")
     assert np.array_equal(np.asarray(Image.open("out.png")), tifffile.imread("out.tif"))
     assert not [path for path in inputs.rglob("*") if path.name.endswith((".lock", "out.tif.partial", "out.zarr.old"))]
 
@@ -216,16 +218,16 @@ def test_one_picture_holds_one_image_of_one_thing(stack, work, fails):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
-@pytest.mark.parametrize("goal", ["out.tif", "out.zarr", "out/"])
-def test_a_goal_that_another_run_writes_is_refused(inputs, fails, goal):
+@pytest.mark.parametrize("target", ["out.tif", "out.zarr", "out/"])
+def test_a_target_that_another_run_writes_is_refused(inputs, fails, target):
     import fcntl
 
-    lock = inputs / goal / ".lock" if goal.endswith("/") else inputs / f".{goal}.lock"
+    lock = inputs / target / ".lock" if target.endswith("/") else inputs / f".{target}.lock"
     lock.parent.mkdir(exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert "in use" in fails(main.main, [*PREDICT, "--input", "in.tif", "--output", goal])
-    assert segment("in.tif", goal) == 0
+        assert "in use" in fails(main.main, [*PREDICT, "--input", "in.tif", "--output", target])
+    assert segment("in.tif", target) == 0
 
 
 def test_a_link_planted_under_the_partial_name_is_not_followed(inputs):
@@ -241,14 +243,14 @@ def test_axes_come_in_the_order_of_the_format_with_interval_and_names(trained, w
     pixels = np.random.default_rng(0).integers(0, 255, (3, 2, 32, 48)).astype(np.uint8)  # Z, T
     metadata = {"axes": "ZTYX", "TimeIncrement": 2.5, "TimeIncrementUnit": "s"}
     tifffile.imwrite("in.ome.tif", pixels, metadata=metadata)
-    for goal in ("out.tif", "out.ome.tif", "out.zarr", "out.npy"):
-        assert segment("in.ome.tif", goal) == 0
+    for target in ("out.tif", "out.ome.tif", "out.zarr", "out.npy"):
+        assert segment("in.ome.tif", target) == 0
     expected = np.load("out.npy").swapaxes(0, 1)
-    for goal in ("out.tif", "out.ome.tif"):
-        with tifffile.TiffFile(goal) as tif:
+    for target in ("out.tif", "out.ome.tif"):
+        with tifffile.TiffFile(target) as tif:
             assert tif.series[0].axes == "TZYX" and np.array_equal(tif.asarray(), expected)
-            assert tif.is_ome == ("ome" in goal) and tif.is_imagej == ("ome" not in goal)
-        assert read_geometry(list_frames(work / goal)).interval == 2.5
+            assert tif.is_ome == ("ome" in target) and tif.is_imagej == ("ome" not in target)
+        assert read_geometry(list_frames(work / target)).interval == 2.5
     assert read_geometry(list_frames(work / "out.zarr")).interval == 2.5
     assert np.array_equal(valid_zarr("out.zarr"), expected)
     names = [f"slice {number}" for number in range(6)]
@@ -280,22 +282,24 @@ def test_numbers_beyond_all_ranges_are_one_line(trained, work, fails, value):
     assert "holds NaN, infinity or" in fails(main.main, [*PREDICT, "--input", "huge.tif", "--output", "out.tif"])
 
 
-@pytest.mark.parametrize("goal", ["raw", "raw/out/", "raw/out.tif"])
-def test_an_output_in_the_folder_of_the_images_is_refused(trained, work, fails, goal):
+@pytest.mark.parametrize("target", ["raw", "raw/out/", "raw/out.tif"])
+def test_an_output_in_the_folder_of_the_images_is_refused(trained, work, fails, target):
     (work / "raw").mkdir()
     tifffile.imwrite("raw/a.tif", np.zeros((40, 50), np.uint8))
-    assert "lie in it" in fails(main.main, ["--mode", "predict", "--gpu_ids", "-1", "--input", "raw", "--output", goal])
+    assert "lie in it" in fails(
+        main.main, ["--mode", "predict", "--gpu_ids", "-1", "--input", "raw", "--output", target]
+    )
     assert [path.name for path in (work / "raw").iterdir()] == ["a.tif"]
 
 
-@pytest.mark.parametrize("goal", ["out.tif", "out.zarr"])
-def test_two_processes_write_the_bytes_of_one(stack, work, together, goal):
-    if goal.endswith("zarr"):
+@pytest.mark.parametrize("target", ["out.tif", "out.zarr"])
+def test_two_processes_write_the_bytes_of_one(stack, work, together, target):
+    if target.endswith("zarr"):
         pytest.importorskip("zarr")
-    assert segment("in.tif", goal, "--tile", "64") == 0
-    finish(together(2, *PREDICT, "--input", "in.tif", "--output", f"two-{goal}", "--tile", "64"))
+    assert segment("in.tif", target, "--tile", "64") == 0
+    finish(together(2, *PREDICT, "--input", "in.tif", "--output", f"two-{target}", "--tile", "64"))
     one, two = (
-        sorted(p for p in [path, *path.rglob("*")] if p.is_file()) for path in (work / goal, work / f"two-{goal}")
+        sorted(p for p in [path, *path.rglob("*")] if p.is_file()) for path in (work / target, work / f"two-{target}")
     )
     same = [a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True) if a.name != "zarr.json"]
     assert same and all(same)
@@ -314,8 +318,8 @@ def test_a_killed_prediction_leaves_the_old_file(stack, work, start):
 
 
 def test_bad_input_ends_in_one_line(stack, work, fails):
-    def message(source, goal, *flags):
-        return fails(main.main, [*PREDICT, "--input", str(source), "--output", str(goal), *flags])
+    def message(source, target, *flags):
+        return fails(main.main, [*PREDICT, "--input", str(source), "--output", str(target), *flags])
 
     assert "needs --input" in message("", "out.tif")
     assert "none.tif: no such file" in message("none.tif", "out.tif")
@@ -360,14 +364,14 @@ def test_three_classes_of_two_channels_go_through_every_format(work):
     tifffile.imwrite("labels.tif", labels, photometric="minisblack")
     assert run_make_database.main(["--input", "images.tif", "--label", "labels.tif"]) == 0
     assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "20", "--batch_size", "1", "--lr", "0.01"]) == 0
-    goals = ["out.tif", "out.npy"]
-    goals += ["out.zarr"] if importlib.util.find_spec("zarr") else []
-    for goal in goals:
-        assert segment("images.tif", goal, "--what", "probability,mask,cells") == 0
+    targets = ["out.tif", "out.npy"]
+    targets += ["out.zarr"] if importlib.util.find_spec("zarr") else []
+    for target in targets:
+        assert segment("images.tif", target, "--what", "probability,mask,cells") == 0
     probability, mask = tifffile.imread("out-probability.tif"), tifffile.imread("out-mask.tif")
     assert probability.shape == (6, 3, 64, 64) and np.array_equal(np.load("out-probability.npy"), probability)
     assert np.mean(mask == labels) > 0.8
-    if "out.zarr" in goals:
+    if "out.zarr" in targets:
         assert np.array_equal(valid_zarr("out-probability.zarr"), probability.swapaxes(0, 1))  # C, Z, Y, X
         assert np.array_equal(valid_zarr("out-cells.zarr"), tifffile.imread("out-cells.tif"))
         assert np.array_equal(valid_zarr("out-mask.zarr"), mask)

@@ -95,7 +95,7 @@ def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
     assert main.main(flags) == 128 + signum
     message = capfd.readouterr().err.splitlines()[-1]
     assert f"epoch {epoch} after step {step} of 3" in message and "to resume: python" in message
-    assert not checkpoint_of(work, epoch).whole
+    assert not checkpoint_of(work, epoch).epoch_complete
     assert main.main(flags) == 0
     whole, resumed = checkpoint_of(work, 3, "whole"), checkpoint_of(work, 3)
     assert same(whole.net, resumed.net) and same(whole.optim, resumed.optim)
@@ -116,7 +116,7 @@ def test_an_epoch_begins_again_where_its_batches_would_be_others(database, work,
     assert "epoch 1 starts again: " in capsys.readouterr().out
     saved = checkpoint_of(work, 1)
     num_step = {"--batch_size": {"6": 1, "1": 6}}.get((changed or [""])[0], {}).get((changed or [0, 0])[1], 3)
-    assert saved.whole and len(saved.losses) == num_step
+    assert saved.epoch_complete and len(saved.losses) == num_step
 
 
 def test_only_one_training_writes_into_a_scope(trained, work, fails):
@@ -193,7 +193,7 @@ def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, mon
 
     monkeypatch.setattr(predictor, "forward_tile", fail)
     assert "out of memory" in fails(main.main, [*SMALL, "--num_epoch", "1"])
-    assert not checkpoint_of(work, 1).whole and len(checkpoint_of(work, 1).losses) == 2
+    assert not checkpoint_of(work, 1).epoch_complete and len(checkpoint_of(work, 1).losses) == 2
 
 
 def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, work, monkeypatch, capsys):
@@ -492,7 +492,7 @@ def test_an_epoch_of_few_images_has_24_crops(database, work):
     flags = [flag for flag in SMALL if flag not in ("--num_crop", "6")]
     assert main.main([*flags, "--num_epoch", "1", "--batch_size", "5"]) == 0
     assert len(checkpoint_of(work, 1).losses) == 5
-    assert checkpoint_of(work, 1).plan["num_crop"] == 24
+    assert checkpoint_of(work, 1).batch_settings["num_crop"] == 24
 
 
 @pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])
@@ -536,8 +536,8 @@ def test_an_epoch_begins_again_where_its_number_of_crops_would_be_another(
     assert main.main([*flags, "off"]) == 143
     path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
     saved = Checkpoint.load(path)
-    del saved.plan["num_crop"]  # as in a checkpoint of an earlier version, with one crop per sample
-    replace(saved, plan=saved.plan | ({"num_crop": was} if was else {})).save(path)
+    del saved.batch_settings["num_crop"]  # as in a checkpoint of an earlier version, with one crop per sample
+    replace(saved, batch_settings=saved.batch_settings | ({"num_crop": was} if was else {})).save(path)
     assert main.main([*flags, "on"]) == 0
     assert ("epoch 1 starts again: num_crop changed from 24 to 6" in capsys.readouterr().out) == again
     assert len(checkpoint_of(work, 1).losses) == 3
@@ -549,7 +549,7 @@ def test_an_interrupted_epoch_of_few_images_of_an_earlier_version_begins_again(d
     assert main.main([*flags, "off"]) == 143
     path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
     saved = Checkpoint.load(path)
-    del saved.plan["num_crop"]
+    del saved.batch_settings["num_crop"]
     saved.save(path)
     assert main.main([*flags, "on", "--num_crop", "0"]) == 0
     assert "epoch 1 starts again: num_crop changed from 6 to 24" in capsys.readouterr().out
@@ -585,7 +585,7 @@ def test_every_checkpoint_has_a_threshold_of_its_own_weights(database, work, sto
     stop_at_forward(signal.SIGINT, 2 * (3 + 1 + 8) + 2)  # in epoch 3; each save is scored by eight views
     assert main.main([*flags, "--num_epoch", "4"]) == 130
     epochs = sorted(checkpoint.list_epochs(work / "checkpoints" / "unet" / "em"))
-    assert epochs == [1, 2, 3] and not checkpoint_of(work, 3).whole
+    assert epochs == [1, 2, 3] and not checkpoint_of(work, 3).epoch_complete
     for epoch in epochs:
         assert checkpoint_of(work, epoch).threshold == threshold_chosen_by_hand(work, epoch)
 
@@ -595,7 +595,7 @@ def test_a_second_ctrl_c_leaves_the_first_save(database, work, stop_at_forward, 
     stop_at_forward(signal.SIGINT, 8)  # while the threshold is chosen
     assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2"]) == 130
     assert "interrupted" in capfd.readouterr().err.splitlines()[-1]
-    assert not checkpoint_of(work, 2).whole
+    assert not checkpoint_of(work, 2).epoch_complete
     assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2", "--train_continue", "on"]) == 0
 
 

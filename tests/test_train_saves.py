@@ -108,7 +108,7 @@ def test_train_saves_when_a_sample_is_lost(database, work, monkeypatch, fails, a
     line = fails(main.main, [*TRAIN, *flags, "--num_epoch", "3"])
     assert str(database.relative_to(work)) in line
     saved = load_epoch(work / CHECKPOINTS)[1]
-    assert saved.epoch in (2, 3) and not saved.whole and len(saved.losses) >= 1
+    assert saved.epoch in (2, 3) and not saved.epoch_complete and len(saved.losses) >= 1
     shutil.rmtree(database, ignore_errors=True)
     shutil.copytree(work / "kept", database)
     assert main.main([*TRAIN, *flags, "--num_epoch", "3"]) == 0
@@ -138,7 +138,7 @@ def test_train_saves_when_a_loader_process_is_killed(database, work, monkeypatch
     line = fails(main.main, [*TRAIN, *flags, "--num_epoch", "2"])
     assert "a process that reads samples was killed" in line and "lower --num_workers and --cache_gb" in line
     saved = checkpoint_of(work, 1)
-    assert not saved.whole and len(saved.losses) >= step
+    assert not saved.epoch_complete and len(saved.losses) >= step
     unbroken(2, *flags)
     assert main.main([*TRAIN, *flags, "--num_epoch", "2"]) == 0
     check_same_as_unbroken(work, 2)
@@ -161,7 +161,7 @@ def test_train_saves_every_ten_minutes_in_one_file(database, work, monkeypatch, 
         main.main([*TRAIN, "--num_epoch", "3"])
     saved = Checkpoint.load(work / CHECKPOINTS / "model_latest.pth")
     done = {2: (1, 1), 4: (1, 3), 6: (2, 2)}[step]  # the epoch and its steps, of which all but the next are saved
-    assert (saved.epoch, len(saved.losses)) == done and saved.whole == (step == 4)
+    assert (saved.epoch, len(saved.losses)) == done and saved.epoch_complete == (step == 4)
     assert main.main([*TEST]) == 0
     assert main.main([*TRAIN, "--num_epoch", "3"]) == 0
     check_same_as_unbroken(work, 3)
@@ -180,7 +180,7 @@ def test_train_goes_on_when_a_checkpoint_cannot_be_written(database, work, monke
     monkeypatch.setattr(Checkpoint, "save", fail_once)
     assert main.main([*TRAIN, "--num_epoch", "4", "--num_freq_save", "2"]) == 0
     assert "No space left on device: make room; the training goes on" in capsys.readouterr().err
-    assert not (work / CHECKPOINTS / "model_epoch0002.pth").exists() and checkpoint_of(work, 4).whole
+    assert not (work / CHECKPOINTS / "model_epoch0002.pth").exists() and checkpoint_of(work, 4).epoch_complete
 
 
 @pytest.mark.parametrize("size", [0, 5000])
@@ -201,7 +201,7 @@ def test_load_epoch_passes_over_a_damaged_newest_checkpoint(trained, work, capsy
         out = capsys.readouterr().out
         assert "model_epoch0002.pth: truncated, damaged" in out and "now checkpoints/unet/em/model_epoch0001" in out
     assert (work / CHECKPOINTS / "earlier-1" / "model_epoch0002.pth").stat().st_size == size
-    assert checkpoint_of(work, 3).whole
+    assert checkpoint_of(work, 3).epoch_complete
 
 
 def test_load_epoch_uses_the_best_one_where_no_other_is(trained, work, capsys):

@@ -49,11 +49,11 @@ class AnnotatedBlocks:
         return self.anchors[np.searchsorted(self.ends, pixels, side="right")]
 
 
-def _find_in_band(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _find_in_band(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First annotated pixel (N, 2) of each block of a band (H, W), and number (N,) of annotated pixels, if any."""
-    rows, columns = (-(-side // BLOCK) for side in known.shape)
+    rows, columns = (-(-side // BLOCK) for side in valid.shape)
     padded = np.zeros((rows * BLOCK, columns * BLOCK), bool)
-    padded[: known.shape[0], : known.shape[1]] = known
+    padded[: valid.shape[0], : valid.shape[1]] = valid
     blocks = padded.reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2).reshape(rows, columns, BLOCK**2)
     counts = np.count_nonzero(blocks, axis=-1)
     row, column = counts.nonzero()

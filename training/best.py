@@ -109,7 +109,7 @@ class BestEpoch:
         """File with the weights of an epoch that was the best."""
         for path in (self.path, checkpoint.list_epochs(self.folder).get(epoch)):
             with suppress(UserError):  # there is none, or it is damaged
-                if path and (found := Checkpoint.load(path)).whole and found.epoch == epoch:
+                if path and (found := Checkpoint.load(path)).epoch_complete and found.epoch == epoch:
                     return path
         return None
 

@@ -21,7 +21,7 @@ from samples import IGNORE, SampleFile
 from training.annotation import find_annotated
 from training.augment import Augmentation
 from training.sampler import PatchSampler
-from utils import UserError, say
+from utils import UserError, echo
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class TrainingBatches:
         return len(self._sampler)
 
     @property
-    def plan(self) -> dict[str, Any]:
+    def batch_settings(self) -> dict[str, Any]:
         """Settings that the batches of an epoch depend on, besides the image sizes and what is annotated."""
-        return self._sampler.plan
+        return self._sampler.batch_settings
 
     def files_of(self, epoch: int) -> list[list[SampleFile]]:
         """Samples of each batch of an epoch, over all processes."""
@@ -148,14 +148,14 @@ class TrainingBatches:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         batch = self.augment(cast(Batch, moved), rngs)
         if self.augment.is_partial:
-            known = batch["label"] != IGNORE
-            batch["label"] = torch.where(known, batch["label"], 0)  # any class: its weight is 0
+            valid = batch["label"] != IGNORE
+            batch["label"] = torch.where(valid, batch["label"], 0)  # any class: its weight is 0
         if self.weigh is not None:
             batch["weight"] = self.weigh(batch["label"], batch["distance"])
         num_own, num_process = len(range(self.options.rank, size, self.options.num_process)), self.options.num_process
         if self.augment.is_partial:  # makes the mean over pixels the mean over annotated pixels
-            num_known = self._sum(known.sum() * (num_own > 0))  # a process without a crop has repeated another's
-            batch["weight"] = batch.get("weight", 1) * known * (size * known[0].numel() / num_known)
+            num_valid = self._sum(valid.sum() * (num_own > 0))  # a process without a crop has repeated another's
+            batch["weight"] = batch.get("weight", 1) * valid * (size * valid[0].numel() / num_valid)
         if num_process > 1:  # makes the mean over processes the mean over images
             batch["loss_scale"] = num_own * num_process / size
         batch["seed"] = int(rngs[0].integers(2**63))
@@ -184,11 +184,11 @@ def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, 
         height = width = min(height, width)
     if (height, width) != crop and verbose:
         what = f"the images are at most {highest} px high and {widest} px wide, rounded up to multiples of {stride}"
-        say(f"crops are {height} x {width} px: {what}")
+        echo(f"crops are {height} x {width} px: {what}")
     small = sum(rows < height or columns < width for rows, columns in shapes)
     if small and verbose:
         what = f"{small} of {len(shapes)} images are smaller than the crop of {height} x {width} px"
-        say(f"warning: {what}: padded by reflection", sys.stderr)
+        echo(f"warning: {what}: padded by reflection", sys.stderr)
     return height, width
 
 

@@ -16,7 +16,7 @@ import torch
 
 from description import DataInfo
 from files import atomic_write
-from utils import UserError, printable, say
+from utils import UserError, echo, printable
 
 if TYPE_CHECKING:  # imported where they are used: a test needs none of them
     from tensorboardX.event_file_writer import EventsWriter
@@ -37,8 +37,8 @@ def write_arguments(path: Path, values: dict[str, Any]) -> None:
 def say_what_is_trained(info: DataInfo, num_weight: int, device: torch.device) -> None:
     """Print the fractions of the classes and the size of the network."""
     parts = zip(info.class_names, info.class_share, strict=True)
-    say("training pixels: " + ", ".join(f"{name} {part:.1%}" for name, part in parts))
-    say(f"{num_weight:,} weights on {device}")
+    echo("training pixels: " + ", ".join(f"{name} {part:.1%}" for name, part in parts))
+    echo(f"{num_weight:,} weights on {device}")
 
 
 def command_line(argv: list[str] | None = None) -> str:
@@ -113,7 +113,7 @@ class TrainingLog:
                 writer._py_recordio_writer.close()
             self.writer = self._waiting = None
             reason = f"cannot write {self.folder}: {error.strerror or error}"
-            say(f"warning: {reason}: the training continues, but its curves end at epoch {event.step - 1}", sys.stderr)
+            echo(f"warning: {reason}: the training continues, but its curves end at epoch {event.step - 1}", sys.stderr)
 
     def _mend(self, epoch: int) -> None:
         """Begin another file of events if somebody has removed that of this run."""
@@ -124,10 +124,10 @@ class TrainingLog:
         self.writer = None
         try:
             self._begin_file(epoch)
-            say(f"warning: {what}: its curves begin again at epoch {epoch}", sys.stderr)
+            echo(f"warning: {what}: its curves begin again at epoch {epoch}", sys.stderr)
         except (OSError, UserError) as error:
             self._waiting = None
-            say(f"warning: {what}: {error}: the training continues without curves", sys.stderr)
+            echo(f"warning: {what}: {error}: the training continues without curves", sys.stderr)
 
     def scalars(self, epoch: int, scores: dict[str, float], progress: float) -> None:
         """Add one point to each curve, and show the progress, the fraction of the run that is done."""
@@ -139,7 +139,7 @@ class TrainingLog:
         self.bar.update()
         if self.bar.disable:
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
-            say(f"epoch {epoch}{self.of}  {text}  {left} left")
+            echo(f"epoch {epoch}{self.of}  {text}  {left} left")
 
     def arguments(self, epoch: int, values: dict[str, Any], network: Mapping[str, Any]) -> None:
         """Add the flags as a table of text, and the layout of the chart of both losses; called before `open`."""

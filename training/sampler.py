@@ -68,11 +68,11 @@ class PatchSampler(Sampler[list[Window]]):
         self.epoch, self.first_step = epoch, first_step
 
     @property
-    def plan(self) -> dict[str, Any]:
+    def batch_settings(self) -> dict[str, Any]:
         """Settings that the batches of an epoch depend on, besides the image sizes and what is annotated."""
         crop = [int(side) for side in self.crop]
-        plan = {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
-        return plan | {"num_crop": self.num_crop}
+        batch_settings = {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
+        return batch_settings | {"num_crop": self.num_crop}
 
     def batches(self, epoch: int) -> list[list[Window]]:
         """All batches of an epoch, for all processes together."""

@@ -55,8 +55,8 @@ class TrainState:
         Those of the epoch before.
     steps : list of Tensor
         Loss of each batch since those in `losses`, still on the device, so that a step waits for nothing.
-    plan : dict
-        Settings that the batches of the current epoch depend on, see `TrainingBatches.plan`.
+    batch_settings : dict
+        Settings that the batches of the current epoch depend on, see `TrainingBatches.batch_settings`.
     database : str
         Identity of the database, see `dataset.identity`.
     saved_epoch : int
@@ -79,7 +79,7 @@ class TrainState:
     losses: list[float] = field(default_factory=list)
     last_losses: list[float] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
-    plan: dict[str, Any] = field(default_factory=dict)
+    batch_settings: dict[str, Any] = field(default_factory=dict)
     database: str = ""
     saved_epoch: int = 0
     average: MovingAverage | None = None
@@ -137,9 +137,9 @@ class TrainState:
             if state.scaler.is_enabled() and saved.scaler:
                 state.scaler.load_state_dict(saved.scaler)
         state.epoch, state.losses = saved.epoch, saved.losses
-        if saved.whole:
+        if saved.epoch_complete:
             state.next_epoch()
-        state.saved_epoch, state.plan = saved.epoch, saved.plan
+        state.saved_epoch, state.batch_settings = saved.epoch, saved.batch_settings
         state.threshold, state.seconds = saved.threshold, saved.seconds
         state.best_epoch, state.best_score = saved.best_epoch, saved.best_score
         return state
@@ -162,11 +162,17 @@ class TrainState:
         """Network to validate and test with: the moving average, if there is one."""
         return self.average.net if self.average else self.net
 
-    def plan_epoch(self, plan: dict[str, Any], num_step: int) -> str:
+    def note_batch_settings(self, batch_settings: dict[str, Any], num_step: int) -> str:
         """Start an interrupted epoch again if its batches have changed; return why, or an empty text."""
-        one_each = {"num_crop": self.plan["samples"]} if "samples" in self.plan else {}  # of earlier versions
-        before, self.plan = plan | one_each | self.plan, plan
-        changed = [f"{name} changed from {before[name]} to {plan[name]}" for name in plan if before[name] != plan[name]]
+        one_each = (
+            {"num_crop": self.batch_settings["samples"]} if "samples" in self.batch_settings else {}
+        )  # of earlier versions
+        before, self.batch_settings = batch_settings | one_each | self.batch_settings, batch_settings
+        changed = [
+            f"{name} changed from {before[name]} to {batch_settings[name]}"
+            for name in batch_settings
+            if before[name] != batch_settings[name]
+        ]
         if not self.losses or not (changed or len(self.losses) > num_step):
             return ""
         self.losses = []
@@ -188,12 +194,12 @@ class TrainState:
         """Start the next epoch."""
         self.epoch, self.last_losses, self.losses = self.epoch + 1, self.losses, []
 
-    def checkpoint(self, config: Config, *, whole: bool, seconds: float) -> Checkpoint:
-        """Checkpoint of this state; `whole` if the epoch is complete, as is the one before an epoch without a step."""
+    def checkpoint(self, config: Config, *, epoch_complete: bool, seconds: float) -> Checkpoint:
+        """Checkpoint of this state; an epoch without a step is saved as the end of the one before."""
         epoch = self.epoch
         losses = self.losses
         if not losses and epoch > 1:
-            epoch, whole, losses = epoch - 1, True, self.last_losses
+            epoch, epoch_complete, losses = epoch - 1, True, self.last_losses
         return Checkpoint(
             net=self.net.state_dict(),
             optim=self.optimizer.state_dict(),
@@ -202,9 +208,9 @@ class TrainState:
             info=self.info,
             config=asdict(config),
             epoch=epoch,
-            whole=whole,
+            epoch_complete=epoch_complete,
             losses=losses,
-            plan=self.plan,
+            batch_settings=self.batch_settings,
             threshold=self.threshold,
             seconds=seconds,
             run=distributed.run_id(),

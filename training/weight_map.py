@@ -54,8 +54,8 @@ def cache_border_distances(files: list[SampleFile], info: DataInfo) -> None:
             continue
         distance = border_distance(label)
         try:
-            with atomic_write(file.distance) as goal:
-                _write_distance(goal, file, label, distance, info.class_values)
+            with atomic_write(file.distance) as target:
+                _write_distance(target, file, label, distance, info.class_values)
         except UserError as error:
             if made_of and np.array_equal(file.open_distance(), distance):
                 continue  # of an earlier version, in a folder that is not writable
@@ -75,8 +75,8 @@ def save_distance(file: SampleFile, label: np.ndarray, class_values: list) -> No
     class_values : list
         As in `DataInfo`.
     """
-    with file.distance.open("wb") as goal:
-        _write_distance(goal, file, label, border_distance(label), class_values)
+    with file.distance.open("wb") as target:
+        _write_distance(target, file, label, border_distance(label), class_values)
     _set_time(file)
 
 
@@ -102,11 +102,11 @@ def _hash(data: bytes | memoryview) -> bytes:
 
 
 def _write_distance(
-    goal: IO[bytes], file: SampleFile, label: np.ndarray, distance: np.ndarray, class_values: list
+    target: IO[bytes], file: SampleFile, label: np.ndarray, distance: np.ndarray, class_values: list
 ) -> None:
     """Write the border distance (H, W) of a sample as `.npy`, and behind the array what it was computed from."""
-    np.save(goal, distance)
-    goal.write(b"".join(_origin(file, label, class_values)))
+    np.save(target, distance)
+    target.write(b"".join(_origin(file, label, class_values)))
 
 
 def _read_origin(file: SampleFile) -> _Origin | None:

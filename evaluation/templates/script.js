@@ -167,7 +167,7 @@ function toggleClass(k) {
 
 const percent = (fraction) => `${(100 * fraction).toFixed(2)} %`;
 const number = (value) => value.toFixed(value >= 10 ? 1 : 4);
-const errorAt = (image) => image.wrong[state.threshold] / image.known;
+const errorAt = (image) => image.wrong[state.threshold] / image.valid;
 
 /** Pixel error of an image at the threshold; empty with more than two classes, and without a label. */
 function errorText(image) {

@@ -49,19 +49,19 @@ def write_two_classes(folder, num=3, *, background="background", charts=None, **
     cards = []
     for number in range(num):
         pixels, label, probability = scene(number % 9)
-        known = np.arange(SIZE) < (40 if number == num - 1 else SIZE)
-        known = np.broadcast_to(known, label.shape)
-        pictures = {"input": pixels, "label": label_picture(label, 2, known), "output": probability}
+        valid = np.arange(SIZE) < (40 if number == num - 1 else SIZE)
+        valid = np.broadcast_to(valid, label.shape)
+        pictures = {"input": pixels, "label": label_picture(label, 2, valid), "output": probability}
         save_images(folder / "images", number, pictures)
         is_inverted = background == "cell"
         inside, output = (label == 0, 255 - probability) if is_inverted else (label == 1, probability)
-        wrong = wrong_pixels(inside, output, known)
-        error = wrong[127] / known.sum()
+        wrong = wrong_pixels(inside, output, valid)
+        error = wrong[127] / valid.sum()
         scores = {"loss": 0.1 + 0.1 * (number % 2), "pixel_error": error, "dice_cell": 1 - error}
         card = Card(f"{number:04d}", f"{number:05d}.npy", label.shape, scores, f"cell_{'abc'[number % 3]}{number}.tif")
         changed = {
             "wrong": wrong,
-            "annotated": float(known.mean()),
+            "annotated": float(valid.mean()),
             "pixel_size": None if number else (0.5, 0.5),
         } | changes
         cards.append(Card(**vars(card) | changed))
@@ -81,8 +81,8 @@ def write_three_classes(folder, annotated=SIZE):
     output[20:40, 30:40] = 1
     output[8:56, 48:56] = 0
     pixels = np.full((SIZE, SIZE), 120, np.uint8)
-    known = np.broadcast_to(np.arange(SIZE) < annotated, label.shape)
-    pictures = {"label": label_picture(label, 3, known), "output": label_picture(output, 3)}
+    valid = np.broadcast_to(np.arange(SIZE) < annotated, label.shape)
+    pictures = {"label": label_picture(label, 3, valid), "output": label_picture(output, 3)}
     save_images(folder / "images", 0, {"input": pixels} | pictures)
     names = ("background", "cell", "nucleus")
     summary = summary_of(names) | {

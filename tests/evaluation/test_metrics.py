@@ -240,14 +240,14 @@ def grid(*rows):
 def test_segments_are_scored_where_they_are_annotated():
     label = np.ones((6, 6), bool)
     label[:, 2] = False
-    known = np.zeros((6, 6), bool)
-    known[:4] = True
+    valid = np.zeros((6, 6), bool)
+    valid[:4] = True
     probability = np.where(label, 0.9, 0.1)
     probability[4:] = 1 - probability[4:]  # as wrong as can be where nothing is annotated
-    scores = challenge_scores(label, probability, (0.5,), known)
+    scores = challenge_scores(label, probability, (0.5,), valid)
     assert scores["v_rand"] == scores["v_info"] == 1 and scores["pixel_error"] == 0
     probability[0, 2] = 0.9  # the border is open in one of 24 annotated pixels
-    scores = challenge_scores(label, probability, (0.5,), known)
+    scores = challenge_scores(label, probability, (0.5,), valid)
     assert scores["v_rand"] == pytest.approx(2 * (8**2 + 12**2) / (8**2 + 12**2 + 20**2))  # cells of 8 and 12 px
     assert scores["v_info"] == 0 and scores["pixel_error"] == 1 / 24
     assert scores["rand_counts"].tolist() == [[8**2 + 12**2, 8**2 + 12**2, 20**2]]
@@ -262,17 +262,17 @@ def test_unassigned_pixels_weigh_by_the_annotated_ones():
 @pytest.mark.parametrize("large", [False, True])
 def test_a_segment_that_leaves_the_annotation_and_comes_back_is_two_as_in_the_label(monkeypatch, large):
     monkeypatch.setattr("evaluation.metrics.LARGE", 0 if large else 2**22)
-    known = np.ones((6, 6), bool)
-    known[:, 3] = False  # through a cell that fills the image
-    segments = thin_borders(np.ones((6, 6), bool), known)
+    valid = np.ones((6, 6), bool)
+    valid[:, 3] = False  # through a cell that fills the image
+    segments = thin_borders(np.ones((6, 6), bool), valid)
     assert segments.tolist() == [[1, 1, 1, 0, 2, 2]] * 6
     ring = np.ones((6, 6), bool)
     ring[1:5, 1:5] = False  # a cell with a large hole, of which the left and the right side are annotated
-    known[:, 2:4] = False
-    known[:, 1] = known[:, 4] = True
-    segments = thin_borders(ring, known)
+    valid[:, 2:4] = False
+    valid[:, 1] = valid[:, 4] = True
+    segments = thin_borders(ring, valid)
     assert segments.tolist() == [[1, 1, 0, 0, 2, 2]] * 6
-    assert challenge_scores(ring, ring * 1.0, (0.5,), known)["v_rand"] == 1
+    assert challenge_scores(ring, ring * 1.0, (0.5,), valid)["v_rand"] == 1
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -280,10 +280,10 @@ def test_segments_of_a_window_score_as_the_window_cut_out(monkeypatch, large):
     monkeypatch.setattr("evaluation.metrics.LARGE", 0 if large else 2**22)
     labels, probabilities = load_case(Path(__file__).parents[1] / "golden" / "voronoi_a_blurred.npz")
     window = np.s_[12:76, 20:90]  # of even offset: the large way floods by the fields of a chessboard
-    known = np.zeros(labels[0].shape, bool)
-    known[window] = True
+    valid = np.zeros(labels[0].shape, bool)
+    valid[window] = True
     for label, probability in zip(labels, probabilities, strict=True):
-        inside = challenge_scores(label, probability, known=known)
+        inside = challenge_scores(label, probability, valid=valid)
         cut = challenge_scores(label[window], probability[window])
         assert cut["v_info"].max() > cut["v_info"].min()
         for name, values in cut.items():
@@ -327,29 +327,29 @@ def test_no_object_score_where_none_can_be_judged():
 def test_topological_errors_are_counted_among_the_annotated_pixels():
     label = np.ones((6, 6), bool)
     label[:, 3] = False
-    known = np.arange(36).reshape(6, 6) < 24
+    valid = np.arange(36).reshape(6, 6) < 24
     mask = label.copy()
     mask[1, 3] = True  # a hole in the border
-    assert warping_scores(label, mask, known) == {"warping_error": 1 / 24, "num_split": 0, "num_merger": 1}
-    assert warping_scores(label, label ^ ~known, known) == {"warping_error": 0.0, "num_split": 0, "num_merger": 0}
+    assert warping_scores(label, mask, valid) == {"warping_error": 1 / 24, "num_split": 0, "num_merger": 1}
+    assert warping_scores(label, label ^ ~valid, valid) == {"warping_error": 0.0, "num_split": 0, "num_merger": 0}
 
 
 def test_what_a_label_holds_where_it_is_not_annotated_has_no_part_in_any_score():
     rng = np.random.default_rng(0)
-    label, other, mask, known = rng.random((4, 24, 24)) < 0.6
-    other[known] = label[known]
+    label, other, mask, valid = rng.random((4, 24, 24)) < 0.6
+    other[valid] = label[valid]
     objects, probability = rng.integers(0, 9, (24, 24)), np.where(mask, 0.85, 0.35)
-    assert mask_scores(label, mask, objects, known) == mask_scores(other, mask, objects, known)
-    first, second = (challenge_scores(truth, probability, known=known) for truth in (label, other))
+    assert mask_scores(label, mask, objects, valid) == mask_scores(other, mask, objects, valid)
+    first, second = (challenge_scores(truth, probability, valid=valid) for truth in (label, other))
     assert all(np.array_equal(first[name], second[name]) for name in first)
-    assert mask_scores(label, mask, objects, known) != mask_scores(label, mask, objects)
+    assert mask_scores(label, mask, objects, valid) != mask_scores(label, mask, objects)
 
 
 def test_a_label_that_is_annotated_everywhere_scores_as_one_without_a_mask():
     rng = np.random.default_rng(0)
     label, mask, everywhere = rng.random((24, 24)) < 0.7, rng.random((24, 24)) < 0.7, np.ones((24, 24), bool)
     assert mask_scores(label, mask, None, everywhere) == mask_scores(label, mask)
-    first, second = (challenge_scores(label, np.where(mask, 0.9, 0.2), known=known) for known in (None, everywhere))
+    first, second = (challenge_scores(label, np.where(mask, 0.9, 0.2), valid=valid) for valid in (None, everywhere))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 

@@ -55,14 +55,14 @@ def test_pixels_without_annotation_are_grey(num_class):
 @pytest.mark.parametrize("num_class", [2, 5, 32])
 def test_classes_are_read_from_a_picture(num_class):
     label = np.array([[0, 1, 255], [255, num_class - 1, 0]], np.uint8)
-    classes, known = classes_of(label_picture(label, num_class, label != 255))
-    assert np.array_equal(known, label != 255) and np.array_equal(classes[known], label[known])
+    classes, valid = classes_of(label_picture(label, num_class, label != 255))
+    assert np.array_equal(valid, label != 255) and np.array_equal(classes[valid], label[valid])
 
 
 def test_errors_are_missed_added_and_confused_and_those_without_annotation_do_not_count():
     label, output = np.array([[1, 0, 1, 2, 2]]), np.array([[1, 2, 0, 1, 0]])
-    known = np.array([[True, True, True, True, False]])
-    picture = error_picture(np.full((1, 5), 90, np.uint8), label, output, 0, known, COLOURS_OF_SEVERAL)[0]
+    valid = np.array([[True, True, True, True, False]])
+    picture = error_picture(np.full((1, 5), 90, np.uint8), label, output, 0, valid, COLOURS_OF_SEVERAL)[0]
     missed, added, confused = map(list, COLOURS_OF_SEVERAL.values())
     assert picture[:4].tolist() == [[30] * 3, added, missed, confused]
     assert picture[4].tolist() == [118] * 3  # veiled

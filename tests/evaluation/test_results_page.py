@@ -115,8 +115,8 @@ def test_links_lead_to_checkpoints_of_any_name(tmp_path):
 def test_the_wrong_pixels_of_each_threshold_are_counted():
     rng = np.random.default_rng(0)
     inside, output = rng.integers(0, 2, (40, 30)).astype(bool), rng.integers(0, 256, (40, 30)).astype(np.uint8)
-    known = rng.integers(0, 2, (40, 30)).astype(bool)
-    for mask in (None, known):
+    valid = rng.integers(0, 2, (40, 30)).astype(bool)
+    for mask in (None, valid):
         chosen = np.ones_like(inside) if mask is None else mask
         expected = [int(((output > k) != inside)[chosen].sum()) for k in range(256)]
         assert wrong_pixels(inside, output, mask) == expected

@@ -219,8 +219,8 @@ def test_the_large_view_zooms_all_panels_and_is_steered_by_keys(page, two):
     middle, scale = errors.shape[0] / 2, size["imageWidth"] / pages.SIZE
     left = (size["width"] - size["imageWidth"]) / 2
     below = errors[round(middle + 10 * scale) : round(middle + 30 * scale)]  # rows 42 to 62, without a square
-    known, unknown = (below[:, round(left + a * scale) : round(left + b * scale)] for a, b in ((1, 39), (41, 63)))
-    assert (known == known[0, 0]).all() and np.unique(unknown).size > 1  # of the veil
+    valid, unknown = (below[:, round(left + a * scale) : round(left + b * scale)] for a, b in ((1, 39), (41, 63)))
+    assert (valid == valid[0, 0]).all() and np.unique(unknown).size > 1  # of the veil
     page.press("\ue014")  # right arrow
     assert page.text("#large-title") == "cell_b1.tif"
     page.press("\ue012", "\ue012")  # left arrow, of which the second one has no effect

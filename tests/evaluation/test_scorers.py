@@ -33,16 +33,16 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 INFO = DataInfo(1, [0, 255], ["membrane", "cell"], [0.3, 0.7], [0.0], [1.0], [0.0, 255.0])
 
 
-def segmented(label, probability, index=0, num_class=2, known=None):
+def segmented(label, probability, index=0, num_class=2, valid=None):
     """An image as a network would segment it: `probability` is of class 1, or (K, H, W)."""
     label = np.asarray(label, np.uint8)
-    seen = np.s_[:] if known is None else known
+    seen = np.s_[:] if valid is None else valid
     each = np.stack([1 - probability, probability]) if probability.ndim == 2 else probability
     classes = each.argmax(0).astype(np.uint8)
     kept = each[1] if num_class == 2 else each.max(0)
     matrix = metrics.confusion_matrix(label[seen], classes[seen], num_class)
     image = np.zeros((*label.shape, 1), np.uint8)
-    return Segmented(index, image, label, kept.astype(np.float32), classes, 0.5, matrix, known)
+    return Segmented(index, image, label, kept.astype(np.float32), classes, 0.5, matrix, valid)
 
 
 def predictor(info=INFO, threshold=0.5, background=0):
@@ -142,10 +142,10 @@ def discs(threshold, sharp=2.0):
     return distance < 9, 1 / (1 + np.exp((distance - 9) * sharp) * threshold / (1 - threshold)) * 1.0
 
 
-def best_threshold(*pairs, background=0, known=None):
+def best_threshold(*pairs, background=0, valid=None):
     scorer = SegmentScorer(background)
     for index, (label, probability) in enumerate(pairs):
-        scorer(segmented(label, probability, index, known=known))
+        scorer(segmented(label, probability, index, valid=valid))
     return scorer.finish().best_threshold
 
 
@@ -242,11 +242,11 @@ PARTIAL = replace(INFO, ignore=128)
 UNKNOWN = np.arange(24 * 24).reshape(24, 24) % 24 > 9  # right of a window of 10 columns
 
 
-def scorer_of(folder, info, image, label, background=0, known=None):
+def scorer_of(folder, info, image, label, background=0, valid=None):
     """What a test of one image says, whose output is its label."""
     label = np.asarray(label, np.uint8)
     scorer = TestScorer(folder, [SampleFile(Path("a.npy"))], predictor(info, background=background))
-    shown = segmented(label, np.where(label == 1, 0.9, 0.1), known=known)
+    shown = segmented(label, np.where(label == 1, 0.9, 0.1), valid=valid)
     scorer(replace(shown, image=image))
     scorer.finish()
     return scorer
@@ -268,9 +268,9 @@ def test_otsus_threshold_takes_the_side_that_the_foreground_had_in_training(tmp_
     scores = scorer_of(tmp_path, info, image, label, background).summary()["baseline_otsu"]
     assert scores["pixel_error"] == 1 / 4
     assert scores["dice_cell"] == pytest.approx(2 * 100 / (200 + 100 + 156))
-    known = np.arange(32)[:, None] + np.zeros(32) >= 16
-    partial, seen = replace(info, ignore=128), np.where(known, label, IGNORE)
-    assert scorer_of(tmp_path, partial, image, seen, background, known).summary()["baseline_otsu"]["pixel_error"] == 0
+    valid = np.arange(32)[:, None] + np.zeros(32) >= 16
+    partial, seen = replace(info, ignore=128), np.where(valid, label, IGNORE)
+    assert scorer_of(tmp_path, partial, image, seen, background, valid).summary()["baseline_otsu"]["pixel_error"] == 0
 
 
 def test_otsus_threshold_is_that_of_the_section_itself(tmp_path):
@@ -318,7 +318,7 @@ def test_loss_and_counts_are_of_the_annotated_pixels(parts):
     assert inside.loss == pytest.approx(-np.log(of_label.astype(np.float64)).mean(), rel=1e-6)
     cut = metrics.confusion_matrix(whole.label[window], whole.classes[window], 2)
     assert np.array_equal(inside.matrix, cut)
-    assert whole.known is None and nothing.label is None and nothing.known is None and nothing.loss == 0
+    assert whole.valid is None and nothing.label is None and nothing.valid is None and nothing.loss == 0
     full = replace(network, members=(replace(network.members[0], info=INFO),))
     again = next(segment(full, files[:1], World(), tta=False, tile=0))
     assert again.loss == whole.loss and np.array_equal(again.matrix, whole.matrix)
@@ -345,7 +345,7 @@ def test_the_majority_baseline_is_of_the_annotated_pixels(tmp_path):
     label[:, :4] = 1
     label[UNKNOWN] = IGNORE
     scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(PARTIAL))
-    scorer(segmented(label, np.where(label == 1, 0.9, 0.1), known=~UNKNOWN))
+    scorer(segmented(label, np.where(label == 1, 0.9, 0.1), valid=~UNKNOWN))
     scorer.finish()
     summary = scorer.summary()
     assert summary["majority"]["pixel_error"] == pytest.approx(6 / 10) and summary["mean"]["pixel_error"] == 0
@@ -362,7 +362,7 @@ def test_classes_of_objects_are_scored_where_they_are_annotated(tmp_path):
     output[:, 12:] = 1  # anything at all where nothing is annotated
     label[UNKNOWN] = IGNORE
     scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(info))
-    scorer(segmented(label, np.moveaxis(np.eye(3)[output], -1, 0), num_class=3, known=~UNKNOWN))
+    scorer(segmented(label, np.moveaxis(np.eye(3)[output], -1, 0), num_class=3, valid=~UNKNOWN))
     scorer.finish()
     mean = scorer.summary()["mean"]
     assert mean["dice_b"] == mean["dice_c"] == mean["object_f1"] == 1 and mean["pixel_error"] == 0
@@ -372,17 +372,17 @@ def test_the_threshold_is_chosen_where_it_is_annotated():
     label, probability = discs(0.5)
     fat = np.where(np.roll(label, 2, 0) | label, np.maximum(probability, 0.65), probability)
     left = np.arange(64) < 32
-    mixed, known = np.where(left, fat, probability), np.broadcast_to(left, (64, 64))
-    assert best_threshold((label, mixed), known=known) == best_threshold((label, fat)) == 0.7
-    assert best_threshold((np.where(known, label, IGNORE), mixed), known=known) == 0.7
-    assert best_threshold((label, mixed), known=~known) == 0.5
-    empty = np.where(known, 0, IGNORE)  # no foreground is annotated, so it says nothing of the segments
-    assert best_threshold((empty, np.random.default_rng(0).random((64, 64))), known=known) == 0.5
+    mixed, valid = np.where(left, fat, probability), np.broadcast_to(left, (64, 64))
+    assert best_threshold((label, mixed), valid=valid) == best_threshold((label, fat)) == 0.7
+    assert best_threshold((np.where(valid, label, IGNORE), mixed), valid=valid) == 0.7
+    assert best_threshold((label, mixed), valid=~valid) == 0.5
+    empty = np.where(valid, 0, IGNORE)  # no foreground is annotated, so it says nothing of the segments
+    assert best_threshold((empty, np.random.default_rng(0).random((64, 64))), valid=valid) == 0.5
 
 
 def test_pictures_of_the_validation_show_what_is_annotated():
     label = np.where(UNKNOWN, IGNORE, np.eye(24, dtype=np.uint8))
-    image = segmented(label, np.zeros((24, 24)), known=~UNKNOWN)
+    image = segmented(label, np.zeros((24, 24)), valid=~UNKNOWN)
     scorer = ValidationScorer(PARTIAL, pictures=True)
     scorer(image)
     assert np.array_equal(scorer.pictures["label"], np.where(UNKNOWN, 128, np.eye(24) * 255))

@@ -249,7 +249,7 @@ def test_a_wrong_ending_and_a_missing_package_are_refused(trained, work, fails, 
     assert "needs the package no_such_package" in fails(main.main, SCRIPT)
 
 
-def test_a_goal_that_cannot_be_written_is_refused_and_other_files_stay(trained, work, fails):
+def test_a_target_that_cannot_be_written_is_refused_and_other_files_stay(trained, work, fails):
     (work / "net.pt.pt").write_text("mine")
     (work / "net.pt").mkdir()
     assert "net.pt is a folder" in fails(main.main, SCRIPT)

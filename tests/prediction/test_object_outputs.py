@@ -23,8 +23,8 @@ from prediction.tiling import Band
 ALL = "mask,cells,table,overlay,rois"
 
 
-def predict(source, goal, *flags):
-    return ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--input", source, "--output", goal, *flags]
+def predict(source, target, *flags):
+    return ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--input", source, "--output", target, *flags]
 
 
 def segment(*arguments):
@@ -101,14 +101,14 @@ PLANES = {  # axes -> position, z and t of each section in ImageJ, and the colum
 
 
 @pytest.mark.parametrize("axes", PLANES)
-@pytest.mark.parametrize("goal", ["o.tif", "o/"])
-def test_rois_and_table_name_the_plane_of_each_axes_order(trained, work, axes, goal):
+@pytest.mark.parametrize("target", ["o.tif", "o/"])
+def test_rois_and_table_name_the_plane_of_each_axes_order(trained, work, axes, target):
     roifile = pytest.importorskip("roifile")
     pixels = hyperstack(axes, np.random.default_rng(0))
     tifffile.imwrite("in.tif", pixels, imagej=True, metadata={"axes": f"{axes}YX"})
     channel = ["--channel", "1"] if "C" in axes else []
-    assert segment("in.tif", goal, "--what", "table,rois", *channel) == 0
-    table, rois = ("o/table.csv", "o/in-rois.zip") if goal == "o/" else ("o-table.csv", "o-rois.zip")
+    assert segment("in.tif", target, "--what", "table,rois", *channel) == 0
+    table, rois = ("o/table.csv", "o/in-rois.zip") if target == "o/" else ("o-table.csv", "o-rois.zip")
     planes, columns = PLANES[axes]
     rows, sections = rows_of(work / table), pixels[..., 1, :, :] if "C" in axes else pixels
     assert list(rows[0])[: len(columns) + 4] == ["image", "section", "object", *columns, "area_px"]
@@ -126,13 +126,13 @@ def test_sections_chosen_count_in_what_fiji_can_open(trained, work):
     pixels = hyperstack("Z", np.random.default_rng(0))
     tifffile.imwrite("in.tif", pixels, imagej=True, metadata={"axes": "ZYX"})
     flags = ["--section", "1:3"]  # the second and the third
-    for goal, what, position, sections in (
+    for target, what, position, sections in (
         ("o.zip", "rois", {2, 3}, {"2", "3"}),  # the input alone
         ("o.tif", "mask,table,rois", {1, 2}, {"1", "2"}),  # the stack that is written
         ("o/", "table,rois", {2, 3}, {"2", "3"}),
     ):
-        assert segment("in.tif", goal, "--what", what, *flags) == 0
-        file = {"o.zip": "o.zip", "o.tif": "o-rois.zip", "o/": "o/in-rois.zip"}[goal]
+        assert segment("in.tif", target, "--what", what, *flags) == 0
+        file = {"o.zip": "o.zip", "o.tif": "o-rois.zip", "o/": "o/in-rois.zip"}[target]
         assert {place for _, place in roi_names(work / file)} == position
         if "table" in what:
             rows = rows_of(work / file.replace("in-rois.zip", "table.csv").replace("-rois.zip", "-table.csv"))
@@ -175,7 +175,7 @@ def test_a_folder_has_pictures_by_section_one_table_and_outlines_by_file(stack, 
 
 def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack, work, capsys):
     tifffile.imwrite("bare.tif", stack[:1, :64])
-    for goal, what, files in (
+    for target, what, files in (
         ("t.csv", "table", {"t.csv"}),
         ("u.tif", "table", {"u.csv"}),
         ("v.npy", "mask,overlay,table", {"v-mask.npy", "v-overlay.tif", "v-table.csv"}),
@@ -184,7 +184,7 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
         ("y.ome.tif", "table", {"y.csv"}),
     ):
         before = set(work.iterdir())
-        assert segment("bare.tif", goal, "--what", what) == 0
+        assert segment("bare.tif", target, "--what", what) == 0
         assert {path.name for path in set(work.iterdir()) - before} == files
         lines = capsys.readouterr().out.splitlines()
         assert sum("measures in px only, the images have no pixel size" in line for line in lines) == 1
@@ -193,7 +193,7 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
 
 
 @pytest.mark.parametrize(
-    ("goal", "what", "words"),
+    ("target", "what", "words"),
     [
         ("x.csv", "table,mask", "--output x.csv can't hold mask"),
         ("x.zip", "table", "--output x.zip can't hold table"),
@@ -208,7 +208,7 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
         ("in-kept.tif", "overlay,table", "--output in-kept-table.csv would replace the input"),
     ],
 )
-def test_what_can_not_be_written_is_one_line(trained, work, fails, goal, what, words):
+def test_what_can_not_be_written_is_one_line(trained, work, fails, target, what, words):
     for name in ("in.tif", "in.png"):
         Image.fromarray(np.zeros((40, 50), np.uint8)).save(name)
     for name in ("notes.csv", "notes.zip"):
@@ -218,7 +218,7 @@ def test_what_can_not_be_written_is_one_line(trained, work, fails, goal, what, w
     (work / "in-kept-table.csv").symlink_to("in.tif")
     before = sorted(work.iterdir())
     line = fails(
-        main.main, [*predict("in.png", goal, "--what", what)[:-2], "--input", "in.tif", "in.png", "--what", what]
+        main.main, [*predict("in.png", target, "--what", what)[:-2], "--input", "in.tif", "in.png", "--what", what]
     )
     assert words in line
     assert sorted(work.iterdir()) == before and (work / "notes.csv").read_text() == "mine"
@@ -229,8 +229,8 @@ def test_a_table_names_each_series_which_has_its_own_pixel_size(stack, work, cap
     with h5py.File("a.h5", "w") as file:
         file["raw"], file["g/other"] = stack[:2, :64], stack[:1, :64]  # in a file "g" comes first
         file["raw"].attrs["element_size_um"] = [2, 0.5, 0.25]
-    for goal, name in (("t.csv", "t.csv"), ("out/", "out/table.csv")):
-        assert segment("", goal, "--what", "table", "--input", "a.h5:/raw", "a.h5:/g/other") == 0
+    for target, name in (("t.csv", "t.csv"), ("out/", "out/table.csv")):
+        assert segment("", target, "--what", "table", "--input", "a.h5:/raw", "a.h5:/g/other") == 0
         assert "1 of 3 images have no pixel size" in capsys.readouterr().out
         rows = rows_of(work / name)
         places = {(row["image"], row["section"], row["object"]) for row in rows}

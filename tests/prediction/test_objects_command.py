@@ -34,10 +34,10 @@ def stack(work):
     return pixels
 
 
-def segment(goal, *flags, source="in.tif"):
+def segment(target, *flags, source="in.tif"):
     predict = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--amp", "off", "--what", "cells"]
-    assert main.main([*predict, "--input", source, "--output", goal, *flags]) == 0
-    return np.load(goal) if Path(goal).suffix == ".npy" and Path(goal).exists() else None
+    assert main.main([*predict, "--input", source, "--output", target, *flags]) == 0
+    return np.load(target) if Path(target).suffix == ".npy" and Path(target).exists() else None
 
 
 def filtered(stack, *chosen):
@@ -134,8 +134,8 @@ def test_stacks_are_not_linked_with_each_other_and_processes_share_them(stack, t
 def test_a_table_of_several_stacks_tells_which_objects_are_one(stack, work):
     two = np.stack([stack, stack[::-1]])
     tifffile.imwrite("tz.tif", two, imagej=True, metadata={"axes": "TZYX"})
-    for goal in ("tz.npy", "out/", "tz.npy"):  # the last one replaces the table
-        segment(goal, "--link", "0.3", "--what", "cells,table", source="tz.tif")
+    for target in ("tz.npy", "out/", "tz.npy"):  # the last one replaces the table
+        segment(target, "--link", "0.3", "--what", "cells,table", source="tz.tif")
     cells = np.load("tz-cells.npy").reshape(10, 90, 110)
     for name in ("tz-table.csv", "out/table.csv"):
         with Path(name).open() as file:

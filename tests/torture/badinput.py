@@ -68,12 +68,12 @@ def wrong(
     return faults
 
 
-def _copy(source: str, goal: str) -> None:
+def _copy(source: str, target: str) -> None:
     """Copy a file, or make the named pipe again."""
     if Path(source).is_fifo():
-        os.mkfifo(goal)
+        os.mkfifo(target)
     else:
-        shutil.copy2(source, goal)
+        shutil.copy2(source, target)
 
 
 def _all_files(folder: Path) -> dict[str, str]:
@@ -128,9 +128,14 @@ def make_inputs(folder: Path) -> None:
         os.mkfifo(folder / name)
     for name in ("emptydir", "dir.tif", "d.png", "d.onnx", "folders/a.tif", "z.zarr"):
         (folder / name).mkdir(parents=True)
-    for name, goal in {"loop": "loop", "loop.tif": "loop.tif", "broken.tif": "nowhere", "links/a.tif": "gone"}.items():
+    for name, target in {
+        "loop": "loop",
+        "loop.tif": "loop.tif",
+        "broken.tif": "nowhere",
+        "links/a.tif": "gone",
+    }.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).symlink_to(goal)
+        (folder / name).symlink_to(target)
     (folder / "z.zarr/zarr.json").write_text("{}")
     _make_arrays(folder)
     _make_labels(folder)
@@ -182,21 +187,21 @@ def wrong_files() -> Iterator[tuple[str, Argv]]:
     for source in [*(f"in/{name}" for name in names.split()), "", "/dev/null", "/proc", "/proc/self/mem", "x" * 5000]:
         yield "main", [*PREDICT, "--output", "o.tif", "--input", source]
     outputs = "in/x.xyz in/file/x.tif in/dir.tif in/file /dev/null /dev/full /proc/x.tif in/loop/x.tif in/fifo"
-    for goal in ["", VOLUME, f"{VOLUME}/p.zarr", "x" * 300 + ".tif", "datasets/em/p.zarr/../train-volume.tif"]:
-        yield "main", [*PREDICT, "--input", VOLUME, "--output", goal]
-    for goal in outputs.split():
-        yield "main", [*PREDICT, "--input", VOLUME, "--output", goal]
+    for target in ["", VOLUME, f"{VOLUME}/p.zarr", "x" * 300 + ".tif", "datasets/em/p.zarr/../train-volume.tif"]:
+        yield "main", [*PREDICT, "--input", VOLUME, "--output", target]
+    for target in outputs.split():
+        yield "main", [*PREDICT, "--input", VOLUME, "--output", target]
     labels = ["nothing", "file", "text.tif", "jpegs", "fifo", "pipes", "emptydir", "rgb.npy"]
     for label in labels + [f"label-{name}.tif" for name in ("three", "small", "nan", "float", "negative", "forty")]:
         yield "run_make_database", [*NEW, "--input", VOLUME, "--label", f"in/{label}"]
     for source in ("in/fifo", "in/pipes", "in/text.tif", "in/nothing", "/dev/null", "in/links", "in/folders"):
         yield "run_make_database", [*NEW, "--label", "none", "--input", source]
-    for goal in ("o.xyz", "in/file/x.png", "in/d.png", "/dev/null", "noending", "/proc/x.png"):
-        yield "display_result", ["--save", goal]
+    for target in ("o.xyz", "in/file/x.png", "in/d.png", "/dev/null", "noending", "/proc/x.png"):
+        yield "display_result", ["--save", target]
     exports = {"onnx": ("", "a.pt", "in/d.onnx"), "torchscript": ("in/file/a.pt", "/dev/null", "/proc/a.pt")}
-    for kind, goals in (exports | {"bioimageio": ("a",)}).items():
-        for goal in goals:
-            yield "main", ["--mode", "export", "--gpu_ids", "-1", "--format", kind, "--output", goal]
+    for kind, targets in (exports | {"bioimageio": ("a",)}).items():
+        for target in targets:
+            yield "main", ["--mode", "export", "--gpu_ids", "-1", "--format", kind, "--output", target]
 
 
 def wrong_together() -> Iterator[tuple[str, Argv]]:

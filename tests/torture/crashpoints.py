@@ -16,8 +16,8 @@ from random import Random
 from typing import Any
 
 from .cases import Case, Fault, Part, Start, check_end
-from .goals import Reference, Training, measure
 from .processes import Ended, run
+from .targets import Reference, Training, measure
 
 NAMES = ("database", "test", "tif", "npy", "zarr", "pyramid", "png", "objects")
 EPOCHS = 2
@@ -37,10 +37,10 @@ def cases(start: Start) -> list[Case]:
         made += [Case(f"training {failure}", partial(cut_training, start, training, failure, n)) for n in range(num)]
     for name in NAMES:
         reference = measure(name, start, root)
-        folder, goal = root / f"count-{name}", reference.goal
-        num = _count(goal.program, goal.argv, partial(reference.copy, folder), folder)
+        folder, target = root / f"count-{name}", reference.target
+        num = _count(target.program, target.argv, partial(reference.copy, folder), folder)
         for failure in FAILURES:
-            made += [Case(f"{name} {failure}", partial(cut_goal, reference, failure, n)) for n in range(num)]
+            made += [Case(f"{name} {failure}", partial(cut_target, reference, failure, n)) for n in range(num)]
     return made
 
 
@@ -66,10 +66,10 @@ def cut_training(
     return faults + training.check_done(folder, ended)
 
 
-def cut_goal(reference: Reference, failure: str, number: int, folder: Path, _rng: Random) -> list[Fault]:
+def cut_target(reference: Reference, failure: str, number: int, folder: Path, _rng: Random) -> list[Fault]:
     """Cut a program off at one operation, look at what is left, and run it again."""
     reference.copy(folder)
-    ended = run(reference.goal.program, reference.goal.argv, folder, Tripwire(folder, number, failure).install)
+    ended = run(reference.target.program, reference.target.argv, folder, Tripwire(folder, number, failure).install)
     return _check_failure(ended, failure) + reference.check_cut(folder) + reference.check_again(folder)
 
 

@@ -43,10 +43,10 @@ class Whole:
         seeds.write_zarrs(folder / "zarrs")
         return cls(folder)
 
-    def copy(self, goal: Path, *parts: str) -> None:
+    def copy(self, target: Path, *parts: str) -> None:
         """Copy folders into that of a case."""
         for part in parts:
-            shutil.copytree(self.folder / part, goal / part)
+            shutil.copytree(self.folder / part, target / part)
 
 
 def cases(start: Start) -> Sequence[Case]:
@@ -108,16 +108,16 @@ def picture(_whole: Whole, folder: Path, rng: Random) -> list[Fault]:
 def zarr(whole: Whole, folder: Path, rng: Random) -> list[Fault]:
     """A Zarr with one file damaged, mostly a description."""
     source = rng.choice(sorted((whole.folder / "zarrs").iterdir()))
-    goal = folder / source.name
-    shutil.copytree(source, goal)
-    files = sorted(path for path in goal.rglob("*") if path.is_file())
+    target = folder / source.name
+    shutil.copytree(source, target)
+    files = sorted(path for path in target.rglob("*") if path.is_file())
     described = [path for path in files if path.name.startswith((".z", "zarr.json"))]
     file = rng.choice(described if rng.random() < 0.7 else files)
     if file in described:
         file.write_bytes(_damaged_json(file.read_bytes(), rng))
     else:
         file.write_bytes(damage_bytes(file.read_bytes(), rng, 100))
-    return _read(read_images, goal)
+    return _read(read_images, target)
 
 
 def _damaged_json(data: bytes, rng: Random) -> bytes:

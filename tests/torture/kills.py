@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 
 from .cases import Case, Fault, Part, Start, check_end
-from .goals import Reference, Training, measure
 from .processes import Child, run
+from .targets import Reference, Training, measure
 
 EPOCHS = 6
 NUM_TRAINING = 100
@@ -23,7 +23,7 @@ def cases(start: Start) -> list[Case]:
     made = [Case("training", partial(kill_training, start, training)) for _ in range(NUM_TRAINING)]
     for name, num in NUM.items():
         reference = measure(name, start, folder)
-        made += [Case(name, partial(kill_goal, reference)) for _ in range(num)]
+        made += [Case(name, partial(kill_target, reference)) for _ in range(num)]
     return made
 
 
@@ -54,12 +54,12 @@ def _kill_late(child: Child, folder: Path, seconds: float, after: int | None) ->
     child.kill()
 
 
-def kill_goal(reference: Reference, folder: Path, rng: Random) -> list[Fault]:
+def kill_target(reference: Reference, folder: Path, rng: Random) -> list[Fault]:
     """Kill a program while it runs; if it was faster, kill another run sooner."""
     share = rng.uniform(0.1, 1.0)
     reference.copy(folder)
     while True:
-        child = Child(reference.goal.program, reference.goal.argv, folder)
+        child = Child(reference.target.program, reference.target.argv, folder)
         time.sleep(share * reference.seconds)
         if not child.poll():
             break

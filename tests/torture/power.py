@@ -15,9 +15,9 @@ from random import Random
 from .cases import Case, Fault, Part, Start, check_end, left_behind
 from .crashpoints import Tripwire
 from .disk import cannot_mount
-from .goals import GOALS, Reference, Training
 from .powercut import Cut, Recorder, cuts, recorded, tree_of, write_tree
 from .processes import run
+from .targets import TARGETS, Reference, Training
 
 EPOCHS = 2
 SHARES = 8  # cases of one program, each with a part of its cuts
@@ -29,10 +29,10 @@ def cases(start: Start) -> list[Case]:
     """Cuts of each program, in several cases; then some on ext4."""
     made = []
     for share in range(SHARES):
-        made += [Case(name, partial(cut_goal, start, name, share), 600.0) for name in GOALS]
+        made += [Case(name, partial(cut_target, start, name, share), 600.0) for name in TARGETS]
         made.append(Case("training", partial(cut_training, start, share), 600.0))
     if not cannot_mount():
-        made += [Case(f"{name} on ext4", partial(cut_ext4, start, name, n)) for n in range(ROUNDS) for name in GOALS]
+        made += [Case(f"{name} on ext4", partial(cut_ext4, start, name, n)) for n in range(ROUNDS) for name in TARGETS]
     return made
 
 
@@ -47,18 +47,18 @@ def _record(program: str, argv: list[str], folder: Path, rng: Random) -> list[Cu
     return found
 
 
-def cut_goal(start: Start, name: str, share: int, folder: Path, rng: Random) -> list[Fault]:
+def cut_target(start: Start, name: str, share: int, folder: Path, rng: Random) -> list[Fault]:
     """Cut a program off, look at what is left, and run it again."""
     reference = _before(start, name, folder)
     done = folder / "done"
     reference.copy(done)
-    found = _record(reference.goal.program, reference.goal.argv, done, rng)
-    reference.new = reference.goal.digest(done)
+    found = _record(reference.target.program, reference.target.argv, done, rng)
+    reference.new = reference.target.digest(done)
     faults = []
     for cut in found[share::SHARES]:
         trial = folder / "trial"
         write_tree(trial, cut.tree)
-        now = reference.goal.digest(trial)
+        now = reference.target.digest(trial)
         some = reference.check_cut(trial)
         if cut.last and now != reference.new and not some:
             some.append(Fault("lost", "the program had ended, but what it has made is not there"))
@@ -69,11 +69,11 @@ def cut_goal(start: Start, name: str, share: int, folder: Path, rng: Random) -> 
 
 
 def _before(start: Start, name: str, folder: Path) -> Reference:
-    """What lies there before a goal."""
-    goal, before = GOALS[name], folder / "before"
+    """What lies there before a target."""
+    target, before = TARGETS[name], folder / "before"
     before.mkdir()
-    goal.prepare(before, start)
-    return Reference(goal, before, goal.digest(before), {}, 0.0)
+    target.prepare(before, start)
+    return Reference(target, before, target.digest(before), {}, 0.0)
 
 
 def cut_training(start: Start, share: int, folder: Path, rng: Random) -> list[Fault]:
@@ -106,19 +106,19 @@ def cut_ext4(start: Start, name: str, number: int, folder: Path, rng: Random) ->
     try:
         reference.copy(disk / "work")
         _sync(disk)
-        goal, operation = reference.goal, -1 if number % 2 else rng.randrange(120)
-        ended = run(goal.program, goal.argv, disk / "work", Tripwire(disk / "work", operation, "kill").install)
+        target, operation = reference.target, -1 if number % 2 else rng.randrange(120)
+        ended = run(target.program, target.argv, disk / "work", Tripwire(disk / "work", operation, "kill").install)
         if rng.random() < 0.7:
             _write_journal(disk)
         subprocess.run(["cp", "--sparse=always", image, folder / "cut"], check=True)
         reference.copy(folder / "done")
-        start.must(goal.program, goal.argv, folder / "done")
-        reference.new = goal.digest(folder / "done")
+        start.must(target.program, target.argv, folder / "done")
+        reference.new = target.digest(folder / "done")
     finally:
         subprocess.run(["umount", "--lazy", disk], check=False)
     _mount(folder / "cut", disk)
     try:
-        now = goal.digest(disk / "work")
+        now = target.digest(disk / "work")
         faults = reference.check_cut(disk / "work")
         if ended.status == 0 and now != reference.new and not faults:
             faults.append(Fault("lost", "the program had ended, but what it has made is not there"))

@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 
 from .cases import PREDICT, TEST, TRAIN, Case, Fault, Part, Start, check_end, digest, left_behind
-from .goals import VARIABLE, VOLUME
 from .processes import Child, Ended, run
 from .project import read_checkpoint
+from .targets import VARIABLE, VOLUME
 
 ROUNDS = 4
 OVERWRITE = ["--overwrite", "--num_val"]
@@ -95,20 +95,20 @@ def two_databases(start: Start, folder: Path, rng: Random) -> list[Fault]:
 def two_tests(start: Start, folder: Path, rng: Random) -> list[Fault]:
     """Two tests of different splits: pictures and scores are of one of them."""
     commands = [("main", [*TEST, "--tta", "off", "--split", split]) for split in ("train", "val")]
-    return _two_goals(start, commands, "results/unet/em", folder, rng, VARIABLE)
+    return _two_targets(start, commands, "results/unet/em", folder, rng, VARIABLE)
 
 
 def two_predictions(start: Start, name: str, folder: Path, rng: Random) -> list[Fault]:
     """Two predictions of one name, with and without augmentation: the result is that of one of them."""
     argv = [*PREDICT, "--input", VOLUME, "--output", name]
     commands = [("main", [*argv, "--tta", tta]) for tta in ("on", "off")]
-    return _two_goals(start, commands, name, folder, rng)
+    return _two_targets(start, commands, name, folder, rng)
 
 
-def _two_goals(
+def _two_targets(
     start: Start,
     commands: list[tuple[str, list[str]]],
-    goal: str,
+    target: str,
     folder: Path,
     rng: Random,
     ignore: tuple[str, ...] = (),
@@ -119,14 +119,14 @@ def _two_goals(
         place = folder / f"alone-{number}"
         start.copy(place, "datasets", "checkpoints")
         start.must(program, argv, place)
-        expected.append(digest(place / goal, ignore))
+        expected.append(digest(place / target, ignore))
     together = folder / "together"
     start.copy(together, "datasets", "checkpoints")
     pair = _both(commands, together, rng.choice([0, 0.02, 0.1, 0.3]))
     faults = _check_pair(*pair)
     good = [made for made, ended in zip(expected, pair, strict=True) if ended.status == 0]
-    if digest(together / goal, ignore) not in good:
-        faults.append(Fault("mixed", f"{goal} is the result of neither command that ended well"))
+    if digest(together / target, ignore) not in good:
+        faults.append(Fault("mixed", f"{target} is the result of neither command that ended well"))
     return faults + left_behind(together)
 
 

@@ -92,7 +92,10 @@ def test_a_run_whose_validation_fails_resumes_with_the_best_epoch(database, work
     with monkeypatch.context() as patch:
         patch.setattr(predictor, "forward_tile", failing)
         assert "out of memory" in fails(main.main, SEVEN)
-    assert not checkpoint_of(work, 3).whole and checkpoint_of(work, "best").epoch == checkpoint_of(work, 3).best_epoch
+    assert (
+        not checkpoint_of(work, 3).epoch_complete
+        and checkpoint_of(work, "best").epoch == checkpoint_of(work, 3).best_epoch
+    )
     assert main.main([*SEVEN, "--train_continue", "on"]) == 0
     for epoch in (7, "best"):
         assert same_epoch(checkpoint_of(work, epoch), unbroken[epoch])
@@ -114,7 +117,7 @@ def test_a_run_that_is_killed_before_a_file_is_written_resumes_with_the_best_epo
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Checkpoint, "save", killing)
         main.main(flags)
-    assert checkpoint_of(work, "best").whole
+    assert checkpoint_of(work, "best").epoch_complete
     assert main.main([*flags, "--train_continue", "on"]) == 0
     for epoch in (4, 7, "best"):
         assert same_epoch(checkpoint_of(work, epoch), unbroken[epoch])
@@ -201,7 +204,7 @@ def test_a_training_ends_after_so_many_epochs_without_a_better_score(database, w
     assert main.main([*STILL, *flags, "--patience", "3"]) == 0
     assert "trained to epoch 4 (3 epochs without a better " in capsys.readouterr().out
     saved, lines = checkpoint_of(work, 0), curves(work, every_epoch=False)
-    assert (saved.epoch, saved.whole, saved.best_epoch) == (4, True, 1)
+    assert (saved.epoch, saved.epoch_complete, saved.best_epoch) == (4, True, 1)
     assert lines["max/v_info"][-1][0] == lines["loss/val"][-1][0] == 4
     assert checkpoint_of(work, "best").epoch == 1
     assert main.main([*STILL, *flags, "--patience", "3", "--train_continue", "on"]) == 0

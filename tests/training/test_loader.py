@@ -46,18 +46,18 @@ def test_the_one_annotated_pixel_of_an_image_is_in_every_augmented_crop(tmp_path
     batches = batches_of(write_partial(tmp_path, place), augment)
     for epoch in range(1, 31):
         for batch in batches.of(epoch):
-            known = batch["weight"] > 0
-            assert known.any(dim=(1, 2)).all()
+            valid = batch["weight"] > 0
+            assert valid.any(dim=(1, 2)).all()
             assert batch["weight"].mean() == pytest.approx(1)
 
 
 def test_the_weight_of_annotated_pixels_is_the_same_and_its_mean_is_1(tmp_path):
     augment = Augmentation((48, 48), 2, is_partial=True, turn=True)
     batch = next(batches_of(write_partial(tmp_path, np.s_[10:40, 20:30]), augment).of(1))
-    known = batch["weight"] > 0
-    assert 0 < known.float().mean() <= 300 / 48**2
-    torch.testing.assert_close(batch["weight"], known / known.float().mean())
-    assert set(batch["label"].unique().tolist()) <= {0, 1} and (batch["label"][~known] == 0).all()
+    valid = batch["weight"] > 0
+    assert 0 < valid.float().mean() <= 300 / 48**2
+    torch.testing.assert_close(batch["weight"], valid / valid.float().mean())
+    assert set(batch["label"].unique().tolist()) <= {0, 1} and (batch["label"][~valid] == 0).all()
 
 
 def test_the_weight_map_holds_over_annotated_pixels(tmp_path):
@@ -66,10 +66,10 @@ def test_the_weight_map_holds_over_annotated_pixels(tmp_path):
     weigh = partial(pixel_weight, class_share=None, w0=5.0, sigma=9.0)
     augment = Augmentation((48, 48), 2, is_partial=True, flip=True)
     batch = next(batches_of(files, augment, weigh=weigh).of(1))
-    known = batch["weight"] > 0
-    expected = pixel_weight(batch["label"], batch["distance"], None, 5.0, 9.0) / known.float().mean()
-    torch.testing.assert_close(batch["weight"][known], expected[known])
-    assert batch["weight"][known].std() > 0.1
+    valid = batch["weight"] > 0
+    expected = pixel_weight(batch["label"], batch["distance"], None, 5.0, 9.0) / valid.float().mean()
+    torch.testing.assert_close(batch["weight"][valid], expected[valid])
+    assert batch["weight"][valid].std() > 0.1
 
 
 def test_a_whole_label_has_no_weight_of_its_own(tmp_path):

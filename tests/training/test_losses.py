@@ -46,24 +46,24 @@ def test_every_loss_has_a_finite_gradient_that_points_to_the_truth(name, nch):
 @pytest.mark.parametrize("nch", [1, 3])
 def test_a_pixel_of_weight_0_has_no_gradient_and_no_part_in_the_loss(name, nch):
     label = torch.randint(0, max(nch, 2), (2, 8, 8))
-    known = torch.rand(2, 8, 8) < 0.3
-    weight = known / known.float().mean()
+    valid = torch.rand(2, 8, 8) < 0.3
+    weight = valid / valid.float().mean()
     logits = torch.randn(2, nch, 8, 8, requires_grad=True)
     loss = LOSSES[name](logits, label, weight)
     loss.backward()
-    changed, unknown = logits.detach().clone(), ~known[:, None].expand_as(logits)
+    changed, unknown = logits.detach().clone(), ~valid[:, None].expand_as(logits)
     assert logits.grad[unknown].eq(0).all() and logits.grad[~unknown].ne(0).all()
     changed[unknown] = 1000 * torch.randn(int(unknown.sum()))
-    other = torch.where(known, label, (label + 1) % max(nch, 2))
+    other = torch.where(valid, label, (label + 1) % max(nch, 2))
     assert LOSSES[name](changed, other, weight).equal(loss.detach())
 
 
 @pytest.mark.parametrize("nch", [1, 3])
 def test_the_losses_of_a_partial_label_are_those_of_its_annotated_pixels(nch):
     label, logits = torch.randint(0, max(nch, 2), (2, 8, 8)), torch.randn(2, nch, 8, 8)
-    known = torch.zeros(2, 8, 8).bool()
-    known[:, 2:5, 1:7] = True
-    weight = known / known.float().mean()
+    valid = torch.zeros(2, 8, 8).bool()
+    valid[:, 2:5, 1:7] = True
+    weight = valid / valid.float().mean()
     for name in LOSSES:
         alone = LOSSES[name](logits[:, :, 2:5, 1:7], label[:, 2:5, 1:7], None)
         torch.testing.assert_close(LOSSES[name](logits, label, weight), alone)

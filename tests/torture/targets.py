@@ -94,7 +94,7 @@ OF_OBJECTS = ["--what", "mask,overlay,rois,table", "--link", "0.2"]  # no cells:
 
 
 DATABASE = ["--overwrite", "--num_val", "2", "--num_test", "2", "--split", "random", "--seed", "5"]
-GOALS = {
+TARGETS = {
     "database": Goal(
         "datasets/em",
         "run_make_database",
@@ -126,7 +126,7 @@ GOALS = {
 }
 
 
-GOALS |= {
+TARGETS |= {
     "new database": Goal(
         "datasets/em",
         "run_make_database",
@@ -154,7 +154,7 @@ GOALS |= {
 class Reference:
     """A goal before and after an unbroken run, and the folder before it, which cases copy."""
 
-    goal: Goal
+    target: Goal
     before: Path
     old: dict[str, str]
     new: dict[str, str]
@@ -167,27 +167,27 @@ class Reference:
     def check_cut(self, folder: Path) -> list[Fault]:
         """Faults in what a cut-off run has left: the next reader sees the old or the new whole, or one line."""
         faults = []
-        if self.goal.reader:
-            ended = run(*self.goal.reader, folder)
+        if self.target.reader:
+            ended = run(*self.target.reader, folder)
             faults += check_end(ended)
             shutil.rmtree(folder / "checkpoints/probe", ignore_errors=True)
             if ended.status:
                 return faults  # it has refused, so it did not read a mixture
-        now = self.goal.digest(folder)
-        whole = now in (self.old, self.new) or (self.goal.each and now.items() <= self.new.items() | self.old.items())
+        now = self.target.digest(folder)
+        whole = now in (self.old, self.new) or (self.target.each and now.items() <= self.new.items() | self.old.items())
         if not whole and now:
             faults.append(Fault("mixed", _difference(now, self.old, self.new)))
         elif not whole and self.old:
-            faults.append(Fault("lost", f"{self.goal.path} is gone"))
+            faults.append(Fault("lost", f"{self.target.path} is gone"))
         return faults
 
     def check_again(self, folder: Path) -> list[Fault]:
         """Faults of a second run, which has to make what the unbroken run made."""
-        ended = run(self.goal.program, self.goal.argv, folder)
+        ended = run(self.target.program, self.target.argv, folder)
         faults = check_end(ended)
         if ended.status:
             return [*faults, Fault("lost", f"the second run fails: {last_line(ended)}")]
-        if (now := self.goal.digest(folder)) != self.new:
+        if (now := self.target.digest(folder)) != self.new:
             faults.append(Fault("mixed", "after a second run: " + _difference(now, self.old, self.new)))
         return faults + left_behind(folder)
 
@@ -203,16 +203,16 @@ def _difference(now: dict[str, str], old: dict[str, str], new: dict[str, str]) -
 
 
 def measure(name: str, start: Start, root: Path) -> Reference:
-    """Do a goal once, without a cut."""
-    goal, before, after = GOALS[name], root / f"before-{name}", root / f"after-{name}"
+    """Do a target once, without a cut."""
+    target, before, after = TARGETS[name], root / f"before-{name}", root / f"after-{name}"
     before.mkdir(parents=True)
-    goal.prepare(before, start)
-    reference = Reference(goal, before, goal.digest(before), {}, 0.0)
+    target.prepare(before, start)
+    reference = Reference(target, before, target.digest(before), {}, 0.0)
     reference.copy(after)
-    reference.seconds = start.must(goal.program, goal.argv, after).seconds
-    reference.new = goal.digest(after)
-    if goal.reader:  # one that always refuses would find nothing
-        start.must(*goal.reader, after)
+    reference.seconds = start.must(target.program, target.argv, after).seconds
+    reference.new = target.digest(after)
+    if target.reader:  # one that always refuses would find nothing
+        start.must(*target.reader, after)
     return reference
 
 
