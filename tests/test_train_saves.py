@@ -210,6 +210,20 @@ def test_load_epoch_uses_the_best_one_where_no_other_is(trained, work, capsys):
     assert "model_best.pth is used, the only checkpoint there" in capsys.readouterr().out
 
 
+def test_train_goes_on_from_the_best_one_and_writes_its_numbered_one(database, work):
+    argv = [*TRAIN, "--num_epoch", "2", "--num_freq_save", "1"]
+    unbroken(2, "--num_freq_save", "1")
+    assert main.main(argv) == 0
+    (work / CHECKPOINTS / "model_epoch0002.pth").unlink()
+    numbered = work / CHECKPOINTS / "model_epoch0001.pth"  # a kill within its writing leaves what follows
+    numbered.rename(numbered.with_name(".model_epoch0001.pth.0123abcd.partial"))
+    assert checkpoint_of(work, "best").epoch == 1
+    assert main.main(argv) == 0
+    check_same_as_unbroken(work, 2)
+    names = sorted(path.name for path in (work / CHECKPOINTS).iterdir())
+    assert names == ["model_best.pth", "model_epoch0001.pth", "model_epoch0002.pth"]
+
+
 def test_load_epoch_names_the_folder_of_an_earlier_training(trained, work, fails):
     move_aside(work / CHECKPOINTS, [*(work / CHECKPOINTS).glob("*.pth")])
     assert f"earlier training lie in {CHECKPOINTS}/earlier-1" in fails(main.main, TEST)
