@@ -240,7 +240,7 @@ class Config(Flags):
 
     @property
     def given_filter(self) -> dict[str, Any]:
-        """`--min_size` and `--fill_holes`, as far as they are given."""
+        """`--min_size` and `--fill_holes`, where they are given."""
         size = {} if self.min_size < 0 else {"min_size": self.min_size}
         return size | ({} if self.fill_holes == "auto" else {"fill_holes": self.fill_holes == SWITCH[0]})
 

@@ -321,7 +321,7 @@ class Origin:
 
 
 def sample_origins(folder: Path, split: str) -> dict[str, Origin]:
-    """Origin of the samples of a split by the names of their files, as far as the description of the database has it.
+    """Origin of the samples of a split by the names of their files, where the description of the database has it.
 
     Databases of earlier versions have no pixel size, and those of pytorch-UNET no origins.
     """

@@ -154,7 +154,9 @@ class Trainer:
             if why := state.note_batch_settings(batches.batch_settings, len(batches)):
                 self._echo(f"note: epoch {state.epoch} starts again: {why}")
             with self._log(state) as self.log, self.budget.stop, self._save_on_error(state):
-                if self.resumed == checkpoint.best_path(self.dir_checkpoint):  # the numbered one of its epoch is missing
+                if self.resumed == checkpoint.best_path(
+                    self.dir_checkpoint
+                ):  # the numbered one of its epoch is missing
                     self._save_numbered(state)
                 self._train(state, batches, validation)
                 return self._end(state, batches, validation)

@@ -32,7 +32,7 @@ from prediction.objects import (
     ObjectFilter,
     ObjectList,
     filter_objects,
-    foreground_kinds,
+    foreground_class_ids,
     join_bands,
     separate_bands,
 )
@@ -393,7 +393,7 @@ class TestScorer:
     object_filter : ObjectFilter
         Which of the objects found are scored.
     origins : dict of str to Origin
-        Origin of each sample by the name of its file, as far as it is known.
+        Origin of each sample by the name of its file, where it is known.
 
     Attributes
     ----------
@@ -493,13 +493,13 @@ class TestScorer:
             found = filter_objects(join_bands(bands, label.shape), self.object_filter)
             return scores | metrics.mask_scores(inside, mask, found, valid)
         classes = np.full(label.shape, self.majority, np.uint8) if image is None else image.classes
-        kinds = foreground_kinds(classes, self.background)
+        class_ids = foreground_class_ids(classes, self.background)
         probability = np.ones(label.shape, np.float32) if image is None else image.probability
-        found = join_bands(separate_bands(probability, self.threshold, kinds=kinds), label.shape)
+        found = join_bands(separate_bands(probability, self.threshold, class_ids=class_ids), label.shape)
         if image is not None and self.object_filter.is_active:
             found, objects = filter_objects(found, self.object_filter), ObjectList()
-            objects.add(found, kinds)
-            classes = objects.kind[found] - np.uint8(1)  # also of filled holes
+            objects.add(found, class_ids)
+            classes = objects.class_id[found] - np.uint8(1)  # also of filled holes
         return scores | self._object_scores(label, valid, found, classes)
 
     def _object_scores(

@@ -110,7 +110,7 @@ def _links(config: Config, tested: dict[Path, Checkpoint]) -> list[tuple[str, Pa
 
 
 def _charts(config: Config, epochs: list[int]) -> dict[str, list[curves.Chart]]:
-    """Curves of each network from its log, as far as there is one."""
+    """Curves of each network from its log, where there is one."""
     found = {}
     for scope, epoch in zip(config.scopes, epochs, strict=True):
         folder = replace(config, scope=scope).folder("log")

@@ -27,7 +27,7 @@ class Geometry:
     lengths : tuple of int
         Lengths of these axes; their product is the number of frames.
     pixel : dict
-        Pixel size along X, Y and Z in `unit`, as far as the file gives it.
+        Pixel size along X, Y and Z in `unit`, where the file gives it.
     unit : str
         `micron`, or an unknown unit as in the file; empty if the file has none.
     interval : float or None

@@ -17,7 +17,7 @@ RANGE = r"(-?[0-9]{0,18})(?:(-|:)([0-9]{0,18})(?::([1-9][0-9]{0,17}))?)?"
 
 @dataclass(frozen=True)
 class Choice:
-    """What to read of each file; empty texts choose all, as far as it is read by default.
+    """What to read of each file; empty texts choose all, of what is read by default.
 
     Numbers are counted from 0, and comma-separated: `3`, `0,2,5`, `0-9` (with 9), `0:10` (without 10), `5:`, `::2`.
 

@@ -103,7 +103,7 @@ class PredictionJob:
     object_filter : ObjectFilter
         Which objects are kept.
     linker : StackLinker or None
-        Gives objects one number through the sections of a stack; None: numbers start anew in each section.
+        Gives objects one number through the sections of a stack; None: numbers start again in each section.
     objects : list of FrameObjects
         Filled by `run`, if objects are wanted.
     """
@@ -247,27 +247,31 @@ class PredictionJob:
             outputs["mask"] = _mask(band.values, self.predictor)
         return Part(frame, band.rows.start, outputs)
 
-    def _object_parts(self, frame: int, probability: RowFile, kinds: RowFile | None = None) -> Iterator[Part]:
+    def _object_parts(self, frame: int, probability: RowFile, class_ids: RowFile | None = None) -> Iterator[Part]:
         """Outputs of the objects of a frame band by band; stores the class and measures of each object at the end."""
         found, outputs = ObjectList(), self._frame_outputs(frame)
         foreground = 1 - self.predictor.background
         with ExitStack() as stack:
-            for band, beside in with_rows_beside(self._objects(stack, frame, probability, kinds)):
-                found.add(band.values, None if kinds is None else kinds[band.rows])
-                class_of = np.full(len(found.kind), foreground) if kinds is None else found.kind.astype(np.int64) - 1
+            for band, beside in with_rows_beside(self._objects(stack, frame, probability, class_ids)):
+                found.add(band.values, None if class_ids is None else class_ids[band.rows])
+                class_of = (
+                    np.full(len(found.class_id), foreground)
+                    if class_ids is None
+                    else found.class_id.astype(np.int64) - 1
+                )
                 yield Part(frame, band.rows.start, outputs.add(band, beside, class_of))
         numbers = np.flatnonzero(found.area[1:]) + 1
         self.objects.append(FrameObjects(frame, numbers, class_of[numbers], outputs.finish()))
 
-    def _objects(self, stack: ExitStack, frame: int, probability: RowFile, kinds: RowFile | None) -> Iterable[Band]:
+    def _objects(self, stack: ExitStack, frame: int, probability: RowFile, class_ids: RowFile | None) -> Iterable[Band]:
         """Objects of a frame (h, W) uint32 band by band, filtered and linked as wanted."""
-        bands: Iterable[Band] = separate_bands(probability, self.predictor.object_threshold, kinds=kinds)
+        bands: Iterable[Band] = separate_bands(probability, self.predictor.object_threshold, class_ids=class_ids)
         if self.object_filter.is_active:
             unfiltered = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
             for band in bands:
                 unfiltered.append(band.values)
             bands = filter_bands(unfiltered, self.object_filter)
-        return self.linker.link(frame, bands, kinds) if self.linker else bands
+        return self.linker.link(frame, bands, class_ids) if self.linker else bands
 
     def _frame_outputs(self, frame: int) -> FrameOutputs:
         """Maker of the outputs of the objects of a frame."""
@@ -280,7 +284,7 @@ class PredictionJob:
     def report_objects(self) -> None:
         """Print the number of objects of each class, and write their table if there is one."""
         info, background = self.predictor.info, self.predictor.background
-        stacks = self.linker.stacks if self.linker else list(range(len(self.images)))  # numbers count anew in each
+        stacks = self.linker.stacks if self.linker else list(range(len(self.images)))  # numbers count again in each
         keys = np.concatenate([stacks[found.frame] * 2**32 + found.numbers for found in self.objects])
         each = np.unique(keys, return_index=True)[1]  # a linked object counts once
         classes = np.concatenate([found.classes for found in self.objects])[each]

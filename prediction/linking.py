@@ -53,14 +53,14 @@ class SectionLinker:
     Attributes
     ----------
     count : int
-        How many objects the stack has so far; their numbers count from 1 without a gap.
+        How many objects the stack has until now; their numbers count from 1 without a gap.
     """
 
     def __init__(self, min_iou: float) -> None:
         self.min_iou, self.count = min_iou, 0
         self._last: _Section | None = None
 
-    def link(self, objects: Slices, kinds: Slices | None = None) -> np.ndarray:
+    def link(self, objects: Slices, class_ids: Slices | None = None) -> np.ndarray:
         """Number (N + 1,) uint32 in the stack of each object of the next section; 0 for the background.
 
         Parameters
@@ -68,7 +68,7 @@ class SectionLinker:
         objects : ndarray
             (H, W), or an object that reads them by rows: 0, and the N objects of the section, numbered from 1 on. It is
             read again for the next section.
-        kinds : ndarray, optional
+        class_ids : ndarray, optional
             (H, W), or slices of rows: the class of each pixel + 1. Objects of different classes are not linked.
 
         Examples
@@ -80,7 +80,7 @@ class SectionLinker:
         found = ObjectList()
         for top in range(0, len(objects), TILE_HEIGHT):
             rows = slice(top, top + TILE_HEIGHT)
-            found.add(objects[rows], None if kinds is None else kinds[rows])
+            found.add(objects[rows], None if class_ids is None else class_ids[rows])
         number = np.zeros(len(found.area), np.uint32)
         if self._last is not None:
             for before, here in self._pairs(self._last, objects, found):
@@ -97,7 +97,7 @@ class SectionLinker:
         overlap = _overlaps(last.objects, objects, (len(last.found.area), len(found.area)))
         before, here = overlap.coords
         iou = overlap.data / (last.found.area[before] + found.area[here] - overlap.data)
-        is_link = (iou >= self.min_iou) & (last.found.kind[before] == found.kind[here])
+        is_link = (iou >= self.min_iou) & (last.found.class_id[before] == found.class_id[here])
         order = np.lexsort((here[is_link], before[is_link], -iou[is_link]))
         taken: tuple[set[int], set[int]] = set(), set()
         for pair in np.stack([before, here], axis=1)[is_link][order].tolist():
@@ -137,7 +137,7 @@ class StackLinker:
         self._stack = -1
         self._files = ExitStack()  # the section before
 
-    def link(self, frame: int, bands: Iterable[Band], kinds: Slices | None = None) -> Iterator[Band]:
+    def link(self, frame: int, bands: Iterable[Band], class_ids: Slices | None = None) -> Iterator[Band]:
         """Bands with the numbers of the stack; frames of one stack must be given in order, one stack after another."""
         if self.stacks[frame] != self._stack:
             self._stack, self._linker = self.stacks[frame], SectionLinker(self.min_iou)
@@ -145,7 +145,7 @@ class StackLinker:
             file = opened.enter_context(RowFile(self.near, np.uint32))
             for band in bands:
                 file.append(band.values)
-            number = self._linker.link(file, kinds)
+            number = self._linker.link(file, class_ids)
             self._files.close()
             self._files = opened.pop_all()
         for top in range(0, len(file), TILE_HEIGHT):

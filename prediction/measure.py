@@ -166,7 +166,7 @@ class ObjectMeasurer:
         count = np.bincount(number, minlength=len(self._area))
         seen = np.flatnonzero(count)
         new, old = count[seen].astype(np.float64), self._area[seen].astype(np.float64)
-        shift = np.empty((len(values), len(seen)))  # from the mean so far to that of the new pixels
+        shift = np.empty((len(values), len(seen)))  # from the mean until now to that of the new pixels
         for index, value in enumerate(values):
             mean = np.bincount(number, value, len(count))[seen] / new
             place = np.zeros(len(count))

@@ -73,12 +73,12 @@ class FrameOutputs:
         self.rois = rois
 
     def add(self, band: Band, beside: Beside, class_of: np.ndarray) -> dict[str, np.ndarray]:
-        """Add the next band of objects with the rows beside it, and the class index (N + 1,) of each number so far.
+        """Add the next band of objects with the rows beside it, and the class index (N + 1,) of each number until now.
 
         Returns
         -------
         dict
-            Rows (1, h, W) of cells and (1, h, W, 3) of the overlay, as far as they are wanted.
+            Rows (1, h, W) of cells and (1, h, W, 3) of the overlay, where they are wanted.
         """
         outputs: dict[str, np.ndarray] = {}
         if "cells" in self.files.outputs:

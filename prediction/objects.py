@@ -99,10 +99,10 @@ def separate_objects(
     >>> int(separate_objects(dumbbell, 0.5).max()), int(separate_objects(dumbbell, 0.7).max())
     (2, 2)
     """
-    kinds = None
+    class_ids = None
     if probability.ndim == 3:
-        probability, kinds = probability.max(0), foreground_kinds(probability.argmax(0), background)
-    objects = join_bands(separate_bands(probability, threshold, kinds=kinds), probability.shape)
+        probability, class_ids = probability.max(0), foreground_class_ids(probability.argmax(0), background)
+    objects = join_bands(separate_bands(probability, threshold, class_ids=class_ids), probability.shape)
     return filter_objects(objects, ObjectFilter(min_size, fill_holes))
 
 
@@ -129,12 +129,12 @@ def join_bands(bands: Iterable[Band], shape: tuple[int, ...]) -> np.ndarray:
     return image
 
 
-def foreground_kinds(classes: np.ndarray, background: int) -> np.ndarray:
+def foreground_class_ids(classes: np.ndarray, background: int) -> np.ndarray:
     """Classes (H, W) counted from 1, and 0 for the background.
 
     Examples
     --------
-    >>> foreground_kinds(np.array([[0, 1, 2]]), background=1).tolist()
+    >>> foreground_class_ids(np.array([[0, 1, 2]]), background=1).tolist()
     [[1, 0, 3]]
     """
     return np.where(classes == background, 0, classes + 1).astype(np.uint8)
@@ -146,7 +146,7 @@ def separate_bands(
     tall: int = TILE_HEIGHT,
     wide: int = TILE_WIDTH,
     halo: int = TILE_HALO,
-    kinds: Slices | None = None,
+    class_ids: Slices | None = None,
 ) -> Iterator[Band]:
     """Objects (h, W) uint32 of `separate_objects`, band by band.
 
@@ -161,19 +161,21 @@ def separate_bands(
         Pixels above it are foreground.
     tall, wide, halo : int
         Height and width of the tiles, and width of the halo around them [px].
-    kinds : ndarray, optional
+    class_ids : ndarray, optional
         (H, W), or slices of rows: 0 for background, else class + 1 of the pixel, which `probability` belongs to.
         Default: 1 where the probability is above the threshold.
     """
     tops = range(0, len(probability), tall)
-    masks = partial(_masks, probability, kinds, threshold, tall)
+    masks = partial(_masks, probability, class_ids, threshold, tall)
     cores, regions = _Regions(), _Regions()
     seed_of, object_of = _assign_objects(cores, regions, map(masks, tops))
 
     def prepared(number: int) -> _Planes:
         """Input of the watershed of a band."""
         pair = masks(tops[number])
-        core, region = (_label(kind, of.starts[number]) for of, kind in zip((cores, regions), pair, strict=True))
+        core, region = (
+            _label(class_id, of.starts[number]) for of, class_id in zip((cores, regions), pair, strict=True)
+        )
         objects = object_of[region]
         seeds = np.where(objects > seed_of.max(), objects, seed_of[core])  # an object without a core is its own seed
         height = np.round((1 - probability[tops[number] : tops[number] + tall]) * 255).astype(np.uint8)
@@ -216,22 +218,22 @@ class ObjectList:
     ----------
     area : ndarray of int64
         (N + 1,) [px] of each number, 0 included.
-    kind : ndarray of uint8
+    class_id : ndarray of uint8
         (N + 1,) class + 1 of each.
     """
 
     def __init__(self) -> None:
-        self.area, self.kind = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+        self.area, self.class_id = np.zeros(1, np.int64), np.zeros(1, np.uint8)
 
-    def add(self, objects: np.ndarray, kinds: np.ndarray | None = None) -> None:
+    def add(self, objects: np.ndarray, class_ids: np.ndarray | None = None) -> None:
         """Add the next band (h, W), with the class + 1 of each pixel; None: 1."""
         area = np.bincount(objects.ravel(), minlength=len(self.area))
-        kind = np.ones(len(area), np.uint8)
-        if kinds is not None:  # written backwards: the first pixel, which is never one of a filled hole, decides
-            kind[objects.ravel()[::-1]] = kinds.ravel()[::-1]
-        kind[: len(self.kind)][self.area > 0] = self.kind[self.area > 0]
+        class_id = np.ones(len(area), np.uint8)
+        if class_ids is not None:  # written backwards: the first pixel, which is never one of a filled hole, decides
+            class_id[objects.ravel()[::-1]] = class_ids.ravel()[::-1]
+        class_id[: len(self.class_id)][self.area > 0] = self.class_id[self.area > 0]
         area[: len(self.area)] += self.area
-        self.area, self.kind = area, kind
+        self.area, self.class_id = area, class_id
 
 
 class _Planes(NamedTuple):
@@ -243,14 +245,14 @@ class _Planes(NamedTuple):
         Low pixels are flooded first: 0 where the probability is 1, 255 where it is 0.
     seeds, objects : ndarray
         Object that floods from this pixel, and object of pixels that are not flooded; 0 for none.
-    kinds : ndarray
+    class_ids : ndarray
         Class + 1, or 0 for background; flooding stays within a class.
     """
 
     height: np.ndarray
     seeds: np.ndarray
     objects: np.ndarray
-    kinds: np.ndarray
+    class_ids: np.ndarray
 
     def cut(self, rows: slice) -> _Planes:
         """Some of the rows."""
@@ -258,34 +260,36 @@ class _Planes(NamedTuple):
 
 
 def _masks(
-    probability: Slices, kinds: Slices | None, threshold: float, tall: int, top: int
+    probability: Slices, class_ids: Slices | None, threshold: float, tall: int, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cores and regions of the band that starts at row `top`, (h, W) each: class + 1, or 0 outside."""
     band = probability[top : top + tall]
-    kind = (band > threshold).astype(np.uint8) if kinds is None else np.asarray(kinds[top : top + tall], np.uint8)
-    return kind * (band > (1 + threshold) / 2), kind
+    class_id = (
+        (band > threshold).astype(np.uint8) if class_ids is None else np.asarray(class_ids[top : top + tall], np.uint8)
+    )
+    return class_id * (band > (1 + threshold) / 2), class_id
 
 
 def _flood(planes: _Planes, wide: int, halo: int) -> np.ndarray:
     """Watershed (h, W) of some rows, tile by tile and class by class."""
     from skimage.segmentation import watershed
 
-    height, seeds, objects, kinds = planes
+    height, seeds, objects, class_ids = planes
     flooded = np.zeros(seeds.shape, np.uint32)
     for left in range(0, seeds.shape[1], wide):
         start = max(left - halo, 0)
         tile, core = np.s_[:, start : left + wide + halo], np.s_[:, left - start : left - start + wide]
-        for kind in _kinds_in(kinds[tile]):
-            mask = kinds[tile] == kind
+        for class_id in _class_ids_in(class_ids[tile]):
+            mask = class_ids[tile] == class_id
             found = watershed(height[tile], seeds[tile] * mask, mask=mask)
             found = np.where(found > 0, found, objects[tile] * mask)
             flooded[:, left : left + wide] += found[core].astype(np.uint32)
     return flooded
 
 
-def _kinds_in(kinds: np.ndarray) -> np.ndarray:
+def _class_ids_in(class_ids: np.ndarray) -> np.ndarray:
     """Classes that occur, without the background."""
-    return np.flatnonzero(np.bincount(kinds.ravel(), minlength=1)[1:]) + 1
+    return np.flatnonzero(np.bincount(class_ids.ravel(), minlength=1)[1:]) + 1
 
 
 class _Regions:
@@ -303,16 +307,16 @@ class _Regions:
         self._touching = [np.zeros((2, 0), np.int64)]  # pairs of pieces of two bands
         self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # pieces and classes of the last row
 
-    def add(self, kinds: np.ndarray) -> np.ndarray:
+    def add(self, class_ids: np.ndarray) -> np.ndarray:
         """Pieces (h, W) of the next band, 0 where the class is 0."""
-        pieces = _label(kinds, self.starts[-1])
-        self._sizes.append(np.bincount(pieces[kinds > 0] - self.starts[-1]))
+        pieces = _label(class_ids, self.starts[-1])
+        self._sizes.append(np.bincount(pieces[class_ids > 0] - self.starts[-1]))
         self.starts.append(self.starts[-1] + len(self._sizes[-1]))
         if self._last_row is not None:
-            (last, last_kinds), first = self._last_row, pieces[0]
-            touching = (last_kinds == kinds[0]) & (kinds[0] > 0)
+            (last, last_class_ids), first = self._last_row, pieces[0]
+            touching = (last_class_ids == class_ids[0]) & (class_ids[0] > 0)
             self._touching.append(np.unique(np.stack([last, first])[:, touching], axis=1))
-        self._last_row = pieces[-1].copy(), kinds[-1].copy()
+        self._last_row = pieces[-1].copy(), class_ids[-1].copy()
         return pieces
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
@@ -368,11 +372,11 @@ def _pair(piece: np.ndarray, beside: np.ndarray | int) -> np.ndarray:
     return np.unique(piece.astype(np.int64) * 2**32 + beside)
 
 
-def _label(kinds: np.ndarray, first: int) -> np.ndarray:
+def _label(class_ids: np.ndarray, first: int) -> np.ndarray:
     """4-connected pieces (h, W) of one class each, numbered from `first` on; 0 where the class is 0."""
-    pieces = np.zeros(kinds.shape, np.int32)
-    for kind in _kinds_in(kinds):
-        mask = kinds == kind
+    pieces = np.zeros(class_ids.shape, np.int32)
+    for class_id in _class_ids_in(class_ids):
+        mask = class_ids == class_id
         found, count = ndimage.label(mask)
         pieces[mask] = found[mask] + (first - 1)
         first += count
@@ -385,7 +389,7 @@ def _assign_objects(
     """Object of each piece of the cores (0 for small ones) and of the regions (of their first core, or a new one)."""
     homes = [np.zeros(1, np.int64)]  # region that each core lies in
     for pair in masks:
-        core, region = (kind.add(mask) for kind, mask in zip((cores, regions), pair, strict=True))
+        core, region = (class_id.add(mask) for class_id, mask in zip((cores, regions), pair, strict=True))
         homes.append(np.zeros(cores.starts[-1] - cores.starts[-2], np.int64))
         homes[-1][core[core > 0] - cores.starts[-2]] = region[core > 0]
     home = np.concatenate(homes)

@@ -23,7 +23,7 @@ from images.readers import Rows
 from model import CNR2d, UNet, class_probability
 from prediction.halo import Sides, forward_tile, halo
 from prediction.linking import SectionLinker
-from prediction.objects import ObjectFilter, filter_objects, foreground_kinds, join_bands, separate_bands
+from prediction.objects import ObjectFilter, filter_objects, foreground_class_ids, join_bands, separate_bands
 from prediction.tiling import Bands, Tile, TileGrid, tile_shape, tiles_along
 from prediction.views import VIEWS, TilePlace
 from utils import DivergenceError, UserError, name_hint
@@ -161,10 +161,10 @@ class Predictor:
     @property
     def object_filter(self) -> ObjectFilter:
         """Filter of the objects by the labels of the training, the mildest of all members and classes with objects."""
-        kinds = [kind for kind in range(self.info.num_class) if kind != self.background]
+        foreground = [k for k in range(self.info.num_class) if k != self.background]
         infos = [member.info for member in self.members]
-        sizes = [(info.min_size or [0] * info.num_class)[kind] for info in infos for kind in kinds]
-        fill = [(info.fill_holes or [False] * info.num_class)[kind] for info in infos for kind in kinds]
+        sizes = [(info.min_size or [0] * info.num_class)[k] for info in infos for k in foreground]
+        fill = [(info.fill_holes or [False] * info.num_class)[k] for info in infos for k in foreground]
         return ObjectFilter(min(sizes), all(fill))
 
     @property
@@ -176,7 +176,7 @@ class Predictor:
         """Planes that objects are computed from: probability of the foreground, and with several classes the class."""
         if self.num_channel == 1:
             return [probability[0] if self.background == 0 else 1 - probability[0]]
-        return [probability.max(0), foreground_kinds(probability.argmax(0), self.background)]
+        return [probability.max(0), foreground_class_ids(probability.argmax(0), self.background)]
 
     def bands(self, image: Rows, grid: TileGrid, *, tta: bool, every_class: bool = False) -> Bands:
         """Probability of an image (H, W, C), computed by bands; `every_class`: also for class 0 of two classes.
@@ -396,7 +396,7 @@ def predict_array(
         Filter of the cells, see `ObjectFilter`; None: as in the training labels, `predictor.object_filter`.
     link : float
         Give the cells of neighbouring sections of a stack (N, H, W) one number if their intersection over union is at
-        least this; 0: numbers start anew in each section.
+        least this; 0: numbers start again in each section.
 
     Returns
     -------
@@ -432,10 +432,10 @@ def _cells(
     predictor: Predictor, probability: np.ndarray, chosen: ObjectFilter, linker: SectionLinker | None
 ) -> np.ndarray:
     """Objects (H, W) of a probability (K, H, W), numbered in their stack if they are linked."""
-    foreground, *kinds = predictor.object_planes(probability)
-    bands = separate_bands(foreground, predictor.object_threshold, kinds=kinds[0] if kinds else None)
+    foreground, *class_ids = predictor.object_planes(probability)
+    bands = separate_bands(foreground, predictor.object_threshold, class_ids=class_ids[0] if class_ids else None)
     objects = filter_objects(join_bands(bands, foreground.shape), chosen)
-    return linker.link(objects, *kinds)[objects] if linker else objects
+    return linker.link(objects, *class_ids)[objects] if linker else objects
 
 
 def _has_channels(shape: tuple[int, ...]) -> bool:

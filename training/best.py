@@ -37,7 +37,7 @@ FALLING = ("loss", "pixel_error")  # the lower, the better
 
 @dataclass
 class BestEpoch:
-    """Keeps the checkpoint of the best epoch so far, and writes it as `model_best.pth` when a numbered one is written.
+    """Keeps the checkpoint of the best epoch, and writes it as `model_best.pth` when a numbered one is written.
 
     The threshold of its weights is chosen just before that, so that only few epochs take the time to choose one.
 
@@ -114,7 +114,7 @@ class BestEpoch:
         return None
 
     def update(self, state: TrainState, scores: Scores, take: Callable[[], Checkpoint], *, has_threshold: bool) -> None:
-        """Keep the checkpoint that `take` makes of an epoch if its score is the best so far."""
+        """Keep the checkpoint that `take` makes of an epoch if its score is the best until now."""
         score = SCORES[self.score](scores)
         if score is None or not isfinite(score):
             return

@@ -51,7 +51,7 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Time trained so far [s]."""
+        """Time trained until now [s]."""
         return self.seconds_before + time.monotonic() - self.start
 
     @property

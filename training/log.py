@@ -181,7 +181,7 @@ class TrainingLog:
             self._write(epoch, summary={"value": [{"tag": name, "image": image}]})
 
     def _left(self, progress: float) -> str:
-        """Remaining time at the speed so far."""
+        """Remaining time at the present speed."""
         pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)
         minutes, seconds = divmod(round(pace * (1 - progress)), 60)
         return f"{minutes}:{seconds:02d}"

@@ -50,7 +50,7 @@ class TrainState:
     epoch : int
         The current epoch, from 1.
     losses : list of float
-        Loss of each batch of the current epoch so far.
+        Loss of each batch of the current epoch until now.
     last_losses : list of float
         Those of the epoch before.
     steps : list of Tensor
@@ -68,7 +68,7 @@ class TrainState:
     seconds : float
         Time trained before this process [s].
     best_epoch, best_score
-        The epoch with the best validation score so far, and that score; 0 and None without one.
+        The epoch with the best validation score until now, and that score; 0 and None without one.
     """
 
     net: UNet

@@ -13,7 +13,7 @@ from utils import UserError
 
 
 def start_from(state: TrainState, path: Path) -> str:
-    """Replace the weights of a training that begins by those of a checkpoint, as far as they fit.
+    """Replace the weights of a training that begins by those of a checkpoint, where they fit.
 
     Parameters
     ----------

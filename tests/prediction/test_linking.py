@@ -40,10 +40,12 @@ def shuffled(section, rng):
     return number[section]
 
 
-def link(stack, min_iou, kinds=None):
+def link(stack, min_iou, class_ids=None):
     linker = SectionLinker(min_iou)
-    kinds = [None] * len(stack) if kinds is None else kinds
-    linked = np.stack([linker.link(section, kind)[section] for section, kind in zip(stack, kinds, strict=True)])
+    class_ids = [None] * len(stack) if class_ids is None else class_ids
+    linked = np.stack(
+        [linker.link(section, class_id)[section] for section, class_id in zip(stack, class_ids, strict=True)]
+    )
     assert np.array_equal(np.unique(linked[linked > 0]), np.arange(linker.count) + 1)  # no gap
     return linked
 
@@ -82,9 +84,9 @@ def test_empty_sections_and_single_ones_have_their_objects():
 
 def test_objects_of_different_classes_are_not_linked():
     section = np.ones((6, 6), np.uint32)
-    kinds = np.full((3, 6, 6), 2, np.uint8)
-    kinds[2] = 1
-    assert link([section] * 3, 0.5, kinds)[:, 0, 0].tolist() == [1, 1, 2]
+    class_ids = np.full((3, 6, 6), 2, np.uint8)
+    class_ids[2] = 1
+    assert link([section] * 3, 0.5, class_ids)[:, 0, 0].tolist() == [1, 1, 2]
 
 
 def test_sections_are_linked_alike_where_they_are_read_in_bands(monkeypatch):

@@ -78,11 +78,11 @@ def test_touching_objects_of_two_classes_are_two_and_the_background_is_none():
 
 @pytest.mark.parametrize("tiles", [(32, 64, 32), (20, 500, 16)])
 def test_bands_of_several_classes_have_the_objects_of_the_whole_image(tiles):
-    kinds = np.digitize(smooth((90, 120), 5), [0.4, 0.6]).astype(np.uint8)
-    probability = np.full(kinds.shape, 0.9, np.float32)
-    whole = np.concatenate([band.values for band in separate_bands(probability, 0.5, kinds=kinds)])
-    objects = np.concatenate([band.values for band in separate_bands(probability, 0.5, *tiles, kinds=kinds)])
-    assert whole.max() == objects.max() == sum(ndimage.label(kinds == kind)[1] for kind in (1, 2))
+    class_ids = np.digitize(smooth((90, 120), 5), [0.4, 0.6]).astype(np.uint8)
+    probability = np.full(class_ids.shape, 0.9, np.float32)
+    whole = np.concatenate([band.values for band in separate_bands(probability, 0.5, class_ids=class_ids)])
+    objects = np.concatenate([band.values for band in separate_bands(probability, 0.5, *tiles, class_ids=class_ids)])
+    assert whole.max() == objects.max() == sum(ndimage.label(class_ids == class_id)[1] for class_id in (1, 2))
     pairs = np.unique(np.stack([whole.ravel(), objects.ravel()]), axis=1)
     assert len(pairs.T) == whole.max() + 1  # one number of the one is one of the other
 
@@ -160,10 +160,10 @@ def test_a_filter_says_what_it_does():
 
 
 def test_an_object_has_the_class_of_its_pixels_and_not_of_a_filled_hole():
-    objects, kinds = np.full((6, 6), 1), np.full((6, 6), 3, np.uint8)
-    kinds[2:4, 2:4], objects[5], kinds[5] = 2, 3, 1
+    objects, class_ids = np.full((6, 6), 1), np.full((6, 6), 3, np.uint8)
+    class_ids[2:4, 2:4], objects[5], class_ids[5] = 2, 3, 1
     for tall in (6, 3, 1):
         found = ObjectList()
         for top in range(0, 6, tall):
-            found.add(objects[top : top + tall], kinds[top : top + tall])
-        assert found.area.tolist() == [0, 30, 0, 6] and found.kind[[1, 3]].tolist() == [3, 1]
+            found.add(objects[top : top + tall], class_ids[top : top + tall])
+        assert found.area.tolist() == [0, 30, 0, 6] and found.class_id[[1, 3]].tolist() == [3, 1]

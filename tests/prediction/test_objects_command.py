@@ -187,7 +187,7 @@ def test_the_table_of_several_classes_lists_the_objects_that_were_written(stack,
         found = ObjectList()
         found.add(cells[z], classes[z] + 1)
         of_page = {int(row["object"]): row["class"] for row in rows if int(row["section"]) == z + 1}
-        assert {number: "abc"[found.kind[number] - 1] for number in of_page} == of_page
+        assert {number: "abc"[found.class_id[number] - 1] for number in of_page} == of_page
 
 
 def test_a_test_filters_objects_only_where_it_is_told_to(trained, capsys):

@@ -103,7 +103,7 @@ def test_a_broken_download_is_resumed_or_restarted(tmp_path, known, serve, range
     assert names(tmp_path / "em") == sorted(isbi.PIXELS)
 
 
-def test_a_part_as_long_as_the_file_is_fetched_anew(tmp_path, known, serve):
+def test_a_part_as_long_as_the_file_is_fetched_again(tmp_path, known, serve):
     url, log = serve(known)
     (tmp_path / ".download").write_bytes(bytes(len(known) + 5))
     isbi.download(tmp_path, url)

@@ -102,7 +102,7 @@ class Child:
         return self.ended
 
     def _cpu_seconds(self) -> float:
-        """What the program has computed so far [s]."""
+        """What the program has computed until now [s]."""
         times = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
