@@ -18,6 +18,7 @@ LOADED = "datasets", "checkpoints"
 PROBE = ["--mode", "train", *SMALL, "--num_epoch", "1", "--scope", "probe"]
 BEST = "checkpoints/unet/em/model_best.pth"  # may be of a later epoch than the newest checkpoint of a run that was cut
 CURVES_END = "the training continues, but its curves end"
+TRIES_AGAIN = "the training goes on, and tries again"  # after a checkpoint that a full disk had no room for
 VOLUME = "datasets/em/train-volume.tif"
 # entries of results that hold times, or the command
 VARIABLE = ("index.html", "metrics.json", "figure.png")
@@ -261,6 +262,8 @@ class Training:
             return [Fault("lost", f"can't be resumed: {last_line(ended)}")]
         names, expected = ({path.name for path in _checkpoints(root)} for root in (folder, self.folder))
         faults = [Fault("lost", f"no {name}") for name in sorted(expected - names)]
+        if TRIES_AGAIN in ended.err and max(expected) in names:
+            faults = []
         faults += self.check_cut(folder) + left_behind(folder)
         if not faults:
             faults += _compare(read_checkpoint(folder / BEST), self.folder / BEST, "model_best.pth")
