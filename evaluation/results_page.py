@@ -144,7 +144,8 @@ def write_index(folder: Path, target: Path, run: Run, summary: dict[str, Any], c
     names = list(dict.fromkeys(name for card in cards for name in card.scores))
     pictures = {card.image: picture_links(folder, card) for card in cards}
     by = sorting_score(card.scores for card in cards)
-    page = _render(
+    page = render(
+        "index.html",
         run=run,
         summary=summary,
         baselines=_baselines(summary),
@@ -161,8 +162,8 @@ def write_index(folder: Path, target: Path, run: Run, summary: dict[str, Any], c
     (folder / "index.html").write_text(page, "utf-8", "backslashreplace")
 
 
-def _render(**shown: Any) -> str:
-    """The template with its style and script, and with what is shown."""
+def render(template: str, **shown: Any) -> str:
+    """A template with the style and script of all pages, and with what is shown."""
     # here, since a training, which has no use for it, imports this module
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -173,7 +174,7 @@ def _render(**shown: Any) -> str:
     # without blanks, since there may be many numbers, and keys in their order
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js"))
-    return environment.get_template("index.html").render(style=style, script=script, **shown)
+    return environment.get_template(template).render(style=style, script=script, **shown)
 
 
 def _baselines(summary: dict[str, Any]) -> dict[str, Scores]:
