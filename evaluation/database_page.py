@@ -123,7 +123,8 @@ def _histogram(found: Review) -> dict[str, Any]:
     top = max(line.max() for line in lines) or 1
     points = [
         " ".join(
-            f"{n / (len(line) - 1) * WIDTH:.1f},{HEIGHT - value / top * (HEIGHT - 5):.1f}" for n, value in enumerate(line)
+            f"{n / (len(line) - 1) * WIDTH:.1f},{HEIGHT - value / top * (HEIGHT - 5):.1f}"
+            for n, value in enumerate(line)
         )
         for line in lines
     ]

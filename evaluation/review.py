@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -58,8 +59,9 @@ class Review:
 
     def annotated(self, split: str) -> float:
         """Share of the pixels of a split that are annotated."""
-        labelled = [sample for sample in self.samples[split] if sample.counts is not None]
-        return sum(int(each.counts.sum()) for each in labelled) / max(sum(each.num_pixel for each in labelled), 1)
+        counts = [(each.counts.sum(), each.num_pixel) for each in self.samples[split] if each.counts is not None]
+        annotated, total = np.sum(counts, axis=0) if counts else (0, 1)
+        return float(annotated / total)
 
     def areas(self, class_index: int) -> np.ndarray:
         """Areas [px] of the objects of a class in the samples that were measured, sorted."""
@@ -77,7 +79,9 @@ class Review:
         if (grey == np.floor(grey)).all():  # bins of as many numbers each, else the line is a comb
             low, high = low - 0.5, low - 0.5 + NUM_BIN * math.ceil((high - low + 1) / NUM_BIN)
         edges = np.linspace(low, high if high > low else low + 1, NUM_BIN + 1)
-        lines = [np.histogram(np.clip(grey[classes == k], low, high), edges)[0] for k in range(self.info.num_class or 1)]
+        lines = [
+            np.histogram(np.clip(grey[classes == k], low, high), edges)[0] for k in range(self.info.num_class or 1)
+        ]
         return edges, [line / max(line.sum(), 1) for line in lines]
 
 
@@ -104,32 +108,29 @@ def _measure(info: DataInfo, split: str, path: Path, name: str, *, full: bool) -
     """Measure one sample; `full`: also its objects and grey values."""
     image, label = SampleFile(path).open()
     shape = image.shape[0], image.shape[1]
-    digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, person=str(shape).encode()[:16]).digest()
+    digest = hashlib.blake2b(image.tobytes(), digest_size=16, person=str(shape).encode()[:16]).digest()
     counts = None
     if label is not None:
         counts = np.bincount(np.asarray(label).ravel(), minlength=IGNORE + 1)[: info.num_class]
-    sample = {"split": split, "file": path, "name": printable(name), "shape": shape, "digest": digest}
-    sample |= {"counts": counts, "num_pixel": math.prod(shape)}
-    if full:
-        sample |= _grey_values(info, image, label) | _objects(info, label)
-    return Sample(**sample)
+    sample = Sample(split, path, printable(name), shape, digest, counts, math.prod(shape))
+    return replace(sample, **_grey_values(info, image, label), **_objects(info, label)) if full else sample
 
 
-def _grey_values(info: DataInfo, image: np.ndarray, label: np.ndarray | None) -> dict[str, object]:
+def _grey_values(info: DataInfo, image: np.ndarray, label: np.ndarray | None) -> dict[str, Any]:
     """Grey values and their classes on a grid of the sample, and the contrast between foreground and background."""
     step = max(math.ceil(math.sqrt(image.shape[0] * image.shape[1] / NUM_PIXEL)), 1)
     grey = np.asarray(image[::step, ::step, info.own_channels.start], np.float64).ravel()
     if label is None:
         return {"grey": grey, "grey_class": np.zeros(len(grey), np.uint8)}
     classes = np.asarray(label[::step, ::step]).ravel()
-    found: dict[str, object] = {"grey": grey[classes != IGNORE], "grey_class": classes[classes != IGNORE]}
+    found: dict[str, Any] = {"grey": grey[classes != IGNORE], "grey_class": classes[classes != IGNORE]}
     inside, outside = grey[(classes > 0) & (classes != IGNORE)], grey[classes == 0]
     if len(inside) and len(outside) and grey.std() > 0:
         found["contrast"] = float((inside.mean() - outside.mean()) / grey.std())
     return found
 
 
-def _objects(info: DataInfo, label: np.ndarray | None) -> dict[str, object]:
+def _objects(info: DataInfo, label: np.ndarray | None) -> dict[str, Any]:
     """Areas of the objects of each class, and how many of the foreground are narrower than `THIN`."""
     if label is None:
         return {}

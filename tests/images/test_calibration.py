@@ -143,10 +143,9 @@ MICROSCOPES = {  # what tifffile gives of files that it can't write
 def test_tiff_sizes_reads_the_entries_of_microscopes(name):
     entries, expected = MICROSCOPES[name]
     page = SimpleNamespace(tags=SimpleNamespace(valueof=lambda code: None), description="")
-    names = [
-        f"{kind}_metadata" for kind in "ome imagej lsm stk metaseries micromanager fei sem sis tvips fluoview".split()
-    ]
-    sizes, why = tiff_sizes(SimpleNamespace(pages=[page], **dict.fromkeys(names) | entries), 0)
+    kinds = ("ome", "imagej", "lsm", "stk", "metaseries", "micromanager", "fei", "sem", "sis", "tvips", "fluoview")
+    none = {f"{kind}_metadata": None for kind in kinds}
+    sizes, why = tiff_sizes(SimpleNamespace(pages=[page], **none | entries), 0)
     assert expected in why if isinstance(expected, str) else sizes == pytest.approx(expected)
 
 
