@@ -1,0 +1,153 @@
+"""What images are, in a few values: kept of a training's images, and compared with those that come later."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from images.geometry import Geometry
+from images.readers import Frame, read_geometry
+from images.rows import Rows
+from utils import UserError
+
+NUM_SAMPLED = 16  # images whose grey values are read, evenly spaced among all
+NUM_BAND, BAND_ROWS = 4, 16  # bands of rows of each, and their height [px]
+OTHER_SCALE = 10.0  # factor between the widths of two ranges from which they are of different grey scales
+FAR = 3.0  # standard deviations between two means from which images are unlike those of the training
+OTHER_SIZE = 1.5  # factor between two pixel sizes from which objects look unlike those of the training
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the images of a database or of a prediction are; the channels are those of a section itself."""
+
+    dtypes: list[str]  # types of the pixels
+    mean: list[float]  # (C,) mean grey value of each channel
+    low: list[float]  # (C,) grey value that 0.1 % of its pixels lie below
+    high: list[float]  # (C,) and above
+    channels: list[str]  # names of the channels; empty: unknown, or not the same in all files
+    pixel_size: list[float]  # [µm] height and width of a pixel, the median of the files that give one; else empty
+    is_grey: bool = False  # three channels are equal in each pixel: grey saved as colour
+
+
+def profile_of(frames: Sequence[Frame]) -> Profile:
+    """Profile of images, of which some pixels of at most `NUM_SAMPLED` are read."""
+    images = [frame.open() for frame in frames]
+    geometries: dict[tuple, Geometry] = {}  # of each series
+    for frame in frames:
+        if (frame.path, frame.series_number) not in geometries:
+            geometries[frame.path, frame.series_number] = read_geometry([frame])
+    names = {
+        channel_names(frame, geometries[frame.path, frame.series_number], image.shape[2])
+        for frame, image in zip(frames, images, strict=True)
+    }
+    sizes = [(each.pixel["Y"], each.pixel["X"]) for each in geometries.values() if {"X", "Y"} <= each.pixel.keys()]
+    sampled = np.linspace(0, len(frames) - 1, min(len(frames), NUM_SAMPLED)).round().astype(int)
+    pixels = np.concatenate([_some_pixels(images[n]) for n in sampled])
+    low, high = np.percentile(pixels, (0.1, 99.9), axis=0)
+    return Profile(
+        dtypes=sorted({image.dtype.name for image in images}),
+        mean=pixels.mean(0).tolist(),
+        low=low.tolist(),
+        high=high.tolist(),
+        channels=list(names.pop()) if len(names) == 1 else [],
+        pixel_size=[statistics.median(side) for side in zip(*sizes, strict=True)],
+        is_grey=pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()),
+    )
+
+
+def channel_names(frame: Frame, geometry: Geometry, num: int) -> tuple[str, ...]:
+    """Names of the channels that are read of a frame; empty if the file doesn't name all of them."""
+    names = (
+        tuple(geometry.channels[n] for n in frame.channels)
+        if frame.channels and geometry.channels
+        else geometry.channels
+    )
+    return names if len(names) == num and all(names) and len({*names}) == num else ()
+
+
+def _some_pixels(image: Rows) -> np.ndarray:
+    """Pixels (P, C) of a few bands of rows of an image."""
+    height = image.shape[0]
+    tops = {int(top) for top in np.linspace(0, max(height - BAND_ROWS, 0), NUM_BAND)}
+    bands = [np.asarray(image[top : min(top + BAND_ROWS, height)], np.float64) for top in sorted(tops)]
+    return np.concatenate([band.reshape(-1, band.shape[2]) for band in bands])
+
+
+def channels_by_name(trained: Sequence[str], new: Sequence[str], source: object) -> tuple[int, ...]:
+    """Indices of new channels that have the names of those of a training, in their order; empty: take them as they are.
+
+    Raises
+    ------
+    UserError
+        A name of the training is missing among the new ones.
+
+    Examples
+    --------
+    >>> channels_by_name(["DAPI", "GFP"], ["GFP", "RFP", "DAPI"], "a.tif"), channels_by_name(["DAPI"], [], "a.tif")
+    ((2, 0), ())
+    """
+    if not trained or not new or list(trained) == list(new):
+        return ()
+    if missing := [name for name in trained if name not in new]:
+        what = f"{source}: channels {', '.join(new)}; the network was trained on {', '.join(trained)}"
+        raise UserError(f"{what}: no {', '.join(missing)}: name the channels that are meant with --channel")
+    return tuple(list(new).index(name) for name in trained)
+
+
+def compare(trained: Profile, new: Profile, std: Sequence[float], source: object, *, by_data: bool) -> list[str]:
+    """Lines that tell how new images differ from those of a training.
+
+    Parameters
+    ----------
+    trained, new : Profile
+        Of the images of the training, and of the new ones.
+    std : sequence of float
+        (C,) standard deviation of the grey values of the training.
+    source : object
+        What the lines begin with.
+    by_data : bool
+        Whether images are normalised by the mean and standard deviation of the training, so that their scale counts.
+
+    Raises
+    ------
+    UserError
+        The grey values are of another scale.
+    """
+    lines = []
+    if by_data:
+        lines += _other_greys(trained, new, std, source)
+    if trained.is_grey != new.is_grey and len(trained.low) == 3:
+        one, other = ("grey, saved as colour", "coloured")[:: 1 if new.is_grey else -1]
+        lines.append(f"{source}: {one}; the network was trained on images that are {other}")
+    if trained.pixel_size and new.pixel_size:
+        factor = trained.pixel_size[0] / new.pixel_size[0]
+        if max(factor, 1 / factor) > OTHER_SIZE:
+            size = (
+                f"objects are {factor:.3g} times as large [px] as in the training"
+                if factor > 1
+                else (f"objects are {1 / factor:.3g} times smaller [px] than in the training")
+            )
+            what = f"a pixel has {new.pixel_size[0]:.4g} µm, in the training {trained.pixel_size[0]:.4g} µm"
+            lines.append(f"{source}: {what}: {size}: add --scale auto")
+    return lines
+
+
+def _other_greys(trained: Profile, new: Profile, std: Sequence[float], source: object) -> list[str]:
+    """Line about grey values that lie elsewhere; refuses those of another scale."""
+    lows, highs = np.array([trained.low, new.low]), np.array([trained.high, new.high])
+    width = np.maximum(highs - lows, 1e-12)
+    factor = (width[1] / width[0]).max()
+    ranges = [f"{low.min():.4g} to {high.max():.4g}" for low, high in zip(lows, highs, strict=True)]
+    what = f"{source}: grey values {ranges[1]} ({', '.join(new.dtypes)}), the network was trained on {ranges[0]}"
+    what += f" ({', '.join(trained.dtypes)})"
+    apart = bool((lows.max(0) > highs.min(0)).all())
+    if apart or (not 1 / OTHER_SCALE < factor < OTHER_SCALE and set(trained.dtypes) != set(new.dtypes)):
+        raise UserError(f"{what}: scale them to these, or train with --normalize image, which any scale suits")
+    far = np.abs(np.subtract(new.mean, trained.mean)) / np.asarray(std)[: len(new.mean)]
+    if far.max() > FAR or not 1 / OTHER_SCALE < factor < OTHER_SCALE:
+        return [f"{what}: the result may be poor: was the exposure another? --normalize image is for such images"]
+    return []
