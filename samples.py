@@ -56,13 +56,8 @@ class SampleFile(NamedTuple):
     @property
     def distance(self) -> Path:
         """File next to the sample that caches the border distance for the weight map."""
-        path = self.earlier_distance
+        path = self.input.with_suffix(DISTANCE)
         return path if self.label is None else path.with_name(OF_PAIR + path.name)
-
-    @property
-    def earlier_distance(self) -> Path:
-        """That file as earlier versions named it, which pytorch-UNET takes for an input of its layout."""
-        return self.input.with_suffix(DISTANCE)
 
     def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Image (H, W, C) and class indices (H, W), memory-mapped.
