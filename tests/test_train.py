@@ -196,29 +196,22 @@ def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, mon
     assert not checkpoint_of(work, 1).epoch_complete and len(checkpoint_of(work, 1).losses) == 2
 
 
-def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, work, monkeypatch, capsys):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setattr(os, "getppid", lambda: 7)
-    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+@pytest.mark.parametrize("flags", [["--train_continue", "off"], ["--epoch", "1"]])
+def test_train_restarted_by_torchrun_is_not_begun_again(trained, work, monkeypatch, fails, capsys, flags):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
-    assert "already trained to epoch 1" in capsys.readouterr().out
+    assert "use --train_continue on, without --epoch" in fails(main.main, [*SMALL, "--num_epoch", "2", *flags])
+    assert main.main([*SMALL, "--num_epoch", "2"]) == 0
+    assert "resuming from checkpoints/unet/em/model_epoch0001.pth" in capsys.readouterr().out
+    shutil.rmtree(work / "checkpoints")
     assert main.main([*SMALL, "--num_epoch", "1", "--train_continue", "off"]) == 0
-    assert "already trained to epoch 1" in capsys.readouterr().out
-    monkeypatch.setattr(os, "getppid", lambda: 8)  # another launcher
-    assert main.main([*SMALL, "--num_epoch", "1", "--train_continue", "off"]) == 0
-    assert "already" not in capsys.readouterr().out
-    assert (work / "checkpoints" / "unet" / "em" / "earlier-1" / "model_epoch0001.pth").is_file()
 
 
-def test_a_run_resumed_from_an_epoch_takes_its_own_checkpoint_next(trained, monkeypatch, stop_at_forward, capfd):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+def test_train_resumed_from_an_epoch_names_its_own_checkpoint_at_its_stop(trained, stop_at_forward, capfd):
     flags = [*SMALL, "--train_continue", "--epoch", "1", "--num_epoch", "3"]
     stop_at_forward(signal.SIGTERM, 2)  # in epoch 2
     assert main.main(flags) == 143
     assert capfd.readouterr().err.splitlines()[-1].endswith("--epoch 0")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert main.main(flags) == 0
+    assert main.main([*flags, "--epoch", "0"]) == 0
     assert "resuming from checkpoints/unet/em/model_epoch0002.pth" in capfd.readouterr().out
 
 
@@ -527,7 +520,7 @@ def test_a_training_goes_on_where_a_part_of_its_labels_is_no_longer_annotated(tr
     assert checkpoint_of(work, 1).info.ignore is None and checkpoint_of(work, 2).info.ignore == 128
 
 
-@pytest.mark.parametrize(("was", "again"), [(None, False), (6, False), (24, True)])
+@pytest.mark.parametrize(("was", "again"), [(6, False), (24, True)])
 def test_an_epoch_begins_again_where_its_number_of_crops_would_be_another(
     database, work, stop_at_forward, was, again, capsys
 ):
@@ -536,24 +529,10 @@ def test_an_epoch_begins_again_where_its_number_of_crops_would_be_another(
     assert main.main([*flags, "off"]) == 143
     path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
     saved = Checkpoint.load(path)
-    del saved.batch_settings["num_crop"]  # as in a checkpoint of an earlier version, with one crop per sample
-    replace(saved, batch_settings=saved.batch_settings | ({"num_crop": was} if was else {})).save(path)
+    replace(saved, batch_settings=saved.batch_settings | {"num_crop": was}).save(path)
     assert main.main([*flags, "on"]) == 0
     assert ("epoch 1 starts again: num_crop changed from 24 to 6" in capsys.readouterr().out) == again
     assert len(checkpoint_of(work, 1).losses) == 3
-
-
-def test_an_interrupted_epoch_of_few_images_of_an_earlier_version_begins_again(database, work, stop_at_forward, capsys):
-    flags = [*SMALL, "--batch_size", "2", "--num_epoch", "1", "--train_continue"]
-    stop_at_forward(signal.SIGTERM, 2)
-    assert main.main([*flags, "off"]) == 143
-    path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
-    saved = Checkpoint.load(path)
-    del saved.batch_settings["num_crop"]
-    saved.save(path)
-    assert main.main([*flags, "on", "--num_crop", "0"]) == 0
-    assert "epoch 1 starts again: num_crop changed from 6 to 24" in capsys.readouterr().out
-    assert len(checkpoint_of(work, 1).losses) == 12
 
 
 def test_another_split_can_be_tested_and_has_the_scores_of_the_validation(database, work, monkeypatch):

@@ -4,63 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from dataset import Window
+from distributed import World
 from training.annotation import AnnotatedBlocks
 
 MIN_CROP = 24  # crops of an epoch, at least; see "Few annotated sections" in benchmarks/README.md
 LARGE = 1024**2  # [px] area of an image, one crop each; up to 1.5 times that is one crop, too
 
 
-class PatchSampler(Sampler[list[Window]]):
-    """Batches of random windows of the samples; they depend on (seed, epoch) only.
+@dataclass(frozen=True)
+class BatchSettings:
+    """Flags that the batches of an epoch depend on, besides the samples."""
 
-    Parameters
-    ----------
-    shapes : list of (int, int)
-        Height and width of each sample [px].
-    crop : (int, int)
-        Height and width of a crop [px].
-    margin : int
-        Pixels read around the crop for the elastic displacement.
-    batch_size, seed : int
-        Windows per batch (the last may have fewer), and the random seed.
-    num_crop : int
-        Crops of an epoch, which the samples share by their area; 0: one crop per sample, more if that are few or a
-        sample is large.
-    annotated : list of AnnotatedBlocks, optional
-        Where each sample is annotated: there crops are drawn. None: all pixels are.
-    rank, num_process : int
-        This process gets every `num_process`-th window of a batch, starting with window `rank`. A process without a
-        window gets the batch's first one, whose loss is then scaled by 0.
+    crop: tuple[int, int]  # height and width [px]
+    batch_size: int  # crops per batch over all processes; the last one may have fewer
+    seed: int
+    num_crop: int = 0  # per epoch, shared by area; 0: one per sample, more if those are few or a sample is large
+
+
+class PatchSampler(Sampler[list[Window]]):
+    """Batches of random windows of samples; they depend on (seed, epoch) only.
+
+    Windows have a margin [px] around the crop, for the elastic displacement. Crops are drawn where the samples are
+    annotated; None: everywhere. Each process of the world gets every n-th window of a batch, or the first window, whose
+    loss is then scaled by 0, if the batch has too few.
     """
 
     def __init__(
         self,
-        shapes: list,
-        crop: tuple[int, int],
+        shapes: list[tuple[int, int]],
         margin: int,
-        batch_size: int,
-        seed: int,
-        *,
-        num_crop: int = 0,
+        settings: BatchSettings,
         annotated: list[AnnotatedBlocks] | None = None,
-        rank: int = 0,
-        num_process: int = 1,
+        world: World | None = None,
     ) -> None:
-        self.shapes, self.crop, self.margin = np.array(shapes), crop, margin
-        self.batch_size, self.seed = batch_size, seed
-        self.annotated = annotated
-        self.rank, self.num_process = rank, num_process
+        self.shapes, self.margin = np.array(shapes), margin
+        self.settings, self.annotated, self.world = settings, annotated, world or World()
         self.epoch, self.first_step = 1, 0
         sizes = _relative_sizes(self.shapes)
         if annotated is not None:
             sizes = sizes * [len(blocks) > 0 for blocks in annotated]
-        self.num_crop = num_crop or max(MIN_CROP, round(sizes.sum()))
+        self.num_crop = settings.num_crop or max(MIN_CROP, round(sizes.sum()))
         self.expected = sizes * (self.num_crop / sizes.sum())  # crops of each sample, on average over the epochs
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -69,14 +59,19 @@ class PatchSampler(Sampler[list[Window]]):
 
     @property
     def batch_settings(self) -> dict[str, Any]:
-        """Settings that the batches of an epoch depend on, besides the image sizes and what is annotated."""
-        crop = [int(side) for side in self.crop]
-        batch_settings = {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
-        return batch_settings | {"num_crop": self.num_crop}
+        """Settings for a checkpoint: if they change, so do the batches of an epoch."""
+        return {
+            "seed": self.settings.seed,
+            "batch_size": self.settings.batch_size,
+            "crop": [int(side) for side in self.settings.crop],
+            "samples": len(self.shapes),
+            "num_crop": self.num_crop,
+        }
 
     def batches(self, epoch: int) -> list[list[Window]]:
         """All batches of an epoch, for all processes together."""
-        rng = np.random.default_rng((self.seed, epoch))
+        size, crop = self.settings.batch_size, self.settings.crop
+        rng = np.random.default_rng((self.settings.seed, epoch))
         rounding, anchoring = rng.spawn(2)  # leaves the numbers of `rng` as they are
         counts = self._draw_counts(rounding)
         samples = np.repeat(np.arange(len(counts)), counts)
@@ -84,10 +79,10 @@ class PatchSampler(Sampler[list[Window]]):
         order = rng.permutation(len(samples))
         low, high = self._corner_range(counts, anchoring)
         corners = low + (rng.random(low.shape) * (high - low + 1)).astype(int) - self.margin
-        height, width = (side + 2 * self.margin for side in self.crop)
+        height, width = (side + 2 * self.margin for side in crop)
         drawn = zip(samples.tolist(), corners.tolist(), numbers.tolist(), strict=True)
         windows = [Window(index, top, left, height, width, number) for index, (top, left), number in drawn]
-        return [[windows[i] for i in order[k : k + self.batch_size]] for k in range(0, len(order), self.batch_size)]
+        return [[windows[i] for i in order[k : k + size]] for k in range(0, len(order), size)]
 
     def _draw_counts(self, rng: np.random.Generator) -> np.ndarray:
         """Crops of each sample (N,) in an epoch: its expected number, rounded up or down at random; the sum is fixed.
@@ -100,28 +95,27 @@ class PatchSampler(Sampler[list[Window]]):
 
     def _corner_range(self, counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """First and last possible top left corner (num_crop, 2) of each crop, given the number of each sample."""
-        high = np.maximum(np.repeat(self.shapes, counts, axis=0) - self.crop, 0)
+        crop = np.array(self.settings.crop)
+        high = np.maximum(np.repeat(self.shapes, counts, axis=0) - crop, 0)
         if self.annotated is None:
             return np.zeros_like(high), high
         drawn = zip(self.annotated, counts, strict=True)
         anchors = np.concatenate([blocks.draw(rng, num) for blocks, num in drawn if num])
-        # so far inside the crop, if the image has room, that no displacement moves the anchor out of it
-        inside = np.minimum(self.margin, (np.array(self.crop) - 1) // 2)
-        return np.clip(anchors + inside + 1 - self.crop, 0, high), np.clip(anchors - inside, 0, high)
+        # at least a margin inside the crop, if the image has room: no displacement moves the anchor out of it
+        inside = np.minimum(self.margin, (crop - 1) // 2)
+        return np.clip(anchors + inside + 1 - crop, 0, high), np.clip(anchors - inside, 0, high)
 
     def __iter__(self) -> Iterator[list[Window]]:
         for batch in self.batches(self.epoch)[self.first_step :]:
-            yield batch[self.rank :: self.num_process] or batch[:1]
+            yield batch[self.world.rank :: self.world.size] or batch[:1]
 
     def __len__(self) -> int:
-        return math.ceil(self.num_crop / self.batch_size)
+        return math.ceil(self.num_crop / self.settings.batch_size)
 
 
 def _relative_sizes(shapes: np.ndarray) -> np.ndarray:
     """Crops (N,) for which an image is large enough, given the heights and widths (N, 2) [px].
 
-    Examples
-    --------
     >>> _relative_sizes(np.array([(512, 512), (1200, 1200), (2048, 2048)])).tolist()
     [1.0, 1.0, 4.0]
     """

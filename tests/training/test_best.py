@@ -21,7 +21,7 @@ CHECKPOINTS = "checkpoints/unet/em"
 
 def same_epoch(one, other):
     """Whether two checkpoints hold the same training, wherever and however fast it ran."""
-    left_out = {"seconds", "config", "run"}
+    left_out = {"seconds", "config"}
     return all(same(value, getattr(other, name)) for name, value in vars(one).items() if name not in left_out)
 
 

@@ -1,5 +1,6 @@
 import json
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -8,17 +9,18 @@ import torch
 
 from dataset import PatchDataset
 from description import DataInfo
+from distributed import World
 from model import UNet
 from samples import IGNORE, list_samples, write_sample
 from train import train_step
 from training.augment import Augmentation
-from training.loader import LoaderOptions, TrainingBatches
+from training.loader import TrainingBatches
 from training.losses import LOSSES
+from training.sampler import BatchSettings
 from training.weight_map import pixel_weight
 
 CPU = torch.device("cpu")
 INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [100.0], [50.0], [0.0, 255.0], ignore=128)
-KEPT = LoaderOptions(in_memory=True)
 
 
 def write_partial(folder, annotated, shape=(64, 64)):
@@ -32,11 +34,21 @@ def write_partial(folder, annotated, shape=(64, 64)):
     return list_samples(folder / "train")
 
 
-def batches_of(files, augment, info=INFO, weigh=None, options=KEPT, **more):
+def batches_of(files, augment, info=INFO, weigh=None, world=None, num_crop=0):
     """Batches of four."""
-    memory = CPU if options.in_memory else None
-    data = PatchDataset(files, info, labelled=True, memory=memory, distances=weigh is not None, margin=augment.margin)
-    return TrainingBatches(data, augment, 4, 0, options, CPU, 16, weigh, **more)
+    data = PatchDataset(files, info, labelled=True, memory=CPU, distances=weigh is not None, margin=augment.margin)
+    settings = BatchSettings(augment.crop, batch_size=4, seed=0, num_crop=num_crop)
+    return TrainingBatches(data, augment, settings, CPU, world=world, weigh=weigh)
+
+
+@dataclass(frozen=True)
+class SimulatedWorld(World):
+    """One of several processes that run one after the other."""
+
+    add: Callable = None
+
+    def sum(self, values):
+        return self.add(values)
 
 
 @pytest.mark.parametrize("place", [(0, 0), (63, 30), (31, 31), (5, 60)])
@@ -92,24 +104,16 @@ def test_the_mean_over_processes_is_that_over_the_annotated_pixels_of_the_whole_
         return LOSSES["bce"](given, batch["label"], batch["weight"]) * batch.get("loss_scale", 1)
 
     whole = [loss_of(batch).item() for batch in batches_of(files, augment, **more).of(1)]
-    ranks = [LoaderOptions(in_memory=True, rank=rank, num_process=3) for rank in range(3)]
     # first each process's number of annotated pixels, then, with the sums of these, its losses
-    numbers = []
-    for options in ranks:
-        own = []
-        counting = batches_of(
-            files, augment, options=options, sum_over_processes=lambda n, own=own: own.append(n) or n, **more
-        )
-        list(counting.of(1))
-        numbers.append(own)
-    sums = [sum(step) for step in zip(*numbers, strict=True)]
+    numbers = [[], [], []]
+    for rank, own in enumerate(numbers):
+        world = SimulatedWorld(rank, 3, add=lambda n, own=own: own.append(n) or n)
+        list(batches_of(files, augment, world=world, **more).of(1))
     losses = []
-    for options in ranks:
-        given = iter(sums)
-        batches = batches_of(
-            files, augment, options=options, sum_over_processes=lambda _, given=given: next(given), **more
-        )
-        losses.append([loss_of(batch).item() for batch in batches.of(1)])
+    for rank in range(3):
+        sums = iter([sum(step) for step in zip(*numbers, strict=True)])
+        world = SimulatedWorld(rank, 3, add=lambda _, sums=sums: next(sums))
+        losses.append([loss_of(batch).item() for batch in batches_of(files, augment, world=world, **more).of(1)])
     assert np.mean(losses, axis=0).tolist() == pytest.approx(whole, rel=1e-5)
 
 

@@ -10,7 +10,7 @@ from dataset import PatchDataset, Window
 from description import DataInfo, describe, load_info
 from samples import IGNORE, SampleFile, list_samples, write_sample
 from training.annotation import AnnotatedBlocks, find_annotated
-from training.sampler import PatchSampler
+from training.sampler import BatchSettings, PatchSampler
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -72,30 +72,36 @@ def test_a_kept_window_is_the_one_that_is_read_wherever_it_lies(tmp_path, dtype)
             assert np.array_equal(data[window]["input"][0], expected[: window.height, : window.width])
 
 
+def sampler_of(shapes, height, width=0, margin=0, annotated=None, batch_size=4, **settings):
+    """Sampler of square crops, if there is no width."""
+    settings = BatchSettings((height, width or height), batch_size, **{"seed": 0} | settings)
+    return PatchSampler(shapes, margin, settings, annotated)
+
+
 def drawn(sampler, epoch=1):
     """Windows of an epoch, whatever their batches."""
     return [window for batch in sampler.batches(epoch) for window in batch]
 
 
 def test_random_crop_reaches_the_first_and_the_last_row_and_column():
-    sampler = PatchSampler([(12, 10)], (8, 8), margin=3, batch_size=1, seed=0, num_crop=1)
+    sampler = sampler_of([(12, 10)], 8, margin=3, batch_size=1, num_crop=1)
     corners = {(w.top + 3, w.left + 3) for epoch in range(200) for w in drawn(sampler, epoch)}
     assert corners == {(y, x) for y in range(5) for x in range(3)}
 
 
 def test_an_epoch_sees_every_sample_once_and_is_a_function_of_seed_and_epoch():
-    sampler = PatchSampler([(40, 40)] * 7, (32, 32), 0, batch_size=3, seed=5, num_crop=7)
+    sampler = sampler_of([(40, 40)] * 7, 32, batch_size=3, seed=5, num_crop=7)
     batches = sampler.batches(4)
     assert [len(batch) for batch in batches] == [3, 3, 1] and len(sampler) == 3
     assert sorted(w.index for w in drawn(sampler, 4)) == list(range(7))
     assert sampler.batches(4) == batches != sampler.batches(5)
-    assert PatchSampler([(40, 40)] * 7, (32, 32), 0, 3, seed=6, num_crop=7).batches(4) != batches
+    assert sampler_of([(40, 40)] * 7, 32, batch_size=3, seed=6, num_crop=7).batches(4) != batches
     sampler.set_epoch(4, first_step=2)
     assert list(sampler) == batches[2:]
 
 
 def test_24_ordinary_images_have_the_windows_that_they_always_had():
-    sampler = PatchSampler([(40 + i, 64 - i) for i in range(24)], (32, 32), 3, 5, seed=7)
+    sampler = sampler_of([(40 + i, 64 - i) for i in range(24)], 32, margin=3, batch_size=5, seed=7)
     assert [(w.index, w.top, w.left, w.crop) for w in drawn(sampler, 2)] == [  # as before --num_crop
         *[(10, -2, -3, 0), (22, 17, 1, 0), (2, -3, 16, 0), (8, 1, 21, 0), (13, -3, 4, 0), (7, -1, 20, 0)],
         *[(17, 1, 4, 0), (19, -1, -3, 0), (20, 7, 3, 0), (4, -3, 7, 0), (1, 5, 6, 0), (3, 4, 8, 0)],
@@ -120,7 +126,7 @@ def test_24_ordinary_images_have_the_windows_that_they_always_had():
     ],
 )
 def test_the_crops_of_an_epoch_are_shared_by_area_and_no_image_is_left_out(shapes, num_crop, expected):
-    sampler = PatchSampler(shapes, (32, 32), 0, 4, seed=0, num_crop=num_crop)
+    sampler = sampler_of(shapes, 32, num_crop=num_crop)
     counts = np.array([np.bincount([w.index for w in drawn(sampler, e)], minlength=len(shapes)) for e in range(60)])
     assert (counts.sum(1) == round(sum(expected))).all() and len(sampler) == -(-round(sum(expected)) // 4)
     assert (abs(counts - expected) < 1).all()  # rounded up or down
@@ -128,7 +134,7 @@ def test_the_crops_of_an_epoch_are_shared_by_area_and_no_image_is_left_out(shape
 
 
 def test_crops_of_one_image_are_numbered_and_lie_elsewhere():
-    windows = drawn(PatchSampler([(90, 90), (70, 90)], (32, 32), 2, 4, seed=0))
+    windows = drawn(sampler_of([(90, 90), (70, 90)], 32, margin=2))
     for index in (0, 1):
         own = [window for window in windows if window.index == index]
         assert sorted(window.crop for window in own) == list(range(12))
@@ -147,7 +153,7 @@ def annotated_at(*places, shape=(100, 120)):
 @pytest.mark.parametrize("place", [(0, 0), (99, 119), (50, 3), (2, 60), (49, 60)])
 @pytest.mark.parametrize(("crop", "margin"), [((32, 32), 9), ((33, 65), 0), ((20, 20), 30), ((200, 150), 30)])
 def test_every_crop_holds_an_annotated_pixel_as_far_inside_as_there_is_room(place, crop, margin):
-    sampler = PatchSampler([(100, 120)], crop, margin, 4, seed=0, num_crop=300, annotated=[annotated_at(place)])
+    sampler = sampler_of([(100, 120)], *crop, margin=margin, num_crop=300, annotated=[annotated_at(place)])
     corners = np.array([(w.top, w.left) for w in drawn(sampler)]) + margin
     for axis in (0, 1):
         size, side, pixel = (100, 120)[axis], crop[axis], place[axis]
@@ -161,7 +167,7 @@ def test_every_crop_holds_an_annotated_pixel_as_far_inside_as_there_is_room(plac
 
 def test_crops_are_drawn_where_pixels_are_annotated_and_not_from_a_sample_that_has_none():
     annotated = [annotated_at((20, 20), (90, 100), (90, 101), (90, 102)), annotated_at(), annotated_at((5, 5))]
-    sampler = PatchSampler([(100, 120)] * 3, (32, 32), 3, 4, seed=0, annotated=annotated)
+    sampler = sampler_of([(100, 120)] * 3, 32, margin=3, annotated=annotated)
     windows = [window for epoch in range(40) for window in drawn(sampler, epoch)]
     assert len(windows) == 40 * 24 and sum(w.index == 0 for w in windows) == 40 * 12 == sum(
         w.index == 2 for w in windows
@@ -180,7 +186,7 @@ def test_a_database_without_an_annotated_pixel_is_refused(tmp_path):
 def test_the_number_of_processes_changes_nothing(database):
     info = load_info(database)
     data = PatchDataset(list_samples(database / "train"), info, labelled=True, memory=None)
-    sampler = PatchSampler(data.shapes, (32, 32), 4, 4, seed=0)
+    sampler = sampler_of(data.shapes, 32, margin=4)
     runs = [[batch["input"] for batch in DataLoader(data, batch_sampler=sampler, num_workers=num)] for num in (0, 2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
