@@ -17,26 +17,18 @@ BAND = 16 * BLOCK  # rows of a label that are read at once
 
 @dataclass(frozen=True)
 class AnnotatedBlocks:
-    """Blocks of a label that contain annotated pixels; 16 bytes for each of them.
+    """Blocks of a label that contain annotated pixels; 16 bytes for each of them."""
 
-    Attributes
-    ----------
-    anchors : ndarray of int32
-        (N, 2) position (y, x) of one annotated pixel of each block [px].
-    ends : ndarray of int64
-        (N,) number of annotated pixels in this block and those before it.
-    """
-
-    anchors: np.ndarray
-    ends: np.ndarray
+    anchors: np.ndarray  # (N, 2) of int32, position (y, x) of one annotated pixel of each block [px]
+    ends: np.ndarray  # (N,) of int64, annotated pixels in this block and those before it
 
     @classmethod
     def find(cls, label: np.ndarray) -> AnnotatedBlocks:
         """Blocks of a label (H, W), which is read a few rows at a time."""
         anchors, counts = [np.empty((0, 2), np.int32)], [np.empty(0, np.int64)]
         for top in range(0, label.shape[0], BAND):
-            places, numbers = _find_in_band(label[top : top + BAND] != IGNORE)
-            anchors.append((places + np.array([top, 0])).astype(np.int32))
+            positions, numbers = _find_in_band(label[top : top + BAND] != IGNORE)
+            anchors.append((positions + np.array([top, 0])).astype(np.int32))
             counts.append(numbers)
         return cls(np.concatenate(anchors), np.concatenate(counts).cumsum())
 

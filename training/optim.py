@@ -33,33 +33,17 @@ OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def _constant(_progress: float) -> float:
-    return 1.0
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "cosine": _cosine}
+SCHEDULES: dict[str, Callable[[float], float]] = {  # factor of the rate, given the progress in [0, 1]
+    "constant": lambda _: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # Loshchilov and Hutter, arXiv 1608.03983
+}
 
 
 def learning_rate(progress: float, lr: float, schedule: str, warmup: float) -> float:
-    """Learning rate of one step; it depends on the progress only, so that resuming changes nothing.
+    """Learning rate of one step, given the fraction of the run that is done: resuming changes nothing.
 
-    Parameters
-    ----------
-    progress : float
-        Fraction of the run done before the step, in [0, 1]. If a resumed run is made longer, so is its curve.
-    lr : float
-        Learning rate after the warm-up.
-    schedule : {"constant", "cosine"}
-        `cosine` falls to 0 at the end; Loshchilov and Hutter 2017, arXiv 1608.03983.
-    warmup : float
-        Fraction of the run in which the rate rises linearly to `lr`.
+    In the first part of the run, `warmup`, it rises linearly to `lr`.
 
-    Examples
-    --------
     >>> [round(learning_rate(step / 10, 1.0, "cosine", warmup=0.2), 3) for step in (0, 1, 2, 6, 10)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
@@ -69,16 +53,11 @@ def learning_rate(progress: float, lr: float, schedule: str, warmup: float) -> f
 
 
 class MovingAverage:
-    """Exponential moving average of the weights and statistics of a network.
+    """Exponential moving average of the weights and statistics of a network, which it begins with.
 
-    Parameters
-    ----------
-    net : UNet
-        Network whose weights start the average; it is copied.
-    decay : float
-        Weight of the old average at each step; smaller in the first steps, so that the initial weights are soon
-        forgotten. Source: Polyak and Juditsky 1992, doi 10.1137/0330046; first steps as in
-        TensorFlow's ExponentialMovingAverage.
+    `decay` is the weight of the old average at each step. It is smaller in the first steps, as in TensorFlow's
+    ExponentialMovingAverage, so that the initial weights are soon forgotten.
+    Source: Polyak and Juditsky 1992, doi 10.1137/0330046.
     """
 
     def __init__(self, net: UNet, decay: float) -> None:
@@ -107,24 +86,12 @@ class MovingAverage:
 
 
 def compatible_state(first: str, second: str) -> bool:
-    """Whether one optimiser can continue from the state of another; Adam and AdamW differ only in weight decay.
-
-    Examples
-    --------
-    >>> compatible_state("adam", "adamw"), compatible_state("adam", "sgd")
-    (True, False)
-    """
+    """Whether one optimiser can continue from the state of another; Adam and AdamW differ only in weight decay."""
     return first == second or {first, second} <= {"adam", "adamw"}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's moments and last learning rate; its other settings stay as the flags of this run.
-
-    Raises
-    ------
-    ValueError
-        The moments don't fit the weights.
-    """
+    """Load an optimiser's moments and last learning rate; its other settings stay as the flags of this run."""
     flags = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     # before loading, since `fused` decides on which device the count of steps is kept
     groups = [group | values for group, values in zip(state["param_groups"], flags, strict=True)]

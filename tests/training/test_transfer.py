@@ -8,7 +8,7 @@ from conftest import SHARED, SMALL, checkpoint_of, needs_golden, same, write_inf
 import main
 from model import UNet, init_weights
 from samples import write_sample
-from training.transfer import take_weights
+from training.transfer import copy_weights
 
 STILL = [*SMALL, "--lr", "1e-30", "--num_epoch", "1"]  # no step changes a weight
 OWN = "checkpoints/unet/em"
@@ -36,13 +36,13 @@ def test_a_new_run_begins_with_the_averaged_weights_of_another(database, work, c
 def test_statistics_are_taken_and_the_first_validation_is_that_of_the_other_network(database, work):
     assert main.main([*SMALL, "--lr", "0.1", "--num_epoch", "3"]) == 0
     net, source = network(1, 1, 2, num_level=2), checkpoint_of(work, 3).network("a.pth")
-    assert take_weights(net, source) == (1471, [])
+    assert copy_weights(net, source) == (1471, [])
     assert same(net.state_dict(), source.state_dict())
 
 
 def test_first_and_last_layer_are_drawn_anew_for_other_channels_and_classes():
     net, source = network(3, 4, 2), network(1, 1, 2, seed=1)
-    num_taken, others = take_weights(net, source)
+    num_taken, others = copy_weights(net, source)
     assert others == ["encoders.0.0.conv", "fc"]
     missing = ("encoders.0.0.conv.weight", "fc.weight", "fc.bias")
     own, drawn, theirs = net.state_dict(), network(3, 4, 2).state_dict(), source.state_dict()
@@ -53,7 +53,7 @@ def test_first_and_last_layer_are_drawn_anew_for_other_channels_and_classes():
 @pytest.mark.parametrize(("ours", "theirs"), [(4, 3), (3, 4), (2, 5), (1, 2)])
 def test_networks_of_other_depth_share_the_levels_from_the_top(ours, theirs):
     net, source = network(1, 1, 2, num_level=ours), network(1, 1, 2, num_level=theirs, seed=1)
-    _, others = take_weights(net, source)
+    _, others = copy_weights(net, source)
     common = min(ours, theirs)
     for level in range(common):
         assert same(net.encoders[level].state_dict(), source.encoders[level].state_dict())
@@ -69,9 +69,9 @@ def test_networks_of_other_depth_share_the_levels_from_the_top(ours, theirs):
 
 def test_convolutions_fit_with_another_normalisation_and_a_bias_alone_does_not():
     net, source = network(1, 1, 2, norm="inorm"), network(1, 1, 2, norm="bnorm", seed=1)
-    assert take_weights(net, source)[1] == []
+    assert copy_weights(net, source)[1] == []
     assert net.bottom[0].conv.weight.equal(source.bottom[0].conv.weight) and not net.bottom[0].conv.bias.any()
-    assert take_weights(network(1, 1, 3), source)[0] == 0  # though the bias of the last layer has one value in both
+    assert copy_weights(network(1, 1, 3), source)[0] == 0  # though the bias of the last layer has one value in both
 
 
 def test_a_network_of_other_channels_and_classes_trains_from_a_checkpoint(trained, work, capsys):
