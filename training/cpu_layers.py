@@ -21,7 +21,7 @@ def _has_own_gradient(value: Tensor) -> bool:
 
 
 def _is_slow(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes longer for the gradient of a weight than products of matrices.
+    """Whether oneDNN computes the gradient of a weight more slowly than products of matrices do.
 
     It does without AVX-512, in float32 and channels-last, for large feature maps of many channels.
     """
@@ -73,8 +73,8 @@ class _Conv2d(torch.autograd.Function):
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """Gradient (nch_out, nch_in, 3, 3) of the weight from the image and the gradient of the output.
 
-    Both get a rim of zeros and become matrices with a row for each pixel, so that the pixels beside all others are the
-    same matrix from another row on.
+    Both get a border of zeros and become matrices with a row for each pixel: the neighbours of all pixels in one
+    direction are then the same matrix from another row on.
     """
     width = x.shape[3] + 2
     image = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2)  # (N * (H + 2) * (W + 2), nch_in)

@@ -53,16 +53,8 @@ class TrainingLog:
     ahead of its curves (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes).
     If they can't be written, a warning is printed and training continues without curves.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder of the event files.
-    first : int
-        First epoch of this run; TensorBoard hides what an interrupted run wrote of it and of later epochs.
-    last : int or None
-        Last epoch; None if the run is limited by time.
-    progress : float
-        Fraction of the run that was done before.
+    From the first epoch of the run on, TensorBoard hides what an interrupted run wrote. There is no last epoch if the
+    run is limited by time. `progress` is the fraction of the run that was done before.
     """
 
     def __init__(self, folder: Path, first: int, last: int | None, progress: float) -> None:
