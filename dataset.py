@@ -8,7 +8,7 @@ elastically and changed in contrast, on the device that trains (training/augment
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -31,22 +31,15 @@ class Patch(TypedDict, total=False):
     input: Tensor  # (C, H, W) float32, normalised
     label: Tensor  # (H, W) uint8 class indices, `IGNORE` where not annotated; absent without ground truth
     distance: Tensor  # (H, W) float32 border distance [px], if wanted
-    index: int  # of the sample
-    crop: int  # number among the crops of the sample in the epoch
+    index: Any  # int, number of the sample; in a batch a tensor, as the next one
+    crop: Any  # int, number among the crops of the sample in the epoch
     mean: Tensor  # (C,) that the input was normalised by
     std: Tensor  # (C,)
 
 
-class Batch(TypedDict, total=False):
-    """Patches for one step: the entries of `Patch` with a first axis of N patches, and those of the batch."""
+class Batch(Patch, total=False):
+    """Patches for one step, with a first axis of N patches; once augmented, the label is int64, or 0 for `IGNORE`."""
 
-    input: Tensor
-    label: Tensor  # once augmented int64, and 0 where not annotated
-    distance: Tensor
-    index: Tensor
-    crop: Tensor
-    mean: Tensor
-    std: Tensor
     weight: Tensor  # (N, H, W) float32 weight of each pixel in the loss; 0 where not annotated
     loss_scale: float  # factor of the loss, with which the mean over the processes is that over the images
     seed: int  # of the dropout

@@ -33,7 +33,7 @@ from training.best import BestEpoch
 from training.budget import Budget
 from training.compiled import maybe_compile
 from training.loader import TrainingBatches, fit_crop, memory_for
-from training.log import Log, NoLog, TrainingLog, command_line, say_what_is_trained
+from training.log import Log, NoLog, TrainingLog, command_line
 from training.losses import LOSSES, Loss, check_finite, cross_entropy
 from training.optim import learning_rate
 from training.sampler import BatchSettings
@@ -88,18 +88,7 @@ class Trainer:
         self.resumed: Path | None = None  # checkpoint that the training goes on from
 
     def train(self) -> int:
-        """Train to the last epoch.
-
-        Returns
-        -------
-        int
-            Exit status: 0, or 128 plus the number of the signal that stopped the training, which is then saved.
-
-        Raises
-        ------
-        UserError
-            The data or the checkpoint can't be used, or the loss is no longer finite.
-        """
+        """Train to the last epoch; return 0, or 128 plus the signal that stopped the training, which is saved."""
         if self.config.batch_size < self.world.size:
             what = f"--batch_size {self.config.batch_size}: {self.world.size} processes share a batch"
             raise FlagError(f"{what}: raise it to {self.world.size} or more, or start fewer")
@@ -121,7 +110,7 @@ class Trainer:
             stack.enter_context(self.budget.stop)
             stack.enter_context(self.saver.on_error(state))
             if self.resumed == self.best.path:  # the numbered checkpoint of its epoch is missing
-                self.saver.save_numbered(state)
+                self.saver.save_meanwhile(state, epoch_complete=True)
             self._train(state, batches, validation)
             return self._end(state, batches, validation)
 
@@ -144,7 +133,7 @@ class Trainer:
                     break
                 if budget.is_save_due:
                     self._read_losses(state, batches)
-                    self.saver.save_latest(state)
+                    self.saver.save_meanwhile(state, epoch_complete=False)
                 for group in state.optimizer.param_groups:
                     group["lr"] = learning_rate(fraction, config.lr, config.schedule, config.warmup)
                 state.steps.append(train_step(net, batch, state.optimizer, **recipe))
@@ -167,7 +156,7 @@ class Trainer:
                 self.log.hparams(state.epoch, hyperparameters(config), scores)
                 return
             if self._is_save_due(state, last):
-                self.saver.save_numbered(state)
+                self.saver.save_meanwhile(state, epoch_complete=True)
             state.next_epoch()
 
     def _is_save_due(self, state: TrainState, last: bool) -> bool:
@@ -264,7 +253,7 @@ class Trainer:
             what = f"{self.dir_data} was made again since epoch {saved.epoch}: its samples are used from here on"
             notes.insert(0, what)
             state.use_database(load_info(self.dir_data))
-        for note in notes + self.best.resume(saved, state, self.world, is_remade=is_remade):
+        for note in notes + self.best.resume(saved, state, is_remade=is_remade):
             self._echo(f"note: {note}")
         self._echo(f"resuming from {path}")
         self.config, self.resumed = state.config, path
@@ -327,7 +316,9 @@ class Trainer:
             check_writable(folder)
         log = TrainingLog(self.dir_log, state.epoch, self.budget.last_epoch, self.budget.fraction(state.epoch - 1))
         log.arguments(state.epoch, self.config.as_typed(), state.net.arguments)
-        say_what_is_trained(state.info, num_weight(state.net), self.device)
+        shares = zip(state.info.class_names, state.info.class_share, strict=True)
+        echo("training pixels: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
+        echo(f"{num_weight(state.net):,} weights on {self.device}")
         if self.saver.find_stale(state, self.resumed, self.dir_log):
             what = "the files of an earlier training are moved aside"
             echo(f"note: {what} when the first checkpoint of this one is saved")

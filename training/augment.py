@@ -73,7 +73,10 @@ class Augmentation:
 
     def _label_of(self, planes: Tensor) -> Tensor:
         """Label (N, H, W) int64 of interpolated `_class_planes`: the most probable class, or `IGNORE`."""
-        classes = _most_probable_class(planes)
+        best, classes = 1 - planes.sum(1), torch.zeros_like(planes[:, 0], dtype=torch.int64)
+        for k, plane in enumerate(planes.unbind(1), 1):  # argmax over a short axis is much slower on a CPU
+            classes = torch.where(plane > best, k, classes)
+            best = torch.maximum(plane, best)
         return torch.where(classes == 0, IGNORE, classes - 1) if self.is_partial else classes
 
     def _change_intensity(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
@@ -101,8 +104,8 @@ class Augmentation:
         device = image.device
         scales = [self.elastic * (rng.random() < self.elastic_share) for rng in rngs]
         size = (2, self.elastic_grid, self.elastic_grid)
-        drawn = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
-        nodes = torch.from_numpy(drawn.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
+        normal = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
+        nodes = torch.from_numpy(normal.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
         turns = self._turns(rngs).to(device, non_blocking=True)
         rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)
         nodes = torch.einsum("nij,njab->niab", turns, nodes)  # cheaper than turning the whole field
@@ -132,15 +135,6 @@ def _bicubic(num_node: int, size: int) -> Tensor:
     """Bicubic weights (size, num_node) of evenly spaced nodes, the outer ones at the edges, for each pixel."""
     one_hot = torch.eye(num_node)[None, None]
     return F.interpolate(one_hot, size=(size, num_node), mode="bicubic", align_corners=True)[0, 0]
-
-
-def _most_probable_class(planes: Tensor) -> Tensor:
-    """Most probable class (N, H, W), given the probabilities (N, K - 1, H, W) of classes 1, 2, ..."""
-    best, classes = 1 - planes.sum(1), torch.zeros_like(planes[:, 0], dtype=torch.int64)
-    for k, plane in enumerate(planes.unbind(1), 1):  # argmax over a short axis is much slower on a CPU
-        classes = torch.where(plane > best, k, classes)
-        best = torch.maximum(plane, best)
-    return classes
 
 
 def _blurred(image: Tensor, sigma: Tensor, radius: int) -> Tensor:

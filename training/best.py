@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from checkpoint import Checkpoint, list_epochs
-from distributed import World
 from training.state import TrainState
 from utils import FlagError, UserError
 
@@ -55,7 +54,7 @@ class BestEpoch:
         if self.score == "v_info" and num_class > 2 and has_validation:
             raise FlagError(f"--best_score v_info: needs two classes, the database has {num_class}: choose another")
 
-    def resume(self, saved: Checkpoint, state: TrainState, world: World, *, is_remade: bool) -> list[str]:
+    def resume(self, saved: Checkpoint, state: TrainState, *, is_remade: bool) -> list[str]:
         """Load the best epoch of a resumed run; if that is impossible, look for another, and return a note."""
         if not saved.best_epoch:
             return []
@@ -63,8 +62,7 @@ class BestEpoch:
             why = "its score was of another validation set"
         elif saved.config.get("best_score") != self.score:
             why = f"--best_score was {saved.config.get('best_score')}"
-        elif path := world.broadcast(self._find(saved.best_epoch) if world.is_main else None):
-            self.checkpoint, self.is_written = Checkpoint.load(path), path == self.path
+        elif self._load(saved.best_epoch):
             self.has_threshold = saved.info.num_class > 2  # else it is chosen again: a run may be killed before it is
             return []
         else:
@@ -72,13 +70,14 @@ class BestEpoch:
         state.best_epoch, state.best_score = 0, None
         return [f"the best epoch is sought again, from epoch {state.epoch} on: {why}"]
 
-    def _find(self, epoch: int) -> Path | None:
-        """File with the weights of an epoch that was the best."""
+    def _load(self, epoch: int) -> bool:
+        """Load an epoch that was the best, from its file or its numbered one; return whether that worked."""
         for path in (self.path, list_epochs(self.path.parent).get(epoch)):
             with suppress(UserError):  # there is none, or it is damaged
                 if path and (saved := Checkpoint.load(path)).epoch_complete and saved.epoch == epoch:
-                    return path
-        return None
+                    self.checkpoint, self.is_written = saved, path == self.path
+                    return True
+        return False
 
     def consider(self, state: TrainState, scores: Scores, seconds: float) -> None:
         """Copy the checkpoint of a complete epoch if its score is the best until now; `seconds` as in a checkpoint."""

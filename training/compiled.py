@@ -18,7 +18,8 @@ def maybe_compile(net: nn.Module, choice: str, device: torch.device, num_step: i
     `auto` compiles in long trainings (of so many steps, or minutes if they are limited) on a GPU if a compiler is
     installed; parts that can't be compiled run as they are. On a CPU compiling saves no time (`benchmarks/README.md`).
     """
-    if choice == "off" or (choice == "auto" and not (can_compile(device) and _is_long(num_step, max_minutes))):
+    is_long = max_minutes >= LONG_MINUTES if max_minutes else num_step >= LONG_STEPS
+    if choice == "off" or (choice == "auto" and not (can_compile(device) and is_long)):
         return net
     import torch._dynamo
 
@@ -31,7 +32,3 @@ def can_compile(device: torch.device) -> bool:
     """Whether the device is a GPU, and a C compiler and Triton are installed."""
     has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
     return device.type == "cuda" and has_compiler and importlib.util.find_spec("triton") is not None
-
-
-def _is_long(num_step: int, max_minutes: float) -> bool:
-    return max_minutes >= LONG_MINUTES if max_minutes else num_step >= LONG_STEPS

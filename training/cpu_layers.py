@@ -14,7 +14,7 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability()  # the vector instructions 
 LARGE = 2**18  # values of a feature map
 
 
-def _has_own_gradient(value: Tensor) -> bool:
+def _uses_fast_gradient(value: Tensor) -> bool:
     """Whether this file computes the gradient: in eager training on a CPU, so that exports see PyTorch's layers."""
     trains = torch.is_grad_enabled() and value.requires_grad
     return trains and value.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -44,7 +44,7 @@ class FastConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, nch_in, H, W) to (N, nch_out, H, W)."""
-        if _has_own_gradient(self.weight) and _is_slow(x, self.weight) and not torch.is_autocast_enabled("cpu"):
+        if _uses_fast_gradient(self.weight) and _is_slow(x, self.weight) and not torch.is_autocast_enabled("cpu"):
             return _Conv2d.apply(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -54,19 +54,15 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(N, nch_in, H, W) to (N, nch_out, H, W)."""
         ctx.save_for_backward(x, weight)
         return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the image, the weight and the bias; None for what needs none."""
         (x, weight), grad, wants = ctx.saved_tensors, grads[0], ctx.needs_input_grad
-        of_x = None
-        if wants[0]:
-            of_x = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
-            )[0]
+        of_x, _, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [wants[0], False, False]
+        )
         return of_x, _weight_gradient(x, grad), grad.sum((0, 2, 3)) if wants[2] else None
 
 
@@ -89,7 +85,7 @@ class FastConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, nch_in, H, W) to (N, nch_out, 2 H, 2 W)."""
-        if not _has_own_gradient(self.weight):
+        if not _uses_fast_gradient(self.weight):
             return super().forward(x, output_size)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return _UpConv2d.apply(*(value.to(dtype) for value in (x, self.weight, cast(Tensor, self.bias))))
@@ -100,13 +96,11 @@ class _UpConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(N, nch_in, H, W) to (N, nch_out, 2 H, 2 W)."""
         ctx.save_for_backward(x, weight)
         return F.conv_transpose2d(x, weight, bias, stride=2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the image, the weight and the bias; None for an image that needs none."""
         (x, weight), grad = ctx.saved_tensors, grads[0]
         slow = _is_slow(x, weight)
         wanted = [ctx.needs_input_grad[0], not slow, False]
@@ -126,14 +120,8 @@ class FastDecoder(Decoder):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(N, nch, H, W) and the skip (N, nch, 2 H, 2 W) to (N, nch_out, 2 H, 2 W)."""
-        return self.convs(concat(skip, self.up(x)))
-
-
-def concat(skip: Tensor, x: Tensor) -> Tensor:
-    """Two tensors (N, C, H, W), one behind the other along C."""
-    if not _has_own_gradient(x):
-        return torch.cat([skip, x], dim=1)
-    return _Concat.apply(skip, x)
+        x = self.up(x)
+        return self.convs(_Concat.apply(skip, x) if _uses_fast_gradient(x) else torch.cat([skip, x], dim=1))
 
 
 class _Concat(torch.autograd.Function):
@@ -141,7 +129,6 @@ class _Concat(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        """Tensors (N, C, H, W), one behind the other along C."""
         ctx.sizes = [part.shape[1] for part in parts]
         return torch.cat(parts, dim=1)
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from description import DataInfo
 from files import atomic_write
 from utils import UserError, echo, printable
 
@@ -25,20 +23,6 @@ if TYPE_CHECKING:  # imported where they are used: a test needs none of them
 CHARTS = {"loss": {"train and validation": ["Multiline", ["loss/train", "loss/val"]]}}  # of custom scalars
 NO_SCORES = ("learning_rate", "images_per_second")  # curves that are none
 SHOWN = ("loss", "dice", "pixel_error", "images_per_second")  # scores shown next to the progress
-
-
-def write_arguments(path: Path, values: dict[str, Any]) -> None:
-    """Write `arg.txt`, the readable table of a run's parameters."""
-    width = max(map(len, values))
-    with atomic_write(path, "w") as file:
-        file.writelines(printable(f"{name.ljust(width)}  {value}") + "\n" for name, value in values.items())
-
-
-def say_what_is_trained(info: DataInfo, num_weight: int, device: torch.device) -> None:
-    """Print the fractions of the classes and the size of the network."""
-    parts = zip(info.class_names, info.class_share, strict=True)
-    echo("training pixels: " + ", ".join(f"{name} {part:.1%}" for name, part in parts))
-    echo(f"{num_weight:,} weights on {device}")
 
 
 def command_line(argv: list[str] | None = None) -> str:
@@ -79,7 +63,9 @@ class TrainingLog:
         """Write arg.txt, and begin a file of events."""
         from tensorboardX.event_file_writer import EventsWriter
 
-        write_arguments(self.folder / "arg.txt", self._table)
+        width = max(map(len, self._table))
+        with atomic_write(self.folder / "arg.txt", "w") as file:
+            file.writelines(printable(f"{name.ljust(width)}  {value}") + "\n" for name, value in self._table.items())
         self._name = f".{time.time_ns()}"  # two runs may start in one second
         self.writer = EventsWriter(str(self.folder / "events"), self._name)
         self._put(_event(epoch, session_log={"status": "START"}), *self._flags)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import Checkpoint, latest_path, list_epochs, path_of
+from checkpoint import latest_path, list_epochs, path_of
 from distributed import World
 from files import discard, move_aside
 from training.best import BestEpoch
@@ -55,39 +55,33 @@ class Saver:
             echo(f"moved the files of an earlier training to {' and '.join(map(str, self.moved))}")
             self.begin_log()
 
-    def _write(self, state: TrainState, saved: Checkpoint, path: Path) -> None:
+    def _write(self, state: TrainState, path: Path, *, epoch_complete: bool) -> None:
         """Write a checkpoint, and that of the best epoch before, since a later one says that it is there."""
         if self.world.is_main:
             self.best.save(self._make_room)
+            saved = state.checkpoint(epoch_complete=epoch_complete, seconds=self.budget.seconds)
             saved.save(path, self._make_room)
         self.position = state.position
         self.budget.note_save()
 
     def save(self, state: TrainState, *, epoch_complete: bool) -> Path:
         """Save a complete or interrupted epoch under its number, and return the file."""
-        saved = state.checkpoint(epoch_complete=epoch_complete, seconds=self.budget.seconds)
-        path = path_of(self.folder, saved.epoch)
-        self._write(state, saved, path)
+        path = path_of(self.folder, state.position[0])
+        self._write(state, path, epoch_complete=epoch_complete)
         if self.world.is_main:
             discard(latest_path(self.folder))
         return path
 
-    def save_numbered(self, state: TrainState) -> None:
-        """Save a complete epoch, with others to come."""
-        with self._go_on():
-            self.save(state, epoch_complete=True)
+    def save_meanwhile(self, state: TrainState, *, epoch_complete: bool) -> None:
+        """Save a complete epoch under its number, or a part in the file that the next one replaces; then train on.
 
-    def save_latest(self, state: TrainState) -> None:
-        """Save within an epoch, whose losses were read, in the file that is replaced by the next one."""
-        with self._go_on():
-            saved = state.checkpoint(epoch_complete=False, seconds=self.budget.seconds)
-            self._write(state, saved, latest_path(self.folder))
-
-    @contextmanager
-    def _go_on(self) -> Iterator[None]:
-        """Train on if a checkpoint can't be written, with a warning: there may be room when the next one is due."""
+        So it does with a warning if nothing can be written: there may be room when the next one is due.
+        """
         try:
-            yield
+            if epoch_complete:
+                self.save(state, epoch_complete=True)
+            else:
+                self._write(state, latest_path(self.folder), epoch_complete=False)
         except UserError as error:
             self.budget.note_save()
             echo(f"warning: {error}; the training goes on, and tries again in ten minutes", sys.stderr)

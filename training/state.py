@@ -22,6 +22,7 @@ from utils import UserError
 # flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 PER_RUN |= {"init_from", "patience"}
+SAVED = ("batch_settings", "threshold", "best_epoch", "best_score")  # of a state, and of a checkpoint as well
 NEW_TRAINING = "add --train_continue off for a new one"
 HPARAM_GROUPS = ("model", "training", "data", "augmentation")  # groups of flags that results depend on
 
@@ -66,15 +67,8 @@ class TrainState:
         if config.nch_out not in (0, *allowed):
             needed = " or ".join(map(str, allowed))
             raise UserError(f"--nch_out {config.nch_out}: {info.num_class} classes need {needed}: leave it out")
-        net = UNet(
-            info.nch_in,
-            config.nch_out or allowed[0],
-            nch_ker=config.nch_ker,
-            norm=config.norm,
-            pool=config.pool,
-            dropout=config.dropout,
-            num_level=config.num_level,
-        )
+        shape = {name: getattr(config, name) for name in ("nch_ker", "norm", "pool", "dropout", "num_level")}
+        net = UNet(info.nch_in, config.nch_out or allowed[0], **shape)
         init_weights(net, config.init, config.seed)
         return cls._around(net, config, info, device, precision)
 
@@ -100,7 +94,7 @@ class TrainState:
                 load_optimizer_state(state.optimizer, saved.optim)
             if state.scaler.is_enabled() and saved.scaler:
                 state.scaler.load_state_dict(saved.scaler)
-        for name in ("epoch", "losses", "batch_settings", "threshold", "seconds", "best_epoch", "best_score"):
+        for name in ("epoch", "losses", "seconds", *SAVED):
             setattr(state, name, getattr(saved, name))
         state.saved_epoch = saved.epoch
         if saved.epoch_complete:
@@ -169,13 +163,10 @@ class TrainState:
             epoch=epoch,
             epoch_complete=epoch_complete,
             losses=losses,
-            batch_settings=self.batch_settings,
-            threshold=self.threshold,
             seconds=seconds,
             database=self.database,
             average=self.average.state_dict() if self.average else None,
-            best_epoch=self.best_epoch,
-            best_score=self.best_score,
+            **{name: getattr(self, name) for name in SAVED},
         )
 
 
