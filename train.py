@@ -104,7 +104,7 @@ class Trainer:
             val = list_samples(self.dir_data / "val") if any((self.dir_data / "val").glob("*.npy")) else []
             batches, validation = self._batches(state, train, val), self._validation(state.info, val)
             self._lock(stack)
-            if why := state.note_batch_settings(batches.batch_settings, len(batches)):
+            if why := state.note_batch_settings(batches.sampler.batch_settings, len(batches)):
                 self._echo(f"note: epoch {state.epoch} starts again: {why}")
             self.log = stack.enter_context(self._log(state))
             stack.enter_context(self.budget.stop)
@@ -314,7 +314,8 @@ class Trainer:
             return nullcontext(NoLog())
         for folder in (self.dir_checkpoint, self.dir_log):
             check_writable(folder)
-        log = TrainingLog(self.dir_log, state.epoch, self.budget.last_epoch, self.budget.fraction(state.epoch - 1))
+        last = None if self.config.max_minutes else self.config.num_epoch
+        log = TrainingLog(self.dir_log, state.epoch, last, self.budget.fraction(state.epoch - 1))
         log.arguments(state.epoch, self.config.as_typed(), state.net.arguments)
         shares = zip(state.info.class_names, state.info.class_share, strict=True)
         echo("training pixels: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))

@@ -20,14 +20,10 @@ from utils import FlagError, UserError
 Scores = Mapping[str, float]  # of a validation, under the names of their curves
 
 
-def _mean_dice(scores: Scores) -> float:
-    return float(np.mean([value for name, value in scores.items() if name.startswith("dice/")]))
-
-
 SCORES: dict[str, Callable[[Scores], float | None]] = {  # None where the epoch has none
     "loss": lambda scores: scores["loss/val"],
     "pixel_error": lambda scores: scores["pixel_error"],
-    "dice": _mean_dice,
+    "dice": lambda scores: float(np.mean([value for name, value in scores.items() if name.startswith("dice/")])),
     "v_info": lambda scores: scores.get("max/v_info"),
 }
 FALLING = ("loss", "pixel_error")  # the lower, the better
@@ -35,10 +31,7 @@ FALLING = ("loss", "pixel_error")  # the lower, the better
 
 @dataclass
 class BestEpoch:
-    """The checkpoint of the epoch with the best validation score, which is written as `model_best.pth`.
-
-    Its threshold is chosen when a numbered checkpoint is due, so that only few epochs take the time to choose one.
-    """
+    """The checkpoint of the epoch with the best validation score, with a threshold chosen for its weights."""
 
     score: str  # which one counts, as `--best_score`
     patience: int  # epochs without a better score after which a training ends; 0: it does not

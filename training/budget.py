@@ -36,11 +36,6 @@ class Budget:
         """Time trained until now [s]."""
         return self.seconds_before + time.monotonic() - self.start
 
-    @property
-    def last_epoch(self) -> int | None:
-        """Last epoch of the run; None if it is limited by time."""
-        return None if self.max_minutes else self.num_epoch
-
     def fraction(self, epochs: float) -> float:
         """Fraction of the run that is done after this many epochs, or of its time limit; in [0, 1]."""
         if self.max_minutes:

@@ -21,20 +21,14 @@ def _uses_fast_gradient(value: Tensor) -> bool:
 
 
 def _is_slow(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN computes the gradient of a weight more slowly than products of matrices do.
-
-    It does without AVX-512, in float32 and channels-last, for large feature maps of many channels.
-    """
+    """Whether products of matrices are a faster gradient of a weight than oneDNN's: large layers without AVX-512."""
     is_float32 = x.dtype == weight.dtype == torch.float32
     is_large = min(weight.shape[:2]) >= 32 and x.numel() >= LARGE
     return CAPABILITY == "AVX2" and is_float32 and is_large and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def speed_up(net: nn.Module) -> None:
-    """Give the layers of a network that trains on a CPU the gradients of this file.
-
-    The classes of its modules become subclasses, so that parameters, states and copies are those of PyTorch's layers.
-    """
+    """Turn the layers of a network into those of this file: subclasses, so that parameters and copies are the same."""
     for module in net.modules():
         module.__class__ = FASTER.get((type(module), getattr(module, "kernel_size", None)), type(module))
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -44,24 +44,19 @@ class TrainingBatches:
         self.augment, self.weigh, self.device, self.world = augment, weigh, device, world or World()
         self.files, self.seed = data.files, settings.seed
         self._loader = patch_loader(data, settings, device, world=self.world, num_workers=num_workers)
-        self._sampler = cast(PatchSampler, self._loader.batch_sampler)
+        self.sampler = cast(PatchSampler, self._loader.batch_sampler)
 
     def __len__(self) -> int:
-        return len(self._sampler)
-
-    @property
-    def batch_settings(self) -> dict[str, Any]:
-        """Settings for a checkpoint: if they change, so do the batches of an epoch."""
-        return self._sampler.batch_settings
+        return len(self.sampler)
 
     def files_of(self, epoch: int) -> list[list[SampleFile]]:
         """Samples of each batch of an epoch, over all processes."""
-        return [[self.files[window.index] for window in batch] for batch in self._sampler.batches(epoch)]
+        return [[self.files[window.index] for window in batch] for batch in self.sampler.batches(epoch)]
 
     def of(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of an epoch, starting at a step."""
-        self._sampler.set_epoch(epoch, first_step)
-        sizes = [len(batch) for batch in self._sampler.batches(epoch)[first_step:]]
+        self.sampler.set_epoch(epoch, first_step)
+        sizes = [len(batch) for batch in self.sampler.batches(epoch)[first_step:]]
         for size, batch in zip(sizes, self._loaded(), strict=True):
             yield self._finished(batch, epoch, size)
 

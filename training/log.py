@@ -36,22 +36,19 @@ class TrainingLog:
     Nothing is written before `open`; then events are on the disk when a method returns, so that no checkpoint is ever
     ahead of its curves (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes).
     If they can't be written, a warning is printed and training continues without curves.
-
-    From the first epoch of the run on, TensorBoard hides what an interrupted run wrote. There is no last epoch if the
-    run is limited by time. `progress` is the fraction of the run that was done before.
     """
 
     def __init__(self, folder: Path, first: int, last: int | None, progress: float) -> None:
         from tqdm import tqdm
 
-        self.folder, self.first = folder, first
+        self.folder, self.first = folder, first  # TensorBoard hides what an interrupted run wrote from `first` on
         self.writer: EventsWriter | None = None
         self._waiting: list[Event] | None = []  # events until `open`; None: none can be written any more
         self._flags: tuple[Event, ...] = ()  # which each file begins with
         self._table: dict[str, Any] = {}  # of arg.txt
         self.bar = tqdm(total=last, initial=first - 1, unit="epoch", disable=None, dynamic_ncols=True)
-        self.of = f"/{last}" if last else ""
-        self.start, self.before = time.monotonic(), progress
+        self.of = f"/{last}" if last else ""  # a run that is limited by time has no last epoch
+        self.start, self.before = time.monotonic(), progress  # the fraction of the run that was done before
 
     def open(self) -> None:
         """Write arg.txt and the events until now; called when the files of an earlier training are out of the way."""
@@ -112,7 +109,9 @@ class TrainingLog:
         self._mend(epoch)
         self._write(epoch, summary={"value": [{"tag": name, "simple_value": value} for name, value in scores.items()]})
         shown = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in SHOWN}
-        left = self._left(progress)
+        pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)  # [s] for the whole run
+        minutes, seconds = divmod(round(pace * (1 - progress)), 60)
+        left = f"{minutes}:{seconds:02d}"
         self.bar.set_postfix(shown | {"left": left}, refresh=False)
         self.bar.update()
         if self.bar.disable:
@@ -157,12 +156,6 @@ class TrainingLog:
             image = {"height": height, "width": width, "colorspace": 1 if picture.ndim == 2 else 3}
             image["encoded_image_string"] = png.getvalue()
             self._write(epoch, summary={"value": [{"tag": name, "image": image}]})
-
-    def _left(self, progress: float) -> str:
-        """Remaining time at the present speed."""
-        pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)
-        minutes, seconds = divmod(round(pace * (1 - progress)), 60)
-        return f"{minutes}:{seconds:02d}"
 
     def close(self) -> None:
         """Close the bar and the event file."""

@@ -15,10 +15,7 @@ from model import UNet
 
 
 def _eager(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Optimiser that does not import PyTorch's compiler, which takes a second.
-
-    PyTorch wraps the methods of its optimisers to keep the compiler off them; here they are the functions themselves.
-    """
+    """Optimiser without the wrappers that keep PyTorch's compiler off its methods, and import that for a second."""
     names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
     methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
     methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
@@ -83,11 +80,6 @@ class MovingAverage:
         """Restore the state from a checkpoint."""
         self.net.load_state_dict(state["net"])
         self.num_step = state["num_step"]
-
-
-def compatible_state(first: str, second: str) -> bool:
-    """Whether one optimiser can continue from the state of another; Adam and AdamW differ only in weight decay."""
-    return first == second or {first, second} <= {"adam", "adamw"}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -20,11 +20,7 @@ from utils import DivergenceError, UserError, echo
 
 
 class Saver:
-    """Saves a training; only the main process writes.
-
-    Before the first checkpoint gets its name, the files of an earlier training are moved aside, and `begin_log` is
-    called.
-    """
+    """Saves a training, in the main process; moves files of an earlier one aside first, and then calls `begin_log`."""
 
     def __init__(self, best: BestEpoch, budget: Budget, world: World, begin_log: Callable[[], None]) -> None:
         self.best, self.budget, self.world, self.begin_log = best, budget, world, begin_log
@@ -34,10 +30,7 @@ class Saver:
         self.moved: list[Path] = []  # folders that they were moved to
 
     def find_stale(self, state: TrainState, resumed: Path | None, dir_log: Path) -> bool:
-        """Find the files of an earlier training: later checkpoints, another best one, and logs; True if there are any.
-
-        `resumed` is the checkpoint that the training goes on from.
-        """
+        """Find files of an earlier training than that of the `resumed` checkpoint; return whether there are any."""
         stale = [path for epoch, path in list_epochs(self.folder).items() if epoch > state.saved_epoch]
         latest = latest_path(self.folder)
         stale += [latest] if latest.is_file() and latest != resumed else []
@@ -73,10 +66,7 @@ class Saver:
         return path
 
     def save_meanwhile(self, state: TrainState, *, epoch_complete: bool) -> None:
-        """Save a complete epoch under its number, or a part in the file that the next one replaces; then train on.
-
-        So it does with a warning if nothing can be written: there may be room when the next one is due.
-        """
+        """Save a complete epoch under its number, or a part as the latest; a failure is a warning: room may come."""
         try:
             if epoch_complete:
                 self.save(state, epoch_complete=True)

@@ -16,7 +16,7 @@ from device import to_device
 from flags import as_typed
 from model import NUM_LEVEL, UNet, init_weights
 from training.cpu_layers import speed_up
-from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state
+from training.optim import OPTIMS, MovingAverage, load_optimizer_state
 from utils import UserError
 
 # flags that may change when resuming
@@ -90,7 +90,8 @@ class TrainState:
         with explain_mismatch(path):
             if state.average and saved.average:
                 state.average.load_state_dict(saved.average)
-            if compatible_state(saved.config["optim"], config.optim):
+            optims = {saved.config["optim"], config.optim}
+            if len(optims) == 1 or optims == {"adam", "adamw"}:  # which differ only in weight decay
                 load_optimizer_state(state.optimizer, saved.optim)
             if state.scaler.is_enabled() and saved.scaler:
                 state.scaler.load_state_dict(saved.scaler)

@@ -116,10 +116,10 @@ def border_distance(label: np.ndarray) -> np.ndarray:
 
 def _band_distance(objects: np.ndarray) -> np.ndarray:
     """d1 + d2 [px] between numbered objects, up to `FAR`."""
-    is_present = np.zeros(objects.max() + 1, np.int32)
-    is_present[np.ravel(objects)] = 1
-    is_present[0] = 0
-    objects = np.cumsum(is_present, dtype=np.int32)[objects] * (objects > 0)  # renumbered from 1 without gaps
+    is_present = np.zeros(objects.max() + 1, bool)
+    is_present[objects] = True
+    is_present[0] = False
+    objects = np.cumsum(is_present, dtype=np.int32)[objects]  # renumbered from 1 without gaps
     if objects.max() < 2:
         return np.full(objects.shape, FAR)
     first, index = ndimage.distance_transform_edt(objects == 0, return_indices=True)
