@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader
 from dataset import Batch, PatchDataset
 from distributed import World
 from samples import IGNORE, SampleFile
-from training.annotation import find_annotated
 from training.augment import Augmentation
-from training.sampler import BatchSettings, PatchSampler
+from training.sampler import BatchSettings, PatchSampler, find_annotated
 from utils import UserError, echo
 
 
