@@ -53,7 +53,7 @@ class SimulatedWorld(World):
 
 @pytest.mark.parametrize("place", [(0, 0), (63, 30), (31, 31), (5, 60)])
 @pytest.mark.parametrize("elastic", [0.0, 10.0])
-def test_the_one_annotated_pixel_of_an_image_is_in_every_augmented_crop(tmp_path, place, elastic):
+def test_batches_have_the_one_annotated_pixel_of_an_image_in_every_crop(tmp_path, place, elastic):
     augment = Augmentation((32, 32), 2, is_partial=True, flip=True, turn=True, elastic=elastic)
     batches = batches_of(write_partial(tmp_path, place), augment)
     for epoch in range(1, 31):
@@ -63,7 +63,7 @@ def test_the_one_annotated_pixel_of_an_image_is_in_every_augmented_crop(tmp_path
             assert batch["weight"].mean() == pytest.approx(1)
 
 
-def test_the_weight_of_annotated_pixels_is_the_same_and_its_mean_is_1(tmp_path):
+def test_weighted_annotated_pixels_are_alike_and_their_mean_is_1(tmp_path):
     augment = Augmentation((48, 48), 2, is_partial=True, turn=True)
     batch = next(batches_of(write_partial(tmp_path, np.s_[10:40, 20:30]), augment).of(1))
     valid = batch["weight"] > 0
@@ -72,7 +72,7 @@ def test_the_weight_of_annotated_pixels_is_the_same_and_its_mean_is_1(tmp_path):
     assert set(batch["label"].unique().tolist()) <= {0, 1} and (batch["label"][~valid] == 0).all()
 
 
-def test_the_weight_map_holds_over_annotated_pixels(tmp_path):
+def test_weighted_annotated_pixels_have_the_weight_map(tmp_path):
     files = write_partial(tmp_path, np.s_[10:40, 20:30])
     np.save(files[0].distance, np.arange(64.0).repeat(64).reshape(64, 64).astype(np.float16))
     weigh = partial(pixel_weight, class_share=None, w0=5.0, sigma=9.0)
@@ -84,13 +84,13 @@ def test_the_weight_map_holds_over_annotated_pixels(tmp_path):
     assert batch["weight"][valid].std() > 0.1
 
 
-def test_a_whole_label_has_no_weight_of_its_own(tmp_path):
+def test_batches_of_whole_labels_have_no_weight(tmp_path):
     info = replace(INFO, ignore=None)
     batch = next(batches_of(write_partial(tmp_path, np.s_[:, :]), Augmentation((48, 48), 2), info).of(1))
     assert "weight" not in batch and set(batch["label"].unique().tolist()) == {0, 1}
 
 
-def test_the_mean_over_processes_is_that_over_the_annotated_pixels_of_the_whole_batch(tmp_path):
+def test_loss_scale_makes_the_mean_over_processes_that_of_the_whole_batch(tmp_path):
     files = write_partial(tmp_path, (np.r_[0:5, 40:64], slice(3, 40)), (64, 80))
     augment = Augmentation((32, 32), 2, is_partial=True, turn=True, elastic=2.0)
     more = {"num_crop": 5}  # batches of four and one: the second and third process have none of the last one
@@ -117,7 +117,7 @@ def test_the_mean_over_processes_is_that_over_the_annotated_pixels_of_the_whole_
     assert np.mean(losses, axis=0).tolist() == pytest.approx(whole, rel=1e-5)
 
 
-def test_crops_of_one_sample_are_augmented_by_random_numbers_of_their_own(tmp_path):
+def test_batches_augment_each_crop_of_a_sample_by_other_random_numbers(tmp_path):
     augment = Augmentation((64, 64), 2, brightness=1.0)  # as large as the image
     info = replace(INFO, ignore=None)
     files = write_partial(tmp_path, np.s_[:, :])
@@ -131,7 +131,7 @@ def test_crops_of_one_sample_are_augmented_by_random_numbers_of_their_own(tmp_pa
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_training_step_does_not_depend_on_the_class_of_pixels_that_are_not_annotated(tmp_path, name):
+def test_train_step_does_not_depend_on_the_class_of_ignored_pixels(tmp_path, name):
     augment = Augmentation((48, 48), 2, is_partial=True, flip=True, turn=True, elastic=3.0)
     trained = []
     for change in (False, True):
