@@ -41,13 +41,13 @@ class Augmentation:
 
     @property
     def margin(self) -> int:
-        """Number of pixels around the crop that the displacement can reach."""
+        """Largest displacement, for which a batch has this many pixels around the crop."""
         return math.ceil(3 * self.elastic)
 
     def __call__(self, batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
         """Augment a batch of crops with the margin around them; returns crops, the label as int64.
 
-        Each sample has its own random numbers, so that it does not depend on the others of its batch. They are drawn on
+        Each sample has other random numbers, so that it does not depend on the others of its batch. They are drawn on
         the CPU, so that all devices get the same numbers; only the noise is drawn on the device.
         """
         image = batch["input"]

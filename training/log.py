@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported where they are used: a test needs none of them
 
 CHARTS = {"loss": {"train and validation": ["Multiline", ["loss/train", "loss/val"]]}}  # of custom scalars
 NO_SCORES = ("learning_rate", "images_per_second")  # curves that are none
-SHOWN = ("loss", "dice", "pixel_error", "images_per_second")  # scores shown next to the progress
+PROGRESS = ("loss", "dice", "pixel_error", "images_per_second")  # scores next to the progress
 
 
 def command_line(argv: list[str] | None = None) -> str:
@@ -108,14 +108,14 @@ class TrainingLog:
         """Add one point to each curve, and show the progress, the fraction of the run that is done."""
         self._mend(epoch)
         self._write(epoch, summary={"value": [{"tag": name, "simple_value": value} for name, value in scores.items()]})
-        shown = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in SHOWN}
+        texts = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in PROGRESS}
         pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)  # [s] for the whole run
         minutes, seconds = divmod(round(pace * (1 - progress)), 60)
         left = f"{minutes}:{seconds:02d}"
-        self.bar.set_postfix(shown | {"left": left}, refresh=False)
+        self.bar.set_postfix(texts | {"left": left}, refresh=False)
         self.bar.update()
         if self.bar.disable:
-            text = "  ".join(f"{name} {value}" for name, value in shown.items())
+            text = "  ".join(f"{name} {value}" for name, value in texts.items())
             echo(f"epoch {epoch}{self.of}  {text}  {left} left")
 
     def arguments(self, epoch: int, values: dict[str, Any], network: Mapping[str, Any]) -> None:

@@ -85,12 +85,12 @@ class MovingAverage:
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimiser's moments and last learning rate; its other settings stay as the flags of this run."""
     flags = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    # before loading, since `fused` decides on which device the count of steps is kept
+    # before loading, since `fused` decides on which device the count of steps lies
     groups = [group | values for group, values in zip(state["param_groups"], flags, strict=True)]
     optimizer.load_state_dict(state | {"param_groups": groups})
     for weight, moments in optimizer.state.items():
         if any(value.shape not in ((), weight.shape) for value in moments.values() if isinstance(value, Tensor)):
             raise ValueError(f"moments of other weights than {tuple(weight.shape)}")
-    kinds = {tuple((name, type(value)) for name, value in moments.items()) for moments in optimizer.state.values()}
-    if len(kinds) > 1:
+    layouts = {tuple((name, type(value)) for name, value in moments.items()) for moments in optimizer.state.values()}
+    if len(layouts) > 1:
         raise ValueError("moments that some weights lack")

@@ -1,4 +1,4 @@
-"""When and where a training is saved: numbered checkpoints, the latest and the best one."""
+"""Writes the checkpoints of a training: numbered ones, the latest and the best one."""
 
 from __future__ import annotations
 
