@@ -75,7 +75,6 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under 
     "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
     "threshold": lambda value: _is_number(value) and 0 <= value <= 1,
     "seconds": lambda value: _is_number(value) and value >= 0,
-    "run": lambda value: isinstance(value, str),
     "database": lambda value: isinstance(value, str),
     "best_epoch": _is_count,
     "best_score": lambda value: value is None or _is_number(value),
@@ -114,8 +113,6 @@ class Checkpoint:
         Threshold for the probability of class 1 that scored best on the validation set.
     seconds : float
         Time trained [s].
-    run : str
-        Name that torchrun gave the run; empty without it.
     database : str
         Identity of the database, see `dataset.identity`; empty in older files.
     average : dict or None
@@ -136,7 +133,6 @@ class Checkpoint:
     batch_settings: dict[str, Any] = field(default_factory=dict)
     threshold: float = 0.5
     seconds: float = 0.0
-    run: str = ""
     database: str = ""
     average: dict[str, Any] | None = None
     best_epoch: int = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -43,25 +42,9 @@ def num_gpu(gpu_ids: str) -> int:
     return len(numbers) - len(missing)
 
 
-def restarts() -> int:
-    """How often torchrun has restarted this run after a process died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-def run_id() -> str:
-    """Unique name of a run of torchrun, which stays the same after a restart; empty without torchrun.
-
-    torchrun's own name is "none" for all runs unless the user sets one, who may use it again. So the launcher's process
-    number and start time are added.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ""
-    launcher = os.getppid()
-    try:
-        started = Path(f"/proc/{launcher}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):  # not Linux
-        started = ""
-    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {launcher} {started}"
+def is_restarted() -> bool:
+    """Whether torchrun has started this run again after a process died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def launch(num_process: int, argv: list[str]) -> int:

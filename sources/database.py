@@ -214,7 +214,7 @@ def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, 
         write_sample(files[split][-1], pair.read(), label)
         if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
             # computed once, so that a training need not
-            save_distance(SampleFile(files[split][-1]), label, classes.values)
+            save_distance(SampleFile(files[split][-1]), label)
     return files
 
 
