@@ -18,9 +18,10 @@ from typing import IO, Any, cast
 import torch
 
 from description import DataInfo, find_description, load_info
-from files import atomic_write, earlier_folders, writer_of
+from files import atomic_write, earlier_folders
 from flags import BEST
 from legacy import convert_legacy
+from locks import writer_of
 from model import NUM_LEVEL, Architecture, UNet
 from utils import UserError, echo, folder_hint, is_out_of_memory
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from files import finish_exchange
+from exchange import finish_exchange
 from images.drawing import Range, shown_channels, shown_range
 from images.rows import full_name
 from images.statistics import Moments, ObjectSizes

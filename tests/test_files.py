@@ -16,20 +16,13 @@ from conftest import ROOT, SMALL, Killed, kill_before
 from forks import as_nobody, note_operations
 from torture.powercut import cuts, recorded, tree_of, write_tree
 
-import files
+import locks
 import main
 import run_make_database
 from evaluation.tables import RESULTS
-from files import (
-    atomic_folder,
-    atomic_write,
-    check_writable,
-    finish_exchange,
-    locked,
-    move_aside,
-    reading,
-    swap_folders,
-)
+from exchange import atomic_folder, finish_exchange, reading
+from files import atomic_write, check_writable, move_aside, swap_folders
+from locks import locked
 from samples import ENTRIES, list_samples
 from utils import UserError
 
@@ -93,15 +86,6 @@ def test_a_folders_entries_are_exchanged_together_or_stay(tmp_path):
     assert (tmp_path / "index").read_text() == "two"
     assert [file.name for file in (tmp_path / "images").iterdir()] == ["two"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "index", "mine"]
-
-
-def test_an_exchange_that_an_older_version_cut_off_is_undone_by_the_next(tmp_path):
-    (tmp_path / ".old").mkdir()
-    (tmp_path / ".old" / "a").write_text("old")  # set aside, and the new one not yet there
-    with pytest.raises(KeyError), atomic_folder(tmp_path, {"a": ""}, ADVICE):
-        raise KeyError
-    assert (tmp_path / "a").read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("point", range(40))
@@ -354,7 +338,7 @@ def test_a_reader_sees_no_exchange_that_is_cut_off_while_it_takes_its_lock(tmp_p
         assert (tmp_path / "a" / "file").read_text() == "new"
 
 
-@pytest.mark.parametrize("name", [".new", ".old", ".partial"])
+@pytest.mark.parametrize("name", [".new", ".partial"])
 def test_links_that_somebody_planted_are_not_followed(tmp_path, name):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a").write_text("mine")
@@ -393,8 +377,8 @@ def test_what_is_tried_in_a_folder_leaves_a_file_of_the_user(tmp_path):
 
 
 HOLD = """
-import pathlib, sys, files
-with files.locked(pathlib.Path(sys.argv[1]), "", shared=sys.argv[2] == "r"):
+import pathlib, sys, locks
+with locks.locked(pathlib.Path(sys.argv[1]), "", shared=sys.argv[2] == "r"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -430,7 +414,7 @@ def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_
         reader.kill()
         reader.wait()
         with locked(tmp_path, ""):
-            code = "import files, sys, pathlib\nwith files.locked(pathlib.Path(sys.argv[1]), '', shared=True): pass"
+            code = "import locks, sys, pathlib\nwith locks.locked(pathlib.Path(sys.argv[1]), '', shared=True): pass"
             other = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
             assert f"process {os.getpid()} on" in other.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["link"]
@@ -484,7 +468,7 @@ def test_a_file_system_without_locks_is_named_once_and_partial_files_go_by_age(w
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files, "_without_locks", set())
+    monkeypatch.setattr(locks, "_without_locks", set())
     monkeypatch.setattr(fcntl, "flock", flock)
     for name, age in (("old", 2 * 86400), ("young", 60)):
         (work / f".p.csv.{name}.partial").touch()

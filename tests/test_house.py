@@ -12,6 +12,8 @@ ROWS = [  # of files at the door and of folders; what stands in a row imports wh
     ["utils"],
     ["device"],
     ["files"],
+    ["locks"],
+    ["exchange"],
     ["flags", "distributed", "images", "legacy"],
     ["config"],
     ["samples"],
