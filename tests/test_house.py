@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 ROWS = [  # of files at the door and of folders; what stands in a row imports what stands above it
-    ["signals", "model"],
+    ["signals", "model", "rules"],
     ["utils"],
     ["device"],
     ["files"],
