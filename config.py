@@ -414,29 +414,7 @@ def _advice_on(argument: str, table: type[Flags]) -> str:
 
 
 def parse(table: type[Table], argv: list[str] | None, description: str | None) -> Table:
-    """Fill a table of flags from the command line.
-
-    Parameters
-    ----------
-    table : type
-        Dataclass whose fields were made with `flag`.
-    argv : list of str or None
-        Arguments without the program's name; None: those of the process.
-    description : str or None
-        Shown by `--help`.
-
-    Returns
-    -------
-    table
-        An instance.
-
-    Raises
-    ------
-    SystemExit
-        Status 2 after an unknown flag or a value of the wrong type, 0 after `--help`.
-    UserError
-        A value breaks its rule.
-    """
+    """Fill a table of flags from the command line; argparse ends the program with 2 (a wrong flag) or 0 (`--help`)."""
     parser = make_parser(table, description)
     found, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     if unknown:

@@ -128,23 +128,9 @@ EPOCH["rule"] = (
 
 
 def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
-    """One line of a table of flags: a dataclass field that also becomes a command-line flag.
-
-    Parameters
-    ----------
-    default : str, int, float, bool or None
-        Its type is the type of the flag; a bool is typed as `on` or `off`. For None, give `type` in `extra`.
-    help : str
-        Shown by `--help`, followed by the default.
-    group : str
-        Heading in `--help`.
-    choices : tuple
-        Allowed values.
-    rule : (callable, str)
-        Test that a value must pass, and how messages state it.
-    **extra
-        Further arguments of `argparse.add_argument`; `alias` is a second name.
-    """
+    """One line of a table of flags: a dataclass field that also becomes a command-line flag."""
+    # The type is that of the default; a bool is typed as `on` or `off`; for None, give `type` in `extra`, which goes to
+    # `argparse.add_argument`. A rule is a test that a value must pass, and how messages state it.
     return field(default=default, metadata={"help": help, "group": group, "choices": choices, "rule": rule, **extra})
 
 
