@@ -79,27 +79,23 @@ MIN_FOLD = 3  # training, validation and test
 
 
 def fold_numbers(value: str) -> tuple[int, int]:
-    """K and N of a text `K/N`; (0, 0) for any other text.
+    """K and N of a text `K/N` with K from 1 to N and N at least 3; (0, 0) for any other text.
 
     Examples
     --------
-    >>> fold_numbers("2/5"), fold_numbers("2"), fold_numbers("")
-    ((2, 5), (0, 0), (0, 0))
+    >>> fold_numbers("2/5"), fold_numbers("6/5"), fold_numbers("2"), fold_numbers("")
+    ((2, 5), (0, 0), (0, 0), (0, 0))
     """
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value.strip())
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value.strip())
+    number, total = (int(match[1]), int(match[2])) if match else (0, 0)
+    return (number, total) if total >= MIN_FOLD and 1 <= number <= total else (0, 0)
 
 
-def is_fold(value: str) -> bool:
-    """Whether a text is empty, or `K/N` with K from 1 to N and N at least 3."""
-    number, total = fold_numbers(value)
-    return not value or (total >= MIN_FOLD and 1 <= number <= total)
-
-
-FOLD: Rule = (is_fold, f"must be K/N with K from 1 to N, and N at least {MIN_FOLD}")
+FOLD: Rule = (
+    lambda value: not value or fold_numbers(value) != (0, 0),
+    f"must be K/N with K from 1 to N, and N at least {MIN_FOLD}",
+)
 DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
-SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
-SEED: Rule = up_to(2**63 - 1)
 NUMBER: dict[str, Any] = {"type": float, "metavar": "FLOAT"}
 BEST = "best"  # the epoch with the best validation score
 
@@ -120,14 +116,14 @@ def epoch_number(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {BEST}") from None
 
 
-EPOCH: dict[str, Any] = {"type": epoch_number, "metavar": f"N|{BEST}"}
-EPOCH["rule"] = (
+EPOCH_RULE: Rule = (
     lambda value: value == BEST or (not isinstance(value, str) and 0 <= value <= COUNT),
     f"must be {BEST}, or lie in [0, {COUNT}]",
 )
+EPOCH: dict[str, Any] = {"type": epoch_number, "metavar": f"N|{BEST}", "rule": EPOCH_RULE}
 
 
-def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
+def flag(default: Any, help: str, group: str, rule: Rule | None = None, *, choices: tuple = (), **extra: Any) -> Any:
     """One line of a table of flags: a dataclass field that also becomes a command-line flag."""
     # The type is that of the default; a bool is typed as `on` or `off`; for None, give `type` in `extra`, which goes to
     # `argparse.add_argument`. A rule is a test that a value must pass, and how messages state it.
@@ -156,15 +152,16 @@ class Flags:
 
     def given(self, *names: str) -> str:
         """Those of the named flags that don't have their default value, as typed; of many values the first ones."""
-        typed = self.as_typed()
-        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
-        values = {f"--{name}": typed[f"--{name}"] for name in changed if name in names}
-        shown = {k: " ".join(v[:3]) + " ..." * (len(v) > 3) if isinstance(v, tuple) else v for k, v in values.items()}
-        return " ".join(f"{name} {value}" for name, value in shown.items())
+        defaults = {item.name: item.default for item in fields(self) if item.name in names}
+        typed = as_typed({name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]})
+        for name, value in typed.items():
+            if isinstance(value, tuple):
+                typed[name] = " ".join(value[:3]) + (" ..." if len(value) > 3 else "")
+        return " ".join(f"{name} {value}" for name, value in typed.items())
 
     def as_typed(self) -> dict[str, Any]:
         """Flags and values as typed on the command line."""
-        return as_typed({item.name: getattr(self, item.name) for item in fields(self)})
+        return as_typed(vars(self))
 
 
 def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
