@@ -44,7 +44,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    """Whether it is the value of a flag: a plain one, or a sequence of them."""
+    """Whether it is the value of a flag: a number, a text or None, or a sequence of them."""
     parts = value if isinstance(value, list | tuple) else [value]
     return all(part is None or isinstance(part, str | int | float) for part in parts)
 
@@ -101,7 +101,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path, info: DataInfo | None = None) -> Checkpoint:
-        """Load a checkpoint on the CPU; pytorch-UNET's have no description of the data, and are given `info`."""
+        """Load a checkpoint on the CPU; pytorch-UNET's have no description of the data, and get `info`."""
         return cls._of(_read(path), path, info)
 
     @classmethod

@@ -28,6 +28,7 @@ from flags import (
     flag,
     make_parser,
     positive_up_to,
+    to_value,
     up_to,
 )
 from utils import FlagError, check_name, nearest
@@ -211,7 +212,7 @@ class Config(Flags):
 
     @property
     def given_filter(self) -> dict[str, Any]:
-        """`--min_size` and `--fill_holes`, where they are given."""
+        """`--min_size` and `--fill_holes`, where they are not left out."""
         size = {} if self.min_size < 0 else {"min_size": self.min_size}
         return size | ({} if self.fill_holes == "auto" else {"fill_holes": self.fill_holes == SWITCH[0]})
 
@@ -380,9 +381,10 @@ def _advice_on(argument: str, table: type[Flags]) -> str:
 def parse(table: type[Table], argv: list[str] | None, description: str | None) -> Table:
     """Fill a table of flags from the command line; argparse ends the program with 2 (a wrong flag) or 0 (`--help`)."""
     parser = make_parser(table, description)
-    found, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    typed, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     if unknown:
         named = dict.fromkeys(each.partition("=")[0] for each in unknown if re.match(UNKNOWN_FLAG, each))
         advice = [f"{each}: {_advice_on(each, table)}" for each in named] or ["a value without a flag"]
         parser.error(f"unknown arguments {' '.join(unknown)}: {'; '.join(advice)}")
-    return table(**{name: at_home(value) if name in PATHS else value for name, value in vars(found).items()})
+    values = {item.name: to_value(item, getattr(typed, item.name)) for item in fields(table)}
+    return table(**{name: at_home(value) if name in PATHS else value for name, value in values.items()})

@@ -35,9 +35,9 @@ class DataInfo:
     class_share: list[float]  # fraction of the annotated training pixels of each class
     mean: list[float]  # of each channel over the training split, in grey values
     std: list[float]
-    # grey values shown as black and white, of all shown channels or of each, see `images.drawing.shown_range`
+    # grey values shown as black and white, of all channels in a picture or of each, see `images.drawing.shown_range`
     value_range: Range
-    # by `mean` and `std`, each image by its own, or by data type as pytorch-UNET did; chosen by the training
+    # by `mean` and `std`, each image by its own, or by data type as pytorch-UNET did; set by the training
     normalize: str = "data"
     context: int = 0  # neighbouring sections above, and as many below, in the channels; the top section comes first
     ignore: float | list[int] | None = None  # label value of pixels that are not annotated, if there are such pixels
@@ -75,7 +75,7 @@ class DataInfo:
         if missing:
             raise UserError(f"{origin}: no entry {', '.join(missing)}: {advice}")
         info = cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
-        if isinstance(info.class_values, list):  # earlier versions kept those of bool labels
+        if isinstance(info.class_values, list):  # earlier versions wrote those of bool labels as they are
             info = replace(info, class_values=[_class_value(value) for value in info.class_values])
         return info.checked(origin, advice)
 
@@ -278,12 +278,12 @@ def describe(
     rng, pixels = np.random.default_rng(0), []
     for image, label in samples:
         moments.add(image)
-        own = image[..., own_channels(image.shape[2], context)]
-        y, x = (rng.integers(0, length, NUM_SHOWN) for length in own.shape[:2])
-        pixels.append(own[y, x, shown_channels(own.shape[2])])
+        section = image[..., own_channels(image.shape[2], context)]
+        y, x = (rng.integers(0, length, NUM_SHOWN) for length in section.shape[:2])
+        pixels.append(section[y, x, shown_channels(section.shape[2])])
         if label is not None:
             sizes.add(label)
-            classes.add(own[..., 0], label)
+            classes.add(section[..., 0], label)
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
@@ -301,7 +301,7 @@ def describe(
 
 
 class _ClassPixels:
-    """Number and mean grey value of the pixels of each class, in labels given one by one."""
+    """Number and mean grey value of the pixels of each class, in labels that are added one by one."""
 
     def __init__(self, num_class: int) -> None:
         self._count, self._grey = np.zeros(num_class), np.zeros(num_class)

@@ -17,7 +17,7 @@ from utils import MOST_NAMED, UserError, echo, printable
 # An exchange in four steps, each of them on the disk before the next one begins:
 #   1. the new entries and a note are written into PARTIAL
 #   2. PARTIAL is renamed to NEW: from here on, whoever reads the folder completes the exchange
-#   3. the old entries move to NEW/REPLACED, and then the new ones into their place
+#   3. the old entries move to NEW/REPLACED, and then the new ones to where they were
 #   4. NEW is renamed to PARTIAL: the exchange has ended, and PARTIAL is removed
 PARTIAL, NEW, REPLACED = ".partial", ".new", ".replaced"
 PROVIDED = ".provided"  # the note: names of the entries, and which of them have a new one
@@ -61,7 +61,7 @@ def reading(folder: Path, names: Mapping[str, str], advice: str) -> Iterator[Non
 
 
 def finish_exchange(parent: Path, names: Mapping[str, str]) -> None:
-    """Complete an exchange that a killed process began, and say so; call it before the entries are read."""
+    """Complete an exchange that a killed process began, and print a note; call it before the entries are read."""
     new = parent / NEW
     if not is_own_folder(new):
         return
@@ -75,7 +75,7 @@ def finish_exchange(parent: Path, names: Mapping[str, str]) -> None:
         exchange, begun_by = _read_note(new / PROVIDED, parent, names)
         exchange.complete()
         discard(parent / PARTIAL)
-        echo(f"note: {parent}: new files take their place, whose exchange was cut off; begun by {begun_by}")
+        echo(f"note: {parent}: the exchange of its files was cut off, and is complete now; begun by {begun_by}")
         exchange.note_foreign()
 
 
@@ -84,7 +84,7 @@ def _read_note(note: Path, parent: Path, names: Mapping[str, str]) -> tuple[Exch
     try:
         noted = json.loads(note.read_text("utf-8"))
         patterns, provided = noted["names"], noted["provided"]
-        if isinstance(patterns, list):  # of an earlier version, which kept nothing of what it replaced
+        if isinstance(patterns, list):  # of an earlier version, which removed all that it replaced
             patterns = {name: names.get(name, ".*") for name in patterns}
         for pattern in patterns.values():
             re.compile(pattern)

@@ -1,4 +1,4 @@
-"""What makes a table of flags a command line: kinds of values, their rules, and the parser. Imports no torch."""
+"""What makes a table of flags a command line: types of values, their rules, and the parser. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
 from utils import FlagError, check_name, printable
@@ -198,6 +198,15 @@ def make_parser(table: type[Flags], description: str | None) -> argparse.Argumen
     return parser
 
 
+def to_value(item: Field, typed: Any) -> Any:
+    """Value of a flag from what argparse has read: a switch as a bool, and several texts as a tuple."""
+    if isinstance(item.default, bool):
+        return typed in (True, SWITCH[0])
+    if isinstance(typed, list):  # such as a pattern expanded by the shell
+        return typed[0] if len(typed) == 1 else tuple(typed)
+    return typed
+
+
 def at_home(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """Path, or several, in which `~` at the beginning is the home folder; shells leave it as it is after `=`."""
     paths = [value] if isinstance(value, str) else value
@@ -207,30 +216,13 @@ def at_home(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[str, Any]) -> None:
     """Add one flag to the parser."""
-    assert default is not MISSING
     names = [f"--{option}" for option in (name, rules.pop("alias", None)) if option]
     choices = rules.pop("choices") or (SWITCH if isinstance(default, bool) else None)
-    shown = SWITCH[not default] if isinstance(default, bool) else default
-    help = rules["help"] if shown in ("", None) else f"{rules['help']} (default: {shown})"
+    text = SWITCH[not default] if isinstance(default, bool) else default
+    help = rules["help"] if text in ("", None) else f"{rules['help']} (default: {text})"
     kind: dict[str, Any] = {"choices": choices, "type": type(default)}
     kind["metavar"] = None if choices else type(default).__name__.upper()
     if isinstance(default, bool):
-        kind |= {"type": str, "action": _Switch, "nargs": "?", "const": SWITCH[0]}
-    if rules.get("nargs") == "+":
-        kind |= {"action": _Several}
+        kind |= {"type": str, "nargs": "?", "const": SWITCH[0]}
     extra = {key: value for key, value in rules.items() if key not in ("help", "group", "rule")}
     group.add_argument(*names, dest=name, default=default, help=help.replace("%", "%%"), **kind | extra)
-
-
-class _Switch(argparse.Action):
-    """Stores `on` as True and `off` as False."""
-
-    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: Any = None) -> None:
-        setattr(namespace, self.dest, value == "on")
-
-
-class _Several(argparse.Action):
-    """Stores one value as a string, and several (a pattern expanded by the shell) as a tuple."""
-
-    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))

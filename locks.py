@@ -24,7 +24,7 @@ class _Lock:
 
     descriptor: int  # of its file
     shared: bool
-    count: int = 0  # how often it was taken
+    count: int = 0  # number of `locked` blocks of this process that hold it
 
 
 _held: dict[Path, _Lock] = {}  # lock file -> lock
@@ -33,7 +33,7 @@ _without_locks: set[int] = set()  # devices whose file systems have no locks, wh
 
 @contextmanager
 def locked(folder: Path, advice: str, *, shared: bool = False, name: str = ".lock") -> Iterator[None]:
-    """Lock a folder against other processes, or say who holds the lock, and the advice; may be nested."""
+    """Lock a folder against other processes, or name its holder in an error that ends with `advice`; nests."""
     # A writer's folder is created if it is missing, and removed at the end if it is empty. Nothing is locked if the
     # file system has no locks, or for a reader that can't write in the folder and finds no lock file there.
     path = Path(os.path.realpath(folder)) / name  # the same lock for all paths of a folder

@@ -26,7 +26,7 @@ def is_integer(value: Any, low: int = 0, high: int = 2**63 - 1) -> bool:
 
 
 def is_list(values: Any, is_item: Callable[[Any], bool], num: int | None = None) -> bool:
-    """Whether a value is a list, of `num` items if that is given, each of which keeps a rule."""
+    """Whether a value is a list, whose items keep a rule; `num` is their number, if that matters."""
     return isinstance(values, list) and num in (None, len(values)) and all(map(is_item, values))
 
 
