@@ -128,13 +128,15 @@ class Checkpoint:
     @classmethod
     def _of(cls, state: dict[str, Any], path: Path, info: DataInfo | None) -> Checkpoint:
         """Checkpoint from the contents of a file."""
-        if "info" not in state:  # pytorch-UNET's
-            info = legacy_info(state["arch"], info).checked(path, USE_OURS)
-            state |= {"info": info, "epoch": epoch_of(path) or 0}
-            _check_channels(path, state["arch"], info)
-            if (num := state["arch"]["nch_out"]) > 1:
-                what = f"its {num} outputs were trained as one sigmoid each, and are read as {num} classes (softmax)"
-                echo(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
+        arch, is_legacy = state["arch"], "info" not in state
+        if is_legacy:
+            state |= {"info": legacy_info(arch, info).checked(path, USE_OURS), "epoch": epoch_of(path) or 0}
+        with explain_mismatch(path):
+            if (arch["nch_in"], max(arch["nch_out"], 2)) != (state["info"].nch_in, state["info"].num_class):
+                raise ValueError("other channels or classes")
+        if is_legacy and (num := arch["nch_out"]) > 1:
+            what = f"its {num} outputs were trained as one sigmoid each, and are read as {num} classes (softmax)"
+            echo(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
         names = {name: STORED.get(name, name) for name in cls.__dataclass_fields__}
         return cls(**{name: state[stored] for name, stored in names.items() if stored in state})
 
@@ -326,7 +328,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
         raise UserError(f"{path}: a file of another program: {USE_OURS}")
     is_valid = all(RULES[name](state[name]) for name in state.keys() & RULES.keys())
-    if not is_valid or any(map(_is_empty, _tensors(state))):
+    has_values = all(each.numel() * each.element_size() <= each.untyped_storage().nbytes() for each in _tensors(state))
+    if not (is_valid and has_values):
         raise _damaged(path)
     if state.get("format", FORMAT) > FORMAT:
         raise UserError(f"{path}: written by a newer version of this program: update it")
@@ -341,11 +344,6 @@ def _read(path: Path) -> dict[str, Any]:
 def _damaged(path: Path) -> DamagedError:
     what = "truncated, damaged or not a checkpoint: choose another file, or an older one with --epoch"
     return DamagedError(f"{path}: {what}")
-
-
-def _is_empty(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has more elements than values in the file."""
-    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _is_of_torch(path: Path) -> bool:
@@ -374,17 +372,8 @@ def _check_weights(path: Path, state: dict[str, Any]) -> None:
             expected = _shapes(UNet(**state["arch"]).state_dict())
         if any(_shapes(weights) != expected for weights in all_weights):
             raise ValueError("other weights")
-    if "info" in state:
-        _check_channels(path, state["arch"], state["info"])
     if not all(weight.isfinite().all() for weights in all_weights for weight in weights.values()):
         raise UserError(f"{path}: NaN or infinite weights (its training diverged): choose an older one with --epoch")
-
-
-def _check_channels(path: Path, arch: Architecture, info: DataInfo) -> None:
-    """Refuse a network whose channels or classes don't fit the data."""
-    with explain_mismatch(path):
-        if (arch["nch_in"], max(arch["nch_out"], 2)) != (info.nch_in, info.num_class):
-            raise ValueError("other channels or classes")
 
 
 def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:

@@ -274,52 +274,41 @@ def describe(
 ) -> DataInfo:
     """Description of a training split, measured on the image (H, W, C) and class indices (H, W) of each sample."""
     moments = moments or Moments()  # of a caller that wants the true deviation of a constant channel
-    sizes, classes = ObjectSizes(len(class_values)), _ClassPixels(len(class_values))
+    sizes, sums = ObjectSizes(len(class_values)), np.zeros((2, len(class_values)))
     rng, pixels = np.random.default_rng(0), []
     for image, label in samples:
         moments.add(image)
         section = image[..., own_channels(image.shape[2], context)]
-        y, x = (rng.integers(0, length, NUM_SHOWN) for length in section.shape[:2])
-        pixels.append(section[y, x, shown_channels(section.shape[2])])
+        pixels.append(_random_pixels(section[..., shown_channels(section.shape[2])], rng))
         if label is not None:
             sizes.add(label)
-            classes.add(section[..., 0], label)
+            _add_class_sums(sums, section[..., 0], label)
     mean, std = moments.statistics()
     return DataInfo(
         nch_in=image.shape[2],
         class_values=class_values,
         class_names=class_names or [str(value) for value in class_values],
-        class_share=classes.share,
+        class_share=(sums[0] / max(sums[0].sum(), 1)).tolist(),
         mean=mean.tolist(),
         std=std.tolist(),
         value_range=shown_range(np.concatenate(pixels)),
         min_size=sizes.min_size,
         fill_holes=sizes.fill_holes,
         context=context,
-        class_mean=classes.mean,
+        class_mean=(sums[1] / sums[0]).tolist() if sums[0].all() else None,
     )
 
 
-class _ClassPixels:
-    """Number and mean grey value of the pixels of each class, in labels that are added one by one."""
+def _random_pixels(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pixels (NUM_SHOWN, C) of an image (H, W, C)."""
+    y, x = (rng.integers(0, length, NUM_SHOWN) for length in image.shape[:2])
+    return image[y, x]
 
-    def __init__(self, num_class: int) -> None:
-        self._count, self._grey = np.zeros(num_class), np.zeros(num_class)
 
-    def add(self, image: np.ndarray, label: np.ndarray) -> None:
-        """Add the grey values (H, W) and the label (H, W) of an image."""
-        num = len(self._count)
-        for top in range(0, len(label), 512):  # rows that are converted at a time
-            grey, classes = (np.ravel(array[top : top + 512]) for array in (image, label))
-            self._count += np.bincount(classes, minlength=num)[:num]  # without IGNORE
-            self._grey += np.bincount(classes, grey.astype(np.float64), num)[:num]
-
-    @property
-    def share(self) -> list[float]:
-        """Fraction of the annotated pixels of each class."""
-        return (self._count / max(self._count.sum(), 1)).tolist()
-
-    @property
-    def mean(self) -> list[float] | None:
-        """Mean grey value of each class; None if one has no pixels."""
-        return (self._grey / self._count).tolist() if self._count.all() else None
+def _add_class_sums(sums: np.ndarray, image: np.ndarray, label: np.ndarray) -> None:
+    """Add the number of pixels and the sum of grey values (2, num_class) of an image (H, W) and its label (H, W)."""
+    num = sums.shape[1]
+    for top in range(0, len(label), 512):  # rows that are converted at a time
+        grey, classes = (np.ravel(array[top : top + 512]) for array in (image, label))
+        sums[0] += np.bincount(classes, minlength=num)[:num]  # without IGNORE
+        sums[1] += np.bincount(classes, grey.astype(np.float64), num)[:num]

@@ -209,17 +209,12 @@ def try_lock(descriptor: int, folder: Path, *, shared: bool = False) -> bool | N
         if error.errno == errno.EBADF:  # the file is open for reading only, and the file system (NFS) needs more
             raise
         if error.errno == errno.EACCES and fcntl:  # SMB says so of a lock that another machine holds
-            return False if _can_lock_in(folder) else None
+            with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:  # a file that nobody else has
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            return None
         return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
     return True
-
-
-def _can_lock_in(folder: Path) -> bool:
-    """Whether a file that nobody else has can be locked in a folder."""
-    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def is_own_folder(path: Path) -> bool:

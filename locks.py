@@ -98,8 +98,11 @@ def _claim(path: Path, descriptor: int, advice: str, shared: bool) -> None:
             is_locked = try_lock(descriptor, path.parent, shared=shared)
         except OSError as error:  # NFS: only who may write to a file can lock it alone
             raise _foreign_lock(path, error) from error
-        if is_locked is None:
-            _warn_unlocked(path.parent)
+        if is_locked is None and (device := path.parent.stat().st_dev) not in _without_locks:
+            _without_locks.add(device)
+            if os.environ.get("RANK", "0") == "0":
+                what = "the file system has no locks, nothing keeps two commands from writing there at once"
+                echo(f"warning: {path.parent}: {what}: run one at a time", sys.stderr)
         if is_locked is not False:
             return
         time.sleep(PAUSE)
@@ -114,15 +117,6 @@ def _foreign_lock(path: Path, error: OSError) -> UserError:
     """Error for a lock file of another account that can't be locked."""
     what = f"{path}: a lock of another account ({error.strerror})"
     return UserError(f"{what}: remove it if nothing of that account runs in {path.parent}, or choose another folder")
-
-
-def _warn_unlocked(folder: Path) -> None:
-    """Warn once that a file system has no locks."""
-    device = folder.stat().st_dev
-    if device not in _without_locks and os.environ.get("RANK", "0") == "0":
-        what = "the file system has no locks, nothing keeps two commands from writing there at once"
-        echo(f"warning: {folder}: {what}: run one at a time", sys.stderr)
-    _without_locks.add(device)
 
 
 def _upgrade(path: Path, lock: _Lock, advice: str) -> None:
