@@ -124,7 +124,7 @@ class Exchange:
 
     def complete(self) -> None:
         """Put the new entries in place of the old ones; can be repeated after an interruption at any point."""
-        self._replaced.mkdir(exist_ok=True)
+        (self.parent / NEW / REPLACED).mkdir(exist_ok=True)
         for name in self.names:
             path, new, old = self._paths(name)
             to_replace = os.path.lexists(new) or name not in self.provided
@@ -155,13 +155,9 @@ class Exchange:
         self._flush()
         self._end()
 
-    @property
-    def _replaced(self) -> Path:
-        return self.parent / NEW / REPLACED
-
     def _paths(self, name: str) -> tuple[Path, Path, Path]:
         """Where an entry is read, where the new one is before the exchange, and where the old one is after it."""
-        return self.parent / name, self.parent / NEW / name, self._replaced / name
+        return self.parent / name, self.parent / NEW / name, self.parent / NEW / REPLACED / name
 
     def _carry(self, name: str, source: Path, target: Path) -> list[str]:
         """Move what is not the program's from one folder to another, which is created if missing; return the names."""
@@ -177,7 +173,8 @@ class Exchange:
 
     def _flush(self) -> None:
         """Have all renames on the disk."""
-        flush_folders(*(folder for folder in (self.parent, self.parent / NEW, self._replaced) if folder.exists()))
+        folders = (self.parent, self.parent / NEW, self.parent / NEW / REPLACED)
+        flush_folders(*(folder for folder in folders if folder.exists()))
 
     def _end(self) -> None:
         """Say by one rename that the exchange has ended, and only what is left over is to be removed."""
