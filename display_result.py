@@ -30,7 +30,8 @@ from evaluation.pictures import (
     veiled,
 )
 from evaluation.tables import RESULTS, sorting_score
-from files import atomic_write, reading
+from exchange import reading
+from files import atomic_write
 from utils import UserError, echo, folder_hint, is_out_of_memory, natural_key, program
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from device import is_worker
-from files import finish_exchange, reading
+from exchange import finish_exchange, reading
 from utils import FlagError
 
 Item = TypeVar("Item")

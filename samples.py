@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import finish_exchange
+from exchange import finish_exchange
 from images.statistics import LARGEST
 from utils import UserError, folder_hint, natural_key
 

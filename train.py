@@ -25,7 +25,8 @@ from distributed import World
 from evaluation.scorers import checked_samples
 from evaluation.tables import Scores
 from evaluation.validation import Validation
-from files import check_writable, locked
+from files import check_writable
+from locks import locked
 from prediction.predictor import find_background
 from samples import ENTRIES, SampleFile, list_samples
 from training.augment import Augmentation

@@ -21,7 +21,7 @@ from device import pick_precision
 from distributed import World
 from evaluation import curves, results_page, tables
 from evaluation.scorers import TestScorer, checked_samples, segment
-from files import atomic_folder
+from exchange import atomic_folder
 from flags import as_typed
 from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of

@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 from config import OF_OBJECTS
-from files import locked
 from images.geometry import numbers_along
 from images.output_paths import check_apart, check_replaceable, written_at
 from images.readers import Frame, read_geometry
 from images.writers import TIFF, is_predicted, png_files
+from locks import locked
 from prediction.rois import Position, is_roi_file, position_of
 from utils import FlagError, UserError
 

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from config import NO_LABEL, DatabaseFlags
 from description import DataInfo, describe
-from files import atomic_folder, finish_exchange, locked
+from exchange import atomic_folder, finish_exchange
 from images.readers import Frame, forget_files, read_geometry, sha256
 from images.selection import Choice
 from images.statistics import Moments
+from locks import locked
 from samples import DISTANCE, ENTRIES, IGNORE, SPLITS, SampleFile, write_sample
 from sources import isbi, phantom
 from sources.labels import Classes, Label, Masks, choose_background, find_classes, is_number

@@ -13,7 +13,7 @@ from PIL import Image
 from display_result import find_images, main, read_metrics
 from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, label_picture, save_images
 from evaluation.tables import RESULTS
-from files import atomic_folder
+from exchange import atomic_folder
 
 GREYS = {"input": 60, "label": 130, "output": 220}
 

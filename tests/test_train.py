@@ -35,8 +35,8 @@ from training.weight_map import cache_border_distances
 
 @contextmanager
 def other_process(context):
-    """Another process in a context of `files`, for as long as this one is in here."""
-    code = f"from pathlib import Path; from files import *\nwith {context}: print(); input()"
+    """Another process in a context of `locks`, for as long as this one is in here."""
+    code = f"from pathlib import Path; from locks import *\nwith {context}: print(); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:
         process.stdout.readline()

@@ -130,7 +130,7 @@ def test_entries_that_are_missing_or_of_another_kind_are_one_line(database, fail
 @pytest.mark.skipif(os.name == "nt", reason="needs flock")
 @pytest.mark.parametrize("shared", [True, False], ids=["read", "written"])
 def test_a_database_in_use_is_not_replaced(database, fails, shared):
-    code = "import sys, pathlib, files\nwith files.locked(pathlib.Path(sys.argv[1]), '', shared=bool(sys.argv[2])):"
+    code = "import sys, pathlib, locks\nwith locks.locked(pathlib.Path(sys.argv[1]), '', shared=bool(sys.argv[2])):"
     command = [sys.executable, "-c", f"{code} print(flush=True), input()", str(database), "yes" * shared]
     before = (database / "dataset.json").read_bytes()
     with subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True) as other:
