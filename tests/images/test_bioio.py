@@ -167,13 +167,13 @@ def test_an_nd2_is_read(tmp_path):
 def test_a_plane_is_decoded_once_and_no_other(tmp_path, monkeypatch):
     pytest.importorskip("bioio_lif")
     write_lif(tmp_path / "a.lif", {"A": volume(4, 1, 200, 30)})
-    frames, places = list_frames(tmp_path / "a.lif"), []
+    frames, indices = list_frames(tmp_path / "a.lif"), []
     read = Planes.__getitem__
-    monkeypatch.setattr(Planes, "__getitem__", lambda self, place: places.append(place) or read(self, place))
+    monkeypatch.setattr(Planes, "__getitem__", lambda self, index: indices.append(index) or read(self, index))
     image = frames[2].open()
     for top in range(0, 200, 40):
         assert image[top : top + 40].shape == (40, 30, 1)
-    assert [place[0] for place in places] == [slice(2, 3)]
+    assert [index[0] for index in indices] == [slice(2, 3)]
 
 
 @pytest.mark.parametrize("missing", ["bioio", "bioio_lif"])

