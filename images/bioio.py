@@ -6,7 +6,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,19 +41,11 @@ BLUE_FIRST = ("bioio_czi", "bioio_nd2")  # give colours in the order of the file
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Nothing that bioio, its plug-ins and their packages warn of or log is printed: an error is raised besides."""
-    loggers = [
-        logging.getLogger(name) for name in ("bioio", "bioio_base", "nd2", *(p.module for p in PLUGINS.values()))
-    ]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    for name in ("bioio", "bioio_base", "nd2", *(plugin.module for plugin in PLUGINS.values())):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Planes:
@@ -95,7 +87,7 @@ def read_bioio(path: Path, plugin: Plugin | None) -> Frames:
                 if package in BLUE_FIRST and image.xarray_dask_data.sizes.get("S", 1) > 2:
                     images = [converted(frame, _in_rgb_order) for frame in images]
                 if package == "bioio_czi":
-                    images = mark_missing(path, number, axes, lengths, images)
+                    mark_missing(path, number, axes, lengths, images)
                 levels = _read(image, "resolution_levels") or [0]  # not all plug-ins know
                 frames.add(images, Series(name, axes, lengths, geometry, len(levels), is_main, lacks=ABORTED))
             except Exception as error:  # the other scenes can be read
@@ -169,7 +161,5 @@ def _geometry(path: Path, plugin: Plugin | None, number: int, axes: str, lengths
 
 def _read(image: Any, name: str) -> Any:
     """Property of an image of bioio; None if its plug-in fails to read it."""
-    try:
+    with suppress(Exception):
         return getattr(image, name)
-    except Exception:
-        return None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from images.memory import ByteCache, check_size
-from images.rows import LazyImage, Rows, reraise_as_user_error, to_native
+from images.rows import LazyImage, reraise_as_user_error, to_native
 
 BAND = 128  # [px] fewest rows that are decoded together
 
@@ -34,7 +34,7 @@ class ChunkedArray:
         self._key, self._keeps_planes = object(), keeps_planes
         check_size(f"{path}, a chunk", math.prod(array.chunks) * array.dtype.itemsize, copies=2)
 
-    def images(self) -> list[Rows]:
+    def images(self) -> list[LazyImage]:
         """All frames."""
         shape = (self.size["Y"], self.size["X"], self.size.get("C", 1))
         dtype = to_native(np.empty(0, self.array.dtype)).dtype

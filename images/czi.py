@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from images.rows import Rows, missing
+from images.rows import LazyImage
 
 
 def patient_reader() -> Any:
@@ -38,21 +38,18 @@ def missing_scenes(path: Path, num_named: int) -> list[str]:
     return [what] if num > num_named else []
 
 
-def mark_missing(path: Path, scene: int, axes: str, lengths: tuple[int, ...], images: Sequence[Rows]) -> list[Rows]:
-    """Frames of a scene, those marked of which the file lacks a channel or all, as after an aborted acquisition."""
+def mark_missing(path: Path, scene: int, axes: str, lengths: tuple[int, ...], images: Sequence[LazyImage]) -> None:
+    """Mark the frames of a scene of which the file lacks a channel or all, as after an aborted acquisition."""
     tiles = _tiles(path, scene)
     if not tiles or any(axis not in tiles[0] for axis in axes):
-        return list(images)
+        return
     first = {axis: min(tile[axis] for tile in tiles) for axis in axes}
     channels: dict[tuple[int, ...], set[int]] = {}  # of each frame
     for tile in tiles:
         channels.setdefault(tuple(tile[axis] - first[axis] for axis in axes), set()).add(tile.get("C", 0))
     num = len(set().union(*channels.values()))
-    marked = list(images)
-    for index, frame in enumerate(np.ndindex(*lengths)):
-        if len(channels.get(frame, ())) < num:
-            marked[index] = missing(images[index])
-    return marked
+    for image, frame in zip(images, np.ndindex(*lengths), strict=True):
+        image.is_missing = len(channels.get(frame, ())) < num
 
 
 def _tiles(path: Path, scene: int) -> list[dict[str, int]]:

@@ -24,14 +24,19 @@ JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # markers before the size and the depth of 
 AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that are converted to RGB
 
 
-def read_picture(path: Path) -> Frames:
-    """The frame of a picture; only the header is read."""
+def read_picture(path: Path, *, is_named_so: bool) -> Frames | None:
+    """The frame of a picture, of which only the header is read; None if Pillow does not know the format.
+
+    Of a file that is named as an image, what it is instead is said.
+    """
     from PIL import UnidentifiedImageError
 
     try:
         with heard() as warned:
             picture = Picture(path)
     except UnidentifiedImageError:
+        if not is_named_so:
+            return None
         check_content(path)
         raise
     frames = Frames(kind=picture.kind, notes=[f"Pillow says: {text}" for text in warned])
@@ -39,19 +44,6 @@ def read_picture(path: Path) -> Frames:
         frames.notes.append(NOTE)
     frames.add([picture], Series())
     return frames
-
-
-def is_picture(path: Path) -> bool:
-    """Whether Pillow knows the format of a file."""
-    from PIL import UnidentifiedImageError
-
-    try:
-        with heard(), _open(path):
-            return True
-    except UnidentifiedImageError:
-        return False
-    except Exception:  # it is known, but damaged
-        return True
 
 
 def _open(path: Path, page: int | None = None) -> Any:
@@ -71,12 +63,12 @@ def _open(path: Path, page: int | None = None) -> Any:
 
 
 def picture_palette(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Indices (H, W) and colours (N, 3) of a picture with a palette; None for others."""
+    """Indices (H, W) and colours (256, 3) uint8 of a picture with a palette; None for others."""
     with heard(), _open(path) as image:
         if image.mode != "P":
             return None
-        orientation = orientation_of(image)
-        return turn(np.asarray(image), orientation), np.array(image.getpalette("RGB")).reshape(-1, 3)
+        indices, colours = turn(np.asarray(image), orientation_of(image)), np.array(image.getpalette("RGB"))
+        return indices, np.pad(colours, (0, 768 - len(colours))).reshape(256, 3).astype(np.uint8)
 
 
 class Picture(LazyImage):

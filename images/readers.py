@@ -9,6 +9,7 @@ import mmap
 import re
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from images.hdf5 import HDF5, read_hdf5
 from images.hdf5 import SIGNATURE as HDF5_SIGNATURE
 from images.memory import check_size
 from images.notes import say_notes
-from images.pillow import is_picture, picture_palette, read_picture
+from images.pillow import picture_palette, read_picture
 from images.rows import (
     Frames,
     Rows,
@@ -37,7 +38,7 @@ from images.rows import (
 )
 from images.selection import Choice
 from images.tiff import SIGNATURES as TIFF_SIGNATURES
-from images.tiff import read_tiff, tiff_palette
+from images.tiff import read_tiff
 from images.zarr import is_zarr, read_zarr
 from utils import UserError, natural_key
 
@@ -346,9 +347,12 @@ def _reader(path: Path) -> Callable[[Path], Frames]:
         if first.startswith(signatures):
             return reader
     plugin = plugin_of(first)
-    if plugin or not (suffix in SUFFIXES or is_picture(path)):
-        return partial(read_bioio, plugin=plugin)
-    return read_picture
+    return partial(read_bioio, plugin=plugin) if plugin else _read_other
+
+
+def _read_other(path: Path) -> Frames:
+    """Frames of a picture, or of a file that only a plug-in of bioio may know."""
+    return read_picture(path, is_named_so=path.suffix.lower() in SUFFIXES) or read_bioio(path, plugin=None)
 
 
 def _read_npy(path: Path) -> Frames:
@@ -377,24 +381,12 @@ def _read_npy(path: Path) -> Frames:
 
 def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
     """Indices (H, W) and colours (N, 3) uint8 of a frame stored with a palette; None for other frames."""
-    path = frame.path
-    if read_file(path).kind.startswith("TIFF"):
-        colours = _tiff_palette(path, path.stat().st_mtime_ns)
-        return None if colours is None else (frame.read()[..., 0], colours)
-    try:
-        palette = picture_palette(path)
-    except Exception:  # no picture
-        return None
-    if palette is None:
-        return None
-    indices, colours = palette
-    return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
-
-
-@lru_cache(maxsize=4)
-def _tiff_palette(path: Path, _version: int) -> np.ndarray | None:
-    """Palette of a TIFF as of its modification time, which is part of the cache's key."""
-    return tiff_palette(path)
+    contents = read_file(frame.path)
+    if contents.palette is not None:
+        return frame.read()[..., 0], contents.palette
+    with suppress(Exception):  # it is no picture
+        return picture_palette(frame.path)
+    return None
 
 
 def forget_files() -> None:

@@ -56,7 +56,7 @@ class LazyImage:
     shape: tuple[int, int, int]
     dtype: np.dtype
     read: Callable[[int, int], np.ndarray]  # rows (h, W, C) between two indices, at least one
-    is_missing: bool = False  # the file lacks it: an acquisition was aborted, or another file is absent
+    is_missing: bool = False  # the file lacks it, and it is never read: an acquisition was aborted, or a file is absent
     _mmap: Any = None  # what is mapped, by NumPy's name for it, so that its pages can be dropped
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -80,15 +80,6 @@ def converted(image: Rows, convert: Callable[[np.ndarray], np.ndarray]) -> LazyI
         return convert(np.asarray(image[top:bottom]))
 
     return LazyImage(shape, sample.dtype, read, _mmap=getattr(image, "_mmap", None))
-
-
-def missing(like: Rows) -> LazyImage:
-    """Image that the file lacks, which would be like another; it is never read."""
-
-    def read(top: int, bottom: int) -> np.ndarray:
-        raise NotImplementedError
-
-    return LazyImage(like.shape, like.dtype, read, is_missing=True)
 
 
 @dataclass
@@ -143,23 +134,21 @@ class Frames:
     kind: str = ""  # format as users see it
     named: bool = False  # outputs are named after the series, such as the wells of a plate
     ambiguous: str = ""  # why one of the series must be chosen; empty: all are read by default
+    palette: np.ndarray | None = None  # colours (N, 3) uint8 of a TIFF whose pixels are their indices
     notes: list[str] = field(default_factory=list)  # what users should know of the file, though it is read
 
     def add(self, images: Sequence[Rows], series: Series) -> None:
         """Add the frames of a series, as new stacks; of positions, angles and the like each is a series of its own."""
         apart = [axis for axis in series.axes if axis not in STACKED]
-        if not apart or len(images) <= 1:
-            self._add_stacks(images, series)
+        if apart and len(images) > 1:
+            self.named = True
+            axes = "".join(axis for axis in series.axes if axis in STACKED)
+            for position, indices in _positions(series.axes, series.lengths, apart):
+                name, lengths = f"{series.name} {position}".strip(), indices.shape
+                geometry = partial(_geometry_of_position, series.geometry, axes, lengths)
+                part = replace(series, name=name, axes=axes, lengths=lengths, geometry=geometry)
+                self.add([images[index] for index in indices.ravel()], part)
             return
-        self.named = True
-        axes = "".join(axis for axis in series.axes if axis in STACKED)
-        for position, indices in _positions(series.axes, series.lengths, apart):
-            name, lengths = f"{series.name} {position}".strip(), indices.shape
-            geometry = partial(_geometry_of_position, series.geometry, axes, lengths)
-            part = replace(series, name=name, axes=axes, lengths=lengths, geometry=geometry)
-            self._add_stacks([images[index] for index in indices.ravel()], part)
-
-    def _add_stacks(self, images: Sequence[Rows], series: Series) -> None:
         first = max(self.stacks, default=-1) + 1
         is_missing = [getattr(image, "is_missing", False) for image in images]
         stacks = stack_numbers(series.axes, series.lengths) if images else []

@@ -30,7 +30,6 @@ from images.rows import (
     UnsupportedError,
     check_count,
     converted,
-    missing,
     one_line,
     reraise_as_user_error,
     split,
@@ -40,7 +39,7 @@ from utils import UserError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF
 NAMELESS = ("generic", "uniform", "shaped")  # kinds of tifffile series that are not positions of a stage
-WHITE_IS_ZERO, CMYK, YCBCR = 0, 5, 6  # PhotometricInterpretation
+WHITE_IS_ZERO, PALETTE, CMYK, YCBCR = 0, 3, 5, 6  # PhotometricInterpretation
 REDUCED_OR_MASK = 1 | 4  # NewSubfileType
 ALPHA = (1, 2)  # ExtraSamples
 ADOBE_DEFLATE, OLD_DEFLATE, OLD_JPEG, CCITT_T4 = 8, 32946, 6, 3  # Compression
@@ -58,7 +57,7 @@ def read_tiff(path: Path) -> Frames:
     """
     with _opened(path) as (tif, messages):
         main = [series for series in tif.series if not _is_auxiliary(series)] or tif.series
-        frames, lacks = Frames(kind=_kind(tif)), _advice(path, messages)
+        frames, lacks = Frames(kind=_kind(tif), palette=_palette(tif.pages[0])), _advice(path, messages)
         single: tuple | None = None  # shape and type of a page that is a series by itself
         for series in sorted(tif.series, key=lambda series: series not in main):
             is_main, name = series in main, series.name.strip()
@@ -127,6 +126,11 @@ def _kind(tif: Any) -> str:
     return f"TIFF ({named[0]})" if named else "TIFF"
 
 
+def _palette(page: Any) -> np.ndarray | None:
+    """Colours (N, 3) uint8 of a page with a palette; None for others."""
+    return None if page.colormap is None or page.photometric != PALETTE else (page.colormap.T >> 8).astype(np.uint8)
+
+
 def _orientation(series: Any) -> int:
     """Orientation of the pages of a series; 1 if they are as they should be displayed, also if Pillow turns them."""
     orientation = series.keyframe.tags.valueof(TAG, 1)
@@ -184,7 +188,8 @@ def _stored_images(path: Path, tif: Any, series: Any) -> list[Rows]:
         of_image = [series.pages[number] for number in numbers]
         present = [pages[0] if page is None else page for page in of_image]
         image = PagedImage(present, [_file_of(page, path, tif) for page in present], conversion)
-        images.append(missing(image) if None in of_image else image)
+        image.is_missing = None in of_image
+        images.append(image)
     return images
 
 
@@ -389,13 +394,6 @@ def _geometry(tif: Any, series: Any, number: int) -> Geometry:
     names = [names] if isinstance(names, str) else names  # a single one is no list
     labels = tuple(map(str, names[:: sizes.get("C", 1)]))  # ImageJ has a name for each channel of a frame
     return Geometry(axes, lengths, pixel, unit, interval, labels if len(labels) == math.prod(lengths) else (), channels)
-
-
-def tiff_palette(path: Path) -> np.ndarray | None:
-    """Colours (N, 3) uint8 of the palette of a TIFF; None if it has none."""
-    with _opened(path) as (tif, _):
-        page = tif.pages[0]
-        return None if page.colormap is None or page.photometric != 3 else (page.colormap.T >> 8).astype(np.uint8)
 
 
 def _ome_sizes(image: ElementTree.Element) -> tuple[dict[str, float], str, float | None]:

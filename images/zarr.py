@@ -18,8 +18,9 @@ class Image(NamedTuple):
 
     array: Any
     axes: str  # one letter each
-    sizes: dict[str, tuple[Any, str]]  # pixel size and unit along the axes that have one
     levels: int  # number of resolutions
+    sizes: dict[str, tuple[Any, str]]  # pixel size and unit along the axes that have one
+    channels: tuple[str, ...]  # their names
 
 
 def is_zarr(path: Path) -> bool:
@@ -31,31 +32,29 @@ def read_zarr(path: Path) -> Frames:
     """Frames of a Zarr array, the full resolution of an OME-Zarr image, or all images of a plate or group."""
     node = _open(path)
     names = _image_names(path, node)
-    part = next((part for part in ("plate", "well") if _is_group(node) and _entry(node, part)), "")
-    frames = Frames(kind=f"OME-Zarr {part}".strip() if _is_group(node) else "Zarr", named=bool(part) or len(names) > 1)
+    is_array = hasattr(node, "dtype")
+    part = next((part for part in ("plate", "well") if not is_array and _entry(node, part)), "")
+    frames = Frames(kind="Zarr" if is_array else f"OME-Zarr {part}".strip(), named=bool(part) or len(names) > 1)
     for name in names:
         _refuse_link(path, name)
         image = _open_image(path / name)
         source = ChunkedArray(path / name, image.array, image.axes)
-        check_count(path, (*source.outer_lengths, len(names)))
-        geometry = partial(_geometry, path / name)
-        frames.add(source.images(), Series(name, source.outer_axes, source.outer_lengths, geometry, image.levels))
+        axes, lengths = source.outer_axes, source.outer_lengths
+        check_count(path, (*lengths, len(names)))
+        frames.add(source.images(), Series(name, axes, lengths, partial(_geometry, image, axes, lengths), image.levels))
     if len(names) > 1 and not part:
         members = listed([path / name for name in names])
         frames.ambiguous = f"{path}: not one OME-Zarr image: name one of its members ({members}), or choose by --series"
     return frames
 
 
-def _geometry(path: Path) -> Geometry:
-    """Axes of the frames of a Zarr image, pixel size, time step and names of the channels."""
-    array, letters, sizes, _ = _open_image(path)
-    space = [axis for axis in "ZYX" if axis in sizes]
-    pixel, unit = in_micron({axis: sizes[axis][0] for axis in space}, {axis: sizes[axis][1] for axis in space})
-    axes = "".join(axis for axis in letters if axis not in "CYX")
-    lengths = tuple(array.shape[letters.index(axis)] for axis in axes)
-    interval = in_seconds(*sizes["T"]) if "T" in sizes else None
-    names = [str(channel.get("label", "")) for channel in _entry(_open(path), "omero").get("channels", [])]
-    return Geometry(axes, lengths, pixel, unit, interval, channels=tuple(names))
+def _geometry(image: Image, axes: str, lengths: tuple[int, ...]) -> Geometry:
+    """Axes of the frames of an image, pixel size, time step and names of the channels."""
+    space = [axis for axis in "ZYX" if axis in image.sizes]
+    steps, units = ({axis: image.sizes[axis][part] for axis in space} for part in (0, 1))
+    pixel, unit = in_micron(steps, units)
+    interval = in_seconds(*image.sizes["T"]) if "T" in image.sizes else None
+    return Geometry(axes, lengths, pixel, unit, interval, channels=image.channels)
 
 
 def _open(path: Path) -> Any:
@@ -75,19 +74,15 @@ def _open(path: Path) -> Any:
     return zarr.open(LinklessStore(LocalStore(path, read_only=True)), mode="r")
 
 
-def _is_group(node: Any) -> bool:
-    return hasattr(node, "groups")
-
-
 def _image_names(path: Path, node: Any) -> list[str]:
     """Paths of the images in a Zarr folder; an empty one for the folder itself.
 
     A plate has its fields well by well, other groups their members, as bioformats2raw writes them.
     """
-    if not _is_group(node):
+    if hasattr(node, "dtype"):
         return [""]
     _check_version(path, node)
-    if _multiscales(node):
+    if _entry(node, "multiscales"):
         return [""]
     if plate := _entry(node, "plate"):
         wells = sorted((str(well["path"]) for well in plate["wells"]), key=natural_key)
@@ -98,7 +93,7 @@ def _image_names(path: Path, node: Any) -> list[str]:
         return [f"{well}/{field['path']}" for well in wells for field in _entry(node[well], "well").get("images", [])]
     if well := _entry(node, "well"):
         return [str(field["path"]) for field in well["images"]]
-    names = sorted((name for name, member in node.groups() if _multiscales(member)), key=natural_key)
+    names = sorted((name for name, member in node.groups() if _entry(member, "multiscales")), key=natural_key)
     if not names:
         members = listed([path / name for name in sorted(name for name, _ in node.members())])
         raise UserError(f"{path}: not one OME-Zarr image: name one of its members ({members or 'nothing'})")
@@ -107,7 +102,7 @@ def _image_names(path: Path, node: Any) -> list[str]:
 
 def _check_version(path: Path, group: Any) -> None:
     """Refuse OME-Zarr of version 0.6 and later, whose axes and sizes are stored elsewhere."""
-    scales = _multiscales(group)
+    scales = _entry(group, "multiscales")
     version = str(_entry(group, "version") or (scales and scales[0].get("version")) or "")
     number = re.match(r"(\d+)\.(\d+)", version)
     if (number and (int(number[1]), int(number[2])) > (0, 5)) or (scales and "coordinateSystems" in scales[0]):
@@ -119,7 +114,8 @@ def _check_version(path: Path, group: Any) -> None:
 def _open_image(path: Path) -> Image:
     """Image of a Zarr folder; refused if it is none."""
     node = _open(path)
-    image = _ome_image(node) if _is_group(node) else Image(node, usual_axes(node.shape), {}, 1)
+    is_array = hasattr(node, "dtype")
+    image = Image(node, usual_axes(node.shape), 1, {}, ()) if is_array else _ome_image(node)
     array, axes = image.array, image.axes
     if len(axes) != array.ndim or "Y" not in axes or "X" not in axes or array.dtype.kind not in "uifb":
         what = f"shape {array.shape} of {array.dtype}, axes {axes}"
@@ -129,7 +125,7 @@ def _open_image(path: Path) -> Image:
 
 def _ome_image(group: Any) -> Image:
     """Image of an OME-Zarr group."""
-    scale = _multiscales(group)[0]
+    scale = _entry(group, "multiscales")[0]
     named = scale.get("axes", "tczyx")  # no axes in OME-Zarr 0.1 and 0.2, only names in 0.3
     named = [{"name": axis} if isinstance(axis, str) else axis for axis in named]
     axes = "".join(axis["name"] for axis in named).upper()
@@ -138,7 +134,8 @@ def _ome_image(group: Any) -> Image:
     steps: list[Any] = next(scales, [])
     units = [str(axis.get("unit", "")) for axis in named]
     sizes = {axis: (step, unit) for axis, step, unit in zip(axes, steps, units, strict=False)}
-    return Image(group[full["path"]], axes, sizes, len(scale["datasets"]))
+    channels = tuple(str(channel.get("label", "")) for channel in _entry(group, "omero").get("channels", []))
+    return Image(group[full["path"]], axes, len(scale["datasets"]), sizes, channels)
 
 
 def _refuse_link(path: Path, inner: str) -> None:
@@ -151,11 +148,6 @@ def _refuse_link(path: Path, inner: str) -> None:
         if member.is_symlink():
             what = "is a link, which is not followed inside a Zarr folder"
             raise UserError(f"{member}: {what}: copy what it leads to, or name that itself")
-
-
-def _multiscales(group: Any) -> list[dict]:
-    """Entry `multiscales` of a group by OME-Zarr 0.5 or older; empty if it has none."""
-    return _entry(group, "multiscales") or []
 
 
 def _entry(node: Any, name: str) -> Any:
