@@ -18,7 +18,7 @@ from images.czi import mark_missing, missing_scenes, patient_reader
 from images.foreign import refusal
 from images.geometry import Geometry, in_micron
 from images.lif import unusual_image
-from images.rows import ABORTED, AUXILIARY, Frames, Series, check_count, converted
+from images.rows import ABORTED, AUXILIARY, Frames, Series, converted
 from utils import UserError
 
 
@@ -82,7 +82,6 @@ def read_bioio(path: Path, plugin: Plugin | None) -> Frames:
                 image.set_scene(number)
                 source, geometry = _scene(path, plugin, image, number)
                 axes, lengths = source.outer_axes, source.outer_lengths
-                check_count(path, lengths)
                 images = source.images()
                 if package in BLUE_FIRST and image.xarray_dask_data.sizes.get("S", 1) > 2:
                     images = [converted(frame, _in_rgb_order) for frame in images]

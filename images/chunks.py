@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from images.memory import ByteCache, check_size
-from images.rows import LazyImage, reraise_as_user_error, to_native
+from images.rows import LazyImage, check_count, reraise_as_user_error, to_native
 
 BAND = 128  # [px] fewest rows that are decoded together
 
@@ -32,6 +32,7 @@ class ChunkedArray:
         self.outer_axes = "".join(axis for axis in axes if axis not in "CYX")  # those that count the frames
         self.outer_lengths = tuple(self.size[axis] for axis in self.outer_axes)
         self._key, self._keeps_planes = object(), keeps_planes
+        check_count(path, self.outer_lengths)
         check_size(f"{path}, a chunk", math.prod(array.chunks) * array.dtype.itemsize, copies=2)
 
     def images(self) -> list[LazyImage]:

@@ -15,7 +15,7 @@ import numpy as np
 from images.chunks import ChunkedArray, usual_axes
 from images.foreign import refusal
 from images.geometry import Geometry, in_micron
-from images.rows import Frames, Series, check_count, full_name, listed
+from images.rows import Frames, Series, full_name, listed
 from utils import check_module
 
 HDF5 = (".h5", ".hdf5", ".hdf")
@@ -65,7 +65,6 @@ def read_hdf5(path: Path) -> Frames:
                 continue
             names.append(full_name(path, data.name))
             source = ChunkedArray(Path(names[-1]), DataSet(path, data.name, data), _axes(data))
-            check_count(path, source.outer_lengths)
             geometry = partial(_geometry, path, data.name)
             frames.add(source.images(), Series(data.name, source.outer_axes, source.outer_lengths, geometry))
     frames.named = len(names) > 1

@@ -41,8 +41,8 @@ def _print(line: str) -> None:
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
-    """Texts of what Python's packages warn of meanwhile, each on one line and once; nothing is printed."""
+def captured_warnings() -> Iterator[list[str]]:
+    """Warnings of Python's packages meanwhile, each on one line and once; none is printed."""
     texts: list[str] = []
     with _hearing, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -11,7 +11,7 @@ import numpy as np
 
 from images.foreign import check_content
 from images.memory import ByteCache, check_size
-from images.notes import heard, say_once
+from images.notes import captured_warnings, say_once
 from images.orientation import NOTE, orientation_of, turn
 from images.rows import Frames, LazyImage, Series, reraise_as_user_error, to_native
 from utils import UserError
@@ -32,7 +32,7 @@ def read_picture(path: Path, *, is_named_so: bool) -> Frames | None:
     from PIL import UnidentifiedImageError
 
     try:
-        with heard() as warned:
+        with captured_warnings() as warned:
             picture = Picture(path)
     except UnidentifiedImageError:
         if not is_named_so:
@@ -64,7 +64,7 @@ def _open(path: Path, page: int | None = None) -> Any:
 
 def picture_palette(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Indices (H, W) and colours (256, 3) uint8 of a picture with a palette; None for others."""
-    with heard(), _open(path) as image:
+    with captured_warnings(), _open(path) as image:
         if image.mode != "P":
             return None
         indices, colours = turn(np.asarray(image), orientation_of(image)), np.array(image.getpalette("RGB"))
@@ -99,7 +99,7 @@ class Picture(LazyImage):
 
     def _decode(self) -> np.ndarray:
         damaged = f"{self._path}: damaged or truncated"
-        with heard() as warned, reraise_as_user_error(damaged, "check or replace the file"):
+        with captured_warnings() as warned, reraise_as_user_error(damaged, "check or replace the file"):
             if self._deep:
                 pixels = _decoder(self._path, self.kind)(self._path.read_bytes())
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : self._deep]

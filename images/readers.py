@@ -233,7 +233,7 @@ def number_stacks(frames: list[Frame]) -> list[int]:
     """
     numbers: dict[tuple, int] = {}
     keys: list[tuple] = []
-    run = 0  # number of files with several images so far: they end a stack of single files
+    run = 0  # number of files with several images until now: they end a stack of single files
     for frame in frames:
         run += frame.stack is not None
         keys.append((None, run) if frame.stack is None else (frame.path, frame.stack))

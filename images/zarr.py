@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from images.chunks import ChunkedArray, usual_axes
 from images.geometry import Geometry, in_micron, in_seconds
-from images.rows import Frames, Series, check_count, listed
+from images.rows import Frames, Series, listed
 from utils import UserError, check_module, natural_key
 
 
@@ -40,7 +40,6 @@ def read_zarr(path: Path) -> Frames:
         image = _open_image(path / name)
         source = ChunkedArray(path / name, image.array, image.axes)
         axes, lengths = source.outer_axes, source.outer_lengths
-        check_count(path, (*lengths, len(names)))
         frames.add(source.images(), Series(name, axes, lengths, partial(_geometry, image, axes, lengths), image.levels))
     if len(names) > 1 and not part:
         members = listed([path / name for name in names])
