@@ -57,7 +57,7 @@ def read_tiff(path: Path) -> Frames:
     """
     with _opened(path) as (tif, messages):
         main = [series for series in tif.series if not _is_auxiliary(series)] or tif.series
-        frames, lacks = Frames(kind=_kind(tif), palette=_palette(tif.pages[0])), _advice(path, messages)
+        frames, lacks = Frames(kind=_kind(tif), palette=_palette(tif)), _advice(path, messages)
         single: tuple | None = None  # shape and type of a page that is a series by itself
         for series in sorted(tif.series, key=lambda series: series not in main):
             is_main, name = series in main, series.name.strip()
@@ -126,9 +126,12 @@ def _kind(tif: Any) -> str:
     return f"TIFF ({named[0]})" if named else "TIFF"
 
 
-def _palette(page: Any) -> np.ndarray | None:
-    """Colours (N, 3) uint8 of a page with a palette; None for others."""
-    return None if page.colormap is None or page.photometric != PALETTE else (page.colormap.T >> 8).astype(np.uint8)
+def _palette(tif: Any) -> np.ndarray | None:
+    """Colours (N, 3) uint8 of the palette of the first page; None if there is none."""
+    page = tif.pages[0] if len(tif.pages) else None
+    if page is None or page.colormap is None or page.photometric != PALETTE:
+        return None
+    return (page.colormap.T >> 8).astype(np.uint8)
 
 
 def _orientation(series: Any) -> int:
