@@ -27,7 +27,7 @@ AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that are converted 
 def read_picture(path: Path, *, is_named_so: bool) -> Frames | None:
     """The frame of a picture, of which only the header is read; None if Pillow does not know the format.
 
-    Of a file that is named as an image, what it is instead is said.
+    A file that is named as an image, and is none, is refused with what it is instead.
     """
     from PIL import UnidentifiedImageError
 
@@ -78,6 +78,8 @@ class Picture(LazyImage):
     """
 
     def __init__(self, path: Path, page: int | None = None) -> None:
+        from PIL import Image
+
         status = path.stat()
         self._path, self._page, self._version = path, page, (status.st_mtime_ns, status.st_size, page)
         with _open(path, page) as image:
@@ -87,7 +89,7 @@ class Picture(LazyImage):
             self.kind, size, mode = image.format, image.size, image.mode
             self.orientation = orientation_of(image) if page is None else 1
         self._deep = _deep_channels(path, self.kind)
-        pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(_blank(mode))
+        pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(Image.new(mode, (1, 1)))
         height, width = turn(np.broadcast_to(np.uint8(0), size[::-1]), self.orientation).shape
         super().__init__((height, width, pixel.shape[2]), pixel.dtype, self._rows)
         check_size(path, math.prod(self.shape) * self.dtype.itemsize, copies=3)
@@ -113,12 +115,6 @@ class Picture(LazyImage):
         for text in warned:
             say_once(self._path, f"Pillow says: {text}")
         return pixels
-
-
-def _blank(mode: str) -> Any:
-    from PIL import Image
-
-    return Image.new(mode, (1, 1))
 
 
 def _pixels(image: Any) -> np.ndarray:

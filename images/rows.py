@@ -57,7 +57,7 @@ class LazyImage:
     dtype: np.dtype
     read: Callable[[int, int], np.ndarray]  # rows (h, W, C) between two indices, at least one
     is_missing: bool = False  # the file lacks it, and it is never read: an acquisition was aborted, or a file is absent
-    _mmap: Any = None  # what is mapped, by NumPy's name for it, so that its pages can be dropped
+    _mmap: Any = None  # memory map of its file, by NumPy's name for it, so that cached pages can be dropped
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""

@@ -13,7 +13,7 @@ from images.rows import Frames, Series, listed
 from utils import UserError, check_module, natural_key
 
 
-class Image(NamedTuple):
+class ZarrImage(NamedTuple):
     """A Zarr array, or the full resolution of an OME-Zarr image."""
 
     array: Any
@@ -47,7 +47,7 @@ def read_zarr(path: Path) -> Frames:
     return frames
 
 
-def _geometry(image: Image, axes: str, lengths: tuple[int, ...]) -> Geometry:
+def _geometry(image: ZarrImage, axes: str, lengths: tuple[int, ...]) -> Geometry:
     """Axes of the frames of an image, pixel size, time step and names of the channels."""
     space = [axis for axis in "ZYX" if axis in image.sizes]
     steps, units = ({axis: image.sizes[axis][part] for axis in space} for part in (0, 1))
@@ -110,11 +110,11 @@ def _check_version(path: Path, group: Any) -> None:
         )
 
 
-def _open_image(path: Path) -> Image:
+def _open_image(path: Path) -> ZarrImage:
     """Image of a Zarr folder; refused if it is none."""
     node = _open(path)
     is_array = hasattr(node, "dtype")
-    image = Image(node, usual_axes(node.shape), 1, {}, ()) if is_array else _ome_image(node)
+    image = ZarrImage(node, usual_axes(node.shape), 1, {}, ()) if is_array else _ome_image(node)
     array, axes = image.array, image.axes
     if len(axes) != array.ndim or "Y" not in axes or "X" not in axes or array.dtype.kind not in "uifb":
         what = f"shape {array.shape} of {array.dtype}, axes {axes}"
@@ -122,7 +122,7 @@ def _open_image(path: Path) -> Image:
     return image
 
 
-def _ome_image(group: Any) -> Image:
+def _ome_image(group: Any) -> ZarrImage:
     """Image of an OME-Zarr group."""
     scale = _entry(group, "multiscales")[0]
     named = scale.get("axes", "tczyx")  # no axes in OME-Zarr 0.1 and 0.2, only names in 0.3
@@ -134,7 +134,7 @@ def _ome_image(group: Any) -> Image:
     units = [str(axis.get("unit", "")) for axis in named]
     sizes = {axis: (step, unit) for axis, step, unit in zip(axes, steps, units, strict=False)}
     channels = tuple(str(channel.get("label", "")) for channel in _entry(group, "omero").get("channels", []))
-    return Image(group[full["path"]], axes, len(scale["datasets"]), sizes, channels)
+    return ZarrImage(group[full["path"]], axes, len(scale["datasets"]), sizes, channels)
 
 
 def _refuse_link(path: Path, inner: str) -> None:
