@@ -65,7 +65,7 @@ def read_hdf5(path: Path) -> Frames:
                 continue
             names.append(full_name(path, data.name))
             source = ChunkedArray(Path(names[-1]), DataSet(path, data.name, data), _axes(data))
-            geometry = partial(_geometry, path, data.name)
+            geometry = partial(_geometry, path, data.name, source)
             frames.add(source.images(), Series(data.name, source.outer_axes, source.outer_lengths, geometry))
     frames.named = len(names) > 1
     if frames.named:
@@ -169,15 +169,12 @@ def _axes(data: Any) -> str:
     return "".join(labels) if all(len(label) == 1 for label in labels) else usual_axes(data.shape)
 
 
-def _geometry(path: Path, name: str) -> Geometry:
+def _geometry(path: Path, name: str, source: ChunkedArray) -> Geometry:
     """Axes of the frames, and the pixel size of the attribute `element_size_um`, as Fiji and ilastik write it."""
     import h5py
 
     with h5py.File(path, "r") as file:
-        data = file[name]
-        lengths = dict(zip(_axes(data), data.shape, strict=True))
-        sizes = np.ravel(data.attrs.get("element_size_um", ())).tolist()
-    space = [axis for axis in "ZYX" if axis in lengths or len(sizes) == 3]
+        sizes = np.ravel(file[name].attrs.get("element_size_um", ())).tolist()
+    space = [axis for axis in "ZYX" if axis in source.axes or len(sizes) == 3]
     pixel, unit = in_micron(dict(zip(space, sizes, strict=False)), dict.fromkeys("XYZ", "µm"))
-    axes = "".join(axis for axis in lengths if axis not in "CYX")
-    return Geometry(axes, tuple(lengths[axis] for axis in axes), pixel, unit)
+    return Geometry(source.outer_axes, source.outer_lengths, pixel, unit)

@@ -39,21 +39,21 @@ def read_zarr(path: Path) -> Frames:
         _refuse_link(path, name)
         image = _open_image(path / name)
         source = ChunkedArray(path / name, image.array, image.axes)
-        axes, lengths = source.outer_axes, source.outer_lengths
-        frames.add(source.images(), Series(name, axes, lengths, partial(_geometry, image, axes, lengths), image.levels))
+        geometry = partial(_geometry, image, source)
+        frames.add(source.images(), Series(name, source.outer_axes, source.outer_lengths, geometry, image.levels))
     if len(names) > 1 and not part:
         members = listed([path / name for name in names])
         frames.ambiguous = f"{path}: not one OME-Zarr image: name one of its members ({members}), or choose by --series"
     return frames
 
 
-def _geometry(image: ZarrImage, axes: str, lengths: tuple[int, ...]) -> Geometry:
+def _geometry(image: ZarrImage, source: ChunkedArray) -> Geometry:
     """Axes of the frames of an image, pixel size, time step and names of the channels."""
     space = [axis for axis in "ZYX" if axis in image.sizes]
     steps, units = ({axis: image.sizes[axis][part] for axis in space} for part in (0, 1))
     pixel, unit = in_micron(steps, units)
     interval = in_seconds(*image.sizes["T"]) if "T" in image.sizes else None
-    return Geometry(axes, lengths, pixel, unit, interval, channels=image.channels)
+    return Geometry(source.outer_axes, source.outer_lengths, pixel, unit, interval, channels=image.channels)
 
 
 def _open(path: Path) -> Any:
