@@ -68,6 +68,12 @@ def test_truncated_tiff_is_refused_wherever_it_ends(tmp_path, compression, fract
         read_frames(path)
 
 
+def test_tiff_without_pages_is_refused_as_such(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(4))
+    with pytest.raises(UserError, match=r"a\.tif: holds no page with pixels"):
+        list_frames(tmp_path / "a.tif")
+
+
 def test_compression_that_needs_a_package_names_it(tmp_path):
     if importlib.util.find_spec("imagecodecs"):
         pytest.skip("imagecodecs is installed")
@@ -101,7 +107,7 @@ def test_rows_of_a_tiff_are_read_by_its_strips_and_tiles(tmp_path, options, plan
     frames = read_frames(tmp_path / "a.tif")
     assert [frame.shape for frame in frames] == [(45, 70, pixels.shape[3])] * 3
     for frame, expected in zip(frames, pixels, strict=True):
-        for rows in (slice(0, 5), slice(3, 20), slice(18, 45), slice(44, 99), slice(0, 45, 4)):
+        for rows in (slice(0, 5), slice(3, 20), slice(18, 45), slice(44, 99), slice(0, 45, 4), slice(9, 9)):
             assert np.array_equal(frame[rows], expected[rows])
 
 
