@@ -379,24 +379,22 @@ def tiff_geometry(path: Path, number: int) -> Geometry:
     Empty if the tags are damaged: the pixels can be read without them.
     """
     with suppress(Exception), _opened(path) as (tif, _):  # damaged tags raise all kinds of exceptions
-        return _geometry(tif, tif.series[number], number)
+        series = tif.series[number]
+        sizes = dict(zip(series.axes, series.shape, strict=True))
+        axes = "".join(axis for axis in sizes if axis in "TZ")
+        lengths = tuple(sizes[axis] for axis in axes)
+        images = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels") if tif.ome_metadata else []
+        image = images[number] if number < len(images) else ElementTree.Element("Pixels")
+        channels = tuple(channel.get("Name", "") for channel in image.findall("{*}Channel"))
+        pixel, unit, interval = _ome_sizes(image) if tif.ome_metadata else _imagej_sizes(tif)
+        if TURNS.get(_orientation(series), (False,))[0]:
+            pixel = {{"X": "Y", "Y": "X"}.get(axis, axis): size for axis, size in pixel.items()}
+        names = (tif.imagej_metadata or {}).get("Labels", [])
+        names = [names] if isinstance(names, str) else names  # a single one is no list
+        labels = tuple(map(str, names[:: sizes.get("C", 1)]))  # ImageJ has a name for each channel of a frame
+        labels = labels if len(labels) == math.prod(lengths) else ()
+        return Geometry(axes, lengths, pixel, unit, interval, labels, channels)
     return Geometry()
-
-
-def _geometry(tif: Any, series: Any, number: int) -> Geometry:
-    sizes = dict(zip(series.axes, series.shape, strict=True))
-    axes = "".join(axis for axis in sizes if axis in "TZ")
-    lengths = tuple(sizes[axis] for axis in axes)
-    images = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels") if tif.ome_metadata else []
-    image = images[number] if number < len(images) else ElementTree.Element("Pixels")
-    channels = tuple(channel.get("Name", "") for channel in image.findall("{*}Channel"))
-    pixel, unit, interval = _ome_sizes(image) if tif.ome_metadata else _imagej_sizes(tif)
-    if TURNS.get(_orientation(series), (False,))[0]:
-        pixel = {{"X": "Y", "Y": "X"}.get(axis, axis): size for axis, size in pixel.items()}
-    names = (tif.imagej_metadata or {}).get("Labels", [])
-    names = [names] if isinstance(names, str) else names  # a single one is no list
-    labels = tuple(map(str, names[:: sizes.get("C", 1)]))  # ImageJ has a name for each channel of a frame
-    return Geometry(axes, lengths, pixel, unit, interval, labels if len(labels) == math.prod(lengths) else (), channels)
 
 
 def _ome_sizes(image: ElementTree.Element) -> tuple[dict[str, float], str, float | None]:
