@@ -72,7 +72,7 @@ def test_a_compressed_tiff_is_read_strip_by_strip(tmp_path):
         assert tif.pages[0].rowsperstrip * 600 <= writers.STRIP < 4000 * 600
     image = list_frames(tmp_path / "out.tif")[0].open()
     assert set(np.unique(image[990:1010])) == {1, 2}
-    assert sum(segment.nbytes for segment, _ in image._kept.values()) <= writers.STRIP
+    assert sum(segment.nbytes for segment, _ in image._decoded.values()) <= writers.STRIP
 
 
 def test_a_disk_too_full_for_the_compressed_file_is_told_and_nothing_is_left(tmp_path, monkeypatch):
