@@ -14,7 +14,6 @@ from images.memory import ByteCache, check_size
 from images.rows import Readable, Rows, reraise_as_user_error, to_native
 
 BAND = 128  # [px] fewest rows that are decoded together
-MOST_EDGE = 64  # largest ratio of the sizes of a chunk and the part of the array in it
 
 _blocks = ByteCache(2**29)  # decoded chunks: frames that share one are requested one after another
 _numbers = itertools.count()  # of open arrays, as keys of the cache
@@ -39,8 +38,7 @@ class ChunkedArray:
         self.path, self.array, self.axes = path, array, axes
         self._number, self._keeps_planes = next(_numbers), keeps_planes
         self.chunk_byte = math.prod(array.chunks) * array.dtype.itemsize
-        used = math.prod(map(min, array.chunks, array.shape)) * array.dtype.itemsize
-        check_size(f"{path}, a chunk", self.chunk_byte, used, ratio=MOST_EDGE, copies=2)
+        check_size(f"{path}, a chunk", self.chunk_byte, copies=2)
 
     @property
     def outer(self) -> tuple[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from images.foreign import check_content
-from images.memory import ANY, DEFLATE, ByteCache, check_size
+from images.memory import ByteCache, check_size
 from images.notes import heard, say_once
 from images.orientation import NOTE, orientation_of, turn
 from images.rows import Frames, Readable, Series, reraise_as_user_error, to_native
@@ -92,7 +92,7 @@ class Picture(Readable):
     Raises
     ------
     UserError
-        It holds several images, needs a missing package, or claims more pixels than it can contain.
+        It holds several images, needs a missing package, or does not fit in memory.
     """
 
     def __init__(self, path: Path, page: int | None = None) -> None:
@@ -108,8 +108,7 @@ class Picture(Readable):
         pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(_blank(mode))
         height, width = turn(np.broadcast_to(np.uint8(0), size[::-1]), self.orientation).shape
         self.shape, self.dtype = (height, width, pixel.shape[2]), pixel.dtype
-        ratio = DEFLATE if kind == "PNG" else ANY
-        check_size(path, math.prod(self.shape) * self.dtype.itemsize, status.st_size, ratio=ratio, copies=3)
+        check_size(path, math.prod(self.shape) * self.dtype.itemsize, copies=3)
         if self._deep:
             _decoder(path, kind)
 

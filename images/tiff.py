@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from images.geometry import Geometry, in_micron, in_seconds
-from images.memory import ANY, DEFLATE, check_size
+from images.memory import check_size
 from images.orientation import NOTE as ORIENTATION_NOTE
 from images.orientation import TAG as ORIENTATION
 from images.orientation import TURNS, turned
@@ -356,18 +356,14 @@ class PagedImage(Readable):
         for page, where in enumerate(self._where):
             if any(offset + count > sizes[self._files[page]] for offset, count in where):
                 raise UserError(f"{self._place(page)}: truncated: copy the file again")
-        num_byte = height * width * self._samples * self._stored.itemsize
-        check_size(self._place(0), num_byte, max(sizes.values()), copies=0)
         self._check_segments(key)
 
     def _check_segments(self, key: Any) -> None:
-        """Refuse strips or tiles that claim more pixels than their bytes can contain, or than fit in memory."""
+        """Refuse strips or tiles that claim more pixels than fit in memory."""
         wide = key.tilewidth if key.is_tiled else key.imagewidth
         samples = key.samplesperpixel if key.planarconfig == 1 else 1
         segment = min(self._tall, key.imagelength if not key.is_tiled else self._tall) * wide * samples
-        stored = max((count for where in self._where for _, count in where), default=0)
-        ratio = DEFLATE if key.compression in (ADOBE_DEFLATE, OLD_DEFLATE) else ANY
-        check_size(self._place(0), segment * self._stored.itemsize, stored or None, ratio=ratio, copies=2)
+        check_size(self._place(0), segment * self._stored.itemsize, copies=2)
 
     def _place(self, page: int) -> str:
         """Name of a page in messages."""

@@ -69,14 +69,14 @@ def png(width, height, data=b"", bits=8):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def test_a_large_png_is_read_and_one_that_can_not_be_so_large_is_refused(tmp_path, monkeypatch):
+def test_a_large_png_is_read_and_one_that_does_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns above, and refuses twice as many
     pixels = stack(1, 64)[0]
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert np.array_equal(list_frames(tmp_path / "a.png")[0].read()[..., 0], pixels)
     assert Image.MAX_IMAGE_PIXELS == 100
-    (tmp_path / "a.png").write_bytes(png(60_000, 60_000, zlib.compress(bytes(10**6))))
-    with pytest.raises(UserError, match=r"3.6 GB of pixels can't be in \d+ bytes"):
+    (tmp_path / "a.png").write_bytes(png(10**6, 10**6, zlib.compress(bytes(10**6))))
+    with pytest.raises(UserError, match=r"3e\+03 GB of memory are needed"):
         list_frames(tmp_path / "a.png")
 
 
