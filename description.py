@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from files import finish_exchange
-from images.drawing import Range, shown_channels, shown_range
+from images.drawing import Range, grey_range, picture_channels
 from images.rows import full_name
 from images.statistics import Moments, ObjectSizes
 from samples import DISTANCE, ENTRIES, IGNORE, SPLITS, SampleFile, check_values, list_samples, map_npy
@@ -42,7 +42,7 @@ class DataInfo:
         Mean and standard deviation of each channel over the training split, in grey values.
     value_range : list of float, or list of such lists
         Grey values shown as black and white in a picture, of all channels of the section itself that are shown, or of
-        each; see `images.drawing.shown_range`.
+        each; see `images.drawing.grey_range`.
     normalize : {"data", "image", "legacy"}
         Normalise images by `mean` and `std`, each image by its own, or by data type as pytorch-UNET did. Chosen by the
         training, not by the database.
@@ -425,7 +425,7 @@ def describe(
         class_share=classes.share,
         mean=mean.tolist(),
         std=std.tolist(),
-        value_range=shown_range(np.concatenate(shown.pixels)),
+        value_range=grey_range(np.concatenate(shown.pixels)),
         min_size=sizes.min_size,
         fill_holes=sizes.fill_holes,
         context=context,
@@ -443,7 +443,7 @@ class _ShownPixels:
     def add(self, image: np.ndarray) -> None:
         """Add pixels of an image (H, W, C)."""
         y, x = (self._rng.integers(0, length, NUM_SHOWN) for length in image.shape[:2])
-        self.pixels.append(image[y, x, shown_channels(image.shape[2])])
+        self.pixels.append(image[y, x, picture_channels(image.shape[2])])
 
 
 class _ClassPixels:
