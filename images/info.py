@@ -9,7 +9,7 @@ from pathlib import Path
 
 from images.geometry import Geometry
 from images.memory import HARMLESS
-from images.readers import Frame, Source, frames_of_file, list_files, read_file
+from images.readers import Source, frames_of_file, list_files, read_file
 from images.rows import Frames, Rows, Series
 from images.selection import Choice
 from utils import UserError, echo
@@ -49,9 +49,11 @@ def _lines(path: Path, inner: str, choice: Choice) -> Iterator[str]:
     if choice == Choice() and content.ambiguous and not inner:
         yield f"  to be read, one must be chosen: {content.ambiguous.partition(': ')[2]}"
         return
-    frames = frames_of_file(path, inner, choice)
-    unread = _check_end(frames[-1].open())
-    yield f"  read as {_kinds_of(frames)}{unread}"
+    images = [frame.open() for frame in frames_of_file(path, inner, choice)]
+    kinds = Counter((*image.shape, image.dtype.name) for image in images)
+    texts = [f"{num} image(s) of {h} x {w} px, {c} channel(s) of {dtype}" for (h, w, c, dtype), num in kinds.items()]
+    more = f"; and {len(texts) - 5} more kinds" if len(texts) > 5 else ""
+    yield f"  read as {'; '.join(texts[:5])}{more}{_check_end(images[-1])}"
 
 
 def _series_lines(content: Frames, number: int, series: Series) -> Iterator[str]:
@@ -86,11 +88,3 @@ def _check_end(image: Rows) -> str:
         return f"; not checked for damage, since an image has over {HARMLESS // 2**20} MiB"
     image[height - 1 : height]
     return ""
-
-
-def _kinds_of(frames: list[Frame]) -> str:
-    """How many images are read, their sizes, channels and types."""
-    images = (frame.open() for frame in frames)
-    kinds = Counter((*image.shape, image.dtype.name) for image in images)
-    texts = [f"{num} image(s) of {h} x {w} px, {c} channel(s) of {dtype}" for (h, w, c, dtype), num in kinds.items()]
-    return "; ".join(texts[:5]) + (f"; and {len(texts) - 5} more kinds" if len(texts) > 5 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,17 @@ ENTRY = rf"(\d+/)?zarr(\.json|{PARTIAL})|\d+(/c(/\d+)*({PARTIAL})?)?"
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Refuse an output that is, contains or lies in an input; an input inside a Zarr stands for the whole Zarr."""
+    identity = cache(_identity)  # many outputs have few parents
     roots = {_outermost_zarr(path.resolve()) for path in set(inputs)}
-    input_of = {_identity(root): root for root in roots}
-    input_in = {_identity(parent): root for root in roots for parent in root.parents}
-    parents: dict[Path, Path | None] = {}  # folder -> the input that it is, if any
+    input_at = {identity(root): root for root in roots}
+    input_in = {identity(parent): root for root in roots for parent in root.parents}
     for output in outputs:
         try:
             real = output.resolve()
         except (OSError, RuntimeError) as error:
             raise UserError(f"--output {output}: a link in this path leads to itself: choose another") from error
-        for parent in real.parents:
-            if parent not in parents:
-                parents[parent] = input_of.get(_identity(parent))
-        key = _identity(real)
-        around = next(filter(None, map(parents.get, real.parents)), None)
-        if hit := input_of.get(key) or input_in.get(key) or around:
+        inside = (input_at.get(identity(path)) for path in (real, *real.parents))
+        if hit := input_in.get(identity(real)) or next(filter(None, inside), None):
             raise UserError(f"--output {output} would replace the input {hit}, contain it or lie in it: choose another")
 
 
@@ -75,16 +72,9 @@ def check_replaceable(target: Path) -> None:
     for path in written_at(target):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise UserError(f"{path} is not a folder of a Zarr image: {advice}")
-        if path.exists() and (foreign := _foreign_entry(path)):
-            raise UserError(f"{path} is not a Zarr image that --mode predict wrote (it holds {foreign}): {advice}")
+        for entry in path.rglob("*"):
+            name = entry.relative_to(path).as_posix()
+            if entry.is_symlink() or not re.fullmatch(ENTRY, name):
+                raise UserError(f"{path} is not a Zarr image that --mode predict wrote (it holds {name}): {advice}")
     if target.exists() and not (target / "zarr.json").is_file():
         raise UserError(f"{target} is not a Zarr image that --mode predict wrote: {advice}")
-
-
-def _foreign_entry(folder: Path) -> str:
-    """Path of an entry that ZarrWriter does not make; empty if there is none."""
-    for path in folder.rglob("*"):
-        entry = path.relative_to(folder)
-        if path.is_symlink() or not re.fullmatch(ENTRY, entry.as_posix()):
-            return str(entry)
-    return ""

@@ -199,11 +199,9 @@ def _find_pixels(path: Path) -> tuple[int, np.dtype]:
     if path.stem.lower().endswith(TIFF):  # without .partial
         import tifffile
 
-        with tifffile.TiffFile(path) as tif:
-            series = tif.series[0]
-            assert series.dataoffset is not None  # it was written in one piece
-            return series.dataoffset, np.dtype(tif.byteorder + series.dtype.char)
-    array = np.lib.format.open_memmap(path, mode="r")
+        array = tifffile.memmap(path, mode="r")
+    else:
+        array = np.lib.format.open_memmap(path, mode="r")
     return array.offset or 0, array.dtype
 
 
