@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from images.geometry import Geometry
 from images.memory import HARMLESS
 from images.readers import Source, frames_of_file, list_files, read_file
 from images.rows import Frames, Rows, Series
@@ -71,14 +70,10 @@ def _series_lines(content: Frames, number: int, series: Series) -> Iterator[str]
     if len(geometry.channels) == channels and any(geometry.channels):
         names = ", ".join(f"{number} {name}" for number, name in enumerate(geometry.channels))
         yield f"    channels: {names}"
-    yield f"    pixel size: {_pixel_size(geometry)}"
-
-
-def _pixel_size(geometry: Geometry) -> str:
-    """Pixel size and time step of a series."""
     sizes = [f"{axis} {geometry.pixel[axis]:.6g}" for axis in "XYZ" if axis in geometry.pixel]
+    size = f"{', '.join(sizes)} {geometry.unit or 'of unknown unit'}" if sizes else "unknown"
     interval = f", {geometry.interval:.6g} s between two times" if geometry.interval else ""
-    return f"{', '.join(sizes)} {geometry.unit or 'of unknown unit'}{interval}" if sizes else f"unknown{interval}"
+    yield f"    pixel size: {size}{interval}"
 
 
 def _check_end(image: Rows) -> str:
