@@ -25,13 +25,14 @@ from flags import (
     at_home,
     at_least,
     between,
+    check_name,
     flag,
     make_parser,
     positive_up_to,
     to_value,
     up_to,
 )
-from utils import FlagError, check_name, nearest
+from utils import FlagError, nearest
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", *OF_OBJECTS)

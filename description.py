@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from exchange import finish_exchange
-from images.drawing import Range, shown_channels, shown_range
+from images.drawing import Range, grey_range, picture_channels
 from images.rows import full_name
 from images.statistics import Moments, ObjectSizes
 from rules import is_integer, is_list, is_number
@@ -35,7 +35,7 @@ class DataInfo:
     class_share: list[float]  # fraction of the annotated training pixels of each class
     mean: list[float]  # of each channel over the training split, in grey values
     std: list[float]
-    # grey values shown as black and white, of all channels in a picture or of each, see `images.drawing.shown_range`
+    # grey values shown as black and white, of all channels in a picture or of each, see `images.drawing.grey_range`
     value_range: Range
     # by `mean` and `std`, each image by its own, or by data type as pytorch-UNET did; set by the training
     normalize: str = "data"
@@ -279,7 +279,7 @@ def describe(
     for image, label in samples:
         moments.add(image)
         section = image[..., own_channels(image.shape[2], context)]
-        pixels.append(_random_pixels(section[..., shown_channels(section.shape[2])], rng))
+        pixels.append(_random_pixels(section[..., picture_channels(section.shape[2])], rng))
         if label is not None:
             sizes.add(label)
             _add_class_sums(sums, section[..., 0], label)
@@ -291,7 +291,7 @@ def describe(
         class_share=(sums[0] / max(sums[0].sum(), 1)).tolist(),
         mean=mean.tolist(),
         std=std.tolist(),
-        value_range=shown_range(np.concatenate(pixels)),
+        value_range=grey_range(np.concatenate(pixels)),
         min_size=sizes.min_size,
         fill_holes=sizes.fill_holes,
         context=context,

@@ -10,11 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
-from utils import FlagError, check_name, printable
+from utils import FlagError, printable
 
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
 FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
+
+
+def check_name(flag: str, name: str) -> None:
+    """Refuse a text that is not the name of a single folder."""
+    if name.strip() in ("", ".", "..") or re.search(r"[/\\]", name) or not name.isprintable():
+        rule = r"it must not be empty, '.' or '..', nor hold '/', '\' or control characters"
+        raise FlagError(f"{flag} {name!r} is not a folder name: {rule}: choose another")
 
 
 def at_least(least: int) -> Rule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -39,7 +41,7 @@ from prediction.objects import (
 from prediction.predictor import Predictor
 from prediction.tiling import Band
 from samples import IGNORE, SampleFile, check_values
-from utils import UserError, release_memory
+from utils import UserError
 
 Gather = Callable[[list], list]  # lists of all processes, joined
 TALL = 512  # [px] rows of an image that are drawn or counted at a time
@@ -206,6 +208,12 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
     if info.num_class == 2:
         return pictures | {"output": by_rows(lambda rows: probability_picture(image.probability[rows]))}
     return pictures | {"output": by_rows(lambda rows: label_picture(image.classes[rows], info.num_class))}
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, which glibc does not do by itself for pieces below some megabytes."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
+        trim(0)
 
 
 @contextmanager

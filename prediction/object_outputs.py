@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from files import atomic_write
-from images.drawing import Range, input_picture, outlines, overlay_picture, palette, shown_channels, shown_range
+from images.drawing import Range, grey_range, input_picture, outlines, overlay_picture, palette, picture_channels
 from images.readers import Frame, Rows, drop_cached_pages, read_geometry
 from prediction.measure import Measures, ObjectMeasurer
 from prediction.output_files import OutputFiles
@@ -140,8 +140,8 @@ def display_range(frames: list[Frame]) -> Range:
     for frame in frames[:: -(-len(frames) // SHOWN_FRAMES)]:
         image = frame.open()
         for row in range(0, image.shape[0], -(-image.shape[0] // SHOWN_ROWS)):
-            values.append(np.asarray(image[row : row + 1])[0, :, shown_channels(image.shape[2])])
-    return shown_range(np.concatenate(values))
+            values.append(np.asarray(image[row : row + 1])[0, :, picture_channels(image.shape[2])])
+    return grey_range(np.concatenate(values))
 
 
 def outline_colours(num_class: int, background: int) -> np.ndarray:
