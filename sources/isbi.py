@@ -87,3 +87,8 @@ def pixel_hash(path: Path) -> str:
         digest.update(np.ascontiguousarray(frame.read()).data)
     forget_files()  # Windows can't rename a memory-mapped file
     return digest.hexdigest()
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder contains the challenge's stacks already."""
+    return all((folder / n).is_file() and pixel_hash(folder / n) == pixels for n, pixels in PIXELS.items())
