@@ -22,7 +22,7 @@ from images.selection import Choice
 from images.statistics import Moments
 from samples import DISTANCE, ENTRIES, IGNORE, SPLITS, SampleFile, write_sample
 from sources import isbi, phantom
-from sources.labels import Classes, Masks, choose_background, find_classes, is_number
+from sources.labels import Classes, Masks, choose_background, find_classes, numbers_in
 from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
 from sources.splits import Splits, split_numbers, split_pairs
 from sources.touching import touching_share
@@ -134,7 +134,7 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
     if not labels:
         return Classes([], [], lambda label: label.read()[..., 0])
     objects = flags.objects or isinstance(labels[0], Masks)
-    numbered = flags.objects and is_number(flags.background)  # one of the objects, not of the two classes
+    numbered = flags.objects and len(numbers_in(flags.background)) == 1  # one of the objects, not of the two classes
     try:
         classes = find_classes(labels, flags.threshold, objects, flags.ignore, flags.background if numbered else "")
     except UserError as error:

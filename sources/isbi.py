@@ -71,13 +71,12 @@ def _unpack(path: Path, url: str) -> None:
             member_of = {Path(member).name.lower(): member for member in zipped.namelist()}
             for name in PIXELS:
                 if name not in member_of:
-                    raise UserError(f"{url}: no {name} in the zip, only {listed([*member_of], 9)}: check --url")
+                    raise UserError(f"{url}: no {name} in the zip, only {listed(zipped.namelist(), 9)}: check --url")
                 with zipped.open(member_of[name]) as source, path.with_name(name).open("wb") as file:
                     shutil.copyfileobj(source, file)
     except DAMAGED as error:
-        raise UserError(
-            f"{url}: can't be unpacked as a zip ({error}): run the command again, or check --url"
-        ) from error
+        what = f"{url}: can't be unpacked as a zip ({error})"
+        raise UserError(f"{what}: run the command again, or check --url") from error
 
 
 def pixel_hash(path: Path) -> str:

@@ -52,6 +52,7 @@ class Masks:
 
 
 Label = Frame | Masks
+Reader = Callable[[Label], np.ndarray]  # of a number (H, W) for each pixel of a label image
 
 
 class Classes(NamedTuple):
@@ -59,26 +60,26 @@ class Classes(NamedTuple):
 
     values: list  # each class's grey value, palette index or [r, g, b] colour; its name if a flag defines the classes
     names: list[str]
-    indices: Callable[[Label], np.ndarray]  # class indices (H, W) of a label image; `IGNORE` where it is not annotated
+    indices: Reader  # of class indices; `IGNORE` where a pixel is not annotated
     ignore: float | list[int] | None = None  # label value that is not annotated; None: all pixels are annotated
 
 
 def find_classes(
-    labels: Sequence[Label], threshold: float | None, objects: bool, ignore: str = "", background: str = ""
+    labels: Sequence[Label], threshold: float | None, objects: bool, ignore: str, background: str
 ) -> Classes:
     """Classes of label images by the flags of these names, in the order of their values, and named after them."""
     if objects and threshold is not None:
         raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
     if objects:
-        return _classes_of_objects(labels, _grey_key(ignore, "--objects on"), background)
+        return _classes_of_objects(labels, ignore, background)
     if threshold is not None:
-        return _classes_by_threshold(labels, threshold, _grey_key(ignore, f"--threshold {threshold:g}"))
+        return _classes_by_threshold(labels, threshold, ignore)
     scanned = scan(labels, ignore)
-    check(scanned)
+    check(scanned, ignore)
     values = [_value(key, scanned.colour) for key in scanned.keys]
     names = ["#" + bytes(value).hex() if scanned.colour else str(value) for value in values]  # as in HTML
-    ignored = None if scanned.ignored is None else _value(scanned.ignored, scanned.colour)
-    return Classes(values, names, make_indices(scanned.read, scanned.keys, scanned.ignored), ignored)
+    indices = make_indices(scanned.read, scanned.keys, scanned.ignored)
+    return Classes(values, names, indices, _value(scanned.ignored, scanned.colour))
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,11 @@ class Scan:
     """What label images hold; pixels are keys as of `label_keys`."""
 
     labels: Sequence[Label]
-    ignore: str  # value of `--ignore`
+    ignored: float | None  # key of pixels that are not annotated
     colour: bool
-    read: Callable[[Label], np.ndarray]  # keys (H, W) of a label image
+    read: Reader  # of keys
     counts: Counter[float]  # number of pixels of each key, in all labels up to the first with which they are too many
     keys_of_labels: list[set[float]]  # keys in each of these labels
-
-    @property
-    def ignored(self) -> float | None:
-        """Key of pixels that are not annotated."""
-        return _ignored_key(self.ignore, self.colour)
 
     @property
     def keys(self) -> list[float]:
@@ -112,7 +108,7 @@ def scan(labels: Sequence[Label], ignore: str) -> Scan:
     def read(label: Label) -> np.ndarray:
         return label_keys(_read_pixels(label, as_indices), colour)
 
-    scanned = Scan(labels, ignore, colour, read, Counter(), [])
+    scanned = Scan(labels, _ignored_key(ignore, colour), colour, read, Counter(), [])
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
         counts = _count(read(label))
         scanned.counts.update(counts)
@@ -122,9 +118,9 @@ def scan(labels: Sequence[Label], ignore: str) -> Scan:
     return scanned
 
 
-def check(scanned: Scan) -> None:
+def check(scanned: Scan, ignore: str) -> None:
     """Refuse labels that make no classes, and warn of those that look as if they meant something else."""
-    keys, ignore = scanned.keys, scanned.ignore
+    keys = scanned.keys
     if len(keys) > MAX_CLASS:
         shares = [(_value(key, scanned.colour), num) for key, num in scanned.counts.most_common(8)]
         frequent = ", ".join(f"{value} ({num / scanned.counts.total():.1%})" for value, num in shares)
@@ -149,10 +145,8 @@ def check(scanned: Scan) -> None:
         _hint_at_ignore(scanned.keys_of_labels, scanned.colour, is_class=len(keys) == 2)
 
 
-def make_indices(
-    read: Callable[[Label], np.ndarray], keys: list[float], ignored: float | None
-) -> Callable[[Label], np.ndarray]:
-    """Function that converts a label image to the indices (H, W) of its pixels among the keys."""
+def make_indices(read: Reader, keys: list[float], ignored: float | None) -> Reader:
+    """Reader of the index of each pixel among the keys."""
 
     def indices(label: Label) -> np.ndarray:
         pixels = read(label)
@@ -242,11 +236,12 @@ def _have_one_palette(labels: Sequence[Label]) -> bool:
     return True
 
 
-def _classes_of_objects(labels: Sequence[Label], ignored: float | None, background: str) -> Classes:
+def _classes_of_objects(labels: Sequence[Label], ignore: str, background: str) -> Classes:
     """Background and object, from labels that number the objects; `background` is a number besides 0, or empty."""
+    ignored = _ignored_key(ignore, colour=False)
     if ignored == 0:
         raise UserError("--ignore 0 --objects on: 0 is the background: give what is not annotated another value")
-    low, high = _value_range(labels, "--objects on", ignored)
+    low, high = _value_range(labels, "--objects on", ignore)
     if not high > 0:
         what = f"the label values go from {low:g} to {high:g}, which is one class"
         raise UserError(f"--objects on: {what}: a value above 0 is needed")
@@ -256,10 +251,13 @@ def _classes_of_objects(labels: Sequence[Label], ignored: float | None, backgrou
     if not background and isinstance(labels[0], Frame):
         _hint_at_background(labels, ignored)
 
-    def is_object(numbers: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        return objects_to_foreground(np.where(valid & (numbers != ground), numbers, 0))  # 0 erodes no object
+    def indices(label: Label) -> np.ndarray:
+        pixels, valid = _read_grey(label, ignored)
+        numbers = np.where(valid & (pixels[..., 0] != ground), pixels[..., 0], 0)  # 0 erodes no object
+        return np.where(valid, objects_to_foreground(numbers), np.uint8(IGNORE))
 
-    return _two_classes(["background", "object"], is_object, ignored)
+    names = ["background", "object"]
+    return Classes(names, names, indices, _value(ignored, colour=False))
 
 
 def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
@@ -287,25 +285,20 @@ def _hint_at_background(labels: Sequence[Label], ignored: float | None) -> None:
         echo(f"{what} if so, add --background {number:g}")
 
 
-def _classes_by_threshold(labels: Sequence[Label], threshold: float, ignored: float | None) -> Classes:
+def _classes_by_threshold(labels: Sequence[Label], threshold: float, ignore: str) -> Classes:
     """Two classes: label values up to a threshold, and above it."""
-    low, high = _value_range(labels, f"--threshold {threshold:g}", ignored)
+    ignored = _ignored_key(ignore, colour=False)
+    low, high = _value_range(labels, f"--threshold {threshold:g}", ignore)
     if not low <= threshold < high:
         what = f"the label values go from {low:g} to {high:g}, which is one class"
         raise UserError(f"--threshold {threshold:g}: {what}: choose a threshold between them")
-    return _two_classes([f"<= {threshold:g}", f"> {threshold:g}"], lambda pixels, _: pixels > threshold, ignored)
-
-
-def _two_classes(
-    names: list[str], is_foreground: Callable[[np.ndarray, np.ndarray], np.ndarray], ignored: float | None
-) -> Classes:
-    """Two classes, the second where a function of the values (H, W) and of what is annotated (H, W) is true."""
 
     def indices(label: Label) -> np.ndarray:
         pixels, valid = _read_grey(label, ignored)
-        return np.where(valid, is_foreground(pixels[..., 0], valid), np.uint8(IGNORE))
+        return np.where(valid, pixels[..., 0] > threshold, np.uint8(IGNORE))
 
-    return Classes(names, names, indices, None if ignored is None else _value(ignored, colour=False))
+    names = [f"<= {threshold:g}", f"> {threshold:g}"]
+    return Classes(names, names, indices, _value(ignored, colour=False))
 
 
 def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -316,8 +309,11 @@ def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndar
     return pixels, ~(label.has_value(ignored) if isinstance(label, Masks) else pixels[..., 0] == ignored)
 
 
-def _value_range(labels: Sequence[Label], flag: str, ignored: float | None) -> tuple[float, float]:
+def _value_range(labels: Sequence[Label], flag: str, ignore: str) -> tuple[float, float]:
     """Lowest and highest value of the annotated pixels of labels, which must be grey for this flag."""
+    ignored = _ignored_key(ignore, colour=False)
+    if ignored is not None and np.isnan(ignored):
+        raise UserError(f"--ignore {ignore}: the labels of {flag} are grey: give one number")
     ranges: list[tuple[float, float]] = []  # of the labels with annotated pixels
     has_ignored = False
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
@@ -327,13 +323,13 @@ def _value_range(labels: Sequence[Label], flag: str, ignored: float | None) -> t
         has_ignored |= not valid.all()
         if valid.any():
             ranges.append((float(pixels[valid].min()), float(pixels[valid].max())))
-    low, high = min(map(min, ranges), default=np.inf), max(map(max, ranges), default=-np.inf)
-    if ignored is not None and not has_ignored:
-        what = f"the label values go from {low:g} to {high:g}"
-        raise UserError(f"--ignore {ignored:g}: no label has that value: {what}: give one of them, or leave it out")
     if not ranges:
-        raise UserError(f"--ignore {ignored:g}: all label pixels have that value: nothing is annotated")
-    if ignored is None:
+        raise UserError(f"--ignore {ignore}: all label pixels have that value: nothing is annotated")
+    low, high = min(map(min, ranges)), max(map(max, ranges))
+    if ignore and not has_ignored:
+        what = f"the label values go from {low:g} to {high:g}"
+        raise UserError(f"--ignore {ignore}: no label has that value: {what}: give one of them, or leave it out")
+    if not ignore:
         _hint_at_ignore([set(limits) for limits in ranges], colour=False, is_class=True)
     return low, high
 
@@ -354,19 +350,15 @@ def choose_background(classes: Classes, background: str, foreground: str) -> Cla
     order = [first, *(k for k in range(len(classes.values)) if k != first)]
     rank = np.full(IGNORE + 1, IGNORE)
     rank[order] = range(len(order))
-
-    def indices(label: Label) -> np.ndarray:
-        return rank[np.asarray(classes.indices(label), np.intp)]
-
     values, names = ([of[k] for k in order] for of in (classes.values, classes.names))
-    return Classes(values, names, indices, classes.ignore)
+    return Classes(values, names, lambda label: rank[np.asarray(classes.indices(label), np.intp)], classes.ignore)
 
 
 def _index_of(classes: Classes, flag: str, text: str) -> int:
     """Index of the class whose value a flag names."""
     for index, value in enumerate(classes.values):
         numbers = value if isinstance(value, list) else [value]
-        if text.strip() == str(value) or _numbers(text) == numbers:
+        if text.strip() == str(value) or numbers_in(text) == numbers:
             return index
     values = [*map(_typed, classes.values)]
     by_name = dict(zip(classes.names, values, strict=True))
@@ -378,22 +370,14 @@ def _ignored_key(ignore: str, colour: bool) -> float | None:
     """Key of the value of `--ignore`, NaN for a text that is no such value; None for an empty text."""
     if not ignore:
         return None
-    numbers = _numbers(ignore)
+    numbers = numbers_in(ignore)
     if not colour:
         return numbers[0] if len(numbers) == 1 else np.nan
     is_rgb = len(numbers) == 3 and all(number in range(256) for number in numbers)
     return int.from_bytes(bytes(map(int, numbers))) if is_rgb else np.nan
 
 
-def _grey_key(ignore: str, flag: str) -> float | None:
-    """Key of the value of `--ignore` of labels that are grey, as a flag demands; None for an empty text."""
-    ignored = _ignored_key(ignore, colour=False)
-    if ignored is not None and np.isnan(ignored):
-        raise UserError(f"--ignore {ignore}: the labels of {flag} are grey: give one number")
-    return ignored
-
-
-def _numbers(text: str) -> list[float]:
+def numbers_in(text: str) -> list[float]:
     """Comma-separated numbers; empty if the text is something else."""
     try:
         return [float(part) for part in text.split(",")]
@@ -401,13 +385,10 @@ def _numbers(text: str) -> list[float]:
         return []
 
 
-def is_number(text: str) -> bool:
-    """Whether a text is one number."""
-    return len(_numbers(text)) == 1
-
-
-def _value(key: float, colour: bool) -> Any:
-    """Label value of a key: an [r, g, b] colour, or a grey value, 1 and not 1.0."""
+def _value(key: float | None, colour: bool) -> Any:
+    """Label value of a key: an [r, g, b] colour, or a grey value, 1 and not 1.0; None if there is none."""
+    if key is None:
+        return None
     if colour:
         return list(int(key).to_bytes(3))
     return int(key) if key == int(key) else key
