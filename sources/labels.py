@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,19 +18,13 @@ from utils import UserError, echo, name_hint, nearest
 NUM_HINT = 20  # label images that are read for a hint
 
 
-@dataclass(frozen=True)
-class Masks:
+class Masks(NamedTuple):
     """Label image that consists of one mask per object."""
 
     frames: tuple[Frame, ...]  # nonzero on their object
 
     def __str__(self) -> str:
-        return str(self.path)
-
-    @property
-    def path(self) -> Path:
-        """Folder of the masks."""
-        return self.frames[0].path.parent
+        return str(self.frames[0].path.parent)
 
     def read(self) -> np.ndarray:
         """Number of the object at each pixel (H, W, 1), from 1; 0 is background."""
@@ -46,13 +37,9 @@ class Masks:
             numbers[inside] = number
         return numbers
 
-    def has_value(self, value: float) -> np.ndarray:
-        """Whether any of the masks has a value, (H, W)."""
-        return reduce(np.logical_or, (frame.read()[..., 0] == value for frame in self.frames))
-
 
 Label = Frame | Masks
-Reader = Callable[[Label], np.ndarray]  # of a number (H, W) for each pixel of a label image
+Reader = Callable[[Any], np.ndarray]  # of a number (H, W) for each pixel of a label image
 
 
 class Classes(NamedTuple):
@@ -64,9 +51,7 @@ class Classes(NamedTuple):
     ignore: float | list[int] | None = None  # label value that is not annotated; None: all pixels are annotated
 
 
-def find_classes(
-    labels: Sequence[Label], threshold: float | None, objects: bool, ignore: str, background: str
-) -> Classes:
+def find_classes(labels: list[Label], threshold: float | None, objects: bool, ignore: str, background: str) -> Classes:
     """Classes of label images by the flags of these names, in the order of their values, and named after them."""
     if objects and threshold is not None:
         raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
@@ -74,7 +59,7 @@ def find_classes(
         return _classes_of_objects(labels, ignore, background)
     if threshold is not None:
         return _classes_by_threshold(labels, threshold, ignore)
-    scanned = scan(labels, ignore)
+    scanned = scan([label for label in labels if isinstance(label, Frame)], ignore)  # masks number objects
     check(scanned, ignore)
     values = [_value(key, scanned.colour) for key in scanned.keys]
     names = ["#" + bytes(value).hex() if scanned.colour else str(value) for value in values]  # as in HTML
@@ -82,11 +67,10 @@ def find_classes(
     return Classes(values, names, indices, _value(scanned.ignored, scanned.colour))
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """What label images hold; pixels are keys as of `label_keys`."""
 
-    labels: Sequence[Label]
+    labels: list[Frame]
     ignored: float | None  # key of pixels that are not annotated
     colour: bool
     read: Reader  # of keys
@@ -99,13 +83,13 @@ class Scan:
         return sorted(self.counts.keys() - {self.ignored})
 
 
-def scan(labels: Sequence[Label], ignore: str) -> Scan:
+def scan(labels: list[Frame], ignore: str) -> Scan:
     """Read all labels, and count their values or colours."""
     as_indices = _have_one_palette(labels)
-    are_colour = [_is_colour_label(label, _read_pixels(label, as_indices)) for label in labels]  # each may be refused
-    colour = any(are_colour)
+    # of all labels, since each may be refused
+    colour = sum(_is_colour_label(label, _read_pixels(label, as_indices)) for label in labels) > 0
 
-    def read(label: Label) -> np.ndarray:
+    def read(label: Frame) -> np.ndarray:
         return label_keys(_read_pixels(label, as_indices), colour)
 
     scanned = Scan(labels, _ignored_key(ignore, colour), colour, read, Counter(), [])
@@ -209,20 +193,20 @@ def _count(keys: np.ndarray) -> dict[float, int]:
     return dict(zip(values.tolist(), numbers.tolist(), strict=True))
 
 
-def _read_pixels(label: Label, as_indices: bool) -> np.ndarray:
+def _read_pixels(label: Frame, as_indices: bool) -> np.ndarray:
     """Label image (H, W, C) of grey values or colours, or of the indices of a palette."""
-    palette = read_palette(label) if isinstance(label, Frame) else None
+    palette = read_palette(label)
     if palette is None:
         return label.read()
     indices, colours = palette
     return indices[..., None] if as_indices else colours[indices]
 
 
-def _have_one_palette(labels: Sequence[Label]) -> bool:
+def _have_one_palette(labels: list[Frame]) -> bool:
     """Whether all labels have the same palette with colours, so that its indices are the classes."""
     colours: dict[int, tuple] = {}
     for label in labels:
-        palette = read_palette(label) if isinstance(label, Frame) else None
+        palette = read_palette(label)
         if palette is None:
             return False
         for index in np.unique(palette[0]).tolist():
@@ -236,7 +220,7 @@ def _have_one_palette(labels: Sequence[Label]) -> bool:
     return True
 
 
-def _classes_of_objects(labels: Sequence[Label], ignore: str, background: str) -> Classes:
+def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Classes:
     """Background and object, from labels that number the objects; `background` is a number besides 0, or empty."""
     ignored = _ignored_key(ignore, colour=False)
     if ignored == 0:
@@ -273,7 +257,7 @@ def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
     return inside & (lowest == ndimage.maximum_filter(numbers, 3))
 
 
-def _hint_at_background(labels: Sequence[Label], ignored: float | None) -> None:
+def _hint_at_background(labels: list[Label], ignored: float | None) -> None:
     """Ask about a number that most of the annotated pixels have: some programs number the background, too, as 1."""
     counts: Counter[float] = Counter()
     for label in labels[:NUM_HINT]:
@@ -285,7 +269,7 @@ def _hint_at_background(labels: Sequence[Label], ignored: float | None) -> None:
         echo(f"{what} if so, add --background {number:g}")
 
 
-def _classes_by_threshold(labels: Sequence[Label], threshold: float, ignore: str) -> Classes:
+def _classes_by_threshold(labels: list[Label], threshold: float, ignore: str) -> Classes:
     """Two classes: label values up to a threshold, and above it."""
     ignored = _ignored_key(ignore, colour=False)
     low, high = _value_range(labels, f"--threshold {threshold:g}", ignore)
@@ -304,12 +288,14 @@ def _classes_by_threshold(labels: Sequence[Label], threshold: float, ignore: str
 def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Grey values or numbers (H, W, C) of a label, and which of its pixels (H, W) are annotated."""
     pixels = label.read()
-    if ignored is None:
-        return pixels, np.ones(pixels.shape[:2], bool)
-    return pixels, ~(label.has_value(ignored) if isinstance(label, Masks) else pixels[..., 0] == ignored)
+    valid = np.ones(pixels.shape[:2], bool)
+    if ignored is not None:
+        for mask in map(Frame.read, label.frames) if isinstance(label, Masks) else [pixels]:
+            valid &= mask[..., 0] != ignored
+    return pixels, valid
 
 
-def _value_range(labels: Sequence[Label], flag: str, ignore: str) -> tuple[float, float]:
+def _value_range(labels: list[Label], flag: str, ignore: str) -> tuple[float, float]:
     """Lowest and highest value of the annotated pixels of labels, which must be grey for this flag."""
     ignored = _ignored_key(ignore, colour=False)
     if ignored is not None and np.isnan(ignored):
@@ -321,8 +307,9 @@ def _value_range(labels: Sequence[Label], flag: str, ignore: str) -> tuple[float
         if _is_colour_label(label, pixels):
             raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")
         has_ignored |= not valid.all()
-        if valid.any():
-            ranges.append((float(pixels[valid].min()), float(pixels[valid].max())))
+        values = pixels[valid]
+        if values.size:
+            ranges.append((float(values.min()), float(values.max())))
     if not ranges:
         raise UserError(f"--ignore {ignore}: all label pixels have that value: nothing is annotated")
     low, high = min(map(min, ranges)), max(map(max, ranges))
@@ -335,10 +322,7 @@ def _value_range(labels: Sequence[Label], flag: str, ignore: str) -> tuple[float
 
 
 def choose_background(classes: Classes, background: str, foreground: str) -> Classes:
-    """Classes in the order that makes the background class 0, and with two classes the foreground class 1.
-
-    Each is the label value of a class, for a colour as `r,g,b`; empty texts leave the order as it is.
-    """
+    """Classes with these label values, `r,g,b` for a colour, as class 0 and class 1; empty texts change nothing."""
     if foreground and len(classes.values) != 2:
         raise UserError(f"--foreground {foreground}: there are {len(classes.values)} classes, not 2: use --background")
     first = 1 - _index_of(classes, "--foreground", foreground) if foreground else 0
@@ -371,10 +355,9 @@ def _ignored_key(ignore: str, colour: bool) -> float | None:
     if not ignore:
         return None
     numbers = numbers_in(ignore)
-    if not colour:
-        return numbers[0] if len(numbers) == 1 else np.nan
-    is_rgb = len(numbers) == 3 and all(number in range(256) for number in numbers)
-    return int.from_bytes(bytes(map(int, numbers))) if is_rgb else np.nan
+    if colour and len(numbers) == 3 and all(number in range(256) for number in numbers):
+        return int.from_bytes(bytes(map(int, numbers)))
+    return numbers[0] if len(numbers) == 1 and not colour else np.nan
 
 
 def numbers_in(text: str) -> list[float]:
