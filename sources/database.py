@@ -47,9 +47,7 @@ def make_database(flags: DatabaseFlags) -> None:
     with locked(folder, OTHER_NAME):
         finish_exchange(folder, ENTRIES)
         if not flags.overwrite and any((folder / name).exists() for name in ENTRIES):
-            raise UserError(
-                f"{folder} contains a database: add --overwrite to replace it, or choose another --name_data"
-            )
+            raise UserError(f"{folder} contains a database: add --overwrite to replace it, or {OTHER_NAME}")
         if flags.download and not isbi.is_there(folder):
             _refuse_to_replace(flags, folder, isbi.PIXELS)
             isbi.download(folder, flags.url)
@@ -70,7 +68,7 @@ def make_database(flags: DatabaseFlags) -> None:
 def _refuse_to_replace(flags: DatabaseFlags, folder: Path, names: Iterable[str]) -> None:
     existing = [str(folder / name) for name in names if (folder / name).exists()]
     if existing and not flags.overwrite:
-        raise UserError(f"{' and '.join(existing)} would be replaced: choose another --name_data, or add --overwrite")
+        raise UserError(f"{' and '.join(existing)} would be replaced: {OTHER_NAME}, or add --overwrite")
 
 
 def _refuse_foreign_samples(folder: Path) -> None:
@@ -85,9 +83,8 @@ def _refuse_foreign_samples(folder: Path) -> None:
 def _draw(flags: DatabaseFlags, paths: list[Path]) -> None:
     """Write synthetic images and their labels: of one size as a TIFF stack, others as a folder of TIFF files."""
     write = partial(tifffile.imwrite, photometric="minisblack")  # else 3 or 4 sections would be saved as RGB
-    for path, images in zip(
-        paths, phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed), strict=True
-    ):
+    images_and_labels = phantom.PHANTOMS[flags.phantom](flags.synthetic, flags.size, flags.seed)
+    for path, images in zip(paths, images_and_labels, strict=True):
         if isinstance(images, np.ndarray):
             write(path, images)
             continue
@@ -99,9 +96,8 @@ def _draw(flags: DatabaseFlags, paths: list[Path]) -> None:
 def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defaults: list[Path]) -> str:
     """Write samples and description, and return the report; `defaults` are images and labels that no flag names."""
     source = flags.input or _existing(defaults[0], "--input IMAGES")
-    label_hint = "--label LABELS, or --label none"
-    target = None if flags.label == NO_LABEL else flags.label or _existing(defaults[1], label_hint)
-    pairs = with_context(list_pairs(source, target, choice), flags.context)
+    target = flags.label or _existing(defaults[1], "--label LABELS, or --label none")
+    pairs = with_context(list_pairs(source, None if target == NO_LABEL else target, choice), flags.context)
     if flags.split != "region":  # at once, not after all pixels are read
         split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
     pairs = check_pairs(pairs)
@@ -243,12 +239,12 @@ def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[s
         return []
     fractions = []
     for split, paths in files.items():
-        num_valid = num_pixel = 0
+        counts = np.zeros(2, int)  # annotated pixels, and all
         for path in paths:  # one by one: each keeps a file open
             label = SampleFile(path).open()[1]
             if label is not None:
-                num_valid, num_pixel = num_valid + int(np.count_nonzero(label != IGNORE)), num_pixel + label.size
-        fractions += [f"{num_valid / num_pixel:.1%} of {split}"] if num_pixel else []
+                counts += np.count_nonzero(label != IGNORE), label.size
+        fractions += [f"{counts[0] / counts[1]:.1%} of {split}"] if counts[1] else []
     return [f"annotated: {', '.join(fractions)}"]
 
 

@@ -42,28 +42,24 @@ def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, n
     order = np.arange(num)
     if flags.split == "random":
         order = np.random.default_rng(flags.seed).permutation(num)
-    if flags.fold:
-        return _fold(order, flags, hint)
-    tenth = max(1, round(num / 10))
-    num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
-    if flags.label == NO_LABEL:  # such images can only be tested
-        num_val, num_test = 0, num
-    elif num - num_val - num_test < 1:
-        what = f"{num} image(s), {num_val} for validation, {num_test} for testing"
-        advice = "lower --num_val or --num_test, or cut the images by --split region"
-        raise UserError(f"{what}: none is left for training: {advice}{hint}")
-    blocks = np.split(order, [num - num_val - num_test, num - num_test])
+    if flags.fold:  # one of N parts for the test, the one before it for validation
+        number, total = fold_numbers(flags.fold)
+        if total > num:
+            raise UserError(f"--fold {flags.fold}: {num} image(s): N must be at most that{hint}")
+        parts = np.array_split(order, total)
+        test, val = parts.pop(number - 1), parts.pop(number - 2)  # -1 is the last part
+        blocks = [np.concatenate(parts), val, test]
+    else:
+        tenth = max(1, round(num / 10))
+        num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
+        if flags.label == NO_LABEL:  # such images can only be tested
+            num_val, num_test = 0, num
+        elif num - num_val - num_test < 1:
+            what = f"{num} image(s), {num_val} for validation, {num_test} for testing"
+            advice = "lower --num_val or --num_test, or cut the images by --split region"
+            raise UserError(f"{what}: none is left for training: {advice}{hint}")
+        blocks = np.split(order, [num - num_val - num_test, num - num_test])
     return {split: np.sort(block) for split, block in zip(SPLITS, blocks, strict=True)}
-
-
-def _fold(order: np.ndarray, flags: DatabaseFlags, hint: str) -> dict[str, np.ndarray]:
-    """Numbers of the samples of each split: one of N parts for the test, the one before it for validation."""
-    number, total = fold_numbers(flags.fold)
-    if total > len(order):
-        raise UserError(f"--fold {flags.fold}: {len(order)} image(s): N must be at most that{hint}")
-    parts = np.array_split(order, total)
-    test, val = parts.pop(number - 1), parts.pop(number - 2)  # -1 is the last part
-    return {"train": np.sort(np.concatenate(parts)), "val": np.sort(val), "test": np.sort(test)}
 
 
 def _left_out(num: int) -> list[str]:
