@@ -189,8 +189,6 @@ KEYS: list[Callable[[list[Path]], list[str]]] = [  # what a file and its label h
 
 def with_context(pairs: list[Pair], context: int) -> list[Pair]:
     """Pairs with the neighbouring sections of their images as additional channels."""
-    if not context:
-        return pairs
     stacks = with_neighbours([pair.input for pair in pairs], context)
     return [replace(pair, stack=tuple(frames)) for pair, frames in zip(pairs, stacks, strict=True)]
 
@@ -224,11 +222,7 @@ def _convert(pairs: list[Pair], by_channels: dict[int, list[Frame]]) -> list[Pai
     if by_channels.keys() != {1, 3}:
         shown = ", ".join(f"{frames[0]} has {channels} channel(s)" for channels, frames in by_channels.items())
         raise UserError(f"{shown}: convert them to the same number")
-    what = f"{len(by_channels[1])} image(s) are grey, {len(by_channels[3])} RGB"
     has_colours = any(is_colour(frame.read()) for frame in by_channels[3])
-    echo(
-        f"{what}: grey images are converted to RGB"
-        if has_colours
-        else f"{what} without colours: these are converted to grey"
-    )
+    change = ": grey images are converted to RGB" if has_colours else " without colours: these are converted to grey"
+    echo(f"{len(by_channels[1])} image(s) are grey, {len(by_channels[3])} RGB{change}")
     return [replace(pair, channels=3 if has_colours else 1) for pair in pairs]

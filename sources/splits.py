@@ -25,16 +25,20 @@ Splits = dict[str, list[Pair]]
 
 def split_pairs(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tuple[Splits, list[str]]:
     """Samples of each split, without images that have no annotated pixel, and lines for the report."""
+    profiles: list[tuple[Pair, np.ndarray]] = []
+    annotated, left_out = pairs, []
+    if flags.split == "region" or classes.ignore is not None:
+        profiles = [(pair, _profile(pair, classes)) for pair in tqdm(pairs, "annotation", disable=None, leave=False)]
+        profiles = [(pair, profile) for pair, profile in profiles if profile.any()]
+        annotated = [pair for pair, _ in profiles]
+    if len(annotated) < len(pairs):
+        left_out = [f"left out: {len(pairs) - len(annotated)} image(s) without an annotated pixel"]
     if flags.split == "region":
-        return _regions(pairs, classes, flags)
-    annotated = pairs
-    if classes.ignore is not None:
-        shown = tqdm(pairs, desc="annotation", disable=None, leave=False)
-        annotated = [pair for pair in shown if _profile(pair, classes).any()]
-    notes = _left_out(len(pairs) - len(annotated))
-    numbers = split_numbers(len(annotated), flags, "".join(f"; {line}" for line in notes))
+        splits, note = _regions(profiles, flags)
+        return splits, [note, *left_out]
+    numbers = split_numbers(len(annotated), flags, "".join(f"; {line}" for line in left_out))
     splits = {split: [annotated[i] for i in members] for split, members in numbers.items()}
-    return splits, ([f"fold {flags.fold}"] if flags.fold else []) + notes
+    return splits, ([f"fold {flags.fold}"] if flags.fold else []) + left_out
 
 
 def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, np.ndarray]:
@@ -62,16 +66,6 @@ def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, n
     return {split: np.sort(block) for split, block in zip(SPLITS, blocks, strict=True)}
 
 
-def _left_out(num: int) -> list[str]:
-    """Line of the report for images without an annotated pixel."""
-    return [f"left out: {num} image(s) without an annotated pixel"] if num else []
-
-
-def _longer_axis(pair: Pair) -> int:
-    height, width = pair.shape
-    return int(width > height)
-
-
 def _profile(pair: Pair, classes: Classes) -> np.ndarray:
     """Number of annotated pixels at each position along the longer side."""
     axis = _longer_axis(pair)
@@ -80,21 +74,23 @@ def _profile(pair: Pair, classes: Classes) -> np.ndarray:
     return (classes.indices(pair.label) != IGNORE).sum(1 - axis)
 
 
-def _regions(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tuple[Splits, list[str]]:
-    """Samples that are regions of the images, and lines for the report."""
+def _longer_axis(pair: Pair) -> int:
+    height, width = pair.shape
+    return int(width > height)
+
+
+def _regions(profiles: list[tuple[Pair, np.ndarray]], flags: DatabaseFlags) -> tuple[Splits, str]:
+    """Samples that are regions of the images, and a line for the report."""
     # pages of a file, or of a 2.5D stack, are cut at the same position: neighbouring sections look alike, so that the
     # network would train on what it is tested on
     groups: dict[tuple, list[tuple[Pair, np.ndarray]]] = defaultdict(list)
-    for pair in tqdm(pairs, desc="annotation", disable=None, leave=False):
-        groups[None if flags.context else pair.input.path, pair.shape].append((pair, _profile(pair, classes)))
+    for pair, profile in profiles:
+        groups[None if flags.context else pair.input.path, pair.shape].append((pair, profile))
     wanted = [split for split in SPLITS if split == "train" or getattr(flags, f"num_{split}") != 0]
     splits: Splits = {split: [] for split in SPLITS}
-    margins, num_blank = set(), 0
+    margins = set()
     for members in groups.values():
-        num_blank += sum(not profile.any() for _, profile in members)
         weight = np.sum([profile for _, profile in members], axis=0)
-        if not weight.any():
-            continue
         margins.add(margin_of(weight))
         for split, region in cut_regions(weight, wanted, str(members[0][0].input)).items():
             for pair, profile in members:
@@ -102,8 +98,8 @@ def _regions(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tuple
                     window = (slice(None), region) if _longer_axis(pair) else (region, slice(None))
                     splits[split].append(replace(pair, window=window))
     dropped = " or ".join(f"{margin} px" for margin in sorted(margins, reverse=True))
-    cut = f"regions of {len(pairs) - num_blank} image(s), cut along the longer side"
-    return splits, [f"{cut}; {dropped} between them are dropped", *_left_out(num_blank)]
+    cut = f"regions of {len(profiles)} image(s), cut along the longer side"
+    return splits, f"{cut}; {dropped} between them are dropped"
 
 
 def margin_of(weight: np.ndarray) -> int:
