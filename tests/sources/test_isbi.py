@@ -48,8 +48,8 @@ def zipped(tmp_path):
 
 
 @pytest.fixture
-def known(zipped, tmp_path, monkeypatch):
-    """The same zip, whose stacks are taken for those of the challenge."""
+def of_challenge(zipped, tmp_path, monkeypatch):
+    """The same zip, with the hashes of its stacks in place of the challenge's."""
     with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
         for name in isbi.PIXELS:
             (tmp_path / "x.tif").write_bytes(archive.read(f"ISBI-2012-challenge/{name}"))
@@ -77,25 +77,25 @@ def names(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_download_verifies_the_stacks_and_names_the_terms(tmp_path, known, serve, capsys):
-    isbi.download(tmp_path / "em", serve(known))
+def test_download_verifies_the_stacks_and_names_the_terms(tmp_path, of_challenge, serve, capsys):
+    isbi.download(tmp_path / "em", serve(of_challenge))
     assert names(tmp_path / "em") == sorted(isbi.PIXELS)
     assert "non-commercial" in capsys.readouterr().out
 
 
-def test_download_goes_to_the_address_beside_the_hashes(tmp_path, known, serve, monkeypatch):
-    monkeypatch.setattr(isbi, "URL", serve(known))
+def test_download_goes_to_the_address_beside_the_hashes(tmp_path, of_challenge, serve, monkeypatch):
+    monkeypatch.setattr(isbi, "URL", serve(of_challenge))
     isbi.download(tmp_path / "em", "")
     assert names(tmp_path / "em") == sorted(isbi.PIXELS)
 
 
-def test_download_that_broke_begins_again(tmp_path, known, serve):
-    url = serve(known)
-    with pytest.raises(UserError, match=f"broke at {len(known) // 2} of {len(known)} bytes"):
+def test_download_that_broke_begins_again(tmp_path, of_challenge, serve):
+    url = serve(of_challenge)
+    with pytest.raises(UserError, match=f"broke at {len(of_challenge) // 2} of {len(of_challenge)} bytes"):
         isbi.download(tmp_path / "em", url.replace("/a.zip", "/cut.zip"))
     assert names(tmp_path / "em") == []
     (tmp_path / "em" / ".isbi").mkdir()  # as a killed run leaves it
-    (tmp_path / "em" / ".isbi" / "zip").write_bytes(known + known)
+    (tmp_path / "em" / ".isbi" / "zip").write_bytes(of_challenge + of_challenge)
     isbi.download(tmp_path / "em", url)
     assert names(tmp_path / "em") == sorted(isbi.PIXELS)
 
