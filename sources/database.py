@@ -251,9 +251,9 @@ def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[s
 def _report(files: dict[str, list[Path]], info: DataInfo, dtype: np.dtype, notes: list[str]) -> str:
     """Lines that describe the database."""
     sizes = sorted({SampleFile(path).open()[0].shape[:2] for paths in files.values() for path in paths})
-    shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")
+    sides = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")
     lines = [", ".join(f"{len(members)} {split}" for split, members in files.items()), *notes]
-    lines += [f"images: {shown} px, {info.nch_in} channel(s) of {dtype.name}"]
+    lines += [f"images: {sides} px, {info.nch_in} channel(s) of {dtype.name}"]
     pixels = "annotated pixels" if info.is_partial else "pixels"
     for index, value in enumerate(info.class_values):
         role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")

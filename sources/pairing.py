@@ -33,10 +33,9 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of the sample."""
+        """Height and width of the image."""
         height, width = self.input.open().shape[:2]
-        rows, columns = self.window
-        return len(range(height)[rows]), len(range(width)[columns])
+        return height, width
 
     def read(self) -> np.ndarray:
         """Pixels (H, W, C) of the sample: the image, or the sections of `stack` concatenated along the channels."""
@@ -220,8 +219,8 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
 def _convert(pairs: list[Pair], by_channels: dict[int, list[Frame]]) -> list[Pair]:
     """Pairs with all images as RGB, or as grey if no RGB image contains a colour."""
     if by_channels.keys() != {1, 3}:
-        shown = ", ".join(f"{frames[0]} has {channels} channel(s)" for channels, frames in by_channels.items())
-        raise UserError(f"{shown}: convert them to the same number")
+        numbers = ", ".join(f"{frames[0]} has {channels} channel(s)" for channels, frames in by_channels.items())
+        raise UserError(f"{numbers}: convert them to the same number")
     has_colours = any(is_colour(frame.read()) for frame in by_channels[3])
     change = ": grey images are converted to RGB" if has_colours else " without colours: these are converted to grey"
     echo(f"{len(by_channels[1])} image(s) are grey, {len(by_channels[3])} RGB{change}")

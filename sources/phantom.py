@@ -105,11 +105,16 @@ def nuclei_images(
     rng = np.random.default_rng(seed)
     images, labels = [], []
     for _ in range(num):
-        shape = tuple(rng.integers(int(0.7 * size), int(1.3 * size) + 1, 2))
-        label, light = np.zeros(shape, bool), np.zeros(shape)
+        height, width = rng.integers(int(0.7 * size), int(1.3 * size) + 1, 2)
+        label, light = np.zeros((height, width), bool), np.zeros((height, width))
         while label.mean() < fraction:
             _add_nucleus(rng, label, light)
-        images.append(_image_of_light(rng, light))
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j] - rng.uniform(0, 1, (2, 1, 1))
+        haze = gaussian_filter(np.roll(light, rng.integers(20, 100, 2), (0, 1)), 12)
+        uneven = 1 - 0.35 * np.hypot(y, x)
+        photons = 120 * (gaussian_filter(light, 1.2) + 0.4 * haze + 0.08) * uneven
+        counts = 20 * rng.poisson(photons) + 300 + rng.normal(0, 40, light.shape)
+        images.append(np.clip(counts, 0, 65535).round().astype(np.uint16))
         labels.append(np.where(label, NUCLEUS, BACKGROUND).astype(np.uint8))
     return images, labels
 
@@ -126,17 +131,6 @@ def _add_nucleus(rng: np.random.Generator, label: np.ndarray, light: np.ndarray)
     mottled = 1 + 0.25 * np.cos(along * rng.uniform(0.5, 1.0)) * np.cos(across * rng.uniform(0.5, 1.0))
     label |= radius < 1
     np.maximum(light, (radius < 1) * mottled * rng.uniform(0.35, 1.0), out=light)
-
-
-def _image_of_light(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
-    """Microscope image (uint16) of the light emitted by the nuclei."""
-    height, width = light.shape
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j] - rng.uniform(0, 1, (2, 1, 1))
-    haze = gaussian_filter(np.roll(light, rng.integers(20, 100, 2), (0, 1)), 12)
-    uneven = 1 - 0.35 * np.hypot(y, x)
-    photons = 120 * (gaussian_filter(light, 1.2) + 0.4 * haze + 0.08) * uneven
-    counts = 20 * rng.poisson(photons) + 300 + rng.normal(0, 40, light.shape)
-    return np.clip(counts, 0, 65535).round().astype(np.uint16)
 
 
 PHANTOMS: dict[str, Callable[[int, int, int], tuple[Images, Images]]] = {  # of number, size and seed
