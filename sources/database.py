@@ -37,6 +37,8 @@ NUM_SEEN = 64  # label images that are asked whether their objects touch
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
 PRINTED = 25  # [µm] of a pixel at 1016 dpi: larger ones are of a print, as of 72 dpi, which many programs write
 
+Files = dict[str, list[Path]]  # of the samples of each split
+
 
 def make_database(flags: DatabaseFlags) -> None:
     """Make a database as the flags of `run_make_database.py` say."""
@@ -103,7 +105,7 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     pairs = check_pairs(pairs)
     classes = _classes(pairs, flags)
     splits, notes = split_pairs(pairs, classes, flags)
-    files = _write_samples(new_folder, splits, classes)
+    files, annotated = _write_samples(new_folder, splits, classes)
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
     moments = Moments()
     info = describe(samples, classes.values, classes.names, flags.context, moments)
@@ -111,7 +113,10 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (new_folder / "dataset.json").write_text(text + "\n", "utf-8")
-    lines = _report(files, info, pairs[0].input.open().dtype, notes + _annotated_fractions(files, info))
+    if info.is_partial:
+        fractions = [f"{valid / num:.1%} of {split}" for split, (valid, num) in annotated.items() if num]
+        notes.append(f"annotated: {', '.join(fractions)}")
+    lines = _report(files, info, pairs[0].input.open().dtype, notes)
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (info.mean, moments.std.tolist()))
     return f"{lines}\nmean {mean}, standard deviation {std}"
 
@@ -160,19 +165,23 @@ def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
     return names
 
 
-def _write_samples(folder: Path, splits: Splits, classes: Classes) -> dict[str, list[Path]]:
-    """Write all samples, and return their paths."""
-    files: dict[str, list[Path]] = {split: [] for split in splits}
+def _write_samples(folder: Path, splits: Splits, classes: Classes) -> tuple[Files, dict[str, np.ndarray]]:
+    """Write all samples; return their files, and of each split the number of annotated and of all labelled pixels."""
+    files: Files = {split: [] for split in splits}
+    annotated = {split: np.zeros(2, int) for split in splits}
     jobs = [(split, number, pair) for split, pairs in splits.items() for number, pair in enumerate(pairs)]
     for split, number, pair in tqdm(jobs, desc="write", disable=None, leave=False):
         path = folder / split / f"{number:05d}.npy"
         path.parent.mkdir(exist_ok=True)
         files[split].append(path)
-        label = None if pair.label is None else classes.indices(pair.label)[pair.window].astype(np.uint8)
+        label = None
+        if pair.label is not None:
+            label = classes.indices(pair.label)[pair.window].astype(np.uint8)
+            annotated[split] += np.count_nonzero(label != IGNORE), label.size
         write_sample(path, pair.read(), label)
         if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
             save_distance(SampleFile(path), label, classes.values)  # computed once, so that a training need not
-    return files
+    return files, annotated
 
 
 def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict[str, Any]:
@@ -233,22 +242,7 @@ def _pixel_size(frame: Frame) -> dict[str, list[float]]:
     return {"pixel_size": size} if geometry.unit == "micron" and 0 < min(size) <= max(size) < PRINTED else {}
 
 
-def _annotated_fractions(files: dict[str, list[Path]], info: DataInfo) -> list[str]:
-    """Line of the report that says how much of each split is annotated; none if all is."""
-    if not info.is_partial:
-        return []
-    fractions = []
-    for split, paths in files.items():
-        counts = np.zeros(2, int)  # annotated pixels, and all
-        for path in paths:  # one by one: each keeps a file open
-            label = SampleFile(path).open()[1]
-            if label is not None:
-                counts += np.count_nonzero(label != IGNORE), label.size
-        fractions += [f"{counts[0] / counts[1]:.1%} of {split}"] if counts[1] else []
-    return [f"annotated: {', '.join(fractions)}"]
-
-
-def _report(files: dict[str, list[Path]], info: DataInfo, dtype: np.dtype, notes: list[str]) -> str:
+def _report(files: Files, info: DataInfo, dtype: np.dtype, notes: list[str]) -> str:
     """Lines that describe the database."""
     sizes = sorted({SampleFile(path).open()[0].shape[:2] for paths in files.values() for path in paths})
     sides = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")

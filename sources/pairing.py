@@ -63,43 +63,42 @@ def list_pairs(source: Source, target: Source | None, choice: Choice = ALL) -> l
     images = list_frames(source, choice)
     if target is None:
         return [Pair(image, None) for image in images]
-    labels = list_frames(target)
-    if choice.takes_all_frames:
-        return _pairs(images, labels, source, target)
-    for wider in (replace(choice, series="", section=""), replace(choice, section="")):
+    labels, labelled = list_frames(target), images
+    are_stacks = is_one_file(source) or is_one_file(target)
+    wider = (replace(choice, series="", section=""), replace(choice, section=""))
+    for other in () if choice.takes_all_frames else wider:
         try:
-            candidates = list_frames(source, wider)
+            candidates = list_frames(source, other)
         except UserError:  # such as a file of several data sets, one of which must be chosen
             continue
-        if not _are_stacks(source, target):
+        if not are_stacks:
             candidates = _without_labels(candidates, labels)
         if len(candidates) == len(labels):
-            chosen = {(image.path, image.index) for image in images}
-            pairs = _pairs(candidates, labels, source, target)
-            return [pair for pair in pairs if (pair.input.path, pair.input.index) in chosen]
-    return _pairs(images, labels, source, target)
-
-
-def _pairs(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
-    """Pairs of images and labels that all have a partner."""
+            labelled = candidates
+            break
     names = [str(of) if isinstance(of, str | Path) else f"{len(of)} paths from {of[0]} on" for of in (source, target)]
-    if not _are_stacks(source, target):
-        unlabelled = _without_labels(images, labels)
-        if not unlabelled:
-            raise UserError(f"{names[1]}: all images of {names[0]} are also labels: give only the images to --input")
-        if len(unlabelled) < len(images):
-            what = f"{len(images) - len(unlabelled)} image(s) of {names[0]} are matched by {names[1]}"
-            echo(f"{what}: used as labels only")
-        return _pairs_by_folder(unlabelled, labels) or _pairs_by_name(unlabelled, labels, names)
+    pairs = _pairs_of_stacks(labelled, labels, names) if are_stacks else _pairs_of_files(labelled, labels, names)
+    chosen = {(image.path, image.index) for image in images}
+    return [pair for pair in pairs if (pair.input.path, pair.input.index) in chosen]
+
+
+def _pairs_of_stacks(images: list[Frame], labels: list[Frame], names: list[str]) -> list[Pair]:
+    """Pairs of pages in their order; `names` are those of the sources of images and labels."""
     if len(images) != len(labels):
         what = f"{names[0]} has {len(images)} pages, {names[1]} has {len(labels)}"
         raise UserError(f"{what}: each page needs one label{colour_hint(images)}{colour_hint(labels)}")
     return [Pair(image, label) for image, label in zip(images, labels, strict=True)]
 
 
-def _are_stacks(source: Source, target: Source) -> bool:
-    """Whether images or labels are the pages of one file."""
-    return is_one_file(source) or is_one_file(target)
+def _pairs_of_files(images: list[Frame], labels: list[Frame], names: list[str]) -> list[Pair]:
+    """Pairs of files by folder or name; `names` are those of the sources of images and labels."""
+    unlabelled = _without_labels(images, labels)
+    if not unlabelled:
+        raise UserError(f"{names[1]}: all images of {names[0]} are also labels: give only the images to --input")
+    if len(unlabelled) < len(images):
+        what = f"{len(images) - len(unlabelled)} image(s) of {names[0]} are matched by {names[1]}"
+        echo(f"{what}: used as labels only")
+    return _pairs_by_folder(unlabelled, labels) or _pairs_by_name(unlabelled, labels, names)
 
 
 def colour_hint(frames: list[Frame]) -> str:
