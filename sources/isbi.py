@@ -40,13 +40,19 @@ def download(folder: Path, url: str = "") -> None:
     make_folder(temporary)
     try:
         _fetch(url, temporary / "zip")
-        _unpack(temporary / "zip", url)
-        for name, expected in PIXELS.items():
-            if pixel_hash(temporary / name) != expected:
-                what = f"{name} is not the challenge's stack (the SHA-256 of its pixels differs)"
-                raise UserError(f"{url}: {what}: nothing is saved: check --url")
+        with zipfile.ZipFile(temporary / "zip") as zipped:
+            member_of = {Path(member).name.lower(): member for member in zipped.namelist()}  # in whichever folder
+            for name, expected in PIXELS.items():
+                if name not in member_of:
+                    raise UserError(f"{url}: no {name} in the zip, only {listed(zipped.namelist(), 9)}: check --url")
+                (temporary / name).write_bytes(zipped.read(member_of[name]))
+                if pixel_hash(temporary / name) != expected:
+                    what = f"{name} is not the challenge's stack (the SHA-256 of its pixels differs)"
+                    raise UserError(f"{url}: {what}: nothing is saved: check --url")
         for name in PIXELS:
             publish(temporary / name, folder / name)
+    except DAMAGED as error:
+        raise UserError(f"{url}: can't be unpacked ({error}): run the command again, or check --url") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -62,21 +68,6 @@ def _fetch(url: str, path: Path) -> None:
             raise OSError(f"the connection broke at {path.stat().st_size} of {size} bytes")
     except (OSError, ValueError, HTTPException) as error:  # the last two: not a URL, not HTTP
         raise UserError(f"can't download {url}: {error}: check the network, then run the command again") from error
-
-
-def _unpack(path: Path, url: str) -> None:
-    """Unpack the stacks next to the zip, in whichever of its folders they are."""
-    try:
-        with zipfile.ZipFile(path) as zipped:
-            member_of = {Path(member).name.lower(): member for member in zipped.namelist()}
-            for name in PIXELS:
-                if name not in member_of:
-                    raise UserError(f"{url}: no {name} in the zip, only {listed(zipped.namelist(), 9)}: check --url")
-                with zipped.open(member_of[name]) as source, path.with_name(name).open("wb") as file:
-                    shutil.copyfileobj(source, file)
-    except DAMAGED as error:
-        what = f"{url}: can't be unpacked as a zip ({error})"
-        raise UserError(f"{what}: run the command again, or check --url") from error
 
 
 def pixel_hash(path: Path) -> str:

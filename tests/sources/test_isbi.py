@@ -107,7 +107,7 @@ def test_download_of_other_pixels_is_refused_and_saves_nothing(tmp_path, zipped,
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"<html>no zip</html>", "can't be unpacked as a zip"), (None, "no train-volume.tif")]
+    ("content", "words"), [(b"<html>no zip</html>", "can't be unpacked"), (None, "no train-volume.tif")]
 )
 def test_download_of_no_zip_or_of_other_files_is_refused(tmp_path, serve, content, words):
     if content is None:
@@ -163,5 +163,5 @@ def test_download_of_a_damaged_zip_is_one_line(work, fails, patches, words):
     (work / "a.zip").write_bytes(_zip(**patches))
     url = (work / "a.zip").as_uri()
     line = fails(run_make_database.main, ["--download", "--url", url])
-    assert "can't be unpacked as a zip" in line and words in line
+    assert "can't be unpacked" in line and words in line
     assert [path.name for path in work.iterdir()] == ["a.zip"]
