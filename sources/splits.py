@@ -68,15 +68,10 @@ def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, n
 
 def _profile(pair: Pair, classes: Classes) -> np.ndarray:
     """Number of annotated pixels at each position along the longer side."""
-    axis = _longer_axis(pair)
+    axis = int(np.argmax(pair.shape))
     if classes.ignore is None or pair.label is None:
         return np.full(pair.shape[axis], pair.shape[1 - axis])
     return (classes.indices(pair.label) != IGNORE).sum(1 - axis)
-
-
-def _longer_axis(pair: Pair) -> int:
-    height, width = pair.shape
-    return int(width > height)
 
 
 def _regions(profiles: list[tuple[Pair, np.ndarray]], flags: DatabaseFlags) -> tuple[Splits, str]:
@@ -95,7 +90,7 @@ def _regions(profiles: list[tuple[Pair, np.ndarray]], flags: DatabaseFlags) -> t
         for split, region in cut_regions(weight, wanted, str(members[0][0].input)).items():
             for pair, profile in members:
                 if profile[region].any():
-                    window = (slice(None), region) if _longer_axis(pair) else (region, slice(None))
+                    window = (slice(None), region) if np.argmax(pair.shape) else (region, slice(None))
                     splits[split].append(replace(pair, window=window))
     dropped = " or ".join(f"{margin} px" for margin in sorted(margins, reverse=True))
     cut = f"regions of {len(profiles)} image(s), cut along the longer side"
