@@ -52,7 +52,6 @@ PHANTOM = ("em", "nuclei", "rare")
 SPLIT = ("contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
-ISBI_URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
 CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
 SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
 SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"
@@ -261,7 +260,7 @@ class DatabaseFlags(Flags):
     phantom: str = flag("em", "what to draw; rare: nuclei on 2 % of the pixels", "source", choices=PHANTOM)
     size: int = flag(256, "height and width of a synthetic section [px]", "source", between(32, 2**14))
     download: bool = flag(False, "download and use the ISBI 2012 EM stack", "source")
-    url: str = flag(ISBI_URL, "URL of that stack", "source")
+    url: str = flag("", "URL of that stack (default: of downloads.imagej.net)", "source")
 
     context: int = flag(0, "neighbouring sections per side as extra channels (2.5D)", "source", up_to(64))
 
