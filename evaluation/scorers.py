@@ -26,6 +26,7 @@ from evaluation.pictures import (
 )
 from evaluation.results_page import Card
 from evaluation.tables import Scores
+from evaluation.thinning import LARGE
 from images.drawing import input_picture
 from prediction.objects import (
     KEEP_ALL,
@@ -211,7 +212,7 @@ def pictures_of(image: Segmented, info: DataInfo) -> Pictures:
 @contextmanager
 def scoring_threads(num_pixel: int) -> Iterator[Executor]:
     """Threads that share the scores of an image of this size, while the network waits; together both would be slow."""
-    if num_pixel > metrics.LARGE:
+    if num_pixel > LARGE:
         release_memory()
     threads = ThreadPoolExecutor(max(1, min(torch.get_num_threads(), SHARED // num_pixel)))
     try:
