@@ -25,9 +25,9 @@ from evaluation.pictures import (
     Pictures,
     classes_of,
     error_picture,
+    greyed_out,
     palette,
     picture_name,
-    veiled,
 )
 from evaluation.tables import RESULTS, sorting_score
 from files import atomic_write, reading
@@ -266,13 +266,13 @@ def _overlay(axes: dict[str, Axes], name: str, pictures: Pictures, background: i
     colours = {"output (added)" if "errors" in axes else "output": of["output"]}
     if "label" in pictures:
         label, valid = classes_of(pictures["label"])
-        axes["outlines"].imshow(veiled(shown, valid), interpolation="nearest")
+        axes["outlines"].imshow(greyed_out(shown, valid), interpolation="nearest")
         _outline(axes["outlines"], np.ma.masked_array(label, ~valid), background, of["label"])
         axes["errors"].imshow(error_picture(shown, label, output, background, valid, of), interpolation="nearest")
         colours |= {"label (missed)": of["label"]}
         colours |= {"wrong class": of["confused"]} if "confused" in of else {}
     else:
-        axes["outlines"].imshow(veiled(shown, None), interpolation="nearest")
+        axes["outlines"].imshow(greyed_out(shown, None), interpolation="nearest")
     _outline(axes["outlines"], output, background, of["output"])
     return colours
 

@@ -223,7 +223,7 @@ def mask_scores(
 ) -> dict[str, float]:
     """`v_rand` and `v_info` of one mask (H, W) after thinning, its `object_scores` and its `warping_scores`.
 
-    Segments are 4-connected components of 1; the objects too, unless numbers (H, W) of the objects found are given.
+    Segments are 4-connected components of 1; the objects too, unless their numbers (H, W) are passed.
     `valid` (H, W) of bool are the pixels that are annotated; None: all.
     """
     truth = number_segments(label, valid)
@@ -285,7 +285,7 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     limits 0.5, 0.55, ... 0.95 of TP / (TP + FP + FN), `ap_50` and `ap_75` that of one limit; all are 1 if neither image
     has an object.
     Only annotated pixels are compared. True objects that touch pixels without annotation may be cut, so they don't
-    count. Found objects without a match don't count if more than half of them lies there or in such objects. Without
+    count. Proposed objects without a match don't count if more than half of them lies there or in such objects. Without
     any object that could be judged, there is no score.
     Sources: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7; for the average precision, which is no area under a
     curve as in COCO, Schmidt et al. 2018, doi 10.1007/978-3-030-00934-2_30.
@@ -310,12 +310,12 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
 
 
 class _Overlaps(NamedTuple):
-    """Pairs of a true and a found object that overlap, and the objects that count; see `object_scores`."""
+    """Pairs of a true and a proposed object that overlap, and the objects that count; see `object_scores`."""
 
     iou: np.ndarray  # of each pair
     truth: np.ndarray  # number of the true object of each pair, ascending
-    proposal: np.ndarray  # number of the found object of each pair
-    counts_alone: np.ndarray  # whether a found object counts without a match, by its number
+    proposal: np.ndarray  # number of the proposed object of each pair
+    counts_alone: np.ndarray  # whether a proposed object counts without a match, by its number
     num_truth: int  # true objects that are not cut
     num_cut: int
 
@@ -336,7 +336,7 @@ class _Overlaps(NamedTuple):
 
 
 def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
-    """Overlaps of true and found objects; the arguments are those of `object_scores`."""
+    """Overlaps of true and proposed objects; the arguments are those of `object_scores`."""
     true, proposed, count = _overlapping_pairs(truth, proposal)
     valid = true >= 0
     cut = np.zeros(0, truth.dtype)  # numbers of the true objects that are 4-adjacent to a pixel without annotation

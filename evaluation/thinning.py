@@ -46,7 +46,7 @@ def _flood(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     """
     height, width = mask.shape
     inner = np.s_[1:-1, 1 : width + 1]
-    # A closed rim, so that no neighbour needs a bounds check. Its right side makes the width odd: then even and odd
+    # A closed margin, so that no neighbour needs a bounds check. Its right side makes the width odd: then even and odd
     # indices of the flat image lie like the fields of a chessboard, and no pixel is 4-adjacent to one of its half.
     states = np.full((height + 2, width + 3 - width % 2), CLOSED, np.int32)
     ndimage.label(mask, output=states[inner])

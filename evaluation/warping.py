@@ -37,7 +37,7 @@ def warping_scores(label: np.ndarray, mask: np.ndarray, valid: np.ndarray | None
 
 
 def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Flip simple points of a mask with an empty rim until it equals the target, or there is none."""
+    """Flip simple points of a mask with an empty margin until it equals the target, or there is none."""
     height, width = source.shape
     # Whether a pixel is simple depends on its eight neighbours. Pixels with the same letter are not neighbours of each
     # other, so all wrong pixels of one letter are flipped at once:   a b a b
