@@ -346,6 +346,7 @@ def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
     is_cut = np.isin(true, cut)
     area = np.bincount(true[valid], count[valid], minlength=1)
     proposed_area = np.bincount(proposed[valid], count[valid], minlength=int(proposed.max(initial=0)) + 1)
+    # alone, a proposed object counts if at least half of it is annotated and lies outside of cut objects
     outside = np.bincount(proposed, count * (~valid | is_cut))
     counts_alone = (proposed_area > 0) & (2 * outside <= np.bincount(proposed, count))
     counts_alone[0] = False  # the background
