@@ -22,7 +22,7 @@ from dataset import Batch, PatchDataset
 from description import DataInfo, identity, load_info
 from device import pick_precision
 from distributed import World
-from evaluation.scorers import checked_samples
+from evaluation.segment import checked_samples
 from evaluation.tables import Scores
 from evaluation.validation import Validation
 from files import check_writable
