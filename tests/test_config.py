@@ -44,7 +44,7 @@ def test_the_choices_of_a_flag_are_those_that_are_implemented():
     assert choices["optim"] == optim.OPTIMS.keys()
     assert choices["best_score"] == best.SCORES.keys() > set(best.FALLING)
     assert choices["schedule"] == optim.SCHEDULES.keys()
-    assert choices["format"] == export.WRITERS.keys() == export.ENDINGS.keys() == export.PACKAGES.keys()
+    assert choices["format"] == export.FORMATS.keys()
     assert database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys() == set(PHANTOM)
 
 

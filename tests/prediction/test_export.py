@@ -12,7 +12,7 @@ import main
 import run_make_database
 from model import NORMS
 from predict import load, predict_array
-from prediction import export
+from prediction import bioimageio, export
 
 EXPORT = ["--mode", "export", "--gpu_ids", "-1"]
 SCRIPT = [*EXPORT, "--format", "torchscript", "--output", "net.pt"]
@@ -194,8 +194,8 @@ def test_a_package_passes_the_model_zoos_own_test(work, channels, classes, conte
 
 @needs("bioimageio")
 def test_a_package_that_does_not_reproduce_its_output_is_not_written(trained, work, fails, monkeypatch):
-    image, probability = export._test_images(newest(work))
-    monkeypatch.setattr(export, "_test_images", lambda _: (image, 1 - probability))
+    image, probability = bioimageio._test_images(newest(work))
+    monkeypatch.setattr(bioimageio, "_test_images", lambda _: (image, 1 - probability))
     assert "not passed" in fails(main.main, PACKAGE)
     assert not list(work.glob("net*"))
 
@@ -245,7 +245,8 @@ def test_an_export_that_computes_something_else_is_not_written(trained, work, fa
 def test_a_wrong_ending_and_a_missing_package_are_refused(trained, work, fails, monkeypatch):
     assert "--format onnx writes .onnx" in fails(main.main, [*EXPORT, "--output", "net.pt"])
     assert "needs --output FILE" in fails(main.main, EXPORT)
-    monkeypatch.setattr(export, "PACKAGES", {"torchscript": ["no_such_package"]})
+    needing = export.FORMATS["torchscript"]._replace(packages=["no_such_package"])
+    monkeypatch.setitem(export.FORMATS, "torchscript", needing)
     assert "needs the package no_such_package" in fails(main.main, SCRIPT)
 
 
