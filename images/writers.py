@@ -293,7 +293,7 @@ class PngWriter(Writer):
                 flush_folders(folder)
 
 
-class RowFile:
+class RowFile:  # `Rows` of a plane (H, W)
     """Temporary file of image rows (H, W): append them first, then read slices.
 
     Parameters
@@ -303,6 +303,8 @@ class RowFile:
     dtype : type
         Type of the pixels.
     """
+
+    shape: tuple[Any, ...]
 
     def __init__(self, near: Path, dtype: type = np.float32) -> None:
         self.near, self.shape, self.dtype = near, (0, 0), np.dtype(dtype)

@@ -18,7 +18,7 @@ import checkpoint
 from config import Config
 from description import DataInfo
 from files import atomic_write, check_writable
-from model import class_probability
+from model import UNet, class_probability
 from prediction.bioimageio import authors_of, check_credits, common_normalisation, make_package
 from prediction.halo import forward_padded
 from prediction.predictor import Member, Predictor, predict_array, predictor_of
@@ -62,30 +62,24 @@ def _mean(x: Tensor) -> Tensor:
 
 
 class Segmenter(nn.Module):
-    """Network and probability in one graph: normalised (N, C, H, W) of any size to (N, 1, H, W), or (N, K, H, W)."""
+    """All of a predictor in one graph: grey values (N, C, H, W) of any size to probabilities (N, 1 or K, H, W)."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, predictor: Predictor, normalises: bool = True) -> None:
         super().__init__()
-        self.net, self.two = member.net, member.info.num_class == 2
+        self.nets = nn.ModuleList(member.net for member in predictor.members)
+        infos = [member.info for member in predictor.members]
+        self.steps = nn.ModuleList(Normalisation(info) if normalises else nn.Identity() for info in infos)
+        self.num_channel = predictor.num_channel
 
     def forward(self, x: Tensor) -> Tensor:
-        """Probability of class 1, or of each of K classes."""
-        height, width = x.shape[2], x.shape[3]
-        x = _padded(_padded(x, 2, self.net.stride), 3, self.net.stride)
-        probability = class_probability(forward_padded(self.net, x))[:, :, :height, :width]
-        return probability[:, 1:] if self.two else probability
-
-
-class Ensemble(nn.Module):
-    """Mean of the probabilities (N, K, H, W) of several graphs."""
-
-    def __init__(self, graphs: list[nn.Module]) -> None:
-        super().__init__()
-        self.graphs = nn.ModuleList(graphs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, K, H, W) probabilities."""
-        return torch.stack([graph(x) for graph in self.graphs]).mean(0)
+        """Mean of the probabilities of class 1, or of each of K classes."""
+        parts = []
+        for net, normalise in zip(self.nets, self.steps, strict=True):
+            assert isinstance(net, UNet)
+            padded = _padded(_padded(normalise(x), 2, net.stride), 3, net.stride)
+            probability = class_probability(forward_padded(net, padded))[:, :, : x.shape[2], : x.shape[3]]
+            parts.append(probability[:, 1:] if self.num_channel == 1 else probability)
+        return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
 
 
 def _padded(x: Tensor, axis: int, stride: int) -> Tensor:
@@ -199,15 +193,6 @@ def _example(predictor: Predictor, num: int = 1) -> Tensor:
     return torch.rand(num, predictor.info.nch_in, 5 * stride, 6 * stride, generator=generator) * 255
 
 
-def _graph(predictor: Predictor, normalises: bool = True) -> nn.Module:
-    """Graph from raw grey values, or from normalised ones, to probabilities."""
-    graphs: list[nn.Module] = [Segmenter(member) for member in predictor.members]
-    if normalises:
-        infos = (member.info for member in predictor.members)
-        graphs = [nn.Sequential(Normalisation(info), graph) for info, graph in zip(infos, graphs, strict=True)]
-    return (graphs[0] if len(graphs) == 1 else Ensemble(graphs)).eval()
-
-
 def to_onnx(predictor: Predictor) -> tuple[bytes, Run]:
     """ONNX for any batch, height and width, and what runs it."""
     import onnxruntime
@@ -216,7 +201,7 @@ def to_onnx(predictor: Predictor) -> tuple[bytes, Run]:
     sizes = {0: "batch", 2: "height", 3: "width"}
     shapes = ({axis: torch.export.Dim(name, min=2 if axis else 1) for axis, name in sizes.items()},)
     program = torch.onnx.export(
-        _graph(predictor),
+        Segmenter(predictor).eval(),
         (_example(predictor, num=2),),
         dynamo=True,
         opset_version=OPSET,
@@ -234,7 +219,8 @@ def to_onnx(predictor: Predictor) -> tuple[bytes, Run]:
 def to_torchscript(predictor: Predictor, normalises: bool = True) -> tuple[bytes, Run]:
     """TorchScript for any size, and what runs it; saved to memory, since torch would end the process on a full disk."""
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.trace(_graph(predictor, normalises), _example(predictor), check_trace=False), buffer)
+    segmenter = Segmenter(predictor, normalises).eval()
+    torch.jit.save(torch.jit.trace(segmenter, _example(predictor), check_trace=False), buffer)
     graph = torch.jit.load(io.BytesIO(buffer.getvalue()))
 
     def run(image: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from scipy import ndimage
 from files import partial_of
 from prediction import rois
 from prediction.measure import runs_of
-from prediction.rois import ObjectOutlines, Position, RoiWriter, is_roi_file, outline_of
+from prediction.rois import ObjectOutlines, Position, RoiPlane, RoiWriter, is_roi_file, outline_of
 from utils import UserError
 
 
@@ -62,9 +62,11 @@ def test_files_hold_the_outlines_of_one_process_after_the_other(tmp_path):
     roifile = pytest.importorskip("roifile")
     paths = [tmp_path / "a.zip", tmp_path / "b.zip"]
     square = np.array([[1.0, 1], [40001, 1], [40001, 4], [1, 4]])  # beyond the 16 bits of whole numbers
-    first, second = RoiWriter(paths), RoiWriter(paths)
-    first.keep(0, "one", Position(z=2, t=3), square)
-    second.keep(0, "two", Position(3), square + 0.5)
+    planes = [RoiPlane(paths[0], 1, Position(z=2, t=3)), RoiPlane(paths[0], 2, Position(3))]
+    planes.append(RoiPlane(paths[1], 1, Position()))
+    first, second = RoiWriter(planes), RoiWriter(planes)
+    first.write(0, 0, [(7, square)])
+    second.write(1, 0, [(8, square + 0.5)])
     first.append(create=True)
     second.append(create=False)
     first.close()
@@ -72,8 +74,8 @@ def test_files_hold_the_outlines_of_one_process_after_the_other(tmp_path):
     assert not any(path.exists() for path in paths)
     first.finish()
     one, two = roifile.roiread(paths[0])
-    assert (one.name, one.position, one.c_position, one.z_position, one.t_position) == ("one", 0, 0, 2, 3)
-    assert (two.name, two.position, two.c_position, two.z_position, two.t_position) == ("two", 3, 0, 0, 0)
+    assert (one.name, one.position, one.c_position, one.z_position, one.t_position) == ("0001-000007", 0, 0, 2, 3)
+    assert (two.name, two.position, two.c_position, two.z_position, two.t_position) == ("0002-000008", 3, 0, 0, 0)
     assert np.array_equal(two.coordinates(), square + 0.5) and one.roitype == roifile.ROI_TYPE.POLYGON
     assert is_roi_file(paths[1]) and zipfile.is_zipfile(paths[1])  # without outlines
     assert sorted(tmp_path.iterdir()) == paths
@@ -81,12 +83,12 @@ def test_files_hold_the_outlines_of_one_process_after_the_other(tmp_path):
 
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
     pytest.importorskip("roifile")
-    writer = RoiWriter([tmp_path / "a.zip"])
-    writer.keep(0, "one", Position(), np.eye(3, 2))
+    writer = RoiWriter([RoiPlane(tmp_path / "a.zip", 1, Position())])
+    writer.write(0, 0, [(1, np.eye(3, 2))])
     partial_of(tmp_path / "a.zip").write_bytes(b"")
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot write .*a.zip: full"):
         patch.setattr(pickle, "dump", lambda *_: (_ for _ in ()).throw(OSError("full")))
-        writer.keep(0, "two", Position(), np.eye(3, 2))
+        writer.write(0, 0, [(2, np.eye(3, 2))])
     writer.discard()
     assert not list(tmp_path.iterdir())
 
@@ -94,4 +96,4 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "roifile", None)
     with pytest.raises(UserError, match=r"--what rois needs the package roifile: pip install -r requirements-extra"):
-        RoiWriter([tmp_path / "a.zip"])
+        RoiWriter([RoiPlane(tmp_path / "a.zip", 1, Position())])

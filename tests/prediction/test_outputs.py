@@ -17,7 +17,7 @@ import main
 import run_make_database
 from images.drawing import outlines, overlay_picture
 from images.readers import list_frames, read_geometry
-from prediction.object_outputs import display_range, outline_colours, with_rows_beside
+from prediction.outputs import display_range, object_bands, outline_colours
 from prediction.tiling import Band
 
 ALL = "mask,cells,table,overlay,rois"
@@ -278,12 +278,12 @@ def test_two_processes_write_what_one_writes(stack, work, together):
 STAGES = {  # where a run is stopped, some with temporary files of filter and linker; True: files may be new by then
     "prediction.job.filter_bands": False,
     "prediction.linking._overlaps": False,
-    "prediction.object_outputs.overlay_picture": False,
-    "prediction.rois.RoiWriter.keep": False,
+    "prediction.outputs.overlay_picture": False,
+    "prediction.rois.RoiWriter.write": False,
     "prediction.rois.RoiWriter.append": False,
     "images.writers._strip_height": True,
     "prediction.rois.RoiWriter.finish": True,
-    "prediction.object_outputs._columns_in_px": True,
+    "prediction.object_table._measures_of": True,
 }
 
 
@@ -358,7 +358,7 @@ def test_an_empty_image_has_a_table_of_names_and_no_outlines(work, stack):
 def test_outlines_in_bands_are_those_of_the_image():
     objects = np.random.default_rng(0).integers(0, 4, (11, 30)).repeat(3, 0)[:31]
     bands = [Band(slice(top, top + 4), objects[top : top + 4]) for top in range(0, 31, 4)]
-    joined = [outlines(band.values, *beside) for band, beside in with_rows_beside(bands)]
+    joined = [outlines(band.objects, band.above, band.below) for band in object_bands(None, bands, None, 1)]
     assert np.array_equal(np.concatenate(joined), outlines(objects))
 
 
