@@ -34,7 +34,7 @@ def outlined(objects, tall):
 
 
 @pytest.mark.parametrize("tall", [7, 90])
-def test_the_pixels_in_an_outline_are_those_of_the_object_and_its_holes(tall):
+def test_outline_holds_the_pixels_of_the_object_and_its_holes(tall):
     objects = blobs()
     _, found = outlined(objects, tall)
     assert sorted(number for number, _ in found) == np.unique(objects)[1:].tolist()
@@ -43,14 +43,14 @@ def test_the_pixels_in_an_outline_are_those_of_the_object_and_its_holes(tall):
         assert np.array_equal(inside(outline, objects.shape), filled), number
 
 
-def test_of_two_pieces_the_larger_one_is_outlined():
+def test_outline_is_that_of_the_larger_of_two_pieces():
     objects = np.zeros((20, 20), np.uint32)
     objects[2:4, 2:4] = objects[8:18, 8:18] = 5
     outline = outline_of(runs_of(objects, 0))
     assert outline.min(0).tolist() == [8, 8] and outline.max(0).tolist() == [18, 18] and len(outline) == 8
 
 
-def test_an_object_too_large_to_be_outlined_is_left_out_and_takes_no_memory(monkeypatch):
+def test_object_too_large_to_be_outlined_is_left_out_and_takes_no_memory(monkeypatch):
     monkeypatch.setattr(rois, "LARGEST", 300)
     objects = np.zeros((100, 20), np.uint32)
     objects[10:90, 0:15], objects[20:25, 16:19] = 1, 2
@@ -81,7 +81,7 @@ def test_files_hold_the_outlines_of_one_process_after_the_other(tmp_path):
     assert sorted(tmp_path.iterdir()) == paths
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+def test_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
     pytest.importorskip("roifile")
     writer = RoiWriter([RoiPlane(tmp_path / "a.zip", 1, Position())])
     writer.write(0, 0, [(1, np.eye(3, 2))])
@@ -93,7 +93,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
+def test_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "roifile", None)
     with pytest.raises(UserError, match=r"--what rois needs the package roifile: pip install -r requirements-extra"):
         RoiWriter([RoiPlane(tmp_path / "a.zip", 1, Position())])
