@@ -24,7 +24,7 @@ from prediction.linking import StackLinker, stacks_to_link
 from prediction.object_table import FrameObjects, write_table
 from prediction.objects import TILE_HEIGHT, filter_bands, separate_bands
 from prediction.output_files import OutputFiles
-from prediction.outputs import Output, Rois, Table, object_bands
+from prediction.outputs import ObjectBand, Output, Rois, Table, object_bands
 from prediction.predictor import Predictor
 from prediction.rois import RoiWriter
 from prediction.tiling import Band, TileGrid, write_in_background
@@ -205,7 +205,7 @@ class PredictionJob:
             # map: unlike a loop it holds no band while the next one is computed
             yield from map(partial(self._pixel_part, frame, planes), bands.compute(numbers))
             if planes:
-                yield from self._object_parts(frame, *planes)
+                yield from map(partial(self._object_part, frame), self._objects(stack, frame, *planes))
 
     def _pixel_part(self, frame: int, planes: list[RowFile], band: Band) -> Part:
         """Outputs of a band of the probability; the planes that objects are computed from are stored."""
@@ -215,28 +215,30 @@ class PredictionJob:
         outputs = [output for output in self.files.outputs.values() if not output.of_objects]
         return Part(frame, band.rows.start, {output.name: output.of(band) for output in outputs})
 
-    def _object_parts(self, number: int, probability: RowFile, class_ids: RowFile | None = None) -> Iterator[Part]:
-        """Outputs of the objects of a frame band by band; stores the class and measures of each object at the end."""
-        frame, outputs = self.files.frames[number], self.files.outputs
-        with ExitStack() as stack:
-            bands = self._objects(stack, number, probability, class_ids)
-            for band in object_bands(frame, bands, class_ids, foreground=1 - self.predictor.background):
-                made = ((name, output.of(band)) for name, output in outputs.items() if output.of_objects)
-                yield Part(number, band.rows.start, {name: rows for name, rows in made if rows is not None})
-                drop_cached_pages(frame.open())
-        numbers = np.flatnonzero(band.area[1:]) + 1
-        measures = next((output.measures for output in outputs.values() if isinstance(output, Table)), None)
-        self.objects.append(FrameObjects(number, numbers, band.class_of[numbers], measures))
-
-    def _objects(self, stack: ExitStack, frame: int, probability: RowFile, class_ids: RowFile | None) -> Iterable[Band]:
-        """Objects of a frame (h, W) uint32 band by band, filtered and linked as wanted."""
+    def _objects(
+        self, stack: ExitStack, frame: int, probability: RowFile, class_ids: RowFile | None = None
+    ) -> Iterator[ObjectBand]:
+        """Objects of a frame band by band, filtered and linked as wanted."""
         bands: Iterable[Band] = separate_bands(probability, self.predictor.object_threshold, class_ids=class_ids)
         if self.object_filter.is_active:
             unfiltered = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
             for band in bands:
                 unfiltered.append(band.values)
             bands = filter_bands(unfiltered, self.object_filter)
-        return self.linker.link(frame, bands, class_ids) if self.linker else bands
+        if self.linker:
+            bands = self.linker.link(frame, bands, class_ids)
+        return object_bands(self.files.frames[frame], bands, class_ids, foreground=1 - self.predictor.background)
+
+    def _object_part(self, number: int, band: ObjectBand) -> Part:
+        """Outputs of a band of objects; with the last one the class and measures of each object are complete."""
+        outputs = self.files.outputs
+        made = {name: output.of(band) for name, output in outputs.items() if output.of_objects}
+        drop_cached_pages(band.frame.open())
+        if band.below is None:
+            numbers = np.flatnonzero(band.area[1:]) + 1
+            measures = next((output.measures for output in outputs.values() if isinstance(output, Table)), None)
+            self.objects.append(FrameObjects(number, numbers, band.class_of[numbers], measures))
+        return Part(number, band.rows.start, {name: rows for name, rows in made.items() if rows is not None})
 
     def report_objects(self) -> None:
         """Print the number of objects of each class and their filter, and write their table if there is one."""
