@@ -93,7 +93,7 @@ def _padded(x: Tensor, axis: int, stride: int) -> Tensor:
 
 
 def export(config: Config) -> int:
-    """Export the checkpoint chosen by the flags: `main.py --mode export`.
+    """Export the checkpoint that the flags name: `main.py --mode export`.
 
     Raises
     ------
@@ -131,15 +131,14 @@ def _without_legacy(member: Member) -> Member:
 
 def _check_flags(config: Config) -> None:
     """Refuse flags that don't go together, and a format whose packages are missing."""
-    name, chosen = config.format, FORMATS[config.format]
-    if Path(config.output).suffix.lower() not in chosen.endings:
+    name, (endings, packages, _) = config.format, FORMATS[config.format]
+    if Path(config.output).suffix.lower() not in endings:
         what = f"--output {config.output}" if config.output else "--mode export needs --output FILE"
-        endings = " or ".join(chosen.endings)
-        raise UserError(f"{what}: --format {name} writes {endings}: name such a file, or another --format")
+        raise UserError(f"{what}: --format {name} writes {' or '.join(endings)}: name such a file, or another --format")
     for flag in ("author", "license"):
         if getattr(config, flag) and name != "bioimageio":
             raise FlagError(f"--{flag} {getattr(config, flag)}: --format {name} has no place for it: leave it out")
-    for package in chosen.packages:
+    for package in packages:
         check_module(package, f"--format {name}")
     if name == "bioimageio":
         check_credits(config)
@@ -165,8 +164,8 @@ def _difference(predictor: Predictor, run: Run) -> float:
         if predictor.is_tile_dependent and not np.ptp(image, axis=(2, 3)).any():
             continue
         expected = predict_array(predictor, np.moveaxis(image, 1, -1), tta=False)
-        found = run(image)
-        worst = max(worst, float(np.abs(found - expected.reshape(found.shape)).max()))
+        probability = run(image)
+        worst = max(worst, float(np.abs(probability - expected.reshape(probability.shape)).max()))
     return worst
 
 
@@ -231,7 +230,7 @@ def to_torchscript(predictor: Predictor, normalises: bool = True) -> tuple[bytes
 
 
 def to_packaged_torchscript(predictor: Predictor) -> tuple[bytes, Run]:
-    """TorchScript for a package, which has the normalisation as a step of its own if that is one for all members."""
+    """TorchScript for a package, without the normalisation if that is one for all members."""
     info = common_normalisation(predictor)
     if info is None:
         return to_torchscript(predictor)

@@ -46,11 +46,10 @@ def write_table(files: OutputFiles, objects: list[FrameObjects], class_names: li
             assert measures is not None
             # some names are no UTF-8
             name = printable(f"{frame.path}:{frame.series}" if frame.series else str(frame.path))
-            of_frame = {"image": name, "section": files.section(part.frame)}
-            of_frame |= {"stack": stacks[part.frame] + 1} if has_stacks else {}
-            of_frame |= {"object": None} | planes[part.frame]  # None: the place of the numbers
-            columns: Columns = {name: [value] * len(measures.number) for name, value in of_frame.items()}
-            columns["object"] = measures.number
+            num = len(measures.number)
+            columns: Columns = {"image": [name] * num, "section": [files.section(part.frame)] * num}
+            columns |= {"stack": [stacks[part.frame] + 1] * num} if has_stacks else {}
+            columns |= {"object": measures.number} | {axis: [n] * num for axis, n in planes[part.frame].items()}
             columns |= {"class": [class_names[index] for index in part.classes]} if class_names else {}
             columns |= _measures_of(measures, pixel, is_in_micron=num_unknown < len(pixels))
             if part is objects[0]:
@@ -83,7 +82,7 @@ def _planes(frames: list[Frame]) -> list[dict[str, Any]]:
 
 
 def _pixel_sizes(frames: list[Frame]) -> list[PixelSize]:
-    """Pixel size of each frame; each series of a file has its own, which is read once."""
+    """Pixel size of each frame; it is read once for each series of a file."""
     sizes: dict[tuple[Path, int], PixelSize] = {}
     series = [(frame.path, frame.series_number) for frame in frames]
     for frame, key in zip(frames, series, strict=True):

@@ -1,4 +1,4 @@
-"""Outlines of objects as polygons for Fiji's ROI Manager, from an image that is given band by band."""
+"""Outlines of the objects of an image as polygons for Fiji's ROI Manager, computed band by band."""
 
 from __future__ import annotations
 
@@ -38,8 +38,6 @@ def position_of(section: int, numbers: dict[str, int]) -> Position:
     ImageJ shows T and Z as a hyperstack, where it takes the number of a section for one along Z. In a stack along T
     alone it ignores numbers along T. The other way round fails in both.
 
-    Examples
-    --------
     >>> position_of(5, {"T": 2, "Z": 2}), position_of(2, {"T": 2}), position_of(1, {})
     (Position(section=0, z=2, t=2), Position(section=2, z=0, t=0), Position(section=0, z=0, t=0))
     """
@@ -82,13 +80,11 @@ class ObjectOutlines:
 
 
 def outline_of(runs: Runs) -> np.ndarray:
-    """Outer outline (N, 2) of the largest piece of an object, as (x, y) [px]; pixel (0, 0) reaches from 0 to 1.
+    """Outer outline (N, 2) of the largest piece of an object, as (x, y) [px]; pixel (0, 0) extends from 0 to 1.
 
     The outline runs halfway between the pixels inside and outside, so that the pixels in it are those of the object,
     apart from holes.
 
-    Examples
-    --------
     >>> outline_of(runs_of(np.array([[0, 1, 0]]), top=4)).tolist()
     [[1.5, 5.0], [1.0, 4.5], [1.5, 4.0], [2.0, 4.5]]
     """

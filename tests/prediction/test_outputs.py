@@ -13,11 +13,13 @@ from conftest import SMALL, finish
 from PIL import Image
 from skimage.measure import regionprops_table
 
+import config
 import main
 import run_make_database
 from images.drawing import outlines, overlay_picture
 from images.readers import list_frames, read_geometry
-from prediction.outputs import display_range, object_bands, outline_colours
+from prediction import outputs
+from prediction.outputs import Output, display_range, object_bands, outline_colours
 from prediction.tiling import Band
 
 ALL = "mask,cells,table,overlay,rois"
@@ -353,6 +355,22 @@ def test_empty_image_has_a_table_of_names_and_no_outlines(work, stack):
     num = int(tifffile.imread("out-cells.tif").max())
     assert len(rows_of(work / "out-table.csv")) == num == len(roi_names(work / "out-rois.zip"))
     assert (work / "out-table.csv").read_text().startswith("image,section,object,area_px,")
+
+
+def test_output_is_added_by_one_class_and_its_name(stack, work, monkeypatch):
+    class Borders(Output):
+        name, of_objects = "borders", True
+
+        def of(self, band):
+            return outlines(band.objects, band.above, band.below)[None] * np.uint8(255)
+
+    monkeypatch.setitem(outputs.OUTPUTS, "borders", Borders)
+    monkeypatch.setattr(config, "WHAT", (*config.WHAT, "borders"))
+    assert segment("in.tif", "out.tif", "--what", "cells,borders") == 0
+    expected = np.stack([outlines(page) for page in tifffile.imread("out-cells.tif")]) * 255
+    assert np.array_equal(tifffile.imread("out-borders.tif"), expected)
+    assert segment("in.tif", "out/", "--what", "borders") == 0
+    assert np.array_equal(np.asarray(Image.open("out/in-0001.png")), expected[1])
 
 
 def test_outlines_in_bands_are_those_of_the_image():
