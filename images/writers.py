@@ -260,8 +260,10 @@ class PngWriter(Writer):
                 flush_folders(folder)
 
 
-class RowFile:
+class RowFile:  # `Rows` of a plane (H, W)
     """Temporary file of image rows (H, W): append them first, then read slices. It has no name and ends when closed."""
+
+    shape: tuple[Any, ...]
 
     def __init__(self, near: Path, dtype: type = np.float32) -> None:
         self.near, self.shape, self.dtype = near, (0, 0), np.dtype(dtype)  # near: a path in the folder of the file

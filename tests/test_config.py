@@ -9,9 +9,9 @@ import description
 import main
 import model
 import samples
-from config import PHANTOM, Config, DatabaseFlags, parse
+from config import OF_OBJECTS, PHANTOM, WHAT, Config, DatabaseFlags, parse
 from images import writers
-from prediction import export, job
+from prediction import export, outputs
 from sources import database, phantom
 from training import best, losses, optim
 from training.augment import Augmentation
@@ -35,7 +35,9 @@ def test_choices_of_a_flag_are_those_that_are_implemented():
     assert choices["mode"] == main.MODES.keys()
     assert choices["split"] == set(samples.SPLITS)
     assert choices["normalize"] == set(description.NORMALIZE) - {"legacy"}
-    assert choices["dtype"] == job.PROBABILITY.keys()
+    assert choices["dtype"] == outputs.PROBABILITY.keys()
+    assert list(WHAT) == [*outputs.OUTPUTS]
+    assert set(OF_OBJECTS) == {name for name, output in outputs.OUTPUTS.items() if output.of_objects}
     assert choices["compression"] == writers.TIFF_WRITERS.keys() | {"auto"}
     assert choices["loss"] == losses.LOSSES.keys() | {"auto"}
     assert choices["norm"] == model.NORMS.keys()
@@ -44,7 +46,7 @@ def test_choices_of_a_flag_are_those_that_are_implemented():
     assert choices["optim"] == optim.OPTIMS.keys()
     assert choices["best_score"] == best.SCORES.keys() > set(best.FALLING)
     assert choices["schedule"] == optim.SCHEDULES.keys()
-    assert choices["format"] == export.WRITERS.keys() == export.ENDINGS.keys() == export.PACKAGES.keys()
+    assert choices["format"] == export.FORMATS.keys()
     assert database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys() == set(PHANTOM)
 
 
