@@ -11,22 +11,23 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
 from description import DataInfo, find_description, load_info
-from files import atomic_write, earlier_folders, writer_of
+from files import atomic_write, earlier_folders
 from flags import BEST
 from legacy import convert_legacy
-from model import NUM_LEVEL, Architecture, UNet
+from locks import writer_of
+from model import Architecture, UNet
+from rules import is_integer, is_list, is_number, is_table
 from utils import UserError, echo, folder_hint, is_out_of_memory
 
-STORED = {"epoch_complete": "whole", "batch_settings": "plan"}  # names in the file where they are others than here
 OURS = {"net", "optim", "arch", "data", "config", "epoch", "whole", "losses"}
 FORMAT = 1  # raised when readers of the old layout would misread the new one
+USE_OURS = "use a checkpoint that main.py --mode train wrote"
 LATEST = "model_latest.pth"  # saved every ten minutes, and removed when a numbered one is written
 
 
@@ -34,146 +35,79 @@ class DamagedError(UserError):
     """A checkpoint is truncated or damaged, so that an older one has to do."""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_count_or_counts(value: Any) -> bool:
-    return all(map(_is_count, value)) if isinstance(value, list) else _is_count(value)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
-
-
-def _is_flags(value: Any) -> bool:
-    """Whether it holds values of flags: plain ones, and sequences of them."""
-    if not _is_table(value):
-        return False
-    parts = (part for entry in value.values() for part in (entry if isinstance(entry, list | tuple) else [entry]))
-    return all(part is None or isinstance(part, str | int | float) for part in parts)
-
-
-def _is_state(value: Any) -> bool:
-    return _is_table(value) and all(isinstance(weights, torch.Tensor) for weights in value.values())
-
-
-RULES: dict[str, Callable[[Any], bool]] = {  # what a checkpoint may hold under each name
-    "format": _is_count,
-    "net": _is_state,
-    "optim": _is_table,
-    "scaler": lambda value: _is_table(value) and all(map(_is_number, value.values())),
-    "arch": _is_table,
-    "data": _is_table,
-    "config": _is_flags,
-    "epoch": _is_count,
-    "whole": lambda value: isinstance(value, bool),
-    "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
-    "threshold": lambda value: _is_number(value) and 0 <= value <= 1,
-    "seconds": lambda value: _is_number(value) and value >= 0,
-    "run": lambda value: isinstance(value, str),
-    "database": lambda value: isinstance(value, str),
-    "best_epoch": _is_count,
-    "best_score": lambda value: value is None or _is_number(value),
-    "plan": lambda value: _is_table(value) and all(map(_is_count_or_counts, value.values())),
-    "average": lambda value: (
-        value is None or (_is_table(value) and _is_state(value.get("net")) and _is_count(value.get("num_step")))
-    ),
-    "netG": _is_state,
-    "optimG": _is_table,
-}
-
-
 class MismatchError(UserError):
     """A checkpoint was trained with other channels or classes than those of a database."""
 
 
+def _is_state(value: Any) -> bool:
+    return is_table(value, lambda weights: isinstance(weights, torch.Tensor))
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether it is the value of a flag: a number, a text or None, or a sequence of them."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return all(part is None or isinstance(part, str | int | float) for part in parts)
+
+
+# rules of the entries of a file, some of which have other names here; `netG` and `optimG` are pytorch-UNET's
+RULES: dict[str, Callable[[Any], bool]] = {
+    "format": is_integer,
+    "net": _is_state,
+    "optim": is_table,
+    "scaler": lambda value: is_table(value, is_number),
+    "arch": is_table,
+    "data": is_table,
+    "config": lambda value: is_table(value, _is_flag),
+    "epoch": is_integer,
+    "whole": lambda value: isinstance(value, bool),
+    "losses": lambda value: is_list(value, is_number),
+    "threshold": lambda value: is_number(value, 0, 1),
+    "seconds": lambda value: is_number(value, 0),
+    "database": lambda value: isinstance(value, str),
+    "best_epoch": is_integer,
+    "best_score": lambda value: value is None or is_number(value),
+    "plan": lambda value: is_table(value, lambda part: is_integer(part) or is_list(part, is_integer)),
+    "average": lambda value: (
+        value is None or (is_table(value) and _is_state(value.get("net")) and is_integer(value.get("num_step")))
+    ),
+    "netG": _is_state,
+    "optimG": is_table,
+}
+STORED = {"epoch_complete": "whole", "batch_settings": "plan"}  # names in the file where they are others than here
+
+
 @dataclass
 class Checkpoint:
-    """Contents of a checkpoint of this program or of pytorch-UNET: tensors and plain values.
-
-    Attributes
-    ----------
-    net, optim, scaler : dict
-        States of the network, the optimiser, and the scaler of the loss.
-    arch : dict
-        Arguments of the `UNet`.
-    info : DataInfo
-        Description of the data that the network was trained on.
-    config : dict
-        Flags of the training.
-    epoch, epoch_complete, losses
-        The epoch, whether it was trained to its end, and the losses of its batches.
-    batch_settings : dict
-        Settings that the batches of that epoch depend on; empty in older files.
-    threshold : float
-        Threshold for the probability of class 1 that scored best on the validation set.
-    seconds : float
-        Time trained [s].
-    run : str
-        Name that torchrun gave the run; empty without it.
-    database : str
-        Identity of the database, see `dataset.identity`; empty in older files.
-    average : dict or None
-        State of the moving average of the weights.
-    best_epoch, best_score
-        The epoch with the best validation score up to this one, and that score; 0 and None where there is none.
-    """
+    """Contents of a checkpoint of this program or of pytorch-UNET: tensors and plain values."""
 
     net: dict[str, torch.Tensor]
-    optim: dict[str, Any]
+    optim: dict[str, Any]  # state of the optimiser
     arch: Architecture
-    info: DataInfo
-    config: dict[str, Any]
+    info: DataInfo  # of the data that the network was trained on
+    config: dict[str, Any]  # flags of the training
     epoch: int
-    epoch_complete: bool
-    losses: list[float] = field(default_factory=list)
-    scaler: dict[str, Any] = field(default_factory=dict)
-    batch_settings: dict[str, Any] = field(default_factory=dict)
-    threshold: float = 0.5
-    seconds: float = 0.0
-    run: str = ""
-    database: str = ""
-    average: dict[str, Any] | None = None
-    best_epoch: int = 0
+    epoch_complete: bool  # whether the epoch was trained to its end
+    losses: list[float] = field(default_factory=list)  # of the batches of that epoch
+    scaler: dict[str, Any] = field(default_factory=dict)  # state of the scaler of the loss
+    batch_settings: dict[str, Any] = field(default_factory=dict)  # what the batches of that epoch depend on
+    threshold: float = 0.5  # for the probability of class 1, that scored best on the validation set
+    seconds: float = 0.0  # trained
+    database: str = ""  # see `description.identity`; empty in older files
+    average: dict[str, Any] | None = None  # state of the moving average of the weights
+    best_epoch: int = 0  # with the best validation score up to this one; 0: there is none
     best_score: float | None = None
 
     @classmethod
     def load(cls, path: Path, info: DataInfo | None = None) -> Checkpoint:
-        """Load a checkpoint on the CPU.
-
-        Parameters
-        ----------
-        path : Path
-            A `.pth` of this program, or of pytorch-UNET.
-        info : DataInfo, optional
-            Description of the data, for checkpoints of pytorch-UNET, which have none.
-
-        Raises
-        ------
-        UserError
-            The file is not a checkpoint, is damaged, or would run code when loaded.
-        """
+        """Load a checkpoint on the CPU; pytorch-UNET's have no description of the data, and get `info`."""
         return cls._of(_read(path), path, info)
 
     @classmethod
     def load_for(cls, path: Path, database: Path, note: Callable[[str], None] = echo) -> Checkpoint:
-        """Load a checkpoint for use with a database, which must have its channels, and its classes or no labels.
-
-        The names of the classes and the label value of pixels that are not annotated are those of the database; `note`
-        is called with a line if the names have changed.
-
-        Raises
-        ------
-        UserError
-            As for `load`, or the channels or classes differ.
-        """
+        """Load a checkpoint for use with a database, which must have its channels, and its classes or no labels."""
+        # names of classes, and the label value of pixels that are not annotated, are those of the database
         state = _read(path)
-        here = load_info(database) if "netG" in state or find_description(database) else None
+        here = load_info(database) if "info" not in state or find_description(database) else None
         saved = cls._of(state, path, here if here and here.class_values else None)
         for what in ("nch_in", "context", "class_values") if here else ():
             ours, theirs = getattr(here, what), getattr(saved.info, what)
@@ -192,37 +126,24 @@ class Checkpoint:
     @classmethod
     def _of(cls, state: dict[str, Any], path: Path, info: DataInfo | None) -> Checkpoint:
         """Checkpoint from the contents of a file."""
-        if "netG" in state:
-            with explain_mismatch(path):
-                state = convert_legacy(state) | {"epoch": epoch_of(path) or 0}
-                state["data"] = asdict(legacy_info(state["arch"], info))
-                _check_channels(state)
-                if (num := state["arch"]["nch_out"]) > 1:
-                    what = (
-                        f"its {num} outputs were trained as one sigmoid each, and are read as {num} classes (softmax)"
-                    )
-                    echo(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
-        state.setdefault("plan", {name: state["config"].get(name) for name in ("batch_size", "seed")})  # of older files
-        entries = {
-            name: state[STORED.get(name, name)] for name in cls.__dataclass_fields__ if STORED.get(name, name) in state
-        }
-        return cls(**entries, info=DataInfo.from_dict(state["data"], path))
+        arch, is_legacy = state["arch"], "info" not in state
+        if is_legacy:
+            state |= {"info": legacy_info(arch, info).checked(path, USE_OURS), "epoch": epoch_of(path) or 0}
+        with explain_mismatch(path):
+            if (arch["nch_in"], max(arch["nch_out"], 2)) != (state["info"].nch_in, state["info"].num_class):
+                raise ValueError("other channels or classes")
+        if is_legacy and (num := arch["nch_out"]) > 1:
+            what = f"its {num} outputs were trained as one sigmoid each, and are read as {num} classes (softmax)"
+            echo(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
+        names = {name: STORED.get(name, name) for name in cls.__dataclass_fields__}
+        return cls(**{name: state[stored] for name, stored in names.items() if stored in state})
 
     def save(self, path: Path, before_rename: Callable[[], None] = lambda: None) -> None:
-        """Write the file; an older one stays until the new one is complete, and `before_rename` is called then.
-
-        Raises
-        ------
-        UserError
-            The folder is not writable, or the disk is full.
-        """
+        """Write the file; an older one stays until the new one is complete, and `before_rename` is called then."""
         state = {STORED.get(name, name): getattr(self, name) for name in self.__dataclass_fields__ if name != "info"}
-        arch = dict(self.arch)
-        if arch.get("num_level") == NUM_LEVEL:  # older versions of this program have no such argument
-            del arch["num_level"]
         with atomic_write(path) as file:
             writer = _Writer(file)
-            torch.save(state | {"arch": arch, "data": asdict(self.info), "format": FORMAT}, cast(IO[bytes], writer))
+            torch.save(state | {"data": asdict(self.info), "format": FORMAT}, cast(IO[bytes], writer))
             if writer.error:
                 raise writer.error
             before_rename()
@@ -279,17 +200,14 @@ def epoch_of(path: Path) -> int | None:
 
 
 class _Writer:
-    """File that torch writes to in chunks, without a copy in memory.
-
-    Torch's archive hides that a write failed, or why. So this file accepts all chunks, and keeps the first error.
-    """
+    """File that torch writes to in chunks, without a copy in memory; torch hides that a write failed, or why."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.error: OSError | None = None
 
     def write(self, chunk: memoryview) -> int:
-        """Write a chunk, unless an earlier one failed."""
+        """Write a chunk, unless an earlier one failed: accept all, and keep the first error."""
         if self.error is None:
             try:
                 self.file.write(chunk)
@@ -313,24 +231,8 @@ def load_epoch(
     load: Callable[[Path], Checkpoint] = Checkpoint.load,
     note: Callable[[str], None] = echo,
 ) -> tuple[Path, Checkpoint]:
-    """Load the checkpoint of an epoch, the newest that can be read, or that of the best epoch.
-
-    Parameters
-    ----------
-    folder : Path
-        `[dir_checkpoint]/[scope]/[name_data]`.
-    epoch : int or str
-        0 for the newest, `best` for the one with the best validation score. File names may have any number of digits.
-    load : callable
-        Loads a file.
-    note : callable
-        Called with a line if a damaged file is passed over, or the training still runs.
-
-    Raises
-    ------
-    UserError
-        There is none, or it can't be used.
-    """
+    """Load the checkpoint of an epoch, of the best one (`best`), or the newest that can be read (0)."""
+    # `note` is called with a line if a damaged file is passed over, or the training still runs
     if epoch == 0:
         path, saved = _load_newest(folder, load, note)
     else:
@@ -354,13 +256,7 @@ def load_trained(
 
 
 def find(folder: Path, epoch: int | str = 0) -> Path:
-    """Checkpoint of an epoch, the newest, or that of the best epoch, without a look into the files.
-
-    Raises
-    ------
-    UserError
-        There is none.
-    """
+    """Checkpoint of an epoch, the newest, or that of the best epoch, without a look into the files."""
     epochs, newest = list_epochs(folder), list_newest(folder)
     if not newest:
         raise no_checkpoint(folder, best_path(folder).name if epoch == BEST else "checkpoint")
@@ -415,29 +311,37 @@ def no_checkpoint(folder: Path, what: str = "checkpoint") -> UserError:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Contents of a checkpoint; pytorch-UNET's has the keys `netG` and `optimG`."""
+    """Contents of a checkpoint that can be used, with the description of its data as `info`, if it has one."""
     if path.exists() and not path.is_file():  # reading a pipe would block
-        raise UserError(f"{path}: not a regular file: use a checkpoint that main.py --mode train wrote")
+        raise UserError(f"{path}: not a regular file: {USE_OURS}")
     try:
         _check_archive(path)
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = "refused, it holds more than tensors and plain values, and could run code when loaded"
-        what = what if _is_of_torch(path) else "not a checkpoint"
-        raise UserError(f"{path}: {what}: use a checkpoint that main.py --mode train wrote") from error
+        raise UserError(f"{path}: {what if _is_of_torch(path) else 'not a checkpoint'}: {USE_OURS}") from error
     except Exception as error:  # a damaged archive can fail in many ways
-        what = "truncated, damaged or not a checkpoint: choose another file, or an older one with --epoch"
-        raise DamagedError(f"{path}: {what}") from error
+        raise _damaged(path) from error
     if not isinstance(state, dict) or not (state.keys() >= OURS or state.keys() >= {"netG", "optimG"}):
-        raise UserError(f"{path}: a file of another program: use a checkpoint that main.py --mode train wrote")
-    _check_types(path, state)
+        raise UserError(f"{path}: a file of another program: {USE_OURS}")
+    is_valid = all(RULES[name](state[name]) for name in state.keys() & RULES.keys())
+    has_values = all(each.numel() * each.element_size() <= each.untyped_storage().nbytes() for each in _tensors(state))
+    if not (is_valid and has_values):
+        raise _damaged(path)
     if state.get("format", FORMAT) > FORMAT:
         raise UserError(f"{path}: written by a newer version of this program: update it")
-    _check_shapes(path, state)
-    if any(not weights.isfinite().all() for key in ("net", "average", "netG") for weights in _tensors(state.get(key))):
-        raise UserError(f"{path}: NaN or infinite weights (its training diverged): choose an older one with --epoch")
+    with explain_mismatch(path):
+        state = convert_legacy(state) if "netG" in state else state
+    if "data" in state:
+        state["info"] = DataInfo.from_dict(state.pop("data"), path)
+    _check_weights(path, state)
     return state
+
+
+def _damaged(path: Path) -> DamagedError:
+    what = "truncated, damaged or not a checkpoint: choose another file, or an older one with --epoch"
+    return DamagedError(f"{path}: {what}")
 
 
 def _is_of_torch(path: Path) -> bool:
@@ -455,42 +359,19 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-def _check_types(path: Path, state: dict[str, Any]) -> None:
-    """Refuse entries of a wrong type or value, and add what the description of the data leaves out."""
-    for name, value in state.items():
-        if name in RULES and not RULES[name](value):
-            what = f"damaged, the value of {name!r} is not valid"
-            raise DamagedError(f"{path}: {what}: choose another file, or an older one with --epoch")
-    if "data" in state:
-        state["data"] = asdict(DataInfo.from_dict(state["data"], path))
-
-
-def _check_shapes(path: Path, state: dict[str, Any]) -> None:
-    """Refuse weights that don't fit the network in `arch`, before memory is allocated for either."""
-    for tensor in _tensors(state):
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise DamagedError(
-                f"{path}: damaged, weights of {tuple(tensor.shape)} without values: choose an older one with --epoch"
-            )
-    if newer := state.get("arch", {}).keys() - Architecture.__annotations__.keys():
+def _check_weights(path: Path, state: dict[str, Any]) -> None:
+    """Refuse weights that don't fit the network in `arch`, before memory is allocated for it, or are not finite."""
+    if newer := state["arch"].keys() - Architecture.__annotations__.keys():
         what = f"its network has {', '.join(sorted(newer))}, which this version of the program does not know"
         raise UserError(f"{path}: {what}: update the program")
+    all_weights = [state["net"], *([state["average"]["net"]] if state.get("average") else [])]
     with explain_mismatch(path):
-        ours = convert_legacy(state) if "netG" in state else state
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # about layers without channels
-            expected = _shapes(UNet(**ours["arch"]).state_dict())
-        for weights in (ours["net"], (state.get("average") or ours)["net"]):
-            if _shapes(weights) != expected:
-                raise ValueError("other weights")
-        if "data" in state:
-            _check_channels(state)
-
-
-def _check_channels(state: dict[str, Any]) -> None:
-    """Refuse a network whose channels or classes don't fit the data."""
-    nch_in, num_class = state["arch"]["nch_in"], max(state["arch"]["nch_out"], 2)
-    if (nch_in, num_class) != (len(state["data"]["mean"]), len(state["data"]["class_values"])):
-        raise ValueError("other channels or classes")
+            expected = _shapes(UNet(**state["arch"]).state_dict())
+        if any(_shapes(weights) != expected for weights in all_weights):
+            raise ValueError("other weights")
+    if not all(weight.isfinite().all() for weights in all_weights for weight in weights.values()):
+        raise UserError(f"{path}: NaN or infinite weights (its training diverged): choose an older one with --epoch")
 
 
 def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:

@@ -17,27 +17,26 @@ from flags import (
     GPU_LIST,
     NUMBER,
     OUTPUT_NAME,
-    SEED,
-    SIZE,
     SWITCH,
     TILE,
     UNKNOWN_FLAG,
     Flags,
-    Rule,
     Table,
     at_home,
     at_least,
     between,
+    check_name,
     flag,
     make_parser,
     positive_up_to,
+    to_value,
     up_to,
 )
-from utils import FlagError, check_name, nearest
+from utils import FlagError, nearest
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", *OF_OBJECTS)
-WHAT_LIST: Rule = (
+WHAT_LIST = (
     lambda value: set(value.split(",")) <= set(WHAT),
     f"choose from {', '.join(WHAT)}, with commas and without spaces",
 )
@@ -53,7 +52,6 @@ PHANTOM = ("em", "nuclei", "rare")
 SPLIT = ("contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
-ISBI_URL = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
 CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
 SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
 SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"
@@ -81,37 +79,30 @@ class Config(Flags):
     dir_checkpoint: str = flag("./checkpoints", "folder of the checkpoints", "run")
     dir_log: str = flag("./log", "folder of arg.txt and the TensorBoard events", "run")
     dir_result: str = flag("./results", "folder of the test results", "run")
-    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1 = CPU", "run", rule=GPU_LIST)
-    seed: int = flag(0, "random seed", "run", rule=SEED)
-    dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", rule=positive_up_to(1e7))
-    train_continue: bool = flag(
-        True, "resume from the newest checkpoint, or from --epoch, if there is one; off: begin a new training", "run"
-    )
-    epoch: int | str = flag(
-        0, "epoch of the checkpoint to load, also by predict and export (0 = newest), or best", "run", **EPOCH
-    )
+    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1 = CPU", "run", GPU_LIST)
+    seed: int = flag(0, "random seed", "run", up_to(2**63 - 1))
+    dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", positive_up_to(1e7))
+    train_continue: bool = flag(True, "resume from the newest checkpoint, or --epoch; off: a new training", "run")
+    epoch: int | str = flag(0, "epoch to load, also by predict and export (0 = newest), or best", "run", **EPOCH)
 
-    nch_in: int = flag(0, "input channels (0 = from the data)", "model", rule=up_to(10_000))
-    nch_out: int = flag(0, "output channels (0 = 1 for two classes, else one per class)", "model", rule=up_to(1000))
-    nch_ker: int = flag(64, "channels of the first level", "model", rule=between(1, 4096))
-    num_level: int = flag(4, "number of levels: times that height and width are halved", "model", rule=between(1, 6))
+    nch_in: int = flag(0, "input channels (0 = from the data)", "model", up_to(10_000))
+    nch_out: int = flag(0, "output channels (0 = 1 for two classes, else one per class)", "model", up_to(1000))
+    nch_ker: int = flag(64, "channels of the first level", "model", between(1, 4096))
+    num_level: int = flag(4, "number of levels: times that height and width are halved", "model", between(1, 6))
     norm: str = flag("bnorm", "normalisation after each convolution", "model", choices=NORM)
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
-    dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", rule=FRACTION)
+    dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", FRACTION)
     init: str = flag("kaiming", "initialisation of the weights", "model", choices=INIT)
     init_from: str = flag("", "checkpoint, or folder of some, whose weights to begin with where they fit", "model")
 
-    num_epoch: int = flag(300, "number of epochs, each with --num_crop crops", "training", rule=between(1, COUNT))
+    num_epoch: int = flag(300, "number of epochs, each with --num_crop crops", "training", between(1, COUNT))
     num_crop: int = flag(
-        0,
-        "number of crops per epoch (0 = one per image, more of large ones, at least 24)",
-        "training",
-        rule=up_to(10**6),
+        0, "crops per epoch (0 = one per image, more of large ones, at least 24)", "training", up_to(10**6)
     )
-    max_minutes: float = flag(0.0, "minutes to train instead of --num_epoch (0 = off)", "training", rule=up_to(1e7))
-    batch_size: int = flag(4, "number of crops per step, over all processes", "training", rule=between(1, 2**20))
-    lr: float = flag(2e-3, "learning rate", "training", rule=positive_up_to(1e30), alias="lr_G")
-    beta1: float = flag(0.9, "beta1 of Adam and AdamW; momentum of SGD and RMSprop", "training", rule=FRACTION)
+    max_minutes: float = flag(0.0, "minutes to train instead of --num_epoch (0 = off)", "training", up_to(1e7))
+    batch_size: int = flag(4, "number of crops per step, over all processes", "training", between(1, 2**20))
+    lr: float = flag(2e-3, "learning rate", "training", positive_up_to(1e30), alias="lr_G")
+    beta1: float = flag(0.9, "beta1 of Adam and AdamW; momentum of SGD and RMSprop", "training", FRACTION)
     loss: str = flag(
         "auto",
         "bce: cross entropy; wbce: with the weight map of the U-Net paper; dice: 1 - Dice; bce+dice: sum of both; "
@@ -120,60 +111,49 @@ class Config(Flags):
         choices=LOSS,
     )
     balance: bool = flag(False, "wbce: weight each class by the inverse of its frequency", "training")
-    w0: float = flag(3.0, "wbce: additional weight between two touching objects", "training", rule=up_to(1e6))
-    sigma: float = flag(5.0, "wbce: width of the region with additional weight [px]", "training", rule=between(0.1, 10))
+    w0: float = flag(3.0, "wbce: additional weight between two touching objects", "training", up_to(1e6))
+    sigma: float = flag(5.0, "wbce: width of the region with additional weight [px]", "training", between(0.1, 10))
     optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
-    warmup: float = flag(0.0, "fraction of the training with rising learning rate", "training", rule=FRACTION)
-    clip: float = flag(0.0, "clip the gradient norm (0 = off)", "training", rule=up_to(1e9))
+    warmup: float = flag(0.0, "fraction of the training with rising learning rate", "training", FRACTION)
+    clip: float = flag(0.0, "clip the gradient norm (0 = off)", "training", up_to(1e9))
     amp: str = flag("auto", "mixed precision, not of exports (auto = bfloat16 if supported)", "training", choices=AMP)
     compile: str = flag("auto", "torch.compile (auto = in long trainings on a GPU)", "training", choices=AUTO_SWITCH)
-    average: float = flag(0.99, "decay of the weight EMA (0 = off)", "training", rule=FRACTION)
+    average: float = flag(0.99, "decay of the weight EMA (0 = off)", "training", FRACTION)
     best_score: str = flag("loss", "validation score by which an epoch is the best", "training", choices=BEST_SCORE)
-    patience: int = flag(0, "end after so many epochs without a better score (0 = off)", "training", rule=up_to(COUNT))
+    patience: int = flag(0, "end after so many epochs without a better score (0 = off)", "training", up_to(COUNT))
 
-    ny_load: int = flag(256, "height of a training crop [px]", "data", rule=between(1, 2**20))
-    nx_load: int = flag(256, "width of a training crop [px]", "data", rule=between(1, 2**20))
+    ny_load: int = flag(256, "height of a training crop [px]", "data", between(1, 2**20))
+    nx_load: int = flag(256, "width of a training crop [px]", "data", between(1, 2**20))
     normalize: str = flag(
         "image", "normalise by mean and standard deviation of each image, or of the training set", "data", choices=BY
     )
-    cache_gb: float = flag(2.0, "keep a database up to this size in memory [GB]", "data", rule=up_to(1e6))
-    num_workers: int = flag(2, "number of processes that read a database not kept in memory", "data", rule=up_to(1024))
+    cache_gb: float = flag(2.0, "keep a database up to this size in memory [GB]", "data", up_to(1e6))
+    num_workers: int = flag(2, "number of processes that read a database not kept in memory", "data", up_to(1024))
 
     flip: bool = flag(True, "random flips", "augmentation")
     turn: bool = flag(True, "random quarter turns; half turns if the crop is not square", "augmentation")
-    elastic: float = flag(
-        10.0, "standard deviation of the displacement [px] (0 = off)", "augmentation", rule=up_to(100)
-    )
-    elastic_share: float = flag(0.5, "fraction of the crops with elastic displacement", "augmentation", rule=up_to(1))
-    elastic_grid: int = flag(3, "number of nodes per side of the elastic grid", "augmentation", rule=between(2, 256))
-    brightness: float = flag(0.2, "random shift in standard deviations (0 = off)", "augmentation", rule=up_to(100))
-    contrast: float = flag(0.2, "random factor in 1 +- this value (0 = off)", "augmentation", rule=FRACTION)
+    elastic: float = flag(10.0, "standard deviation of the displacement [px] (0 = off)", "augmentation", up_to(100))
+    elastic_share: float = flag(0.5, "fraction of the crops with elastic displacement", "augmentation", up_to(1))
+    elastic_grid: int = flag(3, "number of nodes per side of the elastic grid", "augmentation", between(2, 256))
+    brightness: float = flag(0.2, "random shift in standard deviations (0 = off)", "augmentation", up_to(100))
+    contrast: float = flag(0.2, "random factor in 1 +- this value (0 = off)", "augmentation", FRACTION)
+    gamma: float = flag(0.0, "largest logarithm of a random gamma (0 = off)", "augmentation", up_to(5))
+    blur: float = flag(0.0, "largest sigma of a random Gaussian blur [px] (0 = off)", "augmentation", up_to(20))
+    noise: float = flag(0.0, "random noise in standard deviations (0 = off)", "augmentation", up_to(100))
 
-    gamma: float = flag(0.0, "largest logarithm of a random gamma (0 = off)", "augmentation", rule=up_to(5))
-    blur: float = flag(0.0, "largest sigma of a random Gaussian blur [px] (0 = off)", "augmentation", rule=up_to(20))
-    noise: float = flag(0.0, "random noise in standard deviations (0 = off)", "augmentation", rule=up_to(100))
-
-    input: str = flag(
-        "", "images, stacks, folders, patterns or Zarr to segment, in natural order", "predict", nargs="+"
-    )
+    input: str = flag("", "images, stacks, folders, patterns or Zarr, in natural order", "predict", nargs="+")
     output: str = flag(
-        "",
-        "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export",
-        "predict",
-        rule=OUTPUT_NAME,
+        "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict", OUTPUT_NAME
     )
-    what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", rule=WHAT_LIST)
+    what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", WHAT_LIST)
     channel: str = flag("", CHANNEL, "predict")
     series: str = flag("", SERIES, "predict")
     section: str = flag("", SECTION, "predict")
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
     compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
     link: float = flag(
-        0.0,
-        "objects of neighbouring sections that overlap by this IoU get one number (0 = off)",
-        "predict",
-        rule=up_to(1),
+        0.0, "objects of adjacent sections that overlap by this IoU get one number (0 = off)", "predict", up_to(1)
     )
 
     format: str = flag("onnx", "format of the export", "export", choices=("onnx", "torchscript", "bioimageio"))
@@ -182,32 +162,24 @@ class Config(Flags):
 
     split: str = flag("test", "samples to test", "test", choices=("test", "val", "train"))
     tta: bool = flag(True, "test-time augmentation (8 flips and quarter turns) in test and predict", "test")
-
     tile: int = flag(
         0,
         "height of a tile in validation, test and predict [px], a multiple of 16 and at least 64; the width is four "
         "times the height (0 = by memory)",
         "test",
-        rule=TILE,
+        TILE,
     )
     background: str = flag("", "background class, which has no objects, by name or value (default: as trained)", "test")
     min_size: int = flag(
-        -1,
-        "drop smaller objects in predict and test [px] (-1 = below those of the training labels in predict, 0 in test)",
-        "test",
-        rule=between(-1, 10**12),
+        -1, "drop smaller objects [px] (-1 = by the training labels in predict, 0 in test)", "test", between(-1, 10**12)
     )
     fill_holes: str = flag(
-        "auto",
-        "fill the holes of objects in predict and test (auto = if the training labels have none in predict, off in "
-        "test)",
-        "test",
-        choices=AUTO_SWITCH,
+        "auto", "fill holes (auto = by the training labels in predict, off in test)", "test", choices=AUTO_SWITCH
     )
 
-    num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", rule=between(1, COUNT))
-    num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", rule=between(1, COUNT))
-    num_freq_save: int = flag(50, "number of epochs between two checkpoints", "log", rule=between(1, COUNT))
+    num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", between(1, COUNT))
+    num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", between(1, COUNT))
+    num_freq_save: int = flag(50, "number of epochs between two checkpoints", "log", between(1, COUNT))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -240,7 +212,7 @@ class Config(Flags):
 
     @property
     def given_filter(self) -> dict[str, Any]:
-        """`--min_size` and `--fill_holes`, where they are given."""
+        """`--min_size` and `--fill_holes`, where they are not left out."""
         size = {} if self.min_size < 0 else {"min_size": self.min_size}
         return size | ({} if self.fill_holes == "auto" else {"fill_holes": self.fill_holes == SWITCH[0]})
 
@@ -284,26 +256,19 @@ class DatabaseFlags(Flags):
     foreground: str = flag("", "label value of class 1, if there are two classes (default: the higher)", "source")
     ignore: str = flag("", "label value, palette index or r,g,b of pixels that are not annotated", "source")
     class_names: str = flag("", "names of the classes in the order of their values, comma-separated", "source")
-    synthetic: int = flag(
-        0, "number of sections to draw and use (no value = 30)", "source", rule=up_to(10_000), **DRAWN
-    )
+    synthetic: int = flag(0, "sections to draw and use (no value = 30)", "source", up_to(10_000), **DRAWN)
     phantom: str = flag("em", "what to draw; rare: nuclei on 2 % of the pixels", "source", choices=PHANTOM)
-    size: int = flag(256, "height and width of a synthetic section [px]", "source", rule=SIZE)
+    size: int = flag(256, "height and width of a synthetic section [px]", "source", between(32, 2**14))
     download: bool = flag(False, "download and use the ISBI 2012 EM stack", "source")
-    url: str = flag(ISBI_URL, "URL of that stack", "source")
+    url: str = flag("", "URL of that stack (default: of downloads.imagej.net)", "source")
 
-    context: int = flag(0, "neighbouring sections per side as extra channels (2.5D)", "source", rule=up_to(64))
+    context: int = flag(0, "neighbouring sections per side as extra channels (2.5D)", "source", up_to(64))
 
-    num_val: int = flag(-1, "number of validation samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
-    num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", rule=at_least(-1))
-    split: str = flag(
-        "contiguous",
-        "contiguous blocks of the stack, random sections, or regions of each image",
-        "split",
-        choices=SPLIT,
-    )
-    fold: str = flag("", "K/N: test the K-th of N parts, validate on the one before it", "split", rule=FOLD)
-    seed: int = flag(0, "seed of the random split and of the synthetic images", "split", rule=SEED)
+    num_val: int = flag(-1, "number of validation samples (-1 = a tenth, at least one)", "split", at_least(-1))
+    num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", at_least(-1))
+    split: str = flag("contiguous", "blocks, random sections, or regions of each image", "split", choices=SPLIT)
+    fold: str = flag("", "K/N: test the K-th of N parts, validate on the one before it", "split", FOLD)
+    seed: int = flag(0, "seed of the random split and of the synthetic images", "split", up_to(2**63 - 1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -349,10 +314,10 @@ class DisplayFlags(Flags):
     dir_result: str = flag("./results", "folder of the test results", "figure")
     scope: str = flag("unet", "name of the experiment, a folder", "figure")
     name_data: str = flag("em", "name of the database, a folder", "figure")
-    num: int = flag(5, "number of images to show, 1 to 40", "figure", rule=between(1, MAX_SHOWN))
+    num: int = flag(5, "number of images to show, 1 to 40", "figure", between(1, MAX_SHOWN))
     overlay: bool = flag(False, "add rows with outlines of label and output, and with errors", "figure")
     worst: bool = flag(False, "show the images with the highest pixel error", "figure")
-    save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure", rule=OUTPUT_NAME)
+    save: str = flag("", "file to write, in any format of matplotlib (default: figure.png)", "figure", OUTPUT_NAME)
     show: bool = flag(False, "also open a window", "figure")
 
 
@@ -414,33 +379,12 @@ def _advice_on(argument: str, table: type[Flags]) -> str:
 
 
 def parse(table: type[Table], argv: list[str] | None, description: str | None) -> Table:
-    """Fill a table of flags from the command line.
-
-    Parameters
-    ----------
-    table : type
-        Dataclass whose fields were made with `flag`.
-    argv : list of str or None
-        Arguments without the program's name; None: those of the process.
-    description : str or None
-        Shown by `--help`.
-
-    Returns
-    -------
-    table
-        An instance.
-
-    Raises
-    ------
-    SystemExit
-        Status 2 after an unknown flag or a value of the wrong type, 0 after `--help`.
-    UserError
-        A value breaks its rule.
-    """
+    """Fill a table of flags from the command line; argparse ends the program with 2 (a wrong flag) or 0 (`--help`)."""
     parser = make_parser(table, description)
-    found, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    typed, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     if unknown:
         named = dict.fromkeys(each.partition("=")[0] for each in unknown if re.match(UNKNOWN_FLAG, each))
         advice = [f"{each}: {_advice_on(each, table)}" for each in named] or ["a value without a flag"]
         parser.error(f"unknown arguments {' '.join(unknown)}: {'; '.join(advice)}")
-    return table(**{name: at_home(value) if name in PATHS else value for name, value in vars(found).items()})
+    values = {item.name: to_value(item, getattr(typed, item.name)) for item in fields(table)}
+    return table(**{name: at_home(value) if name in PATHS else value for name, value in values.items()})

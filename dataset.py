@@ -8,7 +8,7 @@ elastically and changed in contrast, on the device that trains (training/augment
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -26,78 +26,35 @@ SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: to
 
 
 class Patch(TypedDict, total=False):
-    """Window of a sample.
+    """Window of a sample."""
 
-    Attributes
-    ----------
-    input : Tensor
-        (C, H, W) float32, normalised.
-    label : Tensor
-        (H, W) uint8 class indices, `IGNORE` where not annotated; absent without ground truth.
-    distance : Tensor
-        (H, W) float32 border distance [px], if wanted.
-    index, crop : int
-        Number of the sample, and of the crop among those of the sample in the epoch.
-    mean, std : Tensor
-        (C,) mean and standard deviation that the input was normalised by.
-    """
-
-    input: Tensor
-    label: Tensor
-    distance: Tensor
-    index: int
-    crop: int
-    mean: Tensor
-    std: Tensor
+    input: Tensor  # (C, H, W) float32, normalised
+    label: Tensor  # (H, W) uint8 class indices, `IGNORE` where not annotated; absent without ground truth
+    distance: Tensor  # (H, W) float32 border distance [px], if wanted
+    index: Any  # int, number of the sample; in a batch a tensor, as the next one
+    crop: Any  # int, number among the crops of the sample in the epoch
+    mean: Tensor  # (C,) that the input was normalised by
+    std: Tensor  # (C,)
 
 
-class Batch(TypedDict, total=False):
-    """Patches for one step: the entries of `Patch` with a first axis of N patches, and those of the batch.
+class Batch(Patch, total=False):
+    """Patches for one step, with a first axis of N patches; once augmented, the label is int64, or 0 for `IGNORE`."""
 
-    Attributes
-    ----------
-    input, label, distance, index, crop, mean, std : Tensor
-        (N, ...) as in `Patch`; once augmented, the label is int64, and 0 where not annotated.
-    weight : Tensor
-        (N, H, W) float32 weight of each pixel in the loss; 0 where not annotated.
-    loss_scale : float
-        Factor of the batch's loss, so that the mean over the processes is the mean over the images.
-    seed : int
-        Random seed of the dropout.
-    """
-
-    input: Tensor
-    label: Tensor
-    distance: Tensor
-    index: Tensor
-    crop: Tensor
-    mean: Tensor
-    std: Tensor
-    weight: Tensor
-    loss_scale: float
-    seed: int
+    weight: Tensor  # (N, H, W) float32 weight of each pixel in the loss; 0 where not annotated
+    loss_scale: float  # factor of the loss, with which the mean over the processes is that over the images
+    seed: int  # of the dropout
 
 
 @dataclass(frozen=True)
 class Window:
-    """Part of a sample; beyond the image, pixels are reflected.
+    """Part of a sample; beyond the image, pixels are reflected."""
 
-    Attributes
-    ----------
-    index : int
-        Number of the sample.
-    top, left, height, width : int
-        Position and size [px]; may exceed the image.
-    crop : int
-        Number of the crop among those of the sample in the epoch.
-    """
-
-    index: int
-    top: int
+    index: int  # of the sample
+    top: int  # [px], as the following
     left: int
     height: int
     width: int
-    crop: int = 0
+    crop: int = 0  # number among the crops of the sample in the epoch
 
     def is_inside(self, height: int, width: int) -> bool:
         """Whether it lies completely inside an image of this size."""
@@ -107,27 +64,9 @@ class Window:
 class PatchDataset(Dataset[Patch]):
     """Normalised windows of samples, read from `.npy` files.
 
-    Parameters
-    ----------
-    files : list of SampleFile
-        The samples; each is opened once to check its shape and channels.
-    info : DataInfo
-        Channels, classes, mean and standard deviation.
-    labelled : bool
-        Refuse samples without a label.
-    memory : torch.device, optional
-        Cache the samples in the memory of this device, and check their pixels now. None: read each window from disk,
-        and check it then.
-    distances : bool
-        Also read the `SampleFile.distance` of each sample.
-    margin : int
-        How far windows reach beyond the image [px]. Samples are cached with this margin of reflected pixels, unless
-        that would double their memory, so that cutting a window is a plain slice.
-
-    Raises
-    ------
-    UserError
-        A sample is damaged, has other channels or classes, or no label where it needs one.
+    Samples are cached in the memory of a device, and their pixels are checked now; without one, each window is read
+    from the disk, and checked then. A cached sample has a margin [px] of reflected pixels, unless that would double its
+    memory, so that cutting a window is a plain slice.
     """
 
     def __init__(
@@ -135,10 +74,10 @@ class PatchDataset(Dataset[Patch]):
         files: list[SampleFile],
         info: DataInfo,
         *,
-        labelled: bool,
+        labelled: bool,  # refuse samples without a label
         memory: torch.device | None = None,
-        distances: bool = False,
-        margin: int = 0,
+        distances: bool = False,  # also read the border distances
+        margin: int = 0,  # how far windows extend beyond the image [px]
     ) -> None:
         self.files, self.info, self.distances = files, info, distances
         self.memory, self.margin = memory, margin
@@ -193,15 +132,14 @@ class PatchDataset(Dataset[Patch]):
         """Raw pixels of a window, and its class indices and border distance if there are any."""
         file = self.files[window.index]
         image, label = file.open()
-        image = np.array(_cut(image, window))
+        arrays = {"input": np.array(_cut(image, window))}
         if label is not None:
-            label = np.array(_cut(label, window))
+            arrays["label"] = np.array(_cut(label, window))
             if file.label is not None:
-                label = to_indices(label, self.info.class_values, file.label)
-        check_values(file.input, image, label, self.info.num_class, partial=self.info.is_partial)
-        arrays = {"input": image}
-        if label is not None:
-            arrays["label"] = label
+                arrays["label"] = to_indices(arrays["label"], self.info.class_values, file.label)
+        check_values(
+            file.input, arrays["input"], arrays.get("label"), self.info.num_class, partial=self.info.is_partial
+        )
         if self.distances:
             arrays["distance"] = np.array(_cut(file.open_distance(), window))
         return arrays
@@ -219,8 +157,8 @@ class CachedSample(NamedTuple):
         moved = replace(window, top=window.top + self.margin, left=window.left + self.margin)
         if moved.is_inside(height, width):
             return {name: _cut(plane, moved) for name, plane in self.planes.items()}
-        own = np.s_[self.margin : height - self.margin, self.margin : width - self.margin]
-        return {name: _cut(plane[own], window) for name, plane in self.planes.items()}
+        image = np.s_[self.margin : height - self.margin, self.margin : width - self.margin]
+        return {name: _cut(plane[image], window) for name, plane in self.planes.items()}
 
 
 def _cut(array: Array, window: Window) -> Array:
@@ -249,8 +187,6 @@ def _cut_reflected(plane: Tensor, window: Window) -> Tensor:
 def _reflect(index: Array, size: int) -> Array:
     """Indices reflected into [0, size) at the first and last pixel.
 
-    Examples
-    --------
     >>> _reflect(np.arange(-2, 6), 3).tolist()
     [2, 1, 0, 1, 2, 1, 0, 1]
     """
@@ -259,10 +195,7 @@ def _reflect(index: Array, size: int) -> Array:
 
 
 def statistics_of(image: Rows, info: DataInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (C,) that an image (H, W, C) is normalised by.
-
-    float32, or float64 if float32 can't represent the pixels.
-    """
+    """Mean and standard deviation (C,) that normalise an image (H, W, C); float64 if its pixels exceed float32."""
     mean, std = (info.mean, info.std) if info.normalize == "data" else STATISTICS[info.normalize](image)
     dtype = np.float64 if is_wide(image.dtype) else np.float32
     return np.asarray(mean, dtype), np.asarray(std, dtype)

@@ -1,4 +1,4 @@
-"""The device that a network runs on, its precision there, and the process that it belongs to."""
+"""The device that a network runs on, its precision there, and whether torchrun started this process."""
 
 from __future__ import annotations
 
@@ -16,47 +16,27 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # variables
 
 
 def is_worker() -> bool:
-    """Whether this is one of several processes of a run, which torchrun started.
-
-    Raises
-    ------
-    UserError
-        The environment sets only some of the variables by which such processes find each other, or not to numbers.
-    """
-    found = {name: os.environ.get(name, "") for name in (*LAUNCHED, "MASTER_ADDR", "MASTER_PORT")}
+    """Whether this is one of several processes of a run, which torchrun started; refuses a half-set environment."""
     if not any(name in os.environ for name in LAUNCHED):  # an address alone makes no process one of several
         return False
+    values = {name: os.environ.get(name, "") for name in (*LAUNCHED, "MASTER_ADDR", "MASTER_PORT")}
     advice = "start the program with torchrun, or unset them"
-    if missing := [name for name, value in found.items() if not value]:
-        there = ", ".join(f"{name}={value}" for name, value in found.items() if value) or "nothing else"
-        raise UserError(f"the environment sets {there}, but not {', '.join(missing)}: {advice}")
-    numbers = {name: int(value) for name, value in found.items() if value.isascii() and value.isdecimal()}
-    limits = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_WORLD_SIZE", "MASTER_PORT": ""}
-    for name, size in limits.items():
+    if missing := [name for name, value in values.items() if not value]:
+        present = ", ".join(f"{name}={value}" for name, value in values.items() if value) or "nothing else"
+        raise UserError(f"the environment sets {present}, but not {', '.join(missing)}: {advice}")
+    numbers = {name: int(value) for name, value in values.items() if value.isascii() and value.isdecimal()}
+    for name, size in {"RANK": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_WORLD_SIZE", "MASTER_PORT": ""}.items():
         if not 0 <= numbers.get(name, -1) < (numbers.get(size, 0) if size else 2**16):
-            rule = f"a number below {size}={found[size]}" if size else "the number of a port"
-            raise UserError(f"the environment sets {name}={found[name]}, which must be {rule}: {advice}")
+            rule = f"a number below {size}={values[size]}" if size else "the number of a port"
+            raise UserError(f"the environment sets {name}={values[name]}, which must be {rule}: {advice}")
     return True
 
 
 def pick_device(gpu_ids: str) -> torch.device:
-    """Device that the network runs on.
+    """Device that the network runs on: `"-1"` is the CPU, else the first of a comma-separated list of GPU numbers.
 
-    Parameters
-    ----------
-    gpu_ids : str
-        `"-1"` for the CPU, or a comma-separated list of GPU numbers. A process of torchrun takes the entry at its local
-        rank, or if the list is shorter than the number of processes, the GPU with the number of its local rank.
-
-    Returns
-    -------
-    torch.device
-        The GPU, or the CPU with a warning on stderr if there is no such GPU.
-
-    Raises
-    ------
-    UserError
-        As `is_worker`.
+    A process of torchrun gets the entry at its local rank, or if the list is shorter than the number of processes, the
+    GPU with the number of its local rank. Without such a GPU it is the CPU, and a warning is printed.
     """
     import torch
 
@@ -72,19 +52,10 @@ def pick_device(gpu_ids: str) -> torch.device:
 
 
 def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
-    """Data type of mixed precision; weights, normalisation statistics, losses and probabilities stay float32.
+    """Data type for `torch.autocast`, None for float32 throughout.
 
-    Parameters
-    ----------
-    amp : {"auto", "off", "bf16", "fp16"}
-        `auto` is bfloat16 if the device has instructions for it; without them it is slower than float32.
-    device : torch.device
-        Device that the network runs on.
-
-    Returns
-    -------
-    torch.dtype or None
-        For `torch.autocast`; None for float32 throughout.
+    `auto` is bfloat16 if the device has instructions for it; without them it is slower than float32. Weights,
+    normalisation statistics, losses and probabilities stay float32.
     """
     import torch
 
@@ -100,12 +71,7 @@ def pick_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def to_device(net: Network, norm: str, device: torch.device, precision: torch.dtype | None) -> Network:
-    """Network with some normalisation on a device, in the memory order that is fastest there."""
-    return net.to(device, memory_format=memory_format(norm, device, precision))  # type: ignore[call-overload]
-
-
-def memory_format(norm: str, device: torch.device, precision: torch.dtype | None) -> torch.memory_format:
-    """Order of the pixels in memory that a network is fastest with.
+    """Network with some normalisation on a device, in the memory order that is fastest there.
 
     Channels-last, but for instance and group normalisation in float32 or on a CPU, which then spend up to a third of
     their time on copies (`benchmarks/bench_step.py`).
@@ -113,4 +79,5 @@ def memory_format(norm: str, device: torch.device, precision: torch.dtype | None
     import torch
 
     planes = norm in ("inorm", "gnorm") and (precision is None or device.type == "cpu")
-    return torch.contiguous_format if planes else torch.channels_last
+    order = torch.contiguous_format if planes else torch.channels_last
+    return net.to(device, memory_format=order)  # type: ignore[call-overload]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,20 +20,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from device import is_worker
-from files import finish_exchange, reading
+from exchange import finish_exchange, reading
+from signals import ENDING
 from utils import FlagError
 
 Item = TypeVar("Item")
 
 
 def num_gpu(gpu_ids: str) -> int:
-    """Number of GPUs in a comma-separated list, which may be `-1`; all of them must exist, or none.
-
-    Raises
-    ------
-    FlagError
-        Some exist, and others do not.
-    """
+    """Number of GPUs in a comma-separated list, which may be `-1`; all of them must exist, or none."""
     numbers = [int(number) for number in gpu_ids.split(",")]
     missing = [number for number in numbers if not 0 <= number < torch.cuda.device_count()]
     if missing and len(missing) < len(numbers):
@@ -43,79 +37,41 @@ def num_gpu(gpu_ids: str) -> int:
     return len(numbers) - len(missing)
 
 
-def restarts() -> int:
-    """How often torchrun has restarted this run after a process died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-def run_id() -> str:
-    """Unique name of a run of torchrun, which stays the same after a restart; empty without torchrun.
-
-    torchrun's own name is "none" for all runs unless the user sets one, who may use it again. So the launcher's process
-    number and start time are added.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ""
-    launcher = os.getppid()
-    try:
-        started = Path(f"/proc/{launcher}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):  # not Linux
-        started = ""
-    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {launcher} {started}"
+def is_restarted() -> bool:
+    """Whether torchrun has started this run again after a process died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def launch(num_process: int, argv: list[str]) -> int:
-    """Run this program in several processes on this machine, and wait for them.
+    """Run a program and its arguments in several processes on this machine, and wait for them.
 
-    Parameters
-    ----------
-    num_process : int
-        Number of processes.
-    argv : list of str
-        The program and its arguments.
-
-    Returns
-    -------
-    int
-        0, 1 if a process failed, or 128 plus the number of the signal that ended them.
+    Returns 0, 1 if a process failed, or 128 plus the number of the signal that ended them.
     """
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_process}"]
-    got = 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_process}"]
+    received: list[int] = []
     process: subprocess.Popen | None = None
 
     def note(signum: int, _frame: object) -> None:
-        nonlocal got
-        got = got or signum
+        received.append(signum)
         if process and signum != signal.SIGINT:  # Ctrl-C reaches the launcher too, which lets the processes save
             process.send_signal(signum)
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signum = getattr(signal, name, None)  # Windows has no SIGHUP
-        if signum and signal.getsignal(signum) != signal.SIG_IGN:
+    for signum in (signal.SIGINT, *ENDING):
+        if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, note)
-    if not got:
-        process = subprocess.Popen([*run, *argv])
+    if not received:
+        process = subprocess.Popen([*torchrun, *argv])
     status = int(process is not None and process.wait() != 0)
-    return 128 + got if got else status
+    return 128 + received[0] if received else status
 
 
 @dataclass(frozen=True)
 class World:
-    """Processes of a run, and which of them this one is.
+    """Processes of a run, and which of them this one is."""
 
-    Attributes
-    ----------
-    rank : int
-        Number of this process, from 0.
-    size : int
-        Number of processes.
-    launcher : int
-        Process id of the torchrun that started this process; 0: without torchrun.
-    """
-
-    rank: int = 0
-    size: int = 1
-    launcher: int = 0
+    rank: int = 0  # number of this process, from 0
+    size: int = 1  # number of processes
+    launcher: int = 0  # process id of the torchrun that started this process; 0: without torchrun
 
     @property
     def is_main(self) -> bool:
@@ -181,15 +137,7 @@ class World:
 
 @contextmanager
 def joined(device: torch.device, timeout: float) -> Iterator[World]:
-    """Connect to the other processes that torchrun started, if there are any.
-
-    Parameters
-    ----------
-    device : torch.device
-        Device of this process.
-    timeout : float
-        How long to wait for another process before giving up [s].
-    """
+    """Connect to the other processes that torchrun started, if there are any; waits at most `timeout` [s] for each."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not is_worker():

@@ -1,4 +1,4 @@
-"""What makes a table of flags a command line: kinds of values, their rules, and the parser. Imports no torch."""
+"""What makes a table of flags a command line: types of values, their rules, and the parser. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
-from utils import FlagError, check_name, printable
+from utils import FlagError, printable
 
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
 FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
+
+
+def check_name(flag: str, name: str) -> None:
+    """Refuse a text that is not the name of a single folder."""
+    if name.strip() in ("", ".", "..") or re.search(r"[/\\]", name) or not name.isprintable():
+        rule = r"it must not be empty, '.' or '..', nor hold '/', '\' or control characters"
+        raise FlagError(f"{flag} {name!r} is not a folder name: {rule}: choose another")
 
 
 def at_least(least: int) -> Rule:
@@ -79,27 +86,23 @@ MIN_FOLD = 3  # training, validation and test
 
 
 def fold_numbers(value: str) -> tuple[int, int]:
-    """K and N of a text `K/N`; (0, 0) for any other text.
+    """K and N of a text `K/N` with K from 1 to N and N at least 3; (0, 0) for any other text.
 
     Examples
     --------
-    >>> fold_numbers("2/5"), fold_numbers("2"), fold_numbers("")
-    ((2, 5), (0, 0), (0, 0))
+    >>> fold_numbers("2/5"), fold_numbers("6/5"), fold_numbers("2"), fold_numbers("")
+    ((2, 5), (0, 0), (0, 0), (0, 0))
     """
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value.strip())
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value.strip())
+    number, total = (int(match[1]), int(match[2])) if match else (0, 0)
+    return (number, total) if total >= MIN_FOLD and 1 <= number <= total else (0, 0)
 
 
-def is_fold(value: str) -> bool:
-    """Whether a text is empty, or `K/N` with K from 1 to N and N at least 3."""
-    number, total = fold_numbers(value)
-    return not value or (total >= MIN_FOLD and 1 <= number <= total)
-
-
-FOLD: Rule = (is_fold, f"must be K/N with K from 1 to N, and N at least {MIN_FOLD}")
+FOLD: Rule = (
+    lambda value: not value or fold_numbers(value) != (0, 0),
+    f"must be K/N with K from 1 to N, and N at least {MIN_FOLD}",
+)
 DRAWN: dict[str, Any] = {"nargs": "?", "const": 30, "metavar": "N"}
-SIZE: Rule = (lambda value: 32 <= value <= 2**14, f"must lie in [32, {2**14}]")
-SEED: Rule = up_to(2**63 - 1)
 NUMBER: dict[str, Any] = {"type": float, "metavar": "FLOAT"}
 BEST = "best"  # the epoch with the best validation score
 
@@ -120,31 +123,17 @@ def epoch_number(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {BEST}") from None
 
 
-EPOCH: dict[str, Any] = {"type": epoch_number, "metavar": f"N|{BEST}"}
-EPOCH["rule"] = (
+EPOCH_RULE: Rule = (
     lambda value: value == BEST or (not isinstance(value, str) and 0 <= value <= COUNT),
     f"must be {BEST}, or lie in [0, {COUNT}]",
 )
+EPOCH: dict[str, Any] = {"type": epoch_number, "metavar": f"N|{BEST}", "rule": EPOCH_RULE}
 
 
-def flag(default: Any, help: str, group: str, *, choices: tuple = (), rule: Rule | None = None, **extra: Any) -> Any:
-    """One line of a table of flags: a dataclass field that also becomes a command-line flag.
-
-    Parameters
-    ----------
-    default : str, int, float, bool or None
-        Its type is the type of the flag; a bool is typed as `on` or `off`. For None, give `type` in `extra`.
-    help : str
-        Shown by `--help`, followed by the default.
-    group : str
-        Heading in `--help`.
-    choices : tuple
-        Allowed values.
-    rule : (callable, str)
-        Test that a value must pass, and how messages state it.
-    **extra
-        Further arguments of `argparse.add_argument`; `alias` is a second name.
-    """
+def flag(default: Any, help: str, group: str, rule: Rule | None = None, *, choices: tuple = (), **extra: Any) -> Any:
+    """One line of a table of flags: a dataclass field that also becomes a command-line flag."""
+    # The type is that of the default; a bool is typed as `on` or `off`; for None, give `type` in `extra`, which goes to
+    # `argparse.add_argument`. A rule is a test that a value must pass, and how messages state it.
     return field(default=default, metadata={"help": help, "group": group, "choices": choices, "rule": rule, **extra})
 
 
@@ -170,15 +159,16 @@ class Flags:
 
     def given(self, *names: str) -> str:
         """Those of the named flags that don't have their default value, as typed; of many values the first ones."""
-        typed = self.as_typed()
-        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
-        values = {f"--{name}": typed[f"--{name}"] for name in changed if name in names}
-        shown = {k: " ".join(v[:3]) + " ..." * (len(v) > 3) if isinstance(v, tuple) else v for k, v in values.items()}
-        return " ".join(f"{name} {value}" for name, value in shown.items())
+        defaults = {item.name: item.default for item in fields(self) if item.name in names}
+        typed = as_typed({name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]})
+        for name, value in typed.items():
+            if isinstance(value, tuple):
+                typed[name] = " ".join(value[:3]) + (" ..." if len(value) > 3 else "")
+        return " ".join(f"{name} {value}" for name, value in typed.items())
 
     def as_typed(self) -> dict[str, Any]:
         """Flags and values as typed on the command line."""
-        return as_typed({item.name: getattr(self, item.name) for item in fields(self)})
+        return as_typed(vars(self))
 
 
 def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,6 +205,15 @@ def make_parser(table: type[Flags], description: str | None) -> argparse.Argumen
     return parser
 
 
+def to_value(item: Field, typed: Any) -> Any:
+    """Value of a flag from what argparse has read: a switch as a bool, and several texts as a tuple."""
+    if isinstance(item.default, bool):
+        return typed in (True, SWITCH[0])
+    if isinstance(typed, list):  # such as a pattern expanded by the shell
+        return typed[0] if len(typed) == 1 else tuple(typed)
+    return typed
+
+
 def at_home(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """Path, or several, in which `~` at the beginning is the home folder; shells leave it as it is after `=`."""
     paths = [value] if isinstance(value, str) else value
@@ -224,30 +223,13 @@ def at_home(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 def _add(group: argparse._ArgumentGroup, name: str, default: Any, rules: dict[str, Any]) -> None:
     """Add one flag to the parser."""
-    assert default is not MISSING
     names = [f"--{option}" for option in (name, rules.pop("alias", None)) if option]
     choices = rules.pop("choices") or (SWITCH if isinstance(default, bool) else None)
-    shown = SWITCH[not default] if isinstance(default, bool) else default
-    help = rules["help"] if shown in ("", None) else f"{rules['help']} (default: {shown})"
+    text = SWITCH[not default] if isinstance(default, bool) else default
+    help = rules["help"] if text in ("", None) else f"{rules['help']} (default: {text})"
     kind: dict[str, Any] = {"choices": choices, "type": type(default)}
     kind["metavar"] = None if choices else type(default).__name__.upper()
     if isinstance(default, bool):
-        kind |= {"type": str, "action": _Switch, "nargs": "?", "const": SWITCH[0]}
-    if rules.get("nargs") == "+":
-        kind |= {"action": _Several}
+        kind |= {"type": str, "nargs": "?", "const": SWITCH[0]}
     extra = {key: value for key, value in rules.items() if key not in ("help", "group", "rule")}
     group.add_argument(*names, dest=name, default=default, help=help.replace("%", "%%"), **kind | extra)
-
-
-class _Switch(argparse.Action):
-    """Stores `on` as True and `off` as False."""
-
-    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: Any = None) -> None:
-        setattr(namespace, self.dest, value == "on")
-
-
-class _Several(argparse.Action):
-    """Stores one value as a string, and several (a pattern expanded by the shell) as a tuple."""
-
-    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))

@@ -10,17 +10,7 @@ from torch import Tensor
 
 
 def rename_legacy(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of pytorch-UNET's network under this network's names.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Its keys may carry the prefix `module.` of DataParallel or `_orig_mod.` of torch.compile.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The same tensors, in the same order.
+    """State of pytorch-UNET's network under this network's names; `DataParallel` and `torch.compile` add a prefix.
 
     Examples
     --------
@@ -46,18 +36,7 @@ def rename_legacy(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_legacy(saved: dict[str, dict]) -> dict[str, Any]:
-    """Checkpoint of pytorch-UNET in the layout of this program.
-
-    Parameters
-    ----------
-    saved : dict
-        `netG` and `optimG`, with norm `bnorm` or `inorm`, the two that pytorch-UNET has.
-
-    Returns
-    -------
-    dict
-        `net`, `optim`, `arch` (arguments of the `UNet`), an empty `config`, and `whole`.
-    """
+    """Checkpoint of pytorch-UNET in the layout of this program; its norms are `bnorm` and `inorm`."""
     net = rename_legacy(saved["netG"])
     first = net["encoders.0.0.conv.weight"]
     norm = "bnorm" if "encoders.0.0.norm.running_mean" in net else "inorm"

@@ -9,12 +9,13 @@ python main.py --mode predict --name_data em --input new.tif --output segmented.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from config import Config, parse
 from device import is_worker, pick_device
-from utils import memory_advice, program
+from utils import UserError, is_out_of_memory, program
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     run, advice = MODES[config.mode]
     with memory_advice(advice), distributed.joined(device, config.dist_timeout) as world:
         return run(config, device, world)
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn an out-of-memory error into a `UserError` with advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise UserError(f"out of memory: {advice}") from error
+        raise
 
 
 def _train(config: Config, device: torch.device, world: World) -> int:

@@ -67,44 +67,24 @@ class Architecture(TypedDict, total=False):
 class UNet(nn.Module):
     """U-Net of pytorch-UNET: Ronneberger, Fischer and Brox 2015, with normalisation and average pooling.
 
-    Parameters
-    ----------
-    nch_in, nch_out : int
-        Channels of the input and of the logits.
-    nch_ker : int
-        Channels of the first level; each level down has twice as many.
-    norm : {"bnorm", "inorm", "gnorm", "none"}
-        Normalisation after each convolution.
-    pool : {"avg", "max"}
-        2x2 pooling between the levels; the paper uses `max`.
-    dropout : float
-        Dropout probability at the bottom of the network in training, as in the paper. Not in `arguments`, since the
-        weights fit any.
-    num_level : int
-        Poolings on the way down, and decoders on the way up.
-
-    Notes
-    -----
     `forward` takes (N, nch_in, H, W) floats of any height and width and returns (N, nch_out, H, W) logits.
     An image whose sides are not multiples of `stride` is padded at the bottom and right by reflection, and the logits
     are cropped. Parameters are registered in the order of the original network, so that its optimiser's state fits.
     Source: arXiv 1505.04597, figure 1.
 
-    Examples
-    --------
     >>> UNet(1, 1, nch_ker=2)(torch.zeros(2, 1, 33, 48)).shape
     torch.Size([2, 1, 33, 48])
     """
 
     def __init__(
         self,
-        nch_in: int,
-        nch_out: int,
-        nch_ker: int = 64,
-        norm: str = "bnorm",
-        pool: str = "avg",
-        dropout: float = 0.0,
-        num_level: int = NUM_LEVEL,
+        nch_in: int,  # channels of the input
+        nch_out: int,  # channels of the logits
+        nch_ker: int = 64,  # channels of the first level; each level down has twice as many
+        norm: str = "bnorm",  # after each convolution
+        pool: str = "avg",  # 2x2, between the levels; the paper uses `max`
+        dropout: float = 0.0,  # at the bottom in training, as in the paper; the weights fit any
+        num_level: int = NUM_LEVEL,  # poolings on the way down, and decoders on the way up
     ) -> None:
         super().__init__()
         self.num_level = num_level
@@ -150,8 +130,6 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     Padded by reflection, or by repeating the last row or column where the padding is as wide as the image. A side is at
     least twice that number, since instance normalisation needs two pixels at the bottom of the network.
 
-    Examples
-    --------
     >>> pad_to_multiple(torch.zeros(1, 1, 33, 64), 16).shape
     torch.Size([1, 1, 48, 64])
     """
@@ -179,18 +157,7 @@ def init_weights(net: nn.Module, init: str, seed: int) -> None:
 
 
 def class_probability(logits: Tensor) -> Tensor:
-    """Probability of each class.
-
-    Parameters
-    ----------
-    logits : Tensor
-        (N, 1, H, W) of class 1, or (N, K, H, W).
-
-    Returns
-    -------
-    Tensor
-        (N, K, H, W) in [0, 1]; K is 2 for logits of one channel.
-    """
+    """Probability (N, K, H, W) of each class, given logits (N, K, H, W), or (N, 1, H, W) of class 1 of two."""
     if logits.shape[1] > 1:
         return logits.softmax(dim=1)
     return torch.cat([-logits, logits], dim=1).sigmoid()  # 1 - sigmoid would round small probabilities to 0

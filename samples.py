@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import finish_exchange
+from exchange import finish_exchange
 from images.statistics import LARGEST
 from utils import UserError, folder_hint, natural_key
 
@@ -23,30 +23,15 @@ OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names wit
 IGNORE = 255  # class index of pixels that are not annotated
 PAUSES = (0.1, 0.4, 1.5, 3.0)  # [s] after which a file that can't be read is tried again
 # errors of a file whose network folder may be back in a moment
-TRANSIENT = {
-    errno.ENOENT,
-    errno.ESTALE,
-    errno.EIO,
-    errno.ENOTCONN,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ETIMEDOUT,
-}
+TRANSIENT = {errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN}
+TRANSIENT |= {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
 
 
 class SampleFile(NamedTuple):
-    """Files of a sample: one structured `.npy`, or pytorch-UNET's pair `input_000.npy`, `label_000.npy`.
+    """Files of a sample: one structured `.npy`, or pytorch-UNET's pair `input_000.npy`, `label_000.npy`."""
 
-    Attributes
-    ----------
-    input : Path
-        The file with the image.
-    label : Path or None
-        The file with the label in the pair layout.
-    """
-
-    input: Path
-    label: Path | None = None
+    input: Path  # with the image
+    label: Path | None = None  # in the pair layout
 
     @property
     def num_byte(self) -> int:
@@ -56,50 +41,36 @@ class SampleFile(NamedTuple):
     @property
     def distance(self) -> Path:
         """File next to the sample that caches the border distance for the weight map."""
-        path = self.earlier_distance
+        path = self.input.with_suffix(DISTANCE)
         return path if self.label is None else path.with_name(OF_PAIR + path.name)
-
-    @property
-    def earlier_distance(self) -> Path:
-        """That file as earlier versions named it, which pytorch-UNET takes for an input of its layout."""
-        return self.input.with_suffix(DISTANCE)
 
     def open(self, class_values: list | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Image (H, W, C) and class indices (H, W), memory-mapped.
 
-        Parameters
-        ----------
-        class_values : list of int, optional
-            Label value of each class, to convert the label values of the pair layout; None: don't convert.
-
-        Raises
-        ------
-        UserError
-            A file is not a sample: it has pickled objects, is truncated, or has the wrong shape.
+        The label values of the pair layout are converted, given the value of each class; else they are returned.
         """
         array = map_npy(self.input)
+        label = None
         if array.dtype.names:
             if "input" not in array.dtype.names or array.ndim != 2:
                 raise UserError(f"{self.input}: must be (H, W) with the field 'input': make the database again")
-            image = array["input"] if array["input"].ndim == 3 else array["input"][..., None]
-            label = array["label"] if "label" in array.dtype.names else None
+            image, label = array["input"], array["label"] if "label" in array.dtype.names else None
         else:
-            image = array if array.ndim == 3 else array[..., None]
-            label = None
+            image = array
             if self.label is not None:
-                label = _squeeze(map_npy(self.label))
+                label = map_npy(self.label)
+                label = label[..., 0] if label.ndim == 3 and label.shape[-1] == 1 else label
                 label = label if class_values is None else to_indices(label, class_values, self.label)
-        _check_shapes(self.input, image, label)
+        image = image if image.ndim == 3 else image[..., None]
+        if image.ndim != 3 or 0 in image.shape or image.dtype.kind not in "uifb":
+            raise UserError(f"{self.input}: input has shape {image.shape} of {image.dtype}, must be (H, W, C) numbers")
+        if label is not None and label.shape != image.shape[:2]:
+            what = f"label has shape {label.shape}, the input {image.shape[:2]}"
+            raise UserError(f"{self.input}: {what}: they must agree")
         return image, label
 
     def open_distance(self) -> np.ndarray:
-        """Border distance (H, W) [px] for the weight map, memory-mapped.
-
-        Raises
-        ------
-        UserError
-            The file is missing, or belongs to another sample.
-        """
+        """Border distance (H, W) [px] for the weight map, memory-mapped."""
         distance, shape = map_npy(self.distance), self.open()[0].shape[:2]
         if distance.shape != shape or distance.dtype != np.float16:
             what = f"{distance.dtype} of shape {distance.shape}, must be float16 of shape {shape}"
@@ -121,7 +92,7 @@ def map_npy(path: Path) -> np.ndarray:
 
 
 def _open_patiently(path: Path) -> np.ndarray:
-    """Open a `.npy`, a few times if the system can't read it; its files are listed, so it was there a moment ago."""
+    """Open a `.npy`, a few times if the system can't read it; it was listed, so it was there a moment ago."""
     for pause in PAUSES:
         try:
             return np.lib.format.open_memmap(path, mode="r")
@@ -132,37 +103,20 @@ def _open_patiently(path: Path) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="r")
 
 
-def _squeeze(label: np.ndarray) -> np.ndarray:
-    return label[..., 0] if label.ndim == 3 and label.shape[-1] == 1 else label
-
-
 def to_indices(label: np.ndarray, class_values: list, path: Path) -> np.ndarray:
     """Class index of each label value."""
     values, order = np.asarray(class_values), np.argsort(class_values)
-    places = np.searchsorted(values, label, sorter=order)
-    indices = order[np.minimum(places, len(class_values) - 1)]
+    positions = np.searchsorted(values, label, sorter=order)
+    indices = order[np.minimum(positions, len(class_values) - 1)]
     if not np.array_equal(values[indices], label):
         raise UserError(f"{path}: holds label values beyond {class_values}: make the database again")
     return indices.astype(np.uint8)
 
 
-def _check_shapes(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:
-    if image.ndim != 3 or 0 in image.shape or image.dtype.kind not in "uifb":
-        raise UserError(f"{path}: input has shape {image.shape} of {image.dtype}, must be (H, W, C) numbers")
-    if label is not None and label.shape != image.shape[:2]:
-        raise UserError(f"{path}: label has shape {label.shape}, the input {image.shape[:2]}: they must agree")
-
-
 def check_values(
     path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int, *, partial: bool = False
 ) -> None:
-    """Check that a sample can be trained on; pixels of a partial label may be `IGNORE`.
-
-    Raises
-    ------
-    UserError
-        The input holds NaN or infinity, or the label anything but class indices.
-    """
+    """Refuse NaN, infinity and huge numbers in an input, and in a label all but class indices (or `IGNORE`)."""
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise UserError(f"{path}: the input holds NaN or infinity: repair that image and make the database again")
     if image.dtype.kind == "f" and image.dtype.itemsize > 4 and np.abs(image).max() > LARGEST:
@@ -175,17 +129,7 @@ def check_values(
 
 
 def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:
-    """Write one sample.
-
-    Parameters
-    ----------
-    path : Path
-        The `.npy` file.
-    image : ndarray
-        (H, W, C) of any integer or float type.
-    label : ndarray of uint8 or None
-        (H, W) class indices.
-    """
+    """Write a sample: an image (H, W, C) of any integer or float type, and class indices (H, W) of uint8."""
     dtype = [("input", image.dtype.newbyteorder("="), image.shape[2:])]
     sample = np.empty(image.shape[:2], dtype if label is None else [*dtype, ("label", np.uint8)])
     sample["input"] = image
@@ -200,13 +144,7 @@ def is_database(folder: Path) -> bool:
 
 
 def list_samples(folder: Path) -> list[SampleFile]:
-    """Samples of one split, ordered by number; pytorch-UNET's pair layout is found too.
-
-    Raises
-    ------
-    UserError
-        The folder is missing or contains no sample, or only some inputs of the pair layout have a label.
-    """
+    """Samples of one split, ordered by number; also those of pytorch-UNET's pair layout."""
     finish_exchange(folder.parent, ENTRIES)
     files = folder.glob("*.npy") if folder.is_dir() else []
     names = sorted((file.name for file in files if not file.name.endswith(DISTANCE)), key=natural_key)

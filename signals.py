@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 SIGPIPE = 13  # signal.SIGPIPE does not exist on Windows
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 
 
 class Stopped(KeyboardInterrupt):
@@ -30,8 +31,7 @@ def raise_signals() -> Iterator[None]:
     def stop(signum: int, _frame: object) -> None:
         raise Stopped(signum)
 
-    found = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has no SIGHUP
-    unhandled = [signum for signum in found if signum and signal.getsignal(signum) == signal.SIG_DFL]
+    unhandled = [signum for signum in ENDING if signal.getsignal(signum) == signal.SIG_DFL]
     if "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
         unhandled = []  # Python allows handlers in the main thread only
     for signum in unhandled:
@@ -63,13 +63,10 @@ class StopRequest:
         return self.signum != 0
 
     def __enter__(self) -> StopRequest:
-        closed = getattr(signal, "SIGHUP", None)  # Windows has none
-        hangup = [closed] if closed and signal.getsignal(closed) != signal.SIG_IGN else []
-        for signum in (signal.SIGINT, signal.SIGTERM, *hangup):
-            try:
+        if threading.current_thread() is threading.main_thread():
+            hangup = [signum for signum in ENDING[1:] if signal.getsignal(signum) != signal.SIG_IGN]
+            for signum in (signal.SIGINT, signal.SIGTERM, *hangup):
                 self._old[signum] = signal.signal(signum, self._note)
-            except ValueError:
-                break
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,26 +1,20 @@
-"""Used by all other files: errors for users, messages, names, signals and devices."""
+"""Used by all other files: errors for users, the door of a program, messages and names."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 from signals import SIGPIPE, Stopped, mute, raise_signals
-
-if TYPE_CHECKING:
-    import torch
-
-Network = TypeVar("Network", bound="torch.nn.Module")
 
 ALIKE = 0.6  # least likeness of two names, 1 for equal ones, to take one for the other misspelled
 MOST_NAMED = 5  # names that a message lists
@@ -46,21 +40,12 @@ class DivergenceError(UserError):
 def program(main: Callable[..., int | None]) -> Callable[..., int]:
     """Decorate `main(argv)`: errors meant for the user become one line on stderr and an exit status.
 
-    Parameters
-    ----------
-    main : callable
-        Takes the arguments without the program's name (None: those of the process).
-
-    Returns
-    -------
-    callable
-        Returns 0, the status of the `UserError` (1, or 2 for a flag), or 128 plus the number of the signal that ended
-        it, 130 after Ctrl-C.
+    The status is 0, that of the `UserError` (1, or 2 for a flag), or 128 plus the number of the signal that ended the
+    program, 130 after Ctrl-C.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
-        """Run the program."""
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would call its maker; read when it is imported
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", OMP_SPIN_COUNT)  # read when torch is imported
@@ -68,7 +53,10 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
             with raise_signals():
                 return main(argv) or 0
         except UserError as error:
-            message, status = f"error: {_last_line(str(error))}", error.status
+            text, status = str(error), error.status
+            if "Original Traceback" in text:  # from a loader process
+                text = text.strip().splitlines()[-1].partition(": ")[2]
+            message = f"error: {text}"
         except BrokenPipeError:
             mute()
             return 128 + SIGPIPE
@@ -82,41 +70,6 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
         return status
 
     return run
-
-
-def printable(text: str) -> str:
-    r"""Text on one line without control characters, which could steer a terminal; they become `\x1b` and the like.
-
-    Examples
-    --------
-    >>> print(printable("a\x1b[31m.png"))
-    a\x1b[31m.png
-    """
-    control = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-    return re.sub(control, lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def echo(text: str, file: TextIO | None = None) -> None:
-    """Print lines and flush; control characters in them are escaped.
-
-    Parameters
-    ----------
-    text : str
-        One or more lines.
-    file : file, optional
-        Default: stdout.
-    """
-    file = file or sys.stdout
-    encoding = file.encoding or "utf-8"
-    text = "\n".join(map(printable, text.split("\n"))).encode(encoding, "backslashreplace").decode(encoding)
-    print(text, file=file, flush=True)
-
-
-def _last_line(message: str) -> str:
-    """Message of an error, without the traceback that an error in a loader process carries."""
-    if "Original Traceback" in message:
-        return message.strip().splitlines()[-1].partition(": ")[2]
-    return message
 
 
 def _explain(error: Exception) -> str:
@@ -138,50 +91,48 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
-def release_memory() -> None:
-    """Give freed memory back to the system, which glibc does not do by itself for pieces below some megabytes."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
-
-
-@contextmanager
-def memory_advice(advice: str) -> Iterator[None]:
-    """Turn an out-of-memory error into a `UserError` with advice.
-
-    Raises
-    ------
-    UserError
-        The memory does not suffice.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise UserError(f"out of memory: {advice}") from error
-        raise
-
-
 def check_module(name: str, purpose: str) -> None:
-    """Refuse an action whose package is not installed.
-
-    Raises
-    ------
-    UserError
-        The package is missing; the message says how to install it.
-    """
+    """Refuse an action whose package is not installed."""
     try:
         importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"{purpose} needs the package {name}: pip install -r requirements-extra.txt") from error
 
 
+def printable(text: str) -> str:
+    r"""Text on one line without control characters, which could steer a terminal; they become `\x1b` and the like.
+
+    >>> print(printable("a\x1b[31m.png"))
+    a\x1b[31m.png
+    """
+    control = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(control, lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def echo(text: str, file: TextIO | None = None) -> None:
+    """Print lines to stdout or another file and flush; control characters in them are escaped."""
+    file = file or sys.stdout
+    encoding = file.encoding or "utf-8"
+    text = "\n".join(map(printable, text.split("\n"))).encode(encoding, "backslashreplace").decode(encoding)
+    print(text, file=file, flush=True)
+
+
+def csv_cell(value: Any) -> Any:
+    r"""Cell of a CSV table; a text that a spreadsheet would compute gets an apostrophe in front, numbers do not.
+
+    Source: OWASP, CSV injection. Tabs and line breaks are escaped; the last four characters are `=+-@` in full width.
+
+    >>> [csv_cell(value) for value in ("=1+1", "-cell", "@a", "cell", "\t=1", "-1.5", "-1e-05", -2)]
+    ["'=1+1", "'-cell", "'@a", 'cell', '\\t=1', '-1.5', '-1e-05', -2]
+    """
+    text = printable(value) if isinstance(value, str) else ""
+    is_number = re.fullmatch(r"[+-][0-9]+(\.[0-9]+)?(e[+-][0-9]+)?", text)
+    return f"'{text}" if text.startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) and not is_number else text or value
+
+
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that orders the numbers in names by value.
 
-    Examples
-    --------
     >>> sorted(["10.npy", "9.npy", "a2", "a10"], key=natural_key)
     ['9.npy', '10.npy', 'a2', 'a10']
     """
@@ -191,14 +142,11 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 def nearest(name: str, names: Iterable[str]) -> str:
     """The name most like another one, whatever the case and the order of its words; empty if none is like it.
 
-    Examples
-    --------
     >>> nearest("EM", ["em", "nuclei"]), nearest("data-dir", ["dir_data", "dir_log"]), nearest("cells", ["em"])
     ('em', 'dir_data', '')
     """
 
     def likeness(other: str) -> float:
-        """Likeness of a name to the one sought, from 0 to 1."""
         pairs = [(text(name), text(other)) for text in (str.casefold, _sorted_words)]
         return max(SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in pairs)
 
@@ -213,8 +161,6 @@ def _sorted_words(name: str) -> str:
 def name_hint(name: str, names: Iterable[str]) -> str:
     """Beginning of the advice about an unknown name: the one that may be meant; empty if none is like it.
 
-    Examples
-    --------
     >>> name_hint("gpf", ["DAPI", "GFP"]), name_hint("red", ["DAPI", "GFP"])
     ('did you mean GFP? Else ', '')
     """
@@ -223,47 +169,17 @@ def name_hint(name: str, names: Iterable[str]) -> str:
 
 
 def folder_hint(folder: Path, flags: tuple[str, ...], is_one: Callable[[Path], bool]) -> str:
-    """Beginning of the advice about a folder that is not there, whose last parts are given by flags.
+    """Beginning of the advice about a missing folder whose last parts are the values of flags.
 
-    It names the folder beside it that may be meant, of those that are one; if none is like it, the first of them.
+    It names the adjacent folder that may be meant, of those for which `is_one`; if none is like it, the first of them.
     """
     parts = folder.parts[-len(flags) :]
     with suppress(OSError, IndexError):  # a folder that can't be listed; a path without parents
         others = sorted(folder.parents[len(flags) - 1].glob("/".join("*" * len(flags))), key=str)
-        found = {"/".join(other.parts[-len(flags) :]): other for other in others if other != folder and is_one(other)}
-        if best := nearest("/".join(parts), found):
-            meant = zip(flags, found[best].parts[-len(flags) :], parts, strict=True)
-            return (
-                f"did you mean {' '.join(f'{flag} {there}' for flag, there, given in meant if there != given)}? Else "
-            )
-        more = ", ..." if len(found) > MOST_NAMED else ""
-        return f"there is {', '.join(list(found)[:MOST_NAMED])}{more}: " if found else ""
+        names = ["/".join(other.parts[-len(flags) :]) for other in others if other != folder and is_one(other)]
+        if best := nearest("/".join(parts), names):
+            values = zip(flags, best.split("/"), parts, strict=True)
+            return f"did you mean {' '.join(f'{flag} {value}' for flag, value, old in values if value != old)}? Else "
+        more = ", ..." if len(names) > MOST_NAMED else ""
+        return f"there is {', '.join(names[:MOST_NAMED])}{more}: " if names else ""
     return ""
-
-
-def csv_cell(value: Any) -> Any:
-    r"""Cell of a CSV table; a text that a spreadsheet would compute gets an apostrophe in front, numbers do not.
-
-    Source: OWASP, CSV injection. Tabs and line breaks are escaped; the last four characters are `=+-@` in full width.
-
-    Examples
-    --------
-    >>> [csv_cell(value) for value in ("=1+1", "-cell", "@a", "cell", "\t=1", "-1.5", "-1e-05", -2)]
-    ["'=1+1", "'-cell", "'@a", 'cell', '\\t=1', '-1.5', '-1e-05', -2]
-    """
-    text = printable(value) if isinstance(value, str) else ""
-    is_number = re.fullmatch(r"[+-][0-9]+(\.[0-9]+)?(e[+-][0-9]+)?", text)
-    return f"'{text}" if text.startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) and not is_number else text or value
-
-
-def check_name(flag: str, name: str) -> None:
-    """Refuse a text that is not the name of a single folder.
-
-    Raises
-    ------
-    FlagError
-        The name is empty, `.` or `..`, or contains a separator or a control character.
-    """
-    if name.strip() in ("", ".", "..") or re.search(r"[/\\]", name) or not name.isprintable():
-        rule = r"it must not be empty, '.' or '..', nor hold '/', '\' or control characters"
-        raise FlagError(f"{flag} {name!r} is not a folder name: {rule}: choose another")

@@ -33,7 +33,8 @@ from description import describe, load_info
 from samples import list_samples, write_sample
 from sources.phantom import em_stack
 from training.augment import Augmentation
-from training.loader import LoaderOptions, patch_loader
+from training.loader import patch_loader
+from training.sampler import BatchSettings
 
 CROP, BATCH = 256, 4
 
@@ -48,8 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = make_database(Path(folder), num)
         rates = {
-            "memory": rate(database, LoaderOptions(in_memory=True), 96, args.repeats),
-            **{f"streamed_{n}": rate(database, LoaderOptions(False, n), 200, args.repeats) for n in (0, 1, 2)},
+            "memory": rate(database, torch.device("cpu"), 0, 96, args.repeats),
+            **{f"streamed_{n}": rate(database, None, n, 200, args.repeats) for n in (0, 1, 2)},
         }
         memory = training_memory(Path(folder), num_epoch=3)
     facts = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "samples": num}
@@ -71,14 +72,14 @@ def make_database(folder: Path, num: int) -> Path:
     return database
 
 
-def rate(database: Path, options: LoaderOptions, num: int, repeats: int) -> float:
+def rate(database: Path, memory: torch.device | None, num_workers: int, num: int, repeats: int) -> float:
     """Samples per second, read and collated, with the margin of the augmentation."""
     info = load_info(database)
     augment = Augmentation((CROP, CROP), info.num_class, elastic=Config().elastic)
-    memory = torch.device("cpu") if options.in_memory else None
     files = list_samples(database / "train")[:num]
     data = PatchDataset(files, info, labelled=True, memory=memory, margin=augment.margin)
-    loader = patch_loader(data, augment.crop, BATCH, 0, options)
+    settings = BatchSettings(augment.crop, BATCH, seed=0)
+    loader = patch_loader(data, settings, torch.device("cpu"), num_workers=num_workers)
     seconds = []
     for epoch in range(repeats + 1):
         loader.batch_sampler.set_epoch(epoch)

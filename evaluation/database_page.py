@@ -14,7 +14,7 @@ import numpy as np
 from description import DataInfo
 from evaluation.results_page import render
 from evaluation.review import Review, Sample
-from images.drawing import input_picture, outlines, overlay_picture, palette, shown_channels, shown_range
+from images.drawing import grey_range, input_picture, outlines, overlay_picture, palette, picture_channels
 from samples import IGNORE, SampleFile
 
 NUM_DRAWN = 96  # samples, of all splits together
@@ -72,8 +72,8 @@ def _pair(info: DataInfo, sample: Sample) -> Pair:
     image, label = SampleFile(sample.file).open()
     step = max(math.ceil(max(sample.shape) / SIDE), 1)
     pixels = np.asarray(image[::step, ::step, info.own_channels])
-    shown = pixels[..., shown_channels(pixels.shape[-1])]
-    picture = input_picture(pixels, shown_range(shown.reshape(-1, shown.shape[-1])))  # a dim image is seen, too
+    shown = pixels[..., picture_channels(pixels.shape[-1])]
+    picture = input_picture(pixels, grey_range(shown.reshape(-1, shown.shape[-1])))  # a dim image is seen, too
     height, width = sample.shape
     about = f"{height} x {width} px"
     if label is None:

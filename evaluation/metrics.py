@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from evaluation.thinning import thin_borders
+from evaluation.warping import warping_scores
 from images.statistics import neighbours
 
-PIECE = 2**20  # [px] computed at a time
 NUM_BIN = 127  # of the probability, for precision-recall curves
 THRESHOLDS = tuple(k / 10 for k in range(1, 10))  # of the ISBI 2012 challenge
 LIMITS = tuple(k / 100 for k in range(50, 100, 5))  # two objects match from here on, for the average precision
-LARGE = 2**22  # [px] above, borders are thinned with less memory; a line may be off by one pixel
+BAND = 2**20  # [px] counted at a time, so that the memory needed does not grow with the image
 
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_class: int) -> np.ndarray:
-    """Count the pixels of each pair of classes; the pixel scores below are functions of these counts.
+    """Pixels (K, K) of each pair of classes in [0, K); row: class of the label, column: class of the prediction.
 
-    Parameters
-    ----------
-    label, prediction : ndarray of int or bool
-        Class indices in [0, num_class), of one shape.
-    num_class : int
-        Number of classes, K.
-
-    Returns
-    -------
-    ndarray of int64
-        (K, K); row: class of the label, column: class of the prediction.
-
-    Raises
-    ------
-    ValueError
-        The shapes differ, or a value is not a class index.
-
-    Examples
-    --------
     >>> confusion_matrix(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]]), 2).tolist()
     [[1, 1], [0, 2]]
     """
-    if label.shape != prediction.shape:
-        raise ValueError(f"label {label.shape} and prediction {prediction.shape} must have one shape")
-    for name, classes in (("label", label), ("prediction", prediction)):
-        if classes.size and not 0 <= classes.min() <= classes.max() < num_class:
-            raise ValueError(f"{name} must hold class indices in [0, {num_class})")
     pairs = label.astype(np.uint16) * np.uint16(num_class) + prediction.astype(np.uint16)
     return np.bincount(pairs.ravel(), minlength=num_class**2).reshape(num_class, num_class)
 
@@ -121,8 +97,8 @@ def threshold_counts(inside: np.ndarray, probability: np.ndarray, valid: np.ndar
     [[1, 0], [0, 1]]
     """
     bins = (probability * (NUM_BIN - 1)).astype(np.uint8) + NUM_BIN * inside.astype(np.uint8)
-    chosen = bins.ravel() if valid is None else bins[valid]
-    return np.bincount(chosen, minlength=2 * NUM_BIN).reshape(2, NUM_BIN)
+    bins = bins.ravel() if valid is None else bins[valid]
+    return np.bincount(bins, minlength=2 * NUM_BIN).reshape(2, NUM_BIN)
 
 
 def number_segments(label: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
@@ -131,15 +107,11 @@ def number_segments(label: np.ndarray, valid: np.ndarray | None = None) -> np.nd
     >>> number_segments(np.array([[1, 0, 1, 1]]), np.array([[True, True, True, False]])).tolist()
     [[1, 0, 2, -1]]
     """
-    segments = ndimage.label(_inside(label, valid))[0]
-    if valid is not None:
-        segments[~valid] = -1
+    if valid is None:
+        return ndimage.label(label)[0]
+    segments = ndimage.label(np.logical_and(label, valid))[0]
+    segments[~valid] = -1
     return segments
-
-
-def _inside(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    """Annotated part of a mask (H, W)."""
-    return mask if valid is None else np.logical_and(mask, valid)
 
 
 class Contingency(NamedTuple):
@@ -151,6 +123,11 @@ class Contingency(NamedTuple):
     num_unassigned: int  # pixels in no proposed segment (on its borders); each counts as a segment of its own
     num_pixel: int  # of the annotated image, background included
 
+    @property
+    def square_sums(self) -> tuple[float, float, float]:
+        """Pairs of pixels in one segment of both images, of the truth, and of the proposal; none unassigned."""
+        return np.sum(self.joint**2), np.sum(self.truth**2), np.sum(self.proposal**2)
+
 
 def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
     """Contingency table of two (H, W) images of segment numbers, where the truth is no border (0) nor unknown (-1).
@@ -159,34 +136,32 @@ def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
     >>> table.joint.tolist(), table.truth.tolist(), table.proposal.tolist(), table.num_unassigned
     ([2.0, 1.0], [3.0, 1.0], [3.0], 1)
     """
-    true, proposed, count = _pairs(truth, proposal)
+    true, proposed, count = _overlapping_pairs(truth, proposal)
     num_pixel = int(count[true >= 0].sum())
     true, proposed, count = (part[true > 0] for part in (true, proposed, count))
-    inside = proposed > 0
-    truth_area = np.bincount(true, count)
-    proposal_area = np.bincount(proposed[inside], count[inside])
+    assigned = proposed > 0
+    truth_area, proposal_area = np.bincount(true, count), np.bincount(proposed[assigned], count[assigned])
     return Contingency(
-        joint=count[inside],
+        joint=count[assigned],
         truth=truth_area[truth_area > 0],
         proposal=proposal_area[proposal_area > 0],
-        num_unassigned=int(count[~inside].sum()),
+        num_unassigned=int(count[~assigned].sum()),
         num_pixel=num_pixel,
     )
 
 
-def _pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Overlapping pairs of numbers of two (H, W) images, sorted, and their pixel counts; (P,) each."""
-    stride = int(other.max(initial=0)) + 1
-    # bands of about a million pixels, so that the memory needed does not grow with the image
-    tall = max(2**20 // max(one.shape[-1], 1), 1)
-    found: np.ndarray = np.zeros(0, np.int64)
-    counts: np.ndarray = np.zeros(0, np.float64)
-    for top in range(0, len(one), tall):
-        keys = one[top : top + tall].astype(np.int64) * stride + other[top : top + tall]  # one integer per pair
-        keys, count = _count_values(keys)
-        found, place = np.unique(np.concatenate([found, keys]), return_inverse=True)
-        counts = np.bincount(place, np.concatenate([counts, count]))
-    return found // stride, found % stride, counts
+def _overlapping_pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of numbers of two (H, W) images that overlap, sorted, and the pixels of each pair; (P,) each."""
+    stride = int(other.max(initial=0)) + 1  # makes one integer of a pair
+    pairs: np.ndarray = np.zeros(0, np.int64)
+    counts: np.ndarray = np.zeros(0)
+    height = max(BAND // max(one.shape[1], 1), 1)
+    for top in range(0, len(one), height):
+        rows = np.s_[top : top + height]
+        more, more_counts = _count_values(one[rows].astype(np.int64) * stride + other[rows])
+        pairs, position = np.unique(np.concatenate([pairs, more]), return_inverse=True)
+        counts = np.bincount(position, np.concatenate([counts, more_counts]))
+    return pairs // stride, pairs % stride, counts
 
 
 def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -195,8 +170,8 @@ def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if values.max() - low >= 4 * values.size:
         return np.unique(values, return_counts=True)
     counts = np.bincount((values - low).ravel())
-    found = np.flatnonzero(counts)
-    return found + low, counts[found]
+    occurring = np.flatnonzero(counts)
+    return occurring + low, counts[occurring]
 
 
 def v_rand(table: Contingency) -> float:
@@ -208,9 +183,9 @@ def v_rand(table: Contingency) -> float:
     >>> v_rand(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 1]])))  # P = 8 / 8, R = 8 / 16
     0.6666666666666666
     """
+    joint, truth, proposal = table.square_sums
     border = table.num_unassigned / table.num_pixel
-    joint = np.sum(table.joint**2) + border
-    return _f_score(joint, np.sum(table.truth**2), np.sum(table.proposal**2) + border)
+    return _f_score(joint + border, truth, proposal + border)
 
 
 def v_info(table: Contingency) -> float:
@@ -243,73 +218,12 @@ def _f_score(joint: float, truth: float, proposal: float) -> float:
     return float(2 * joint / (truth + proposal))
 
 
-def thin_borders(mask: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Number the components of a mask (H, W) and grow them until the borders (0) between them are one pixel wide.
-
-    Components and growth are 4-connected as in the code of the challenge, which floods a plateau in another order. They
-    keep to the pixels that are annotated, `valid` (H, W): a segment that leaves them and comes back is two, as in the
-    label.
-    """
-    from skimage.segmentation import watershed
-
-    mask = _inside(mask, valid)
-    if mask.size > LARGE:
-        return _grow(mask, valid)
-    segments = ndimage.label(mask)[0]
-    if not mask.any() or (mask if valid is None else mask | ~valid).all():  # nothing to grow
-        return segments
-    return watershed(~mask, segments, connectivity=1, mask=valid, watershed_line=True)
-
-
-def _grow(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    """Components of a mask (H, W), grown like a watershed with lines in 8 bytes per pixel instead of 80."""
-    padded = np.pad(mask, 1)
-    numbers = ndimage.label(padded)[0]
-    edge = ndimage.binary_dilation(padded) & ~padded
-    if valid is not None:
-        numbers[1:-1, 1:-1][~valid] = -1
-        edge[1:-1, 1:-1] &= valid
-    for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
-        # -1 marks the rim, the lines and what is not annotated, so that no neighbour needs a bounds check
-        numbers[rim], edge[rim] = -1, False
-    del padded
-    width, grown = numbers.shape[1], numbers.ravel()  # (H + 2, W + 2) -> ((H + 2) * (W + 2),)
-    index = np.int32 if numbers.size < 2**31 else np.int64
-    offsets = np.array([-width, -1, 1, width], index)  # to the four neighbours
-    is_next = edge.ravel()  # pixels of the next front
-    while len(front := _taken(is_next, index)):
-        # All pixels at one distance are flooded in two halves, like the fields of a chessboard: pixels of one half are
-        # not neighbours of each other, so each sees the result of the other half and no two segments ever touch.
-        for parity in (0, 1):
-            for piece in _pieces(front):
-                half = piece[(piece // width + piece % width) % 2 == parity]
-                around = grown[half[:, None] + offsets]  # (P, 4)
-                lowest = np.where(around > 0, around, np.iinfo(np.int32).max).min(1)
-                grown[half] = np.where(lowest == around.max(1), lowest, -1)  # two different segments: a line
-        for piece in _pieces(front):
-            around = piece[grown[piece] > 0][:, None] + offsets  # (P, 4)
-            is_next[around[grown[around] == 0]] = True
-    return np.maximum(numbers, 0, out=numbers)[1:-1, 1:-1]
-
-
-def _taken(marked: np.ndarray, index: type[np.signedinteger]) -> np.ndarray:
-    """Positions of the marks (P,), which are cleared."""
-    places = [np.flatnonzero(piece).astype(index) + index(k * PIECE) for k, piece in enumerate(_pieces(marked))]
-    marked[:] = False
-    return np.concatenate(places)
-
-
-def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    """An array in pieces of a million values, so that what is computed of one takes little memory."""
-    yield from (array[first : first + PIECE] for first in range(0, len(array), PIECE))
-
-
 def mask_scores(
     label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None, valid: np.ndarray | None = None
 ) -> dict[str, float]:
     """`v_rand` and `v_info` of one mask (H, W) after thinning, its `object_scores` and its `warping_scores`.
 
-    Segments are 4-connected components of 1; the objects too, unless numbers (H, W) of the objects found are given.
+    Segments are 4-connected components of 1; the objects too, unless their numbers (H, W) are passed.
     `valid` (H, W) of bool are the pixels that are annotated; None: all.
     """
     truth = number_segments(label, valid)
@@ -327,46 +241,28 @@ def challenge_scores(
     valid: np.ndarray | None = None,
     mapped: Callable[..., Iterable[dict[str, Any]]] = map,
 ) -> dict[str, np.ndarray]:
-    """Scores of the ISBI 2012 challenge of one image at each threshold.
+    """Scores of the ISBI 2012 challenge of one image, a cell where the probability (H, W) is above each threshold.
 
-    The score of a stack is the best over the thresholds of the mean over the images; for the Rand error it is
-    `rand_error` of the sum over the images.
-
-    Parameters
-    ----------
-    label : ndarray of int or bool
-        (H, W), 1 inside the cells and 0 on membranes.
-    probability : ndarray of float
-        (H, W) probability of cell in [0, 1].
-    thresholds : tuple of float
-        A pixel is cell if its probability is greater.
-    valid : ndarray of bool, optional
-        (H, W) pixels that are annotated; default: all.
-    mapped : callable
-        Calls a function for each threshold, as `map` does; that of an executor uses several threads.
-
-    Returns
-    -------
-    dict of str to ndarray
-        `v_rand` and `v_info` after thinning, and `pixel_error`, (T,) each in [0, 1]; `rand_counts` (T, 3), the pairs of
-        pixels in one segment in both truth and proposal, in the truth, and in the proposal.
-        Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
+    `v_rand` and `v_info` after thinning, and `pixel_error`, (T,) each in [0, 1]; `rand_counts` (T, 3), the pairs of
+    pixels in one segment in both truth and proposal, in the truth, and in the proposal. The score of a stack is the
+    best over the thresholds of the mean over the images, or `rand_error`. `mapped` calls a function for each threshold,
+    as `map` does; that of an executor uses several threads.
+    Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
     """
     truth = number_segments(label, valid)
 
     def scores_at(threshold: float) -> dict[str, Any]:
-        """Scores of the mask of one threshold."""
         mask = probability > threshold
-        thinned = contingency(truth, thin_borders(mask, valid))
         wrong = mask != (label > 0)
-        plain = contingency(truth, ndimage.label(_inside(mask, valid))[0])
-        single = plain.num_unassigned  # unthinned borders: each pixel of them is a pair with itself
-        joint, proposal = np.sum(plain.joint**2) + single, np.sum(plain.proposal**2) + single
+        thinned = contingency(truth, thin_borders(mask, valid))
+        unthinned = contingency(truth, number_segments(mask, valid))
+        joint, in_truth, in_proposal = unthinned.square_sums
+        single = unthinned.num_unassigned  # each pixel of an unthinned border is a pair with itself
         return {
             "v_rand": v_rand(thinned),
             "v_info": v_info(thinned),
             "pixel_error": np.mean(wrong if valid is None else wrong[valid]),
-            "rand_counts": [joint, np.sum(plain.truth**2), proposal],
+            "rand_counts": [joint + single, in_truth, in_proposal + single],
         }
 
     rows = list(mapped(scores_at, thresholds))
@@ -382,33 +278,18 @@ def rand_error(counts: np.ndarray) -> float:
 
 
 def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
-    """Detection scores: F1 of the objects, mean overlap of the matched ones, and average precision.
+    """Scores in [0, 1] of the objects numbered in two images (H, W); -1 in the truth is not annotated.
 
     Two objects match if their intersection over union is at least 0.5; for the average precision the limit rises from
-    0.5 to 0.95. An object has at most one match: of two halves of an object, each at exactly 0.5, only one counts.
-
-    Parameters
-    ----------
-    truth, proposal : ndarray of int
-        (H, W) object numbers; 0 is background, and -1 in the truth is not annotated. For masks, pass the 4-connected
-        components.
-
-    Returns
-    -------
-    dict of str to float
-        `object_f1`, 2 TP / (2 TP + FP + FN), and `matched_iou`, the mean over the matches; the average precision
-        TP / (TP + FP + FN) as a mean over the limits 0.5, 0.55, ... 0.95, `ap`, and of one limit, `ap_50` and `ap_75`.
-        All in [0, 1], and 1 if neither image has an object. Empty if no object could be judged.
-        Sources: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7; for the average precision, which is no area under a
-        curve as in COCO, Schmidt et al. 2018, doi 10.1007/978-3-030-00934-2_30.
-
-    Notes
-    -----
+    0.5 to 0.95. `object_f1` is 2 TP / (2 TP + FP + FN), `matched_iou` the mean over the matches, `ap` the mean over the
+    limits 0.5, 0.55, ... 0.95 of TP / (TP + FP + FN), `ap_50` and `ap_75` that of one limit; all are 1 if neither image
+    has an object.
     Only annotated pixels are compared. True objects that touch pixels without annotation may be cut, so they don't
-    count. Found objects without a match don't count if more than half of them lies there or in such objects.
+    count. Proposed objects without a match don't count if more than half of them lies there or in such objects. Without
+    any object that could be judged, there is no score.
+    Sources: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7; for the average precision, which is no area under a
+    curve as in COCO, Schmidt et al. 2018, doi 10.1007/978-3-030-00934-2_30.
 
-    Examples
-    --------
     >>> scores = object_scores(np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 1, 0, 2]]))
     >>> scores["object_f1"], scores["matched_iou"], scores["ap_50"], scores["ap_75"]
     (1.0, 0.5833333333333333, 1.0, 0.0)
@@ -429,12 +310,12 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
 
 
 class _Overlaps(NamedTuple):
-    """Pairs of a true and a found object that overlap, and the objects that count; see `object_scores`."""
+    """Pairs of a true and a proposed object that overlap, and the objects that count; see `object_scores`."""
 
     iou: np.ndarray  # of each pair
     truth: np.ndarray  # number of the true object of each pair, ascending
-    proposal: np.ndarray  # number of the found object of each pair
-    counts_alone: np.ndarray  # whether a found object counts without a match, by its number
+    proposal: np.ndarray  # number of the proposed object of each pair
+    counts_alone: np.ndarray  # whether a proposed object counts without a match, by its number
     num_truth: int  # true objects that are not cut
     num_cut: int
 
@@ -455,93 +336,21 @@ class _Overlaps(NamedTuple):
 
 
 def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
-    """Overlaps of true and found objects; the arguments are those of `object_scores`."""
-    true, proposed, count = _pairs(truth, proposal)
+    """Overlaps of true and proposed objects; the arguments are those of `object_scores`."""
+    true, proposed, count = _overlapping_pairs(truth, proposal)
     valid = true >= 0
-    cut = np.zeros(0, truth.dtype) if valid.all() else _cut_objects(truth)
+    cut = np.zeros(0, truth.dtype)  # numbers of the true objects that are 4-adjacent to a pixel without annotation
+    if not valid.all():
+        adjacent = neighbours(truth, truth)
+        cut = np.unique(np.concatenate([one[(one > 0) & (other < 0)] for one, other in adjacent]))
+    is_cut = np.isin(true, cut)
     area = np.bincount(true[valid], count[valid], minlength=1)
     proposed_area = np.bincount(proposed[valid], count[valid], minlength=int(proposed.max(initial=0)) + 1)
-    outside = np.bincount(proposed, count * (~valid | np.isin(true, cut)))
+    # alone, a proposed object counts if at least half of it is annotated and lies outside of cut objects
+    outside = np.bincount(proposed, count * (~valid | is_cut))
     counts_alone = (proposed_area > 0) & (2 * outside <= np.bincount(proposed, count))
     counts_alone[0] = False  # the background
-    both = (true > 0) & (proposed > 0) & ~np.isin(true, cut)
+    both = (true > 0) & (proposed > 0) & ~is_cut
     true, proposed, joint = true[both], proposed[both], count[both]
     iou = joint / (area[true] + proposed_area[proposed] - joint)
     return _Overlaps(iou, true, proposed, counts_alone, int(np.sum(area[1:] > 0)) - len(cut), len(cut))
-
-
-def _cut_objects(truth: np.ndarray) -> np.ndarray:
-    """Numbers of the objects that are 4-adjacent to a pixel without annotation (-1)."""
-    return np.unique(np.concatenate([one[(one > 0) & (beside < 0)] for one, beside in neighbours(truth, truth)]))
-
-
-def warping_scores(label: np.ndarray, mask: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
-    """Topological errors: the differences that remain when the label may be deformed, but not split or merged.
-
-    Simple points of the label (H, W), pixels whose flip keeps the topology of its 4-connected cells, are flipped where
-    it differs from the mask until there are none; another order of flipping may end a few pixels away. `warping_error`
-    is the fraction of pixels that still differ, `num_split` and `num_merger` how often these split or merge cells.
-    Where `valid` (H, W) is false, the label is not annotated and taken to be as the mask.
-    Source: Jain et al. 2010, doi 10.1109/CVPR.2010.5539950, section 3.
-
-    >>> warping_scores(np.array([[1, 1, 1, 0, 1]]), np.array([[1, 0, 1, 1, 1]]))
-    {'warping_error': 0.4, 'num_split': 1, 'num_merger': 1}
-    """
-    if valid is not None:
-        label = np.where(valid, label, mask)
-    target = np.pad(np.asarray(mask) > 0, 1)
-    warped = _warp(np.pad(np.asarray(label) > 0, 1), target)
-    lost, gained = warped & ~target, target & ~warped
-    around = np.ones((3, 3))
-    splits = _excess_neighbours(ndimage.label(lost, around)[0], ndimage.label(warped & ~lost)[0])
-    mergers = _excess_neighbours(ndimage.label(gained)[0], ndimage.label(warped)[0])
-    error = np.sum(lost | gained) / (np.size(label) if valid is None else np.sum(valid))
-    return {"warping_error": float(error), "num_split": splits, "num_merger": mergers}
-
-
-def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Flip simple points of a mask with an empty rim until it equals the target, or there is none."""
-    height, width = source.shape
-    offsets = [dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
-    # Whether a pixel is simple depends on its eight neighbours. Those with the same parity of row and column are not
-    # neighbours of each other, so that each of the four groups of wrong pixels can be flipped at once.
-    wrong, groups = source != target, []
-    for top, left in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        rows, columns = np.nonzero(wrong[top::2, left::2])
-        groups.append((2 * rows + top) * width + 2 * columns + left)
-    pixels, simple, flipped = source.ravel().astype(np.uint8), _simple_points(), True
-    while flipped:
-        flipped = False
-        for number, group in enumerate(groups):
-            codes = np.zeros(len(group), np.uint8)
-            for bit, offset in enumerate(offsets):
-                codes |= pixels[group + offset] << bit
-            flips = simple[codes]
-            pixels[group[flips]] ^= 1
-            groups[number] = group[~flips]  # what is right is never flipped again
-            flipped |= bool(flips.any())
-    return pixels.reshape(height, width) > 0
-
-
-@functools.cache
-def _simple_points() -> np.ndarray:
-    """Whether a pixel is simple, by the pattern (256) of its eight neighbours, row by row from the lowest bit."""
-    # simple: touches exactly one 4-connected piece of foreground and one 8-connected piece of background
-    simple = np.zeros(256, bool)
-    cross = ndimage.generate_binary_structure(2, 1)
-    for code in range(256):
-        patch = np.insert(code >> np.arange(8) & 1, 4, 0).reshape(3, 3)
-        pieces = np.unique(ndimage.label(patch)[0][cross & (patch > 0)])
-        patch[1, 1] = 1
-        simple[code] = len(pieces) == 1 and ndimage.label(patch == 0, np.ones((3, 3)))[1] == 1
-    return simple
-
-
-def _excess_neighbours(groups: np.ndarray, segments: np.ndarray) -> int:
-    """Sum over the groups of pixels of the number of segments that each is 4-adjacent to, minus one."""
-    pairs: set[tuple[int, int]] = set()
-    for group, beside in neighbours(groups, segments):
-        touch = (group > 0) & (beside > 0)
-        pairs |= set(zip(group[touch].tolist(), beside[touch].tolist(), strict=True))
-    counts = np.bincount([group for group, _ in pairs], minlength=1)
-    return int(np.maximum(counts - 1, 0).sum())

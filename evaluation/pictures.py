@@ -17,12 +17,14 @@ NOT_ANNOTATED = 128  # grey of pixels without annotation; the palette has no gre
 # what only the label has (missed), only the output has (added), or both with other classes (confused), and the outlines
 # of label and output: colours that colour-blind readers can tell apart, of several classes also from those of `palette`
 COLOURS = {"label": (86, 180, 233), "output": (230, 159, 0)}  # sky blue and orange
-COLOURS_OF_SEVERAL = {
-    "label": (255, 255, 255),
-    "output": (255, 42, 212),
-    "confused": (182, 255, 0),
-}  # white, pink, lime
+COLOURS_OF_SEVERAL = {"label": (255, 255, 255), "output": (255, 42, 212), "confused": (182, 255, 0)}
 DIMMED = 3  # part of its brightness that an input keeps below a map of errors
+BAND = 512  # [px] rows of an image that are drawn or counted at a time
+
+
+def row_bands(height: int) -> list[slice]:
+    """Rows of an image, some at a time, for what needs much memory for each pixel."""
+    return [slice(top, top + BAND) for top in range(0, height, BAND)]
 
 
 def image_name(number: int) -> str:
@@ -56,7 +58,8 @@ def label_picture(label: np.ndarray, num_class: int, valid: np.ndarray | None = 
 
 def probability_picture(probability: np.ndarray) -> np.ndarray:
     """Picture (H, W) of the probability of class 1: 0 becomes 0 and 1 becomes 255."""
-    return np.round(probability * 255).astype(np.uint8)
+    values = probability * 255
+    return np.round(values, out=values).astype(np.uint8)
 
 
 def classes_of(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +80,7 @@ def classes_of(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return classes, valid
 
 
-def veiled(picture: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+def greyed_out(picture: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     """Picture (H, W, 3) of a picture (H, W) or (H, W, 3), blended with grey where `valid` (H, W) is false."""
     rgb = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)
     return rgb if valid is None else np.where(valid[..., None], rgb, rgb // 4 + NOT_ANNOTATED * 3 // 4)
@@ -91,59 +94,36 @@ def error_picture(
     valid: np.ndarray | None = None,
     colours: dict[str, Colour] = COLOURS,
 ) -> np.ndarray:
-    """Map (H, W, 3) of the wrong pixels, over the dimmed input.
+    """Map (H, W, 3) of the wrong pixels of an output, over the dimmed picture of the input; both hold class indices.
 
-    Parameters
-    ----------
-    picture : ndarray of uint8
-        (H, W) or (H, W, 3) picture of the input.
-    label, output : ndarray of uint8
-        (H, W) class indices.
-    background : int
-        Class of the background. Of the other classes pixels are missed or added, or have one of them for another.
-    valid : ndarray of bool, optional
-        (H, W) pixels that are annotated, the others are veiled; default: all.
-    colours : dict
-        `COLOURS`, or `COLOURS_OF_SEVERAL` for more than two classes.
+    Pixels that are not the background are missed or added or, with the colours `COLOURS_OF_SEVERAL`, have another
+    class. Those where `valid` is false are not annotated: grey.
 
-    Examples
-    --------
     >>> error_picture(np.array([[9, 9]], np.uint8), np.array([[0, 1]]), np.array([[0, 0]])).tolist()
     [[[3, 3, 3], [86, 180, 233]]]
     """
-    shown = veiled(picture, None) // DIMMED
-    inside, found = label != background, output != background
-    shown[inside & ~found] = colours["label"]
-    shown[found & ~inside] = colours["output"]
+    errors = greyed_out(picture, None) // DIMMED
+    in_label, in_output = label != background, output != background
+    errors[in_label & ~in_output] = colours["label"]
+    errors[in_output & ~in_label] = colours["output"]
     if "confused" in colours:
-        shown[inside & found & (label != output)] = colours["confused"]
-    return shown if valid is None else np.where(valid[..., None], shown, veiled(picture, valid))
+        errors[in_label & in_output & (label != output)] = colours["confused"]
+    return errors if valid is None else np.where(valid[..., None], errors, greyed_out(picture, valid))
 
 
 def wrong_pixels(inside: np.ndarray, probability: np.ndarray, valid: np.ndarray | None = None) -> list[int]:
-    """Number of wrong pixels for each of 256 thresholds: those above it are foreground.
+    """Number of wrong pixels for each of 256 thresholds: those of a picture (H, W) above it are foreground.
 
-    Parameters
-    ----------
-    inside : ndarray of bool
-        (H, W) foreground of the label.
-    probability : ndarray of uint8
-        (H, W) picture of the probability of the foreground.
-    valid : ndarray of bool, optional
-        (H, W) pixels that are annotated; default: all.
-
-    Examples
-    --------
     >>> wrong_pixels(np.array([[False, True]]), np.array([[1, 3]], np.uint8))[:5]
     [1, 0, 0, 1, 1]
     """
-    counts = np.zeros((2, 256), np.int64)  # pixels outside, and inside, of each value
-    for row in range(len(inside)):  # in little memory
-        chosen = np.s_[:] if valid is None else valid[row]
-        values = probability[row][chosen].astype(np.int64)
-        counts += np.bincount(values + 256 * inside[row][chosen], minlength=512).reshape(2, 256)
-    added = counts[0].sum() - np.cumsum(counts[0])
-    return (np.cumsum(counts[1]) + added).tolist()
+    counts = np.zeros((2, 256), np.int64)  # pixels outside, and inside the foreground of the label, of each value
+    for rows in row_bands(len(inside)):
+        annotated = np.s_[:] if valid is None else valid[rows]
+        values = probability[rows][annotated].astype(np.int64) + 256 * inside[rows][annotated]
+        counts += np.bincount(values.ravel(), minlength=512).reshape(2, 256)
+    missed, added = np.cumsum(counts[1]), counts[0].sum() - np.cumsum(counts[0])
+    return (missed + added).tolist()
 
 
 def save_images(folder: Path, number: int, pictures: Pictures) -> None:

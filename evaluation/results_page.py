@@ -1,4 +1,4 @@
-"""The page of a test, `index.html`: all it shows, filled into the template in `templates/`."""
+"""The page of a test, `index.html`, from the template in `templates/`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from evaluation.curves import Chart
 from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, KINDS, NOT_ANNOTATED, palette, picture_name
@@ -23,34 +25,16 @@ MAIN = ("loss", "pixel_error", "dice_", "v_rand", "v_info", "object_f1")  # what
 
 @dataclass(frozen=True)
 class Card:
-    """An image as the page shows it.
+    """An image as the page shows it."""
 
-    Attributes
-    ----------
-    image, sample : str
-        Its number and the name of its sample.
-    shape : (int, int)
-        Height and width [px].
-    scores : dict of str to float
-        Its scores; empty without a label.
-    name : str
-        Name of the original file; empty if it is not known.
-    pixel_size : (float, float) or None
-        Height and width of a pixel [µm].
-    wrong : list of int
-        Number of wrong pixels for each threshold, as of `wrong_pixels`; empty with more than two classes.
-    annotated : float
-        Fraction of its pixels that are annotated.
-    """
-
-    image: str
-    sample: str
-    shape: tuple[int, int]
-    scores: Scores
-    name: str = ""
-    pixel_size: tuple[float, float] | None = None
-    wrong: list[int] = field(default_factory=list)
-    annotated: float = 1.0
+    image: str  # its number
+    sample: str  # name of its sample
+    shape: tuple[int, int]  # height and width [px]
+    scores: Scores  # empty without a label
+    name: str = ""  # of the original file; empty if it is not known
+    pixel_size: tuple[float, float] | None = None  # height and width of a pixel [µm]
+    wrong: list[int] = field(default_factory=list)  # `wrong_pixels`; empty with more than two classes
+    annotated: float = 1.0  # fraction of its pixels
 
     @property
     def title(self) -> str:
@@ -76,33 +60,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Run:
-    """How a test was made.
+    """How a test was made."""
 
-    Attributes
-    ----------
-    title : str
-        Name of the networks and of the database.
-    legend : str
-        Text with the classes and thresholds.
-    facts : dict
-        Names and values of the command.
-    checkpoints : list of (str, Path)
-        Name and file of each checkpoint.
-    commands : list of str
-        Command of each training, with the flags that differ from their defaults.
-    flags : dict
-        All flags of the training as typed, and their values.
-    charts : dict of str to list of Chart
-        Training curves of each network.
-    """
-
-    title: str
-    legend: str
-    facts: dict[str, Any]
-    checkpoints: list[tuple[str, Path]]
-    commands: list[str]
-    flags: dict[str, Any]
-    charts: dict[str, list[Chart]]
+    title: str  # name of the networks and of the database
+    legend: str  # text with the classes and thresholds
+    facts: dict[str, Any]  # names and values of the command
+    checkpoints: list[tuple[str, Path]]  # name and file of each
+    commands: list[str]  # of each training, with the flags that differ from their defaults
+    flags: dict[str, Any]  # all flags of the training as typed, and their values
+    charts: dict[str, list[Chart]]  # training curves of each network
 
 
 def round_below(value: float) -> float:
@@ -126,61 +92,38 @@ def with_unit(micron: float) -> str:
 
 
 def write_index(folder: Path, target: Path, run: Run, summary: dict[str, Any], cards: Sequence[Card]) -> None:
-    """Write `index.html`, which needs nothing but the pictures beside it.
-
-    Parameters
-    ----------
-    folder : Path
-        Where it is written, with `images/`.
-    target : Path
-        The result folder, from which it leads to the checkpoints.
-    run : Run
-        How the test was made.
-    summary : dict
-        As for `write_metrics`, of `TestScorer.summary`.
-    cards : sequence of Card
-        The images, in the order of their numbers.
-    """
+    """Write `index.html`, which needs nothing but the pictures next to it, in a folder that becomes `target` later."""
     names = list(dict.fromkeys(name for card in cards for name in card.scores))
     pictures = {card.image: picture_links(folder, card) for card in cards}
     by = sorting_score(card.scores for card in cards)
+    data = _data(summary, cards, pictures, by)
+    baselines = {f"all {summary['majority_class']}": summary["majority"], "Otsu": summary.get("baseline_otsu")}
     page = render(
         "index.html",
         run=run,
         summary=summary,
-        baselines=_baselines(summary),
+        baselines={name: scores for name, scores in baselines.items() if scores},
         cards=sorted(cards, key=lambda card: card.scores.get(by, -np.inf), reverse=True),
         names=names,
         sorted_by=by,
         partial=any(card.annotated < 1 for card in cards),
         checkpoints=[(name, link_to(path, target)) for name, path in run.checkpoints],
         pictures=pictures,
-        classes=class_legend(summary),
+        classes=data["classes"],
         thresholds={kind: _in_8_bits(summary[f"{kind}_threshold"]) for kind in ("pixel", "segment")},
-        data=_data(summary, cards, pictures, by),
+        data=data,
     )
     (folder / "index.html").write_text(page, "utf-8", "backslashreplace")
 
 
-def render(template: str, **shown: Any) -> str:
-    """A template with the style and script of all pages, and with what is shown."""
-    # here, since a training, which has no use for it, imports this module
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+def render(template: str, **values: Any) -> str:
+    """A template with the style and script of all pages, and the values of the page."""
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     # without blanks, since there may be many numbers, and keys in their order
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js"))
-    return environment.get_template(template).render(style=style, script=script, **shown)
-
-
-def _baselines(summary: dict[str, Any]) -> dict[str, Scores]:
-    """Mean scores beside which those of the network are shown."""
-    found = {f"all {summary['majority_class']}": summary["majority"], "Otsu": summary.get("baseline_otsu")}
-    return {name: scores for name, scores in found.items() if scores}
+    return environment.get_template(template).render(style=style, script=script, **values)
 
 
 def class_legend(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -215,7 +158,7 @@ def _in_8_bits(threshold: float | None) -> int | None:
 def _data(
     summary: dict[str, Any], cards: Sequence[Card], pictures: dict[str, dict[str, str]], by: str
 ) -> dict[str, Any]:
-    """What the script works with."""
+    """Values for the script."""
     colours = COLOURS if len(summary["classes"]) == 2 else COLOURS_OF_SEVERAL
     return {
         "classes": class_legend(summary),

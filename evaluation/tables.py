@@ -22,17 +22,7 @@ RESULTS = {"images": PICTURES, "index.html": "", "metrics.json": "", "metrics.cs
 
 
 def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write `metrics.json` (the summary and all rows) and `metrics.csv` (the rows and their mean).
-
-    Parameters
-    ----------
-    folder : Path
-        The result folder.
-    summary : dict
-        Data of the run, `mean` (the mean scores) and the baseline.
-    rows : list of dict
-        For each image `image`, `sample` and its scores.
-    """
+    """Write `metrics.json` (the summary and all rows) and `metrics.csv` (the rows and their mean)."""
     text = json.dumps(summary | {"images": rows}, indent=1, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", "utf-8")
     with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
@@ -52,8 +42,8 @@ def sorting_score(rows: Iterable[Scores]) -> str:
     >>> sorting_score([{}, {"loss": 0.25, "dice_a": 0.5}])
     'loss'
     """
-    found = {name for row in rows for name in row}
-    return next((name for name in SORTED_BY if name in found), "")
+    names = {name for row in rows for name in row}
+    return next((name for name in SORTED_BY if name in names), "")
 
 
 def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,13 +52,13 @@ def main_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     >>> main_scores([{"image": "0000", "loss": 0.25, "dice_a": 0.5, "iou_a": 0.3}])
     [{'image': '0000', 'loss': 0.25, 'dice_a': 0.5}]
     """
-    shown = []
+    narrow_rows = []
     for row in rows:
         dice = {name: value for name, value in row.items() if name.startswith("dice_")}
         dice = {"dice": float(np.mean(list(dice.values())))} if len(dice) > 3 else dice
         first, last = ({name: row[name] for name in names if name in row} for names in MAIN_SCORES)
-        shown.append(first | dice | last)
-    return shown
+        narrow_rows.append(first | dice | last)
+    return narrow_rows
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:

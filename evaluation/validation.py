@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import torch
 
 from distributed import World
-from evaluation.scorers import Challenge, Segmented, SegmentScorer, ValidationScorer, segment
+from evaluation.scorers import Challenge, PixelScores, segment_scores
+from evaluation.segment import Segmented, segment
 from prediction.predictor import Member, Predictor, find_background, fold_norm
 from samples import SampleFile
 from training.budget import Budget
@@ -17,43 +20,29 @@ from training.state import TrainState
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores the validation set, whose samples are divided among the processes of the run.
+    """Scores the validation set, whose samples are divided among the processes of the run."""
 
-    Attributes
-    ----------
-    files : list of SampleFile
-        The samples, each with a label.
-    device, precision
-        Device, and data type of mixed precision, as in the test.
-    background : str
-        Background class, see `--background`.
-    tta, tile
-        Test-time augmentation, and height of a tile [px], to score segments; as in the test.
-    world : World
-        The processes of the run.
-    budget : Budget
-        Tells whether to stop.
-    """
-
-    files: list[SampleFile]
+    files: list[SampleFile]  # the samples, each with a label
     device: torch.device
-    precision: torch.dtype | None
-    background: str
-    tta: bool
-    tile: int
+    precision: torch.dtype | None  # of mixed precision, as in the test
+    background: str  # see `--background`
+    tta: bool  # test-time augmentation, to score segments
+    tile: int  # height of a tile [px]
     world: World
-    budget: Budget
+    budget: Budget  # tells whether to stop
 
-    def score_pixels(self, state: TrainState, *, pictures: bool) -> ValidationScorer | None:
+    def score_pixels(self, state: TrainState, *, pictures: bool) -> PixelScores | None:
         """Score each pixel of the whole images, without augmentation; None after a signal to stop."""
-        scorer = ValidationScorer(state.info, pictures=pictures)
+        first, images = None, []
         for image in self._segment(self._predictor(state), tta=False, stoppable=True):
-            scorer(image)
+            if pictures and first is None:
+                first = image.pictures(state.info)
+            images.append((image.index, (image.loss, image.matrix)))
         self.budget.sync(state.epoch)
         if self.budget.is_stopping():
             return None
-        scorer.finish(self.world.gather)
-        return scorer
+        losses, matrices = zip(*self._gather(images), strict=True)
+        return PixelScores(state.info, list(losses), list(matrices), first)
 
     def score_segments(self, state: TrainState, *, stoppable: bool = True) -> Challenge | None:
         """Score the segments as in the test, and set the threshold for these weights.
@@ -62,17 +51,20 @@ class Validation:
         """
         if state.info.num_class > 2:
             return None
-        predictor = self._predictor(state)
-        scorer = SegmentScorer(predictor.background)
+        predictor, images = self._predictor(state), []
         for image in self._segment(predictor, tta=self.tta, stoppable=stoppable):
-            scorer(image)
+            images.append((image.index, segment_scores(image, predictor.background)))
         self.budget.sync(state.epoch)
         if stoppable and self.budget.is_stopping():
             return None
-        challenge = scorer.finish(self.world.gather)
+        challenge = Challenge(self._gather(images))
         best = challenge.best_threshold
         state.threshold = best if predictor.background == 0 else round(1 - best, 6)
         return challenge
+
+    def _gather(self, images: list[tuple[int, Any]]) -> list[Any]:
+        """Scores of the images of all processes, sorted by the numbers of the images."""
+        return [scores for _, scores in sorted(self.world.gather(images), key=itemgetter(0))]
 
     def _predictor(self, state: TrainState) -> Predictor:
         background = find_background(state.info, self.background)
@@ -81,8 +73,5 @@ class Validation:
 
     def _segment(self, predictor: Predictor, *, tta: bool, stoppable: bool) -> Iterator[Segmented]:
         """Segment the samples of this process; ends at a signal to stop if `stoppable`."""
-
-        def is_stopped() -> bool:
-            return stoppable and bool(self.budget.stop)
-
-        return segment(predictor, self.files, self.world, tta=tta, tile=self.tile, stop=is_stopped)
+        stop = (lambda: bool(self.budget.stop)) if stoppable else lambda: False
+        return segment(predictor, self.files, self.world, tta=tta, tile=self.tile, stop=stop)

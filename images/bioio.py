@@ -6,7 +6,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,36 +14,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from images.chunks import ChunkedArray
-from images.czi import missing_scenes, patient_reader, without_missing
+from images.czi import mark_missing, missing_scenes, patient_reader
 from images.foreign import refusal
 from images.geometry import Geometry, in_micron
 from images.lif import unusual_image
-from images.rows import ABORTED, AUXILIARY, Converted, Frames, Series, check_count
+from images.rows import ABORTED, AUXILIARY, Frames, Series, converted
 from utils import UserError
 
 
 class Plugin(NamedTuple):
-    """A plug-in of bioio.
+    """A plug-in of bioio."""
 
-    Attributes
-    ----------
-    kind : str
-        The format as shown to users.
-    module : str
-        Module of the plug-in; its package has `-` for `_`.
-    planes : str
-        Axes that are read at once, so that its reader reads one plane at a time; empty: it does so anyway.
-    """
-
-    kind: str
-    module: str
-    planes: str
+    kind: str  # the format as users see it
+    module: str  # its package has `-` for `_`
+    options: dict[str, Any]  # of its reader, so that it reads one plane at a time, which nd2 does anyway
 
 
 PLUGINS = {  # by the first bytes of a file
-    b"ZISRAWFILE": Plugin("CZI", "bioio_czi", "YXA"),  # A: the colours of a pixel
-    b"\xda\xce\xbe\x0a": Plugin("ND2", "bioio_nd2", ""),
-    b"\x70\x00\x00\x00": Plugin("LIF", "bioio_lif", "YX"),
+    b"ZISRAWFILE": Plugin("CZI", "bioio_czi", {"chunk_dims": [*"YXA"]}),  # A: the colours of a pixel
+    b"\xda\xce\xbe\x0a": Plugin("ND2", "bioio_nd2", {}),
+    b"\x70\x00\x00\x00": Plugin("LIF", "bioio_lif", {"chunk_dims": [*"YX"]}),
 }
 BLUE_FIRST = ("bioio_czi", "bioio_nd2")  # give colours in the order of the file, as ZEISS and Nikon store them
 
@@ -51,19 +41,11 @@ BLUE_FIRST = ("bioio_czi", "bioio_nd2")  # give colours in the order of the file
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Nothing that bioio, its plug-ins and their packages warn of or log is printed: an error is raised besides."""
-    loggers = [
-        logging.getLogger(name) for name in ("bioio", "bioio_base", "nd2", *(p.module for p in PLUGINS.values()))
-    ]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    for name in ("bioio", "bioio_base", "nd2", *(plugin.module for plugin in PLUGINS.values())):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Planes:
@@ -74,10 +56,10 @@ class Planes:
         self.shape, self.dtype = data.shape, data.dtype
         self.chunks = tuple(max(lengths) for lengths in data.chunks)
 
-    def __getitem__(self, place: tuple[slice | int, ...]) -> np.ndarray:
+    def __getitem__(self, index: tuple[slice | int, ...]) -> np.ndarray:
         """Part of the array."""
         with _quiet():
-            return np.asarray(self._data[place].compute(scheduler="synchronous"))
+            return np.asarray(self._data[index].compute(scheduler="synchronous"))
 
 
 def plugin_of(first: bytes) -> Plugin | None:
@@ -88,40 +70,31 @@ def plugin_of(first: bytes) -> Plugin | None:
 def read_bioio(path: Path, plugin: Plugin | None) -> Frames:
     """Frames of all scenes of a file; a scene that can't be read is a series with a problem.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    plugin : Plugin or None
-        Plug-in that reads it; None: bioio chooses one by the ending of the name.
-
-    Raises
-    ------
-    UserError
-        The package or its plug-in is missing, or no plug-in reads the file.
+    Without a plug-in, bioio chooses one by the ending of the name.
     """
     with _quiet():
         image = _open(path, plugin)
         package = plugin.module if plugin else type(image.reader).__module__.partition(".")[0]
-        found = Frames(kind=f"{plugin.kind if plugin else path.suffix[1:].upper()} ({package.replace('_', '-')})")
+        frames = Frames(kind=f"{plugin.kind if plugin else path.suffix[1:].upper()} ({package.replace('_', '-')})")
         for number, name in enumerate(map(str, image.scenes)):
             is_main = name.strip().lower() not in AUXILIARY
             try:
                 image.set_scene(number)
                 source, geometry = _scene(path, plugin, image, number)
-                check_count(path, source.outer[1])
+                axes, lengths = source.outer_axes, source.outer_lengths
                 images = source.images()
-                if package in BLUE_FIRST and _has_colours(image):
-                    images = [Converted(frame, _in_rgb_order) for frame in images]
+                if package in BLUE_FIRST and image.xarray_dask_data.sizes.get("S", 1) > 2:
+                    images = [converted(frame, _in_rgb_order) for frame in images]
                 if package == "bioio_czi":
-                    images = without_missing(path, number, *source.outer, images)
-                found.add(images, Series(name, *source.outer, geometry, _levels(image), is_main, lacks=ABORTED))
+                    mark_missing(path, number, axes, lengths, images)
+                levels = _read(image, "resolution_levels") or [0]  # not all plug-ins know
+                frames.add(images, Series(name, axes, lengths, geometry, len(levels), is_main, lacks=ABORTED))
             except Exception as error:  # the other scenes can be read
-                found.add_problem(path, name, error, by_default=is_main)
+                frames.add_problem(path, name, error, by_default=is_main)
         if package == "bioio_czi":
-            found.notes += missing_scenes(path, len(found.series))
-    found.named = len(found.series) > 1
-    return found
+            frames.notes += missing_scenes(path, len(frames.series))
+    frames.named = len(frames.series) > 1
+    return frames
 
 
 def _open(path: Path, plugin: Plugin | None) -> Any:
@@ -130,26 +103,21 @@ def _open(path: Path, plugin: Plugin | None) -> Any:
         from bioio import BioImage
         from bioio_base.exceptions import UnsupportedFileFormatError
 
-        reader = _reader_of(plugin) if plugin else None
+        reader = None
+        if plugin:
+            reader = patient_reader() if plugin.kind == "CZI" else importlib.import_module(plugin.module).Reader
     except ImportError as error:
         if plugin is None:
             raise refusal(path) from error
         package = plugin.module.replace("_", "-")
         what = f"{path}: {plugin.kind} needs the packages bioio and {package}"
         raise UserError(f"{what}: pip install bioio {package}") from error
-    if plugin:
-        return BioImage(path, reader=reader, chunk_dims=[*plugin.planes]) if plugin.planes else BioImage(path, reader)
     try:
-        return BioImage(path)
+        return BioImage(path, reader, **(plugin.options if plugin else {}))
     except UnsupportedFileFormatError as error:
+        if plugin:
+            raise
         raise refusal(path) from error
-
-
-def _reader_of(plugin: Plugin) -> Any:
-    """Reader of a plug-in; of CZI one that reads the pixels though the metadata lack a scale or channels."""
-    if plugin.kind != "CZI":
-        return importlib.import_module(plugin.module).Reader
-    return patient_reader()
 
 
 def _scene(path: Path, plugin: Plugin | None, image: Any, number: int) -> tuple[ChunkedArray, Callable[[], Geometry]]:
@@ -157,15 +125,12 @@ def _scene(path: Path, plugin: Plugin | None, image: Any, number: int) -> tuple[
     unusual = unusual_image(path, number) if plugin and plugin.kind == "LIF" else None
     if unusual:
         planes, geometry = unusual
-        axes = _letters(planes.axes)
-        return ChunkedArray(path, planes, axes, keeps_planes=True), lambda: geometry
-    array = image.xarray_dask_data
-    sizes = dict(zip(map(str, array.dims), array.shape, strict=True))
+        return ChunkedArray(path, planes, _letters(planes.axes), keeps_planes=True), lambda: geometry
     # one letter for channels; axes of one entry are dropped, since bioio adds T, C and Z to any image
-    kept = array.isel({axis: 0 for axis, size in sizes.items() if size == 1 and axis not in "YX"})
-    axes = _letters([*map(str, kept.dims)])
-    source = ChunkedArray(path, Planes(kept.data), axes, keeps_planes=True)
-    return source, partial(_geometry, path, plugin, number, *source.outer)
+    array = image.xarray_dask_data
+    array = array.isel({axis: 0 for axis, size in array.sizes.items() if size == 1 and axis not in ("Y", "X")})
+    source = ChunkedArray(path, Planes(array.data), _letters([*map(str, array.dims)]), keeps_planes=True)
+    return source, partial(_geometry, path, plugin, number, source.outer_axes, source.outer_lengths)
 
 
 def _letters(axes: Sequence[str]) -> str:
@@ -176,23 +141,9 @@ def _letters(axes: Sequence[str]) -> str:
     return letters
 
 
-def _has_colours(image: Any) -> bool:
-    """Whether each pixel of the current scene is a colour."""
-    array = image.xarray_dask_data
-    return dict(zip(array.dims, array.shape, strict=True)).get("S", 1) > 2
-
-
 def _in_rgb_order(pixels: np.ndarray) -> np.ndarray:
     """Red, green and blue of blue, green and red, perhaps followed by alpha."""
     return pixels[..., 2::-1]
-
-
-def _levels(image: Any) -> int:
-    """Number of resolutions."""
-    try:
-        return len(image.resolution_levels)
-    except Exception:  # not all plug-ins know
-        return 1
 
 
 def _geometry(path: Path, plugin: Plugin | None, number: int, axes: str, lengths: tuple[int, ...]) -> Geometry:
@@ -200,16 +151,14 @@ def _geometry(path: Path, plugin: Plugin | None, number: int, axes: str, lengths
     with _quiet():
         image = _open(path, plugin)
         image.set_scene(number)
-        found = [_read(image, name) for name in ("physical_pixel_sizes", "time_interval", "channel_names")]
-    sizes, interval, names = found
+        names = ("physical_pixel_sizes", "time_interval", "channel_names")
+        sizes, interval, channels = (_read(image, name) for name in names)
     pixel, unit = in_micron({axis: getattr(sizes, axis, None) for axis in "ZYX"}, dict.fromkeys("ZYX", "µm"))
     seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else None
-    return Geometry(axes, lengths, pixel, unit, seconds or None, channels=tuple(map(str, names or ())))
+    return Geometry(axes, lengths, pixel, unit, seconds or None, channels=tuple(map(str, channels or ())))
 
 
 def _read(image: Any, name: str) -> Any:
     """Property of an image of bioio; None if its plug-in fails to read it."""
-    try:
+    with suppress(Exception):
         return getattr(image, name)
-    except Exception:
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import partial
 from pathlib import Path
@@ -11,100 +10,74 @@ from typing import Any
 import numpy as np
 
 from images.memory import ByteCache, check_size
-from images.rows import Readable, Rows, reraise_as_user_error, to_native
+from images.rows import LazyImage, check_count, reraise_as_user_error, to_native
 
 BAND = 128  # [px] fewest rows that are decoded together
-MOST_EDGE = 64  # largest ratio of the sizes of a chunk and the part of the array in it
 
 _blocks = ByteCache(2**29)  # decoded chunks: frames that share one are requested one after another
-_numbers = itertools.count()  # of open arrays, as keys of the cache
 
 
 class ChunkedArray:
     """Array that images are read from by whole chunks, which are cached for the images that share them.
 
-    Parameters
-    ----------
-    path : Path
-        File or folder, named in messages.
-    array : array
-        Has `shape`, `dtype` and `chunks` (the shape of a chunk), and is indexed by slices and numbers.
-    axes : str
-        Its axes: Y and X, perhaps C for the channels, others count the frames.
-    keeps_planes : bool
-        Whether chunks that belong to one image are cached, too: where one holds many more rows than are requested.
+    `path` is named in messages. `array` has `shape`, `dtype` and `chunks` (the shape of a chunk), and is indexed by
+    slices and numbers. Of its `axes`, Y and X are those of an image, C its channels, others count the frames. With
+    `keeps_planes`, chunks of a single image are cached, too: where one holds many more rows than are requested.
     """
 
     def __init__(self, path: Path, array: Any, axes: str, *, keeps_planes: bool = False) -> None:
         self.path, self.array, self.axes = path, array, axes
-        self._number, self._keeps_planes = next(_numbers), keeps_planes
-        self.chunk_byte = math.prod(array.chunks) * array.dtype.itemsize
-        used = math.prod(map(min, array.chunks, array.shape)) * array.dtype.itemsize
-        check_size(f"{path}, a chunk", self.chunk_byte, used, ratio=MOST_EDGE, copies=2)
+        self.size = dict(zip(axes, array.shape, strict=True))
+        self.chunk = dict(zip(axes, array.chunks, strict=True))
+        self.outer_axes = "".join(axis for axis in axes if axis not in "CYX")  # those that count the frames
+        self.outer_lengths = tuple(self.size[axis] for axis in self.outer_axes)
+        self._key, self._keeps_planes = object(), keeps_planes
+        check_count(path, self.outer_lengths)
+        check_size(f"{path}, a chunk", math.prod(array.chunks) * array.dtype.itemsize, copies=2)
 
-    @property
-    def outer(self) -> tuple[str, tuple[int, ...]]:
-        """Axes that count the frames, and their lengths."""
-        sizes = dict(zip(self.axes, self.array.shape, strict=True))
-        axes = "".join(axis for axis in self.axes if axis not in "CYX")
-        return axes, tuple(sizes[axis] for axis in axes)
-
-    def images(self) -> list[Rows]:
+    def images(self) -> list[LazyImage]:
         """All frames."""
-        axes, lengths = self.outer
-        return [ChunkedImage(self, dict(zip(axes, place, strict=True))) for place in np.ndindex(*lengths)]
+        shape = (self.size["Y"], self.size["X"], self.size.get("C", 1))
+        dtype = to_native(np.empty(0, self.array.dtype)).dtype
+        frames = [dict(zip(self.outer_axes, index, strict=True)) for index in np.ndindex(*self.outer_lengths)]
+        return [LazyImage(shape, dtype, partial(self._rows, frame)) for frame in frames]
 
-    def rows(self, place: dict[str, int], top: int, bottom: int) -> np.ndarray:
-        """Rows of the image at a place, with its axes in the order of the array."""
-        size = dict(zip(self.axes, self.array.shape, strict=True))
-        chunk = dict(zip(self.axes, self.array.chunks, strict=True))
-        wanted = {axis: (number, number + 1) for axis, number in place.items()} | {"Y": (top, bottom)}
-        tall = -(-BAND // chunk["Y"]) * chunk["Y"]  # rows of a cached block, a multiple of the chunk's
-        block = {  # along T and Z, the whole chunk that contains the image
-            axis: (number // chunk[axis] * chunk[axis], min((number // chunk[axis] + 1) * chunk[axis], size[axis]))
-            for axis, number in place.items()
-        }
-        num_byte = math.prod(last - first for first, last in block.values()) * min(tall, size["Y"])
-        num_byte *= size["X"] * size.get("C", 1) * self.array.dtype.itemsize
-        is_alone = not self._keeps_planes and all(last - first == 1 for first, last in block.values())
-        if is_alone or num_byte > _blocks.max_byte // 2:
-            return self._read(wanted, place)  # no other image shares these chunks, or the block is too large to cache
-        parts = []  # the requested rows, block by block
-        for first in range(top // tall * tall, bottom, tall):
-            span = block | {"Y": (first, min(first + tall, size["Y"]))}
-            pixels = _blocks.get((self._number, *span.values()), partial(self._read, span, {}))
-            inside = {"Y": slice(max(top - first, 0), bottom - first)}
-            inside |= {axis: number - block[axis][0] for axis, number in place.items()}
-            parts.append(pixels[tuple(inside.get(axis, slice(None)) for axis in self.axes)])
-        left = [axis for axis in self.axes if axis not in place]
-        return np.concatenate(parts, axis=left.index("Y"))
+    def _rows(self, frame: dict[str, int], top: int, bottom: int) -> np.ndarray:
+        """Rows (h, W, C) of the image at an index along each outer axis."""
+        name = "".join(f", {axis} {number}" for axis, number in frame.items())
+        with reraise_as_user_error(f"{self.path}{name}: damaged chunk", "copy it again"):
+            pixels = self._stored_rows(frame, top, bottom)
+        inner = [axis for axis in self.axes if axis not in frame]
+        pixels = to_native(pixels.transpose([inner.index(axis) for axis in "YXC" if axis in inner]))
+        return pixels if "C" in inner else pixels[..., None]
 
-    def _read(self, span: dict[str, tuple[int, int]], place: dict[str, int]) -> np.ndarray:
-        """Part of the array; the axes in `place` are dropped."""
-        spans = {axis: slice(*limits) for axis, limits in span.items()} | place
-        return np.asarray(self.array[tuple(spans.get(axis, slice(None)) for axis in self.axes)])
+    def _stored_rows(self, frame: dict[str, int], top: int, bottom: int) -> np.ndarray:
+        """Rows of an image with its axes in the order of the array, from cached blocks where images share them."""
+        # A block is as long as a chunk along T and Z, and at least BAND rows high, a multiple of the chunk's.
+        block = {axis: number // self.chunk[axis] * self.chunk[axis] for axis, number in frame.items()}
+        spans = {axis: (first, min(first + self.chunk[axis], self.size[axis])) for axis, first in block.items()}
+        height = math.ceil(BAND / self.chunk["Y"]) * self.chunk["Y"]
+        num_image = math.prod(last - first for first, last in spans.values())
+        num_pixel = num_image * min(height, self.size["Y"]) * self.size["X"] * self.size.get("C", 1)
+        is_alone = num_image == 1 and not self._keeps_planes
+        if is_alone or num_pixel * self.array.dtype.itemsize > _blocks.max_byte // 2:
+            return self._part({**frame, "Y": slice(top, bottom)})
+        inside: dict[str, Any] = {axis: number - block[axis] for axis, number in frame.items()}
+        parts = []
+        for first in range(top // height * height, bottom, height):
+            limits = {**spans, "Y": (first, min(first + height, self.size["Y"]))}
+            read = partial(self._part, {axis: slice(*span) for axis, span in limits.items()})
+            pixels = _blocks.get((self._key, *limits.values()), read)
+            inside["Y"] = slice(max(top - first, 0), bottom - first)
+            parts.append(pixels[self._index(inside)])
+        return np.concatenate(parts, axis=[axis for axis in self.axes if axis not in frame].index("Y"))
 
+    def _part(self, parts: dict[str, Any]) -> np.ndarray:
+        """Part of the array by a slice or number along each axis, all of those that are not named."""
+        return np.asarray(self.array[self._index(parts)])
 
-class ChunkedImage(Readable):
-    """One image (H, W, C) of an array with named axes, read chunk by chunk."""
-
-    def __init__(self, source: ChunkedArray, place: dict[str, int]) -> None:
-        self._source, self._place = source, place
-        size = dict(zip(source.axes, source.array.shape, strict=True))
-        self.shape = (size["Y"], size["X"], size.get("C", 1))
-        self.dtype = to_native(np.empty(0, source.array.dtype)).dtype
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W, C) of the image."""
-        top, bottom, step = rows.indices(self.shape[0])
-        if bottom <= top:
-            return np.empty((0, *self.shape[1:]), self.dtype)
-        where = "".join(f", {axis} {number}" for axis, number in self._place.items())
-        with reraise_as_user_error(f"{self._source.path}{where}: damaged chunk", "copy it again"):
-            block = self._source.rows(self._place, top, bottom)
-        left = [axis for axis in self._source.axes if axis not in self._place]
-        block = to_native(block.transpose([left.index(axis) for axis in "YXC" if axis in left]))
-        return (block if "C" in left else block[..., None])[::step]
+    def _index(self, parts: dict[str, Any]) -> tuple[slice | int, ...]:
+        return tuple(parts.get(axis, slice(None)) for axis in self.axes)
 
 
 def usual_axes(shape: tuple[int, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from images.rows import Missing, Rows
+from images.rows import LazyImage
 
 
 def patient_reader() -> Any:
@@ -38,29 +38,26 @@ def missing_scenes(path: Path, num_named: int) -> list[str]:
     return [what] if num > num_named else []
 
 
-def without_missing(path: Path, scene: int, axes: str, lengths: tuple[int, ...], images: Sequence[Rows]) -> list[Rows]:
-    """Frames of a scene, those marked of which the file lacks a channel or all, as after an aborted acquisition."""
-    places = _places(path, scene)
-    if not places or any(axis not in places[0] for axis in axes):
-        return list(images)
-    first = {axis: min(place[axis] for place in places) for axis in axes}
-    channels: dict[tuple[int, ...], set[int]] = {}
-    for place in places:
-        frame = tuple(place[axis] - first[axis] for axis in axes)
-        channels.setdefault(frame, set()).add(place.get("C", 0))
+def mark_missing(path: Path, scene: int, axes: str, lengths: tuple[int, ...], images: Sequence[LazyImage]) -> None:
+    """Mark the frames of a scene of which the file lacks a channel or all, as after an aborted acquisition."""
+    tiles = _tiles(path, scene)
+    if not tiles or any(axis not in tiles[0] for axis in axes):
+        return
+    first = {axis: min(tile[axis] for tile in tiles) for axis in axes}
+    channels: dict[tuple[int, ...], set[int]] = {}  # of each frame
+    for tile in tiles:
+        channels.setdefault(tuple(tile[axis] - first[axis] for axis in axes), set()).add(tile.get("C", 0))
     num = len(set().union(*channels.values()))
-    is_there = [len(channels.get(frame, ())) == num for frame in np.ndindex(*lengths)]
-    return [
-        image if there else Missing(image.shape, image.dtype) for image, there in zip(images, is_there, strict=True)
-    ]
+    for image, frame in zip(images, np.ndindex(*lengths), strict=True):
+        image.is_missing = len(channels.get(frame, ())) < num
 
 
-def _places(path: Path, scene: int) -> list[dict[str, int]]:
+def _tiles(path: Path, scene: int) -> list[dict[str, int]]:
     """Indices along T, Z, C and so on of each tile of a scene."""
     from aicspylibczi import CziFile
 
     file = CziFile(str(path))
     boxes = file.get_all_mosaic_tile_bounding_boxes() if file.is_mosaic() else file.get_all_tile_bounding_boxes()
-    places = [dict(tile.dimension_coordinates) for tile in boxes]
-    scenes = sorted({place.get("S", 0) for place in places})
-    return [place for place in places if place.get("S", 0) == scenes[scene]]
+    tiles = [dict(tile.dimension_coordinates) for tile in boxes]
+    scenes = sorted({tile.get("S", 0) for tile in tiles})
+    return [tile for tile in tiles if tile.get("S", 0) == scenes[scene]]

@@ -6,6 +6,9 @@ import colorsys
 
 import numpy as np
 
+Range = list[float] | list[list[float]]  # [low, high] of all channels, or of each
+FAINT = 4  # a channel has a range of its own if that is smaller than the common one by this factor
+
 
 def palette(num_class: int) -> np.ndarray:
     """Colours of the classes, (num_class, 3) uint8: black, seven that colour-blind readers can tell apart, then others.
@@ -23,27 +26,23 @@ def palette(num_class: int) -> np.ndarray:
     return np.array(colours[:num_class], np.uint8)
 
 
-Range = list[float] | list[list[float]]  # [low, high] of all channels, or of each
-FAINT = 4  # a channel has a range of its own if that is smaller than the common one by this factor
-
-
-def shown_channels(num: int) -> slice:
-    """Channels of an image of so many that its picture shows: all three, else the first one."""
+def picture_channels(num: int) -> slice:
+    """Channels in the picture of an image with `num` channels: all three, else the first one."""
     return slice(3 if num == 3 else 1)
 
 
-def shown_range(values: np.ndarray) -> Range:
-    """Grey values (low, high) shown as black and white, of pixels (P, C) of the channels that are shown.
+def grey_range(values: np.ndarray) -> Range:
+    """Grey values (low, high) that are black and white in a picture, of pixels (P, C) of its channels.
 
     0 and 255 for well-used 8 bits, else the 0.1 and 99.9 % percentiles. One range of all channels keeps their colours;
     if one of them would be faint in it, each has its own.
 
-    >>> shown_range(np.array([[0, 0, 0], [200, 90, 180]], np.uint8))
+    >>> grey_range(np.array([[0, 0, 0], [200, 90, 180]], np.uint8))
     [0.0, 255.0]
     """
-    common, own = _well_used_range(values), [_well_used_range(channel) for channel in values.T]
-    is_faint = any(0 < high - low < (common[1] - common[0]) / FAINT for low, high in own)
-    return own if is_faint else common
+    common, ranges = _well_used_range(values), [_well_used_range(channel) for channel in values.T]
+    is_faint = any(0 < high - low < (common[1] - common[0]) / FAINT for low, high in ranges)
+    return ranges if is_faint else common
 
 
 def _well_used_range(values: np.ndarray) -> list[float]:
@@ -59,23 +58,17 @@ def input_picture(pixels: np.ndarray, value_range: Range) -> np.ndarray:
     `value_range` are the values that become 0 and 255, the same for all images, so that no contrast is stretched.
     """
     low, high = np.reshape(value_range, (-1, 2)).T
-    shown = pixels[..., shown_channels(pixels.shape[-1])]
-    picture = np.clip((shown - low) / np.where(high > low, high - low, 1) * 255, 0, 255).round().astype(np.uint8)
+    channels = pixels[..., picture_channels(pixels.shape[-1])]
+    picture = np.clip((channels - low) / np.where(high > low, high - low, 1) * 255, 0, 255).round().astype(np.uint8)
     return picture if picture.shape[-1] == 3 else picture[..., 0]
 
 
 def outlines(objects: np.ndarray, above: np.ndarray | None = None, below: np.ndarray | None = None) -> np.ndarray:
     """Pixels (h, W) bool of objects that touch another object or the background by a side.
 
-    Parameters
-    ----------
-    objects : ndarray
-        (h, W) number of the object or class of each pixel, 0 for background; some rows of an image.
-    above, below : ndarray, optional
-        (W,) the rows next to them; default: the image ends there, which is no outline.
+    `objects` (h, W) are numbers of objects or classes, 0 for background, of some rows of an image; `above` and `below`
+    (W,) are the rows next to them. Without these the image ends there, which is no outline.
 
-    Examples
-    --------
     >>> outlines(np.array([[1, 1, 1, 0, 2, 3]])).astype(int).tolist()
     [[0, 0, 1, 0, 1, 1]]
     """

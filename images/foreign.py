@@ -12,7 +12,7 @@ class Kind(NamedTuple):
     """A kind of file."""
 
     what: str  # it is
-    advice: str  # to who has one
+    advice: str  # for users who have one
     package: str = ""  # plug-in of bioio that reads it
 
 
@@ -32,34 +32,17 @@ ELSEWHERE = {
     ".lifext": Kind("an addition to a .lif: the image is in the .lif of that name", "name the .lif"),
     ".dcm": Kind("a DICOM file", "convert it to TIFF", BIOFORMATS),
 }
-CAMERA = (
-    ".3fr",
-    ".arw",
-    ".cr2",
-    ".dcr",
-    ".dng",
-    ".erf",
-    ".fff",
-    ".iiq",
-    ".kdc",
-    ".mef",
-    ".mos",
-    ".nef",
-    ".nrw",
-    ".pef",
-)
+CAMERA = ".3fr .arw .cr2 .dcr .dng .erf .fff .iiq .kdc .mef .mos .nef .nrw .pef .srw"
 RAW = Kind("a raw picture of a camera: as a TIFF this file is its preview", "save it as TIFF or PNG")
-ELSEWHERE |= dict.fromkeys((*CAMERA, ".srw"), RAW)
+ELSEWHERE |= dict.fromkeys(CAMERA.split(), RAW)
 
 # Named if no reader knows their first bytes
 UNREAD = {
-    ".dv": Kind("a DeltaVision file", FIJI, "bioio-dv"),
-    ".r3d": Kind("a DeltaVision file", FIJI, "bioio-dv"),
+    ".dv .r3d": Kind("a DeltaVision file", FIJI, "bioio-dv"),
     ".sldy": Kind("a SlideBook file", FIJI, "bioio-sldy"),
     ".sld": Kind("a SlideBook file", FIJI, BIOFORMATS),
-    ".oib": Kind("an Olympus FluoView file", FIJI, BIOFORMATS),
+    ".oib .oir": Kind("an Olympus FluoView file", FIJI, BIOFORMATS),
     ".oif": Kind("an Olympus FluoView file, which names the TIFFs in the folder next to it", FIJI, BIOFORMATS),
-    ".oir": Kind("an Olympus FluoView file", FIJI, BIOFORMATS),
     ".zvi": Kind("a Zeiss AxioVision file", FIJI, BIOFORMATS),
     ".nd": Kind("a MetaMorph list of files", "name the .stk or .tif files next to it", BIOFORMATS),
     ".xdce": Kind("a list of the TIFFs of an InCell screen", "name the .tif files next to it", BIOFORMATS),
@@ -67,15 +50,11 @@ UNREAD = {
     ".xlef": Kind("a Leica project", LAS_X, BIOFORMATS),
     ".xlif": Kind("a part of a Leica project", LAS_X, BIOFORMATS),
     ".ndpis": Kind("a list of Hamamatsu slides, one for each channel", "name its .ndpi files", BIOFORMATS),
-    ".vms": Kind("a Hamamatsu slide in several files", QUPATH),
-    ".vmu": Kind("a Hamamatsu slide in several files", QUPATH),
+    ".vms .vmu": Kind("a Hamamatsu slide in several files", QUPATH),
     ".isyntax": Kind("a Philips slide", "export it as TIFF with the software of the scanner"),
-    ".dm3": Kind("a DigitalMicrograph file", FIJI, BIOFORMATS),
-    ".dm4": Kind("a DigitalMicrograph file", FIJI, BIOFORMATS),
-    ".mrc": Kind("an MRC file of an electron microscope", FIJI, BIOFORMATS),
-    ".rec": Kind("an MRC file of an electron microscope", FIJI, BIOFORMATS),
-    ".nii": Kind("a NIfTI file", FIJI, BIOFORMATS),
-    ".nii.gz": Kind("a NIfTI file", FIJI, BIOFORMATS),
+    ".dm3 .dm4": Kind("a DigitalMicrograph file", FIJI, BIOFORMATS),
+    ".mrc .rec": Kind("an MRC file of an electron microscope", FIJI, BIOFORMATS),
+    ".nii .nii.gz": Kind("a NIfTI file", FIJI, BIOFORMATS),
     ".nrrd": Kind("an NRRD file", FIJI, BIOFORMATS),
     ".mha": Kind("a MetaImage file", "save it as TIFF"),
     ".mhd": Kind("a MetaImage header", "save the image as TIFF"),
@@ -86,37 +65,30 @@ UNREAD = {
     ".zip": Kind("an archive", "unpack it"),
     ".gz": Kind("a compressed file", "unpack it"),
     ".roi": Kind("an outline of ImageJ, no image", "draw it into a label image, and save that as TIFF"),
-    ".json": Kind("text, no image", "export annotations as label images (PNG or TIFF)"),
+    ".json .xml": Kind("text, no image", "export annotations as label images (PNG or TIFF)"),
     ".geojson": Kind("outlines of QuPath, no image", "export the annotations as label images (PNG or TIFF)"),
-    ".xml": Kind("text, no image", "export annotations as label images (PNG or TIFF)"),
     ".csv": Kind("a table, no image", "name images"),
     ".txt": Kind("text, no image", "name images"),
     ".pdf": Kind("a document", "save its image as PNG or TIFF"),
     ".svg": Kind("a drawing", "save it as PNG or TIFF"),
-    ".mp4": Kind("a film", "save it as a TIFF stack with Fiji"),
-    ".avi": Kind("a film", "save it as a TIFF stack with Fiji"),
-    ".mov": Kind("a film", "save it as a TIFF stack with Fiji"),
+    ".mp4 .avi .mov": Kind("a film", "save it as a TIFF stack with Fiji"),
 }
-
-
-def kind_of(path: Path, kinds: dict[str, Kind]) -> Kind | None:
-    """Kind of a file by the longest ending of its name that is in a table."""
-    name = path.name.lower()
-    endings = [ending for ending in kinds if name.endswith(ending)]
-    return kinds[max(endings, key=len)] if endings else None
+UNREAD = {ending: kind for endings, kind in UNREAD.items() for ending in endings.split()}
 
 
 def refusal(path: Path, ending: str = "") -> UserError:
     """Refusal of a file that no reader knows, by its name, or another ending that tells what it is."""
-    kind = kind_of(Path(f"a{ending}") if ending else path, ELSEWHERE | UNREAD)
-    if kind is None:
+    name, kinds = ending or path.name.lower(), ELSEWHERE | UNREAD
+    endings = [suffix for suffix in kinds if name.endswith(suffix)]
+    if not endings:
         what = "no image of a known format; of a microscope, perhaps, for which bioio has a plug-in"
         return UserError(f"{path}: {what}: check the file, or pip install bioio and that plug-in")
+    kind = kinds[max(endings, key=len)]
     plug_in = f", or pip install bioio {kind.package}" if kind.package else ""
     return UserError(f"{path}: {kind.what}; it is not read: {kind.advice}{plug_in}")
 
 
-CONTENT = {  # first bytes, from a place on, of files that are named as images and are none
+CONTENT = {  # bytes from an offset on of files that are named as images and are none
     (0, b"version https://git-lfs"): ("a pointer of Git LFS instead of the file", "git lfs pull"),
     (4, b"ftyphei"): ("an HEIF picture, as phones make them", "save it as PNG or TIFF"),
     (4, b"ftypmif1"): ("an HEIF picture", "save it as PNG or TIFF"),
@@ -136,6 +108,6 @@ def check_content(path: Path) -> None:
         first = file.read(32)
     if not first:
         raise UserError(f"{path}: an empty file: copy it again")
-    for (start, text), (what, advice) in CONTENT.items():
-        if first[start:].startswith(text):
+    for (offset, text), (what, advice) in CONTENT.items():
+        if first[offset:].startswith(text):
             raise UserError(f"{path}: {what}, no image that is read: {advice}")

@@ -15,7 +15,7 @@ import numpy as np
 from images.chunks import ChunkedArray, usual_axes
 from images.foreign import refusal
 from images.geometry import Geometry, in_micron
-from images.rows import Frames, Series, check_count, full_name, listed
+from images.rows import Frames, Series, full_name, listed
 from utils import check_module
 
 HDF5 = (".h5", ".hdf5", ".hdf")
@@ -33,12 +33,12 @@ class DataSet:
         rows = max(MAX_CHUNK // max(math.prod(data.shape[-1:]) * data.dtype.itemsize, 1), 1)
         self.chunks = data.chunks or (*(1 for _ in data.shape[:-2]), min(rows, data.shape[-2]), data.shape[-1])
 
-    def __getitem__(self, place: tuple[slice | int, ...]) -> np.ndarray:
+    def __getitem__(self, index: tuple[slice | int, ...]) -> np.ndarray:
         """Part of the data set."""
         import h5py
 
         with h5py.File(self._path, "r") as file:
-            return file[self._name][place]
+            return file[self._name][index]
 
 
 def read_hdf5(path: Path) -> Frames:
@@ -46,36 +46,31 @@ def read_hdf5(path: Path) -> Frames:
     check_module("h5py", str(path))
     import h5py
 
-    found, names = Frames(kind="HDF5"), []
+    frames, names = Frames(kind="HDF5"), []
     with h5py.File(path, "r") as file:
         if "ImarisDataSet" in file.attrs:
             raise refusal(path, ".ims")
         sets: list[Any] = []
+        links: dict[str, Any] = {}
         file.visititems(lambda _, item: sets.append(item) if isinstance(item, h5py.Dataset) else None)
-        file.visititems_links(lambda name, link: _add_link(found, name, link))
+        file.visititems_links(links.__setitem__)
+        for name, link in links.items():
+            if isinstance(link, h5py.ExternalLink):
+                problem = f"a link to {link.path} of {link.filename}, which is not followed: name that file"
+                frames.series.append(Series(f"/{name}", by_default=False, problem=problem))
         for data in sets:
             problem = _problem(data) or _elsewhere(path, data) or _lacks_filter(data)
             if problem:
-                found.series.append(Series(data.name, by_default=False, problem=problem))
+                frames.series.append(Series(data.name, by_default=False, problem=problem))
                 continue
             names.append(full_name(path, data.name))
             source = ChunkedArray(Path(names[-1]), DataSet(path, data.name, data), _axes(data))
-            axes, lengths = source.outer
-            check_count(path, lengths)
-            found.add(source.images(), Series(data.name, axes, lengths, partial(_geometry, path, data.name)))
-    found.named = len(names) > 1
-    if found.named:
-        found.ambiguous = f"{path}: holds {len(names)} data sets: name one of them ({listed(names)})"
-    return found
-
-
-def _add_link(found: Frames, name: str, link: Any) -> None:
-    """Add a link to another file as a series that can't be read."""
-    import h5py
-
-    if isinstance(link, h5py.ExternalLink):
-        problem = f"a link to {link.path} of {link.filename}, which is not followed: name that file"
-        found.series.append(Series(f"/{name}", by_default=False, problem=problem))
+            geometry = partial(_geometry, path, data.name, source)
+            frames.add(source.images(), Series(data.name, source.outer_axes, source.outer_lengths, geometry))
+    frames.named = len(names) > 1
+    if frames.named:
+        frames.ambiguous = f"{path}: holds {len(names)} data sets: name one of them ({listed(names)})"
+    return frames
 
 
 def _problem(data: Any) -> str:
@@ -91,7 +86,7 @@ def _problem(data: Any) -> str:
 
 
 def _elsewhere(path: Path, data: Any, depth: int = 0) -> str:
-    """Why a data set is not read, if it would read files outside the folder of its own; empty if it is.
+    """Why a data set is not read: it would read files outside its folder; empty if it would not.
 
     A file from someone else could name any file of this machine, whose bytes would become pixels.
     """
@@ -110,11 +105,11 @@ def _elsewhere(path: Path, data: Any, depth: int = 0) -> str:
         if depth > MAX_DEPTH:
             return f"{what}, and so on: {advice}"
         with h5py.File(file, "r") as other:
-            inner = _own_member(other, source.dset_name)
-            if inner is None:
+            member = _member(other, source.dset_name)
+            if member is None:
                 return f"{what}, which is none of that file: {advice}"
-            if found := _elsewhere(file, inner, depth + 1):
-                return found
+            if problem := _elsewhere(file, member, depth + 1):
+                return problem
     return ""
 
 
@@ -130,7 +125,7 @@ def _neighbour(path: Path, name: str) -> Path | None:
     return None
 
 
-def _own_member(file: Any, name: str, depth: int = 0) -> Any:
+def _member(file: Any, name: str, depth: int = 0) -> Any:
     """Data set of a file by its path, through links within the file; None if there is none in it."""
     import h5py
 
@@ -139,7 +134,7 @@ def _own_member(file: Any, name: str, depth: int = 0) -> Any:
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if isinstance(link, h5py.SoftLink) and depth <= MAX_DEPTH:
             target = link.path if link.path.startswith("/") else f"{node.name}/{link.path}"
-            return _own_member(file, "/".join([target, *parts[number + 1 :]]), depth + 1)
+            return _member(file, "/".join([target, *parts[number + 1 :]]), depth + 1)
         if not isinstance(link, h5py.HardLink):
             return None
         node = node[part]
@@ -150,18 +145,18 @@ def _lacks_filter(data: Any) -> str:
     """Why a data set can't be unpacked; empty if it can."""
     import h5py
 
-    plist = data.id.get_create_plist()
-    filters = [plist.get_filter(number) for number in range(plist.get_nfilters())]
-    if not all(h5py.h5z.filter_avail(found[0]) for found in filters):
+    properties = data.id.get_create_plist()
+    stored = [properties.get_filter(index) for index in range(properties.get_nfilters())]
+    filters = {number: name.decode(errors="replace") for number, _, _, name in stored}
+    if not all(map(h5py.h5z.filter_avail, filters)):
         with suppress(ImportError):
             importlib.import_module("hdf5plugin")  # registers many
-    lacking = [found for found in filters if not h5py.h5z.filter_avail(found[0])]
-    names = ", ".join(f"{found[3].decode(errors='replace') or 'filter'} ({found[0]})" for found in lacking)
+    names = [f"{name or 'filter'} ({number})" for number, name in filters.items() if not h5py.h5z.filter_avail(number)]
     try:
-        if lacking:  # but it may be one that was not used
+        if names:  # but it may be one that was not used
             data[(slice(0, 1),) * data.ndim]
     except OSError:
-        return f"compressed by {names}: pip install hdf5plugin, or save it with gzip"
+        return f"compressed by {', '.join(names)}: pip install hdf5plugin, or save it with gzip"
     return ""
 
 
@@ -174,15 +169,12 @@ def _axes(data: Any) -> str:
     return "".join(labels) if all(len(label) == 1 for label in labels) else usual_axes(data.shape)
 
 
-def _geometry(path: Path, name: str) -> Geometry:
+def _geometry(path: Path, name: str, source: ChunkedArray) -> Geometry:
     """Axes of the frames, and the pixel size of the attribute `element_size_um`, as Fiji and ilastik write it."""
     import h5py
 
     with h5py.File(path, "r") as file:
-        data = file[name]
-        lengths = dict(zip(_axes(data), data.shape, strict=True))
-        sizes = np.ravel(data.attrs.get("element_size_um", ())).tolist()
-    space = [axis for axis in "ZYX" if axis in lengths or len(sizes) == 3]
+        sizes = np.ravel(file[name].attrs.get("element_size_um", ())).tolist()
+    space = [axis for axis in "ZYX" if axis in source.axes or len(sizes) == 3]
     pixel, unit = in_micron(dict(zip(space, sizes, strict=False)), dict.fromkeys("XYZ", "µm"))
-    axes = "".join(axis for axis in lengths if axis not in "CYX")
-    return Geometry(axes, tuple(lengths[axis] for axis in axes), pixel, unit)
+    return Geometry(source.outer_axes, source.outer_lengths, pixel, unit)

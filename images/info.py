@@ -3,100 +3,83 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from images.geometry import Geometry
 from images.memory import HARMLESS
-from images.readers import Frame, Source, frames_of_file, list_files, read_file
+from images.readers import Source, frames_of_file, list_files, read_file
 from images.rows import Frames, Rows, Series
 from images.selection import Choice
 from utils import UserError, echo
 
-MAX_SERIES = 50  # shown of a file
+MAX_SERIES = 50  # printed of a file
 
 
 def show_info(source: Source, choice: Choice) -> None:
     """Print what files hold, and how they are read with a choice of channels, series and sections.
 
-    Raises
-    ------
-    UserError
-        A file can't be read, or is damaged at its end; the others are printed before.
+    A file that can't be read, or is damaged at its end, is an error after the others are printed.
     """
-    failed: list[UserError] = []
+    errors: list[UserError] = []
     for file, inner in list_files(source):
         try:
             for line in _lines(file, inner, choice):
                 echo(line)
         except UserError as error:
-            failed.append(error)
-    for other in failed[:-1]:
+            errors.append(error)
+    for other in errors[:-1]:
         echo(f"error: {other}", sys.stderr)
-    if failed:
-        raise failed[-1]
+    if errors:
+        raise errors[-1]
 
 
 def _lines(path: Path, inner: str, choice: Choice) -> Iterator[str]:
     """Lines about one file, or about the data set `inner` in it if that is not empty."""
-    found = read_file(path)
-    num = len(found.series)
-    yield f"{path}: {found.kind}, {num} series" if num > 1 else f"{path}: {found.kind}"
-    for note in found.notes:
+    content = read_file(path)
+    num = len(content.series)
+    yield f"{path}: {content.kind}, {num} series" if num > 1 else f"{path}: {content.kind}"
+    for note in content.notes:
         yield f"  note: {note}"
-    for number, series in enumerate(found.series[:MAX_SERIES]):
-        yield from _series_lines(found, number, series)
+    for number, series in enumerate(content.series[:MAX_SERIES]):
+        yield from _series_lines(content, number, series)
     if num > MAX_SERIES:
         yield f"  ... and {num - MAX_SERIES} more series"
-    if choice == Choice() and found.ambiguous and not inner:
-        yield f"  to be read, one must be chosen: {found.ambiguous.partition(': ')[2]}"
+    if choice == Choice() and content.ambiguous and not inner:
+        yield f"  to be read, one must be chosen: {content.ambiguous.partition(': ')[2]}"
         return
-    frames = frames_of_file(path, inner, choice)
-    unread = _check_end(frames[-1].open())
-    yield f"  read as {_reading(frames)}{unread}"
+    images = [frame.open() for frame in frames_of_file(path, inner, choice)]
+    kinds = Counter((*image.shape, image.dtype.name) for image in images)
+    texts = [f"{num} image(s) of {h} x {w} px, {c} channel(s) of {dtype}" for (h, w, c, dtype), num in kinds.items()]
+    more = f"; and {len(texts) - 5} more kinds" if len(texts) > 5 else ""
+    yield f"  read as {'; '.join(texts[:5])}{more}{_check_end(images[-1])}"
 
 
-def _series_lines(found: Frames, number: int, series: Series) -> Iterator[str]:
-    """Lines about one series."""
+def _series_lines(content: Frames, number: int, series: Series) -> Iterator[str]:
     name = f' "{series.name}"' if series.name else ""
     if series.problem:
         yield f"  series {number}{name}: {series.problem}"
         return
-    geometry, image = series.geometry(), found.images[found.first_frame(number)]
+    geometry, image = series.geometry(), content.images[content.first_frame(number)]
     height, width, channels = image.shape
     lengths = {**dict(zip(series.axes, series.lengths, strict=True)), "C": channels, "Y": height, "X": width}
-    shown = ", ".join(f"{axis} {length}" for axis, length in lengths.items())
-    levels = f", {series.levels} levels, of which the first is read" if series.levels > 1 else ""
+    axes = ", ".join(f"{axis} {length}" for axis, length in lengths.items())
+    levels = f", {series.levels} levels, the first is read" if series.levels > 1 else ""
     left_out = "" if series.by_default else ", left out unless it is chosen"
-    yield f"  series {number}{name}: {shown}, {image.dtype.name}{levels}{left_out}"
+    yield f"  series {number}{name}: {axes}, {image.dtype.name}{levels}{left_out}"
     if len(geometry.channels) == channels and any(geometry.channels):
         names = ", ".join(f"{number} {name}" for number, name in enumerate(geometry.channels))
         yield f"    channels: {names}"
-    yield f"    pixel size: {_pixel_size(geometry)}"
-
-
-def _pixel_size(geometry: Geometry) -> str:
-    """Pixel size and time step of a series."""
     sizes = [f"{axis} {geometry.pixel[axis]:.6g}" for axis in "XYZ" if axis in geometry.pixel]
+    size = f"{', '.join(sizes)} {geometry.unit or 'of unknown unit'}" if sizes else "unknown"
     interval = f", {geometry.interval:.6g} s between two times" if geometry.interval else ""
-    return f"{', '.join(sizes)} {geometry.unit or 'of unknown unit'}{interval}" if sizes else f"unknown{interval}"
+    yield f"    pixel size: {size}{interval}"
 
 
 def _check_end(image: Rows) -> str:
-    """Read the last row, where a truncated file is damaged; returns what is to be said if the image is too large."""
+    """Read the last row, where a truncated file is damaged; of a large image return the message that it was not."""
     height, width, channels = image.shape
     if height * width * channels * image.dtype.itemsize > HARMLESS:  # a picture must be decoded as a whole
         return f"; not checked for damage, since an image has over {HARMLESS // 2**20} MiB"
     image[height - 1 : height]
     return ""
-
-
-def _reading(frames: list[Frame]) -> str:
-    """How many images are read, their sizes, channels and types."""
-    kinds: dict[tuple, int] = {}
-    for frame in frames:
-        image = frame.open()
-        kind = (*image.shape, image.dtype.name)
-        kinds[kind] = kinds.get(kind, 0) + 1
-    shown = [f"{num} image(s) of {h} x {w} px, {c} channel(s) of {dtype}" for (h, w, c, dtype), num in kinds.items()]
-    return "; ".join(shown[:5]) + (f"; and {len(shown) - 5} more kinds" if len(shown) > 5 else "")

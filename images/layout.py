@@ -15,39 +15,20 @@ ORDER = {".tif": "TZC", ".tiff": "TZC", ".zarr": "TCZ"}  # leading axes, as Imag
 
 @dataclass(frozen=True)
 class Layout:
-    """Shape, type and geometry of an output file.
+    """Shape, type and geometry of an output file."""
 
-    Attributes
-    ----------
-    shape : (int, int, int, int)
-        Frames, channels, height and width.
-    dtype : numpy.dtype
-        uint8, float32 or uint32.
-    geometry : Geometry
-        Axes of the frames, as in the input, the pixel size, and the names of the frames.
-    labels : bool
-        Whether the values are class or object numbers, which must not be averaged in a pyramid.
-    order : str
-        Order of the axes before Y and X that the format requires; empty: as in the input, then the channels.
-    rgb : bool
-        Whether each pixel is a colour: red, green and blue are the last axis of the file.
-    """
-
-    shape: tuple[int, int, int, int]
-    dtype: np.dtype
-    geometry: Geometry = field(default_factory=Geometry)
-    labels: bool = False
-    order: str = ""
-    rgb: bool = False
+    shape: tuple[int, int, int, int]  # frames, channels, height and width
+    dtype: np.dtype  # uint8, float32 or uint32
+    geometry: Geometry = field(default_factory=Geometry)  # of the input
+    labels: bool = False  # values are class or object numbers, which must not be averaged in a pyramid
+    order: str = ""  # of the axes before Y and X that the format requires; empty: as in the input, then the channels
+    rgb: bool = False  # each pixel is a colour: red, green and blue are the last axis of the file
 
     @property
-    def counted(self) -> dict[str, int]:
-        """Axes of the frames in the input's order, and their lengths; Z if the format lacks one of them.
-
-        Positions are times where a format has no axis for them, since they are no sections of one stack.
-        """
+    def frame_axes(self) -> dict[str, int]:
+        """Axes of the frames in the input's order, and their lengths; Z if the format lacks one of them."""
         axes = dict(zip(self.geometry.axes, self.geometry.lengths, strict=True))
-        if "P" in axes and self.order:
+        if "P" in axes and self.order:  # no format orders positions; they are no sections of a stack, so become times
             num = axes.pop("P")
             is_slowest = next(iter(axes), "T") == "T" or "T" not in axes
             axes = {"T": num * axes.pop("T", 1)} | axes if is_slowest else {}
@@ -58,7 +39,7 @@ class Layout:
     @property
     def lead(self) -> dict[str, int]:
         """Axes of the file before Y and X, in file order, and their lengths."""
-        axes = self.counted | ({"C": self.shape[1]} if self.shape[1] > 1 else {})
+        axes = self.frame_axes | ({"C": self.shape[1]} if self.shape[1] > 1 else {})
         return {axis: axes[axis] for axis in sorted(axes, key=(self.order or "".join(axes)).index)}
 
     @property
@@ -72,16 +53,6 @@ class Layout:
         return (*self.lead.values(), *self.shape[2:], *([3] if self.rgb else []))
 
     @property
-    def photometric(self) -> str:
-        """Meaning of the values, as TIFF calls it."""
-        return "rgb" if self.rgb else "minisblack"
-
-    @property
-    def num_plane(self) -> int:
-        """Number of planes (H, W) of the file."""
-        return self.shape[0] * self.shape[1]
-
-    @property
     def row_byte(self) -> int:
         """Size of one row of a plane [bytes]."""
         return self.shape[3] * self.dtype.itemsize * (3 if self.rgb else 1)
@@ -91,16 +62,13 @@ class Layout:
         """Size of all pixels [bytes]."""
         return math.prod(self.full_shape) * self.dtype.itemsize
 
-    def place(self, frame: int, channel: Any) -> tuple[Any, ...]:
+    def index(self, frame: int, channel: Any) -> tuple[Any, ...]:
         """Index of a frame's channel (an int or a slice) along the axes before Y and X."""
-        lengths = tuple(self.counted.values())
-        numbers = np.unravel_index(frame, lengths) if lengths else ()
-        index = dict(zip(self.counted, map(int, numbers), strict=True)) | {"C": channel}
+        axes = self.frame_axes
+        numbers = map(int, np.unravel_index(frame, tuple(axes.values())))
+        index = dict(zip(axes, numbers, strict=True)) | {"C": channel}
         return tuple(index[axis] for axis in self.lead)
 
     def plane(self, frame: int, channel: int) -> int:
         """Number of the plane (H, W) in the file that holds a channel of a frame."""
-        number = 0
-        for index, length in zip(self.place(frame, channel), self.lead.values(), strict=True):
-            number = number * length + index
-        return number
+        return int(np.ravel_multi_index(self.index(frame, channel), tuple(self.lead.values())))

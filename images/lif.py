@@ -35,27 +35,24 @@ class LifPlanes:
         rows = next((axis for axis in ROWS if axis in self._names), None)
         return "Y" if "Y" not in self._names and name == rows else name
 
-    def __getitem__(self, place: tuple[slice | int, ...]) -> np.ndarray:
+    def __getitem__(self, index: tuple[slice | int, ...]) -> np.ndarray:
         """Part of the image."""
+        parts = dict(zip(self._names, index, strict=True))
         with _opened(self._path) as lif:
             frames = lif.images[self._number].frames
             inner = frames.frame_sizes
-            wanted = {
-                name: np.atleast_1d(np.arange(length)[part]).tolist()
-                for name, length, part in zip(self._names, self.shape, place, strict=True)
+            outer = {  # numbers along the axes that count the frames
+                name: np.atleast_1d(np.arange(length)[parts[name]]).tolist()
+                for name, length in zip(self._names, self.shape, strict=True)
                 if name not in inner
             }
-            pixels = lif.images[self._number].frames(**wanted).asarray()
-        order = [*wanted, *inner]
-        pixels = pixels.reshape(*map(len, wanted.values()), *inner.values())
+            pixels = frames(**outer).asarray()
+        order = [*outer, *inner]
+        pixels = pixels.reshape(*map(len, outer.values()), *inner.values())
         pixels = pixels.transpose([order.index(name) for name in self._names])
-        whole = slice(None)
-        return pixels[
-            tuple(
-                part if name in inner else 0 if isinstance(part, int) else whole
-                for name, part in zip(self._names, place, strict=True)
-            )
-        ]
+        # outer axes are read already; one that was indexed by a number is dropped
+        left = {name: 0 if isinstance(parts[name], int) else slice(None) for name in outer}
+        return pixels[tuple((parts | left).values())]
 
 
 @contextmanager
@@ -81,12 +78,12 @@ def _geometry(planes: LifPlanes, image: Any) -> Geometry:
     """Axes of the frames, pixel size, and names of the channels."""
     letters = dict(zip(image.dims, planes.axes, strict=True))
     sizes = {}
-    for found in image.xml_element.findall("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
-        axis, num = AXIS.get(found.get("DimID")), int(found.get("NumberOfElements"))
-        if axis in letters and num > 1 and found.get("Unit") == "m":
-            sizes[letters[axis]] = abs(float(found.get("Length"))) * 1e6 / (num - 1)
+    for entry in image.xml_element.findall("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
+        axis, num = AXIS.get(entry.get("DimID")), int(entry.get("NumberOfElements"))
+        if axis in letters and num > 1 and entry.get("Unit") == "m":
+            sizes[letters[axis]] = abs(float(entry.get("Length"))) * 1e6 / (num - 1)
     pixel, unit = in_micron({axis: positive(size) for axis, size in sizes.items()}, dict.fromkeys(sizes, "µm"))
     outer = {axis: num for axis, num in zip(planes.axes, image.shape, strict=True) if axis not in "CYX"}
-    names = [found.get("LUTName", "") for found in image.xml_element.findall(".//ChannelDescription")]
+    names = [entry.get("LUTName", "") for entry in image.xml_element.findall(".//ChannelDescription")]
     of_samples = "S" in image.dims and "C" not in image.dims
     return Geometry("".join(outer), tuple(outer.values()), pixel, unit, channels=tuple(names if of_samples else ()))

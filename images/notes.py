@@ -1,4 +1,4 @@
-"""What users should know of a file that is read all the same: one line for each kind, however many files it is of."""
+"""Notes on files that are read all the same: one line for each kind, however many files it is of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from utils import echo
 
-_said: set[tuple[Path | None, str]] = set()
+_printed: set[tuple[Path | None, str]] = set()  # file, or None for any, and note
 _hearing = threading.RLock()  # Python's filters of warnings are those of all threads
 
 
@@ -19,8 +19,8 @@ def say_notes(notes: Iterable[tuple[Path, str]]) -> None:
     """Print each note with the first of its files and the number of the others; none twice of a file."""
     files: dict[str, list[Path]] = {}
     for path, note in notes:
-        if (path.absolute(), note) not in _said:
-            _said.add((path.absolute(), note))
+        if (path.absolute(), note) not in _printed:
+            _printed.add((path.absolute(), note))
             files.setdefault(note, []).append(path)
     for note, paths in files.items():
         others = f" and {len(paths) - 1} more file(s)" if len(paths) > 1 else ""
@@ -28,9 +28,9 @@ def say_notes(notes: Iterable[tuple[Path, str]]) -> None:
 
 
 def say_once(path: Path, note: str) -> None:
-    """Print a note that is found while pixels are read; not again for other files."""
-    if (None, note) not in _said and (path.absolute(), note) not in _said:
-        _said.add((None, note))
+    """Print a note on pixels that are being read; not again for other files."""
+    if not {(None, note), (path.absolute(), note)} & _printed:
+        _printed.add((None, note))
         _print(f"note: {path}: {note} (said of the first such file alone)")
 
 
@@ -41,8 +41,8 @@ def _print(line: str) -> None:
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
-    """Texts of what Python's packages warn of meanwhile, each on one line and once; nothing is printed."""
+def captured_warnings() -> Iterator[list[str]]:
+    """Warnings of Python's packages meanwhile, each on one line and once; none is printed."""
     texts: list[str] = []
     with _hearing, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

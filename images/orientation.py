@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from images.memory import ByteCache, check_size
-from images.rows import Readable, Rows
+from images.rows import LazyImage, Rows
 
 TAG = 274  # in EXIF and in TIFF
 # Orientation -> whether rows and columns are exchanged, and then the order of the rows and of the columns reversed
@@ -27,7 +25,6 @@ TURNS = {
 NOTE = "turned as its EXIF orientation says, which is how viewers show it"
 
 _turned = ByteCache(2**28)  # images whose rows are columns of the file
-_numbers = itertools.count()
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -55,31 +52,22 @@ def orientation_of(image: Any) -> int:
 
 
 def turned(path: Path, image: Rows, orientation: int) -> Rows:
-    """Image as it was seen by the camera; an array stays one."""
+    """Image as the camera saw it, turned when rows are read; as a whole if its rows are columns of the file."""
     if isinstance(image, np.ndarray):
         return turn(image, orientation)
-    return Turned(path, image, orientation)
+    swapped, up, _ = TURNS[orientation]
+    height, width, channels = image.shape
+    key = object()  # of the turned image in the cache
 
+    def read_rows(top: int, bottom: int) -> np.ndarray:
+        if up:
+            top, bottom = height - bottom, height - top
+        return turn(np.asarray(image[top:bottom]), orientation)
 
-class Turned(Readable):
-    """Image (H, W, C) that is turned when rows are read; decoded as a whole if its rows are columns of the file."""
+    def read_columns(top: int, bottom: int) -> np.ndarray:
+        return _turned.get(key, lambda: turn(np.asarray(image[:]), orientation))[top:bottom]
 
-    def __init__(self, path: Path, image: Rows, orientation: int) -> None:
-        self._image, self._orientation, self._number = image, orientation, next(_numbers)
-        self._swapped, self._up, _ = TURNS[orientation]
-        height, width, channels = image.shape
-        self.shape, self.dtype = (width, height, channels) if self._swapped else image.shape, image.dtype
-        if self._swapped:
-            check_size(path, math.prod(self.shape) * self.dtype.itemsize, copies=2)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W, C) of the image."""
-        if self._swapped:
-            return _turned.get(self._number, partial(self._turn, slice(None)))[rows]
-        top, bottom, step = rows.indices(self.shape[0])
-        if self._up:
-            top, bottom = self.shape[0] - max(bottom, top), self.shape[0] - top
-        return self._turn(slice(top, bottom))[::step]
-
-    def _turn(self, rows: slice) -> np.ndarray:
-        return turn(np.asarray(self._image[rows]), self._orientation)
+    if not swapped:
+        return LazyImage(image.shape, image.dtype, read_rows)
+    check_size(path, math.prod(image.shape) * image.dtype.itemsize, copies=2)
+    return LazyImage((width, height, channels), image.dtype, read_columns)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +12,24 @@ from files import partial_of
 from images.zarr import is_zarr
 from utils import UserError
 
-# entries that ZarrWriter makes in a folder, also those left by a killed process or an earlier version
+# entries that ZarrWriter makes in a folder, also if it was killed
 PARTIAL = r"\.[0-9a-f]{32}\.partial"
-OWN = rf"(\d+/)?zarr(\.json|{PARTIAL})|\d+(/c(/\d+)*({PARTIAL})?)?|\.run\.json|\.bands(/\d+-\d+)?"
+ENTRY = rf"(\d+/)?zarr(\.json|{PARTIAL})|\d+(/c(/\d+)*({PARTIAL})?)?"
 
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Refuse an output that is, contains or lies in an input; an input inside a Zarr stands for the whole Zarr.
-
-    Parameters
-    ----------
-    outputs : iterable of Path
-        Files and folders that will be written or removed.
-    inputs : iterable of Path
-        Files and folders.
-
-    Raises
-    ------
-    UserError
-        An output overlaps an input, or its path is a link to itself.
-    """
+    """Refuse an output that is, contains or lies in an input; an input inside a Zarr stands for the whole Zarr."""
+    identity = cache(_identity)  # many outputs have few parents
     roots = {_outermost_zarr(path.resolve()) for path in set(inputs)}
-    own = {_identity(root): root for root in roots}
-    around = {_identity(parent): root for root in roots for parent in root.parents}
-    parents: dict[Path, Path | None] = {}  # folder -> the input that it is, if any
+    input_at = {identity(root): root for root in roots}
+    input_in = {identity(parent): root for root in roots for parent in root.parents}
     for output in outputs:
         try:
             real = output.resolve()
         except (OSError, RuntimeError) as error:
             raise UserError(f"--output {output}: a link in this path leads to itself: choose another") from error
-        for parent in real.parents:
-            if parent not in parents:
-                parents[parent] = own.get(_identity(parent))
-        key = _identity(real)
-        inside = next(filter(None, map(parents.get, real.parents)), None)
-        if hit := own.get(key) or around.get(key) or inside:
+        inside = (input_at.get(identity(path)) for path in (real, *real.parents))
+        if hit := input_in.get(identity(real)) or next(filter(None, inside), None):
             raise UserError(f"--output {output} would replace the input {hit}, contain it or lie in it: choose another")
 
 
@@ -67,7 +50,7 @@ def _identity(path: Path) -> Any:
 
 
 def old_of(path: Path) -> Path:
-    """Path where an older Zarr is kept until the new one is in place."""
+    """Path of an older Zarr until the new one has its name."""
     return path.with_name(f"{path.name}.old")
 
 
@@ -77,14 +60,7 @@ def written_at(target: Path) -> list[Path]:
 
 
 def check_replaceable(target: Path) -> None:
-    """Refuse to replace anything that this program did not write.
-
-    Raises
-    ------
-    UserError
-        There is a folder, pipe or device where a file will be written; or where a Zarr will be written, anything but a
-        Zarr image of this program with nothing else in it.
-    """
+    """Refuse to replace a folder, pipe or device by a file, or anything but a Zarr image of this program by a Zarr."""
     advice = "move it, or choose another --output"
     if target.suffix.lower() != ".zarr":
         for path in written_at(target):
@@ -96,17 +72,9 @@ def check_replaceable(target: Path) -> None:
     for path in written_at(target):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise UserError(f"{path} is not a folder of a Zarr image: {advice}")
-        if path.exists() and (foreign := _foreign_entry(path)):
-            raise UserError(f"{path} is not a Zarr image that --mode predict wrote (it holds {foreign}): {advice}")
+        for entry in path.rglob("*"):
+            name = entry.relative_to(path).as_posix()
+            if entry.is_symlink() or not re.fullmatch(ENTRY, name):
+                raise UserError(f"{path} is not a Zarr image that --mode predict wrote (it holds {name}): {advice}")
     if target.exists() and not (target / "zarr.json").is_file():
         raise UserError(f"{target} is not a Zarr image that --mode predict wrote: {advice}")
-
-
-def _foreign_entry(folder: Path) -> str:
-    """Path of an entry that ZarrWriter does not make; empty if there is none."""
-    for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            entry = Path(root, name)
-            if entry.is_symlink() or not re.fullmatch(OWN, entry.relative_to(folder).as_posix()):
-                return str(entry.relative_to(folder))
-    return ""

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from images.foreign import check_content
-from images.memory import ANY, DEFLATE, ByteCache, check_size
-from images.notes import heard, say_once
+from images.memory import ByteCache, check_size
+from images.notes import captured_warnings, say_once
 from images.orientation import NOTE, orientation_of, turn
-from images.rows import Frames, Readable, Series, reraise_as_user_error, to_native
+from images.rows import Frames, LazyImage, Series, reraise_as_user_error, to_native
 from utils import UserError
 
 _decoded = ByteCache(2**28)  # a picture is read band by band, and again as the neighbour of other sections
@@ -24,34 +24,26 @@ JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # markers before the size and the depth of 
 AS_RGB = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes that are converted to RGB
 
 
-def read_picture(path: Path) -> Frames:
-    """The frame of a picture; only the header is read."""
+def read_picture(path: Path, *, is_named_so: bool) -> Frames | None:
+    """The frame of a picture, of which only the header is read; None if Pillow does not know the format.
+
+    A file that is named as an image, and is none, is refused with what it is instead.
+    """
     from PIL import UnidentifiedImageError
 
     try:
-        with heard() as warned:
+        with captured_warnings() as warned:
             picture = Picture(path)
     except UnidentifiedImageError:
+        if not is_named_so:
+            return None
         check_content(path)
         raise
-    found = Frames(kind=picture.kind, notes=[f"Pillow says: {text}" for text in warned])
+    frames = Frames(kind=picture.kind, notes=[f"Pillow says: {text}" for text in warned])
     if picture.orientation != 1:
-        found.notes.append(NOTE)
-    found.add([picture], Series())
-    return found
-
-
-def is_picture(path: Path) -> bool:
-    """Whether Pillow knows the format of a file."""
-    from PIL import UnidentifiedImageError
-
-    try:
-        with heard(), _open(path):
-            return True
-    except UnidentifiedImageError:
-        return False
-    except Exception:  # it is known, but damaged
-        return True
+        frames.notes.append(NOTE)
+    frames.add([picture], Series())
+    return frames
 
 
 def _open(path: Path, page: int | None = None) -> Any:
@@ -71,57 +63,45 @@ def _open(path: Path, page: int | None = None) -> Any:
 
 
 def picture_palette(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Indices (H, W) and colours (N, 3) of a picture with a palette; None for others."""
-    with heard(), _open(path) as image:
+    """Indices (H, W) and colours (256, 3) uint8 of a picture with a palette; None for others."""
+    with captured_warnings(), _open(path) as image:
         if image.mode != "P":
             return None
-        orientation = orientation_of(image)
-        return turn(np.asarray(image), orientation), np.array(image.getpalette("RGB")).reshape(-1, 3)
+        indices, colours = turn(np.asarray(image), orientation_of(image)), np.array(image.getpalette("RGB"))
+        return indices, np.pad(colours, (0, 768 - len(colours))).reshape(256, 3).astype(np.uint8)
 
 
-class Picture(Readable):
+class Picture(LazyImage):
     """Image (H, W, C) of a file that Pillow reads, as it was seen by the camera.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    page : int, optional
-        Page of a TIFF, from 0, whose pixels only Pillow converts; Pillow turns it by its own orientation.
-
-    Raises
-    ------
-    UserError
-        It holds several images, needs a missing package, or claims more pixels than it can contain.
+    Of a TIFF it is a page, from 0, whose pixels only Pillow converts, and which it turns by its own orientation.
     """
 
     def __init__(self, path: Path, page: int | None = None) -> None:
+        from PIL import Image
+
         status = path.stat()
         self._path, self._page, self._version = path, page, (status.st_mtime_ns, status.st_size, page)
         with _open(path, page) as image:
             number = getattr(image, "n_frames", 1) if page is None else 1
             if number > 1 and image.format != "MPO":  # that is a JPEG with a preview inside
                 raise UserError(f"{path}: {number} images in one file: save them as a TIFF stack")
-            size, kind, mode = image.size, image.format, image.mode
+            self.kind, size, mode = image.format, image.size, image.mode
             self.orientation = orientation_of(image) if page is None else 1
-        self._deep, self.kind = _deep_channels(path, kind), kind
-        pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(_blank(mode))
+        self._deep = _deep_channels(path, self.kind)
+        pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(Image.new(mode, (1, 1)))
         height, width = turn(np.broadcast_to(np.uint8(0), size[::-1]), self.orientation).shape
-        self.shape, self.dtype = (height, width, pixel.shape[2]), pixel.dtype
-        ratio = DEFLATE if kind == "PNG" else ANY
-        check_size(path, math.prod(self.shape) * self.dtype.itemsize, status.st_size, ratio=ratio, copies=3)
+        super().__init__((height, width, pixel.shape[2]), pixel.dtype, self._rows)
+        check_size(path, math.prod(self.shape) * self.dtype.itemsize, copies=3)
         if self._deep:
-            _decoder(path, kind)
+            _decoder(path, self.kind)  # refuses it without the package
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W, C) of the image."""
-        return _decoded.get((self._path, self._version), self._decode)[rows]
+    def _rows(self, top: int, bottom: int) -> np.ndarray:
+        return _decoded.get((self._path, self._version), self._decode)[top:bottom]
 
     def _decode(self) -> np.ndarray:
-        with (
-            heard() as warned,
-            reraise_as_user_error(f"{self._path}: damaged or truncated", "check or replace the file"),
-        ):
+        damaged = f"{self._path}: damaged or truncated"
+        with captured_warnings() as warned, reraise_as_user_error(damaged, "check or replace the file"):
             if self._deep:
                 pixels = _decoder(self._path, self.kind)(self._path.read_bytes())
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : self._deep]
@@ -135,12 +115,6 @@ class Picture(Readable):
         for text in warned:
             say_once(self._path, f"Pillow says: {text}")
         return pixels
-
-
-def _blank(mode: str) -> Any:
-    from PIL import Image
-
-    return Image.new(mode, (1, 1))
 
 
 def _pixels(image: Any) -> np.ndarray:

@@ -8,27 +8,28 @@ import math
 import mmap
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from images import hdf5
 from images.bioio import plugin_of, read_bioio
 from images.foreign import ELSEWHERE, refusal
 from images.geometry import Geometry, numbers_along
 from images.hdf5 import HDF5, read_hdf5
+from images.hdf5 import SIGNATURE as HDF5_SIGNATURE
 from images.memory import check_size
 from images.notes import say_notes
-from images.pillow import is_picture, picture_palette, read_picture
+from images.pillow import picture_palette, read_picture
 from images.rows import (
-    Converted,
     Frames,
     Rows,
     Series,
     check_count,
+    converted,
     full_name,
     listed,
     reraise_as_user_error,
@@ -36,7 +37,8 @@ from images.rows import (
     to_native,
 )
 from images.selection import Choice
-from images.tiff import SIGNATURES, read_tiff, tiff_palette
+from images.tiff import SIGNATURES as TIFF_SIGNATURES
+from images.tiff import read_tiff
 from images.zarr import is_zarr, read_zarr
 from utils import UserError, natural_key
 
@@ -51,27 +53,13 @@ ALL = Choice()
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One image: a page of a stack, or a file in a folder.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    index : int
-        Index of the frame in its file, from 0.
-    stack : int or None
-        Number of its Z stack in the file; None if the file contains one image.
-    channels : tuple of int
-        Channels that are read, in their order; empty: all.
-    series : str
-        Name of its series, such as the well and the field of a plate; empty if outputs do not need it.
-    """
+    """One image: a page of a stack, or a file in a folder."""
 
     path: Path
-    index: int
-    stack: int | None = None
-    channels: tuple[int, ...] = ()
-    series: str = ""
+    index: int  # in its file, from 0
+    stack: int | None = None  # number of its Z stack in the file; None if the file contains one image
+    channels: tuple[int, ...] = ()  # that are read, in their order; empty: all
+    series: str = ""  # name of its series, such as the well and the field of a plate; empty if outputs do not need it
 
     def __str__(self) -> str:
         if self.series:
@@ -90,11 +78,7 @@ class Frame:
     def open(self) -> Rows:
         """Frame whose pixels are read when rows are requested."""
         image = read_file(self.path).images[self.index]
-        return Converted(image, self._take) if self.channels else image
-
-    def _take(self, pixels: np.ndarray) -> np.ndarray:
-        """The chosen channels of pixels (h, W, C)."""
-        return pixels[..., list(self.channels)]
+        return converted(image, lambda pixels: pixels[..., list(self.channels)]) if self.channels else image
 
     @property
     def series_number(self) -> int:
@@ -124,66 +108,54 @@ class Frame:
 def list_frames(source: Source, choice: Choice = ALL) -> list[Frame]:
     """Frames of a stack, or of all images in a folder in natural order.
 
-    Parameters
-    ----------
-    source : str, Path, or several
-        A file, a folder of files, a pattern of files such as `images/*.tif` or `data/**/img.tif`, or several of these.
-        Folders and patterns yield files with known suffixes, `.npy`, `.zarr` and `.h5` only if there are no others. A
-        data set of HDF5 files is named by `file.h5:/path`.
-    choice : Choice
-        Channels, series and sections to read of each file; `:/path` is a choice of the series.
-
-    Raises
-    ------
-    UserError
-        There is no such file or folder, it contains no image, an image can't be read, or it does not have what is
-        chosen.
+    A source is a file, a folder of files, a pattern of files such as `images/*.tif` or `data/**/img.tif`, or several of
+    these. Folders and patterns yield files with known suffixes, `.npy`, `.zarr` and `.h5` only if there are no others.
+    A data set of HDF5 files is named by `file.h5:/path`, which is a choice of the series.
     """
     frames: list[Frame] = []
     notes: list[tuple[Path, str]] = []
-    taken: set[tuple[Path, str]] = set()
+    listed_files: set[tuple[Path, str]] = set()
     for file, inner in list_files(source):
-        if (file.resolve(), inner) in taken:  # already read, as a part of an image in several files
+        if (file.resolve(), inner) in listed_files:  # a part of an image in several files
             continue
-        found = read_file(file)
-        taken |= {(other.resolve(), "") for other in found.files - {file}}
+        contents = read_file(file)
+        listed_files |= {(other.resolve(), "") for other in contents.files - {file}}
         frames += frames_of_file(file, inner, choice)
-        notes += [(file, note) for note in found.notes_of(choice.series or inner)]
+        notes += [(file, note) for note in contents.notes_of(choice.series or inner)]
     say_notes(notes)
     return frames
 
 
 def frames_of_file(file: Path, inner: str, choice: Choice) -> list[Frame]:
-    """Frames of one file, or of the data set `inner` in it if that is not empty, that are chosen."""
-    found = read_file(file)
-    choice = _with_inner(file, inner, found, choice)
-    indices = choice.frames(file, found)
+    """Chosen frames of one file, or of the data set `inner` in it if that is not empty."""
+    contents = read_file(file)
+    if inner:
+        choice = _with_data_set(file, inner, contents, choice)
     # sections that were left out are neighbours, too; other series, such as a thumbnail, make no stack
-    num_frame = sum(found.series[number].num_frame for number in choice.series_numbers(file, found))
+    num_frame = sum(contents.series[number].num_frame for number in choice.series_numbers(file, contents))
     channels: dict[int, tuple[int, ...]] = {}
     frames = []
-    for index in indices:
-        number = found.series_of(index)
+    for index in choice.frames(file, contents):
+        number = contents.series_of(index)
         if number not in channels:
-            channels[number] = choice.channels(file, found, index)
-        stack = found.stacks[index] if num_frame > 1 else None
-        frames.append(Frame(file, index, stack, channels[number], found.series[number].name if found.named else ""))
+            channels[number] = choice.channels(file, contents, index)
+        stack = contents.stacks[index] if num_frame > 1 else None
+        series = contents.series[number].name if contents.named else ""
+        frames.append(Frame(file, index, stack, channels[number], series))
     return frames
 
 
-def _with_inner(file: Path, inner: str, found: Frames, choice: Choice) -> Choice:
-    """Choice of the data set that is named by `file.h5:/path`, if one is named."""
-    if not inner:
-        return choice
-    names = [series.name for series in found.series]
-    if found.kind != "HDF5":
-        raise UserError(f"{file}:{inner}: {file} is no HDF5 file: leave out :{inner}")
+def _with_data_set(file: Path, name: str, contents: Frames, choice: Choice) -> Choice:
+    """Choice of the data set that is named by `file.h5:/path`."""
+    names = [series.name for series in contents.series]
+    if contents.kind != "HDF5":
+        raise UserError(f"{file}:{name}: {file} is no HDF5 file: leave out :{name}")
     if choice.series:
-        raise UserError(f"{file}:{inner} --series {choice.series}: each chooses a data set: leave one out")
-    if inner not in names:
+        raise UserError(f"{file}:{name} --series {choice.series}: each chooses a data set: leave one out")
+    if name not in names:
         named = listed([full_name(file, name) for name in names]) or "it holds none"
-        raise UserError(f"{file}:{inner}: no such data set: name one of them ({named})")
-    return replace(choice, series=str(names.index(inner)))
+        raise UserError(f"{file}:{name}: no such data set: name one of them ({named})")
+    return replace(choice, series=str(names.index(name)))
 
 
 def is_one_file(source: Source) -> bool:
@@ -202,7 +174,7 @@ def _split_inner(source: str) -> tuple[str, str]:
 def list_files(source: Source) -> list[tuple[Path, str]]:
     """Files of a source in natural order, each with the path of the data set that is named in it, or an empty one."""
     sources = [source] if isinstance(source, (str, Path)) else source
-    files = [file for given in sources for file in _files(str(given))]
+    files = [file for one in sources for file in _files(str(one))]
     if len(sources) > 1:  # a shell expands a pattern to files in plain order
         files = sorted(dict.fromkeys(files), key=lambda file: (natural_key(str(file[0])), file[1]))
     return files
@@ -214,41 +186,31 @@ def _files(source: str) -> list[tuple[Path, str]]:
     path = Path(source)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]", source) and not Path(source.partition(":")[0]).exists():
         raise UserError(f"{source}: URLs are not read: download it, and name the file")
-    if path.is_dir() and not is_zarr(path):
-        found = list(path.iterdir())
-    elif path.exists():
+    is_folder = path.is_dir() and not is_zarr(path)
+    if path.exists() and not is_folder:
         _check_kind(path)
         return [(path, inner)]
-    else:
-        matching = _matching(path)
-        if matching is None:
-            raise UserError(f"{source}: no such file or folder: check the path")
-        found = matching
-    kinds = [file for file in found if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
-    files = [file for file in kinds if file.suffix.lower() not in ARRAYS] or kinds
+    candidates = list(path.iterdir()) if is_folder else _matching(source)
+    images = [file for file in candidates if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    files = [file for file in images if file.suffix.lower() not in ARRAYS] or images
     if not files:
-        if not found and not path.is_dir():
+        if not candidates and not is_folder:
             raise UserError(f"{source}: this pattern matches nothing: check it and the current folder")
-        what = "no image in this folder" if path.is_dir() else "this pattern matches no image"
+        what = "no image in this folder" if is_folder else "this pattern matches no image"
         raise UserError(f"{source}: {what}: {', '.join(SUFFIXES)} are read")
     for file in files:
         _check_kind(file)
-    return [(file, inner) for file in _in_order(files)]
+    return [(file, inner) for file in sorted(files, key=lambda file: natural_key(str(file)))]
 
 
-def _in_order(files: Iterable[Path]) -> list[Path]:
-    """Files in natural order of their paths."""
-    return sorted(files, key=lambda file: natural_key(str(file)))
-
-
-def _matching(path: Path) -> list[Path] | None:
-    """Paths that match a pattern; None if it is not one. An existing folder is not a pattern, whatever its name."""
+def _matching(pattern: str) -> list[Path]:
+    """Paths that match a pattern. An existing folder is not a pattern, whatever its name."""
+    path = Path(pattern)
     folder = next(parent for parent in path.parents if parent.is_dir() or parent == parent.parent)
-    pattern = str(path.relative_to(folder))
-    if not glob.has_magic(pattern):
-        return None
-    found = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 (Path.glob refuses `a**`)
-    return [folder / name for name in found]
+    inner = str(path.relative_to(folder))
+    if not glob.has_magic(inner):
+        raise UserError(f"{pattern}: no such file or folder: check the path")
+    return [folder / name for name in glob.glob(inner, root_dir=folder, recursive=True)]  # noqa: PTH207 (`a**`)
 
 
 def _check_kind(path: Path) -> None:
@@ -257,9 +219,7 @@ def _check_kind(path: Path) -> None:
         mode = path.stat().st_mode
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): check it, or move it elsewhere") from error
-    if stat.S_ISDIR(mode) and is_zarr(path):
-        return
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode) and not is_zarr(path):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
         advice = "name files" if stat.S_ISDIR(mode) else "save the image to a file, and name that"
         raise UserError(f"{path}: is {kind}, not an image file: {advice}")
@@ -273,7 +233,7 @@ def number_stacks(frames: list[Frame]) -> list[int]:
     """
     numbers: dict[tuple, int] = {}
     keys: list[tuple] = []
-    run = 0  # number of files with several images so far: they end a stack of single files
+    run = 0  # number of files with several images until now: they end a stack of single files
     for frame in frames:
         run += frame.stack is not None
         keys.append((None, run) if frame.stack is None else (frame.path, frame.stack))
@@ -281,46 +241,43 @@ def number_stacks(frames: list[Frame]) -> list[int]:
     return [numbers[key] for key in keys]
 
 
-def with_neighbours(frames: list[Frame], reach: int) -> list[list[Frame]]:
-    """Context of each frame: itself and `reach` frames above and below, repeating the last one at the end of a stack.
+def with_neighbours(frames: list[Frame], radius: int) -> list[list[Frame]]:
+    """Context of each frame: itself and `radius` frames above and below, repeating the last one at the end of a stack.
 
-    For what a stack is, see `number_stacks`.
+    For what a stack is, see `number_stacks`. Frames of a file that were not chosen are neighbours, too.
     """
-    if not reach:
+    if not radius:
         return [[frame] for frame in frames]
-    keys = number_stacks(frames)
     stacks: dict[int, list[Frame]] = {}
-    for key, frame in zip(keys, frames, strict=True):
+    positions: dict[tuple[int, Path, int], int] = {}  # of frames in their stacks
+    numbers = number_stacks(frames)
+    for number, frame in zip(numbers, frames, strict=True):
+        members = stacks.setdefault(number, [])
         if frame.stack is None:
-            stacks.setdefault(key, []).append(frame)
-        elif key not in stacks:
-            stacks[key] = _stack_of(frame)
-    places = {(key, member.path, member.index): place for key, of in stacks.items() for place, member in enumerate(of)}
-    around = []
-    for key, frame in zip(keys, frames, strict=True):
-        members, place = stacks[key], places[key, frame.path, frame.index]
-        near = np.clip(np.arange(place - reach, place + reach + 1), 0, len(members) - 1)
-        around.append([replace(members[number], channels=frame.channels) for number in near])
-    return around
-
-
-def _stack_of(frame: Frame) -> list[Frame]:
-    """All frames of the Z stack of a frame, also those that were not chosen."""
-    stacks = read_file(frame.path).stacks
-    return [replace(frame, index=index) for index, stack in enumerate(stacks) if stack == frame.stack]
+            members.append(frame)
+        elif not members:
+            of_file = enumerate(read_file(frame.path).stacks)
+            members += [replace(frame, index=index) for index, stack in of_file if stack == frame.stack]
+    for number, members in stacks.items():
+        positions |= {(number, frame.path, frame.index): position for position, frame in enumerate(members)}
+    contexts = []
+    for number, frame in zip(numbers, frames, strict=True):
+        members, position = stacks[number], positions[number, frame.path, frame.index]
+        near = np.clip(np.arange(position - radius, position + radius + 1), 0, len(members) - 1)
+        contexts.append([replace(members[index], channels=frame.channels) for index in near])
+    return contexts
 
 
 def read_geometry(frames: list[Frame]) -> Geometry:
     """Axes and pixel size of frames of one file, with an axis P if they are of several series; of others only Z."""
     path, geometry = frames[0].path, Geometry()
     if all(frame.path == path for frame in frames):
-        found = read_file(path)
-        chosen: dict[int, list[int]] = {}  # indices in each series
+        indices: dict[int, list[int]] = {}  # in each series
+        contents = read_file(path)
         for frame in frames:
-            chosen.setdefault(number := found.series_of(frame.index), []).append(
-                frame.index - found.first_frame(number)
-            )
-        parts = [found.series[number].geometry().of_frames(indices) for number, indices in chosen.items()]
+            number = contents.series_of(frame.index)
+            indices.setdefault(number, []).append(frame.index - contents.first_frame(number))
+        parts = [contents.series[number].geometry().of_frames(chosen) for number, chosen in indices.items()]
         geometry = parts[0]
         if len(parts) > 1 and len({(part.axes, part.lengths) for part in parts}) == 1:
             geometry = replace(geometry, axes=f"P{geometry.axes}", lengths=(len(parts), *geometry.lengths))
@@ -350,11 +307,6 @@ def read_file(path: Path) -> Frames:
 
     Pixels are not loaded but mapped, or read when rows are requested. The format is recognised by the first bytes, not
     by the name.
-
-    Raises
-    ------
-    UserError
-        The file is not an image, is damaged or truncated, or has no page.
     """
     _check_kind(path)
     status = path.stat()
@@ -364,47 +316,43 @@ def read_file(path: Path) -> Frames:
 @lru_cache(maxsize=4)  # the frames of one stack are requested one after another
 def _read_version(path: Path, *_version: int) -> Frames:
     """Frames of a file as of its modification time and size, which are part of the cache's key."""
-    with reraise_as_user_error(
-        f"{path}: can't be read as an image, is damaged or truncated", "check or replace the file"
-    ):
-        found = _reader(path)(path)
-    images = found.images
-    if not images and len(found.series) == 1 and found.kind != "HDF5":
-        raise UserError(f"{path}: {found.series[0].problem}")
-    if not images and any(series.problem for series in found.series):
-        shown = "; ".join(f"{series.name}: {series.problem}" for series in found.series[:5])
-        raise UserError(f"{path}: holds no image ({shown})")
+    damaged = f"{path}: can't be read as an image, is damaged or truncated"
+    with reraise_as_user_error(damaged, "check or replace the file"):
+        contents = _reader(path)(path)
+    images, series = contents.images, contents.series
+    if not images and len(series) == 1 and contents.kind != "HDF5":
+        raise UserError(f"{path}: {series[0].problem}")
+    if not images and any(one.problem for one in series):
+        problems = "; ".join(f"{one.name}: {one.problem}" for one in series[:5])
+        raise UserError(f"{path}: holds no image ({problems})")
     if not images or any(0 in image.shape for image in images):
         raise UserError(f"{path}: holds no page with pixels: check or replace the file")
     if any(image.dtype.kind not in "uif" for image in images):
         raise UserError(f"{path}: pixels of {images[0].dtype.name}: they must be real numbers")
-    return found
+    return contents
 
 
 def _reader(path: Path) -> Callable[[Path], Frames]:
     """Reader of the format of a file, as its first bytes say."""
     if path.is_dir():
         return read_zarr
-    elsewhere = ELSEWHERE.get(path.suffix.lower())
-    if elsewhere:
-        if elsewhere.package:
-            return partial(read_bioio, plugin=None)
+    suffix = path.suffix.lower()
+    if suffix in ELSEWHERE and not ELSEWHERE[suffix].package:
         raise refusal(path)
-    first = _first_bytes(path)
-    readers = [(SIGNATURES, read_tiff), ((NUMPY,), _read_npy), ((hdf5.SIGNATURE,), read_hdf5)]
-    for start, reader in readers:
-        if first.startswith(start):
+    if suffix in ELSEWHERE:
+        return partial(read_bioio, plugin=None)
+    with path.open("rb") as file:
+        first = file.read(16)
+    for signatures, reader in ((TIFF_SIGNATURES, read_tiff), (NUMPY, _read_npy), (HDF5_SIGNATURE, read_hdf5)):
+        if first.startswith(signatures):
             return reader
     plugin = plugin_of(first)
-    if plugin or not (path.suffix.lower() in SUFFIXES or is_picture(path)):
-        return partial(read_bioio, plugin=plugin)
-    return read_picture
+    return partial(read_bioio, plugin=plugin) if plugin else _read_other
 
 
-def _first_bytes(path: Path) -> bytes:
-    """Bytes enough to recognise every format."""
-    with path.open("rb") as file:
-        return file.read(16)
+def _read_other(path: Path) -> Frames:
+    """Frames of a picture, or of a file that only a plug-in of bioio may know."""
+    return read_picture(path, is_named_so=path.suffix.lower() in SUFFIXES) or read_bioio(path, plugin=None)
 
 
 def _read_npy(path: Path) -> Frames:
@@ -414,9 +362,8 @@ def _read_npy(path: Path) -> Frames:
     except ValueError as error:
         if "Python objects" in str(error):
             what = "Python objects, as Cellpose's _seg.npy holds them, and no pixels"
-            raise UserError(
-                f"{path}: {what}: save the masks as PNG or TIFF (in Cellpose: File > Save masks)"
-            ) from error
+            advice = "save the masks as PNG or TIFF (in Cellpose: File > Save masks)"
+            raise UserError(f"{path}: {what}: {advice}") from error
         raise
     axes = {2: "YX", 3: "YXC" if array.shape[-1] <= 4 else "ZYX", 4: "ZYXC"}.get(array.ndim, "")
     if not axes or array.dtype.kind not in "uifb":
@@ -425,36 +372,21 @@ def _read_npy(path: Path) -> Frames:
     lengths = array.shape[: axes.index("Y")]
     check_count(path, lengths)
     images: list[Rows] = list(split(array, axes, path))
-    if to_native(array[:0]).dtype != array.dtype or not array.dtype.isnative:
-        images = [Converted(image, to_native) for image in images]
-    found = Frames(kind="NumPy array")
-    found.add(images, Series("", axes[: len(lengths)], lengths))
-    return found
+    if to_native(array[:0]).dtype != array.dtype:
+        images = [converted(image, to_native) for image in images]
+    frames = Frames(kind="NumPy array")
+    frames.add(images, Series("", axes[: len(lengths)], lengths))
+    return frames
 
 
 def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
     """Indices (H, W) and colours (N, 3) uint8 of a frame stored with a palette; None for other frames."""
-    path = frame.path
-    if path.is_dir():
-        return None
-    if _first_bytes(path).startswith(SIGNATURES):
-        colours = _tiff_palette(path, path.stat().st_mtime_ns)
-        return None if colours is None else (frame.read()[..., 0], colours)
-    try:
-        found = picture_palette(path)
-    except Exception:  # reading it as an image will report the defect
-        return None
-    if found is None:
-        return None
-    indices, colours = found
-    read_file(path)  # refuses a file of several images
-    return indices, np.pad(colours, ((0, 256 - len(colours)), (0, 0))).astype(np.uint8)
-
-
-@lru_cache(maxsize=4)
-def _tiff_palette(path: Path, _version: int) -> np.ndarray | None:
-    """Palette of a TIFF as of its modification time, which is part of the cache's key."""
-    return tiff_palette(path)
+    contents = read_file(frame.path)
+    if contents.palette is not None:
+        return frame.read()[..., 0], contents.palette
+    with suppress(Exception):  # it is no picture
+        return picture_palette(frame.path)
+    return None
 
 
 def forget_files() -> None:

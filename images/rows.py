@@ -35,7 +35,7 @@ class UnsupportedError(UserError):
 
 
 class Rows(Protocol):
-    """An image (H, W, C); `image[top:bottom]` reads only what these rows need."""
+    """An image (H, W, C), such as an array; `image[top:bottom]` reads only what these rows need."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,192 +49,136 @@ class Rows(Protocol):
         """Rows (h, W, C) of the image."""
 
 
-class Readable:
-    """Base of images (H, W, C) that are read by rows: converts to an array of all rows."""
+@dataclass(eq=False)
+class LazyImage:
+    """Image (H, W, C) whose rows are read by a function when they are requested."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype
+    read: Callable[[int, int], np.ndarray]  # rows (h, W, C) between two indices, at least one
+    is_missing: bool = False  # the file lacks it, and it is never read: an acquisition was aborted, or a file is absent
+    _mmap: Any = None  # memory map of its file, by NumPy's name for it, so that cached pages can be dropped
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""
-        raise NotImplementedError
+        top, bottom, step = rows.indices(self.shape[0])
+        if top >= bottom:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        return self.read(top, bottom)[::step]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All pixels."""
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-class Missing(Readable):
-    """Image that the file should hold, but does not: an acquisition was aborted, or one of its files is not here."""
+def converted(image: Rows, convert: Callable[[np.ndarray], np.ndarray]) -> LazyImage:
+    """Image whose stored pixels (h, W, C) are converted when they are read."""
+    sample = convert(np.zeros((1, 1, image.shape[2]), image.dtype))
+    shape = (*image.shape[:2], sample.shape[2])
 
-    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype) -> None:
-        self.shape, self.dtype = shape, dtype
+    def read(top: int, bottom: int) -> np.ndarray:
+        return convert(np.asarray(image[top:bottom]))
 
-
-class Converted(Readable):
-    """Image whose rows are converted when they are read.
-
-    Parameters
-    ----------
-    image : Rows
-        The image as stored.
-    convert : callable
-        Takes stored pixels (h, W, C), returns converted ones.
-    """
-
-    def __init__(self, image: Rows, convert: Callable[[np.ndarray], np.ndarray]) -> None:
-        self._image, self._convert = image, convert
-        self._mmap = getattr(image, "_mmap", None)  # as NumPy names it, for those who drop cached pages
-        sample = convert(np.zeros((1, 1, image.shape[2]), image.dtype))
-        self.shape, self.dtype = (*image.shape[:2], sample.shape[2]), sample.dtype
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W, C) of the image."""
-        return self._convert(np.asarray(self._image[rows]))
+    return LazyImage(shape, sample.dtype, read, _mmap=getattr(image, "_mmap", None))
 
 
 @dataclass
 class Series:
-    """One image of a file, or one stack, such as a position of the stage, a scene or a data set.
+    """One image of a file, or one stack, such as a position of the stage, a scene or a data set."""
 
-    Attributes
-    ----------
-    name : str
-        Its name in the file; may be empty.
-    axes : str
-        Axes of its frames, slowest first, such as `"TZ"`; empty for one frame.
-    lengths : tuple of int
-        Lengths of these axes; their product is the number of frames.
-    geometry : callable
-        Returns axes, pixel size and names of the channels; called when they are needed.
-    levels : int
-        Number of resolutions; the first is read.
-    by_default : bool
-        Whether it is read unless others are chosen; False for the label and the thumbnail of a slide.
-    missing : tuple of int
-        Indices of its frames that the file does not hold; they are left out of a choice of sections.
-    lacks : str
-        What to do about these.
-    problem : str
-        Why it can't be read: it then has no frames, is refused if it is chosen, and left out by default.
-    """
-
-    name: str = ""
-    axes: str = ""
-    lengths: tuple[int, ...] = ()
-    geometry: Callable[[], Geometry] = Geometry
-    levels: int = 1
-    by_default: bool = True
-    missing: tuple[int, ...] = ()
-    lacks: str = ""
-    problem: str = ""
+    name: str = ""  # in the file; may be empty
+    axes: str = ""  # of its frames, slowest first, such as "TZ"; empty for one frame
+    lengths: tuple[int, ...] = ()  # of these axes; their product is the number of frames
+    geometry: Callable[[], Geometry] = Geometry  # reads axes, pixel size and names of the channels
+    levels: int = 1  # number of resolutions; the first is read
+    by_default: bool = True  # read unless others are chosen; not so the label and the thumbnail of a slide
+    missing: tuple[int, ...] = ()  # indices of frames that the file lacks; left out of a choice of sections
+    lacks: str = ""  # what to do about these
+    problem: str = ""  # why it can't be read: it then has no frames, and is refused if it is chosen
 
     @property
     def num_frame(self) -> int:
         """Number of frames."""
         return 0 if self.problem else math.prod(self.lengths)
 
-    def part(self, name: str, lengths: tuple[int, ...]) -> Series:
-        """Series of one position, with the lengths of the axes that it keeps."""
-        axes = "".join(axis for axis in self.axes if axis in STACKED)
-        return replace(
-            self, name=name, axes=axes, lengths=lengths, geometry=partial(_part, self.geometry, axes, lengths)
-        )
 
-
-def _part(geometry: Callable[[], Geometry], axes: str, lengths: tuple[int, ...]) -> Geometry:
-    """Geometry of one position."""
-    return replace(geometry(), axes=axes, lengths=lengths, labels=())
-
-
-def _parts(axes: str, lengths: tuple[int, ...], apart: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and numbers of the frames of each position along the axes `apart`.
+def _positions(axes: str, lengths: tuple[int, ...], apart: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name, and indices of the frames, of each position along the axes `apart`.
 
     Examples
     --------
-    >>> [(name, numbers.tolist()) for name, numbers in _parts("ZR", (2, 3), ["R"])]
+    >>> [(name, indices.tolist()) for name, indices in _positions("ZR", (2, 3), ["R"])]
     [('R0', [0, 3]), ('R1', [1, 4]), ('R2', [2, 5])]
     """
-    numbers = np.arange(math.prod(lengths)).reshape(lengths)
+    indices = np.arange(math.prod(lengths)).reshape(lengths)
     sizes = dict(zip(axes, lengths, strict=True))
-    for place in np.ndindex(*(sizes[axis] for axis in apart)):
-        at = dict(zip(apart, place, strict=True))
-        name = " ".join(f"{axis}{number}" for axis, number in at.items())
-        yield name, numbers[tuple(at.get(axis, slice(None)) for axis in axes)]
+    for numbers in np.ndindex(*(sizes[axis] for axis in apart)):
+        position = dict(zip(apart, numbers, strict=True))
+        name = " ".join(f"{axis}{number}" for axis, number in position.items())
+        yield name, indices[tuple(position.get(axis, slice(None)) for axis in axes)]
+
+
+def _geometry_of_position(geometry: Callable[[], Geometry], axes: str, lengths: tuple[int, ...]) -> Geometry:
+    """Geometry of one position of a series."""
+    return replace(geometry(), axes=axes, lengths=lengths, labels=())
 
 
 @dataclass
 class Frames:
-    """Frames of one file.
-
-    Attributes
-    ----------
-    images : list of Rows
-        The frames.
-    stacks : list of int
-        Number of the Z stack of each frame.
-    files : set of Path
-        Files that the frames are read from, if more than the given one.
-    series : list of Series
-        The series, in the order of their frames.
-    kind : str
-        Format as shown to users.
-    named : bool
-        Whether outputs are named after the series, such as the wells of a plate.
-    ambiguous : str
-        Why one of the series must be chosen; empty: all are read by default.
-    notes : list of str
-        What the user should know of the file, though it is read.
-    """
+    """Frames of one file."""
 
     images: list[Rows] = field(default_factory=list)
-    stacks: list[int] = field(default_factory=list)
-    files: set[Path] = field(default_factory=set)
-    series: list[Series] = field(default_factory=list)
-    kind: str = ""
-    named: bool = False
-    ambiguous: str = ""
-    notes: list[str] = field(default_factory=list)
+    stacks: list[int] = field(default_factory=list)  # number of the Z stack of each frame; -1 if it is missing
+    files: set[Path] = field(default_factory=set)  # that the frames are read from, if more than the one named
+    series: list[Series] = field(default_factory=list)  # in the order of their frames
+    kind: str = ""  # format as users see it
+    named: bool = False  # outputs are named after the series, such as the wells of a plate
+    ambiguous: str = ""  # why one of the series must be chosen; empty: all are read by default
+    palette: np.ndarray | None = None  # colours (N, 3) uint8 of a TIFF whose pixels are their indices
+    notes: list[str] = field(default_factory=list)  # what users should know of the file, though it is read
 
     def add(self, images: Sequence[Rows], series: Series) -> None:
         """Add the frames of a series, as new stacks; of positions, angles and the like each is a series of its own."""
         apart = [axis for axis in series.axes if axis not in STACKED]
         if apart and len(images) > 1:
             self.named = True
-            for place, numbers in _parts(series.axes, series.lengths, apart):
-                name = f"{series.name} {place}".strip()
-                self._add_stacks([images[number] for number in numbers.ravel()], series.part(name, numbers.shape))
-        else:
-            self._add_stacks(images, series)
-
-    def _add_stacks(self, images: Sequence[Rows], series: Series) -> None:
+            axes = "".join(axis for axis in series.axes if axis in STACKED)
+            for position, indices in _positions(series.axes, series.lengths, apart):
+                name, lengths = f"{series.name} {position}".strip(), indices.shape
+                geometry = partial(_geometry_of_position, series.geometry, axes, lengths)
+                part = replace(series, name=name, axes=axes, lengths=lengths, geometry=geometry)
+                self.add([images[index] for index in indices.ravel()], part)
+            return
         first = max(self.stacks, default=-1) + 1
-        self.images += images
+        is_missing = [getattr(image, "is_missing", False) for image in images]
         stacks = stack_numbers(series.axes, series.lengths) if images else []
-        missing = {index for index, image in enumerate(images) if isinstance(image, Missing)}
-        self.stacks += [-1 if index in missing else first + stack for index, stack in enumerate(stacks)]
-        series.missing = tuple(sorted(missing))
+        self.images += images
+        self.stacks += [-1 if lost else first + stack for lost, stack in zip(is_missing, stacks, strict=True)]
+        series.missing = tuple(np.flatnonzero(is_missing).tolist())
         self.series.append(series)
 
     def add_problem(self, path: Path, name: str, error: Exception, *, by_default: bool) -> None:
         """Add a series that can't be read for an error; one of memory is none of the file."""
         if is_out_of_memory(error):
             raise error
-        known = str(error).removeprefix(f"{path}: ") if isinstance(error, UserError) else ""
-        problem = known or f"can't be read ({one_line(error)}): check the file, or choose another series"
+        reason = str(error).removeprefix(f"{path}: ") if isinstance(error, UserError) else ""
+        problem = reason or f"can't be read ({one_line(error)}): check the file, or choose another series"
         self.series.append(Series(name, by_default=by_default, problem=problem))
 
     def notes_of(self, choice_of_series: str) -> list[str]:
         """Notes, also of what is left out: series that can't be read, unless others were chosen, and missing images."""
-        numbered = [] if choice_of_series else list(enumerate(self.series))
-        lost = [(number, series) for number, series in numbered if series.by_default and series.problem]
-        notes = [f"series {series.name or number} is left out: {series.problem}" for number, series in lost]
-        missing = [(len(series.missing), series.num_frame) for series in self.series if series.missing]
-        return [*self.notes, *notes, *(f"{num} of {total} images are missing and left out" for num, total in missing)]
+        notes = list(self.notes)
+        for number, series in enumerate(self.series):
+            if series.by_default and series.problem and not choice_of_series:
+                notes.append(f"series {series.name or number} is left out: {series.problem}")
+        for series in self.series:
+            if series.missing:
+                notes.append(f"{len(series.missing)} of {series.num_frame} images are missing and left out")
+        return notes
 
     @cached_property
     def ends(self) -> list[int]:
-        """Index after the last frame of each series; not to be asked for before all are added."""
+        """Index after the last frame of each series; used once all are added."""
         return list(accumulate(series.num_frame for series in self.series))
 
     def first_frame(self, number: int) -> int:
@@ -254,7 +198,7 @@ class Frames:
 
 
 def full_name(path: Path | str, series: str) -> str:
-    """Name of a series of a file in messages: of a data set of HDF5 as users give it."""
+    """Name of a series of a file in messages: of a data set of HDF5 as users write it."""
     return f"{path}:{series}" if series.startswith("/") else f"{path}, {series}"
 
 
@@ -271,32 +215,20 @@ def check_count(path: Path, lengths: tuple[int, ...]) -> None:
 
 @contextmanager
 def reraise_as_user_error(what: str, advice: str) -> Iterator[None]:
-    """Turn any exception of a library that reads a damaged file into one line.
-
-    Parameters
-    ----------
-    what : str
-        File and probable defect, `FILE: DEFECT`.
-    advice : str
-        What to do.
-
-    Raises
-    ------
-    UserError
-        Instead of any other exception; a `UserError` passes unchanged.
-    """
+    """Turn any exception of a library that reads a damaged file into one line; `what` is `FILE: DEFECT`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        name, text = what.partition(": ")[0], one_line(error)
         if is_out_of_memory(error):
-            raise UserError(f"{what.partition(': ')[0]}: does not fit in memory: close other programs") from error
+            raise UserError(f"{name}: does not fit in memory: close other programs") from error
         if re.search(NEEDS_CODECS, str(error)):
-            raise UserError(f"{what.partition(': ')[0]}: {one_line(error)}: pip install imagecodecs") from error
+            raise UserError(f"{name}: {text}: pip install imagecodecs") from error
         if isinstance(error, NotImplementedError | ImportError) or re.search(UNSUPPORTED, str(error), re.IGNORECASE):
-            what, advice = f"{what.partition(': ')[0]}: of a kind that is not read", "save it as an uncompressed TIFF"
-        raise UserError(f"{what} ({one_line(error)}): {advice}") from error
+            what, advice = f"{name}: of a kind that is not read", "save it as an uncompressed TIFF"
+        raise UserError(f"{what} ({text}): {advice}") from error
 
 
 def one_line(error: Exception) -> str:
@@ -326,7 +258,7 @@ def split(pixels: np.ndarray, axes: str, path: Path) -> list[np.ndarray]:
     pixels = pixels.transpose(others + order)
     if not channels:
         pixels = pixels[..., None]
-    return [pixels[place] for place in np.ndindex(pixels.shape[:-3])]
+    return [pixels[index] for index in np.ndindex(pixels.shape[:-3])]
 
 
 def stack_numbers(axes: str, lengths: tuple[int, ...]) -> list[int]:

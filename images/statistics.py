@@ -18,38 +18,21 @@ FEW_HOLES = 0.01  # as many holes per object are taken for errors of the annotat
 
 
 def image_statistics(image: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of an image, over all of its pixels.
-
-    Parameters
-    ----------
-    image : Rows
-        (H, W, C), an array or an image that is read by rows.
-
-    Returns
-    -------
-    mean, std : ndarray of float64
-        (C,) each; the standard deviation of a constant image is 1.
-
-    Raises
-    ------
-    UserError
-        A pixel is NaN, infinite, or beyond 1e150.
-    """
+    """Mean and standard deviation (C,) float64 of the channels of an image (H, W, C); the latter is 1 of a constant."""
     height, width = image.shape[:2]
     moments = Moments()
-    if height * width < ONE_PIECE:
-        moments.add(image[:height])
-        return moments.statistics()
-    few = max(2**18 // width, 1)  # rows that stay in the processor's cache as float64
-    for top in range(0, height, 512):  # rows that are read at once: each segment of a file is decoded once
-        rows = image[top : min(top + 512, height)]
-        for first in range(0, len(rows), few):
-            moments.add(rows[first : first + few])
+    is_small = height * width < ONE_PIECE
+    num_read = height if is_small else 512  # rows read at once: each segment of a file is decoded once
+    num_add = height if is_small else max(2**18 // width, 1)  # rows that stay in the processor's cache as float64
+    for top in range(0, height, num_read):
+        rows = image[top : min(top + num_read, height)]
+        for first in range(0, len(rows), num_add):
+            moments.add(rows[first : first + num_add])
     return moments.statistics()
 
 
 class Moments:
-    """Mean and standard deviation of each channel, for pixels given in parts.
+    """Mean and standard deviation of each channel, for pixels that are added in parts.
 
     Squares are summed about the mean of each part, so that a large offset costs no precision:
     T. F. Chan, G. H. Golub and R. J. LeVeque, The American Statistician 37 (1983), equation 2.1.
@@ -74,13 +57,7 @@ class Moments:
             self.count = count
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (C,) of the pixels added; the standard deviation of a constant channel is 1.
-
-        Raises
-        ------
-        UserError
-            A pixel was NaN or infinite, or its square is beyond the range of float64.
-        """
+        """Mean and standard deviation (C,); the latter is 1 of a constant channel."""
         std = self.std
         if not np.isfinite([self.mean, std]).all():
             raise UserError("it holds NaN, infinity or numbers beyond 1e150: repair the image")
@@ -88,7 +65,7 @@ class Moments:
 
     @property
     def std(self) -> np.ndarray:
-        """Standard deviation (C,) of the pixels added, also where it is 0."""
+        """Standard deviation (C,), also where it is 0."""
         return np.sqrt(self.square / self.count)
 
 
@@ -98,15 +75,10 @@ def is_wide(dtype: np.dtype) -> bool:
 
 
 class ObjectSizes:
-    """Areas and holes of the objects of each class, in labels given one by one.
+    """Areas and holes of the objects of each class, the 4-connected regions in labels that are added one by one.
 
-    Objects are the 4-connected regions of a class. Those that touch the border of the label, or a pixel that is not
-    annotated, may be cut and are not measured. Large labels are measured in tiles, in little memory.
-
-    Parameters
-    ----------
-    num_class : int
-        Number of classes; pixels with a greater index are not annotated.
+    Those that touch the border of the label or of a tile of it, or a pixel that is not annotated (its index is not
+    below `num_class`), may be cut and are not measured.
     """
 
     def __init__(self, num_class: int) -> None:
@@ -114,7 +86,7 @@ class ObjectSizes:
         self._num_hole = [0] * num_class
 
     def add(self, label: np.ndarray) -> None:
-        """Measure the objects of a label (H, W) of class indices."""
+        """Measure the objects of a label (H, W) of class indices, in tiles that need little memory."""
         for top in range(0, label.shape[0], LABEL_TILE):
             for left in range(0, label.shape[1], LABEL_TILE):
                 self._add_tile(np.asarray(label[top : top + LABEL_TILE, left : left + LABEL_TILE]))
@@ -122,12 +94,12 @@ class ObjectSizes:
     def _add_tile(self, label: np.ndarray) -> None:
         cut = np.ones(label.shape, bool)
         cut[1:-1, 1:-1] = ndimage.binary_dilation(label >= len(self._areas))[1:-1, 1:-1]
-        for kind, areas in enumerate(self._areas):
-            regions = ndimage.label(label == kind)[0]
+        for k, areas in enumerate(self._areas):
+            regions = ndimage.label(label == k)[0]
             area = np.bincount(regions.ravel())
             area[0], area[regions[cut]] = 0, 0
             areas += area[area > 0].tolist()
-            self._num_hole[kind] += _count_holes(regions, cut)
+            self._num_hole[k] += _count_holes(regions, cut)
 
     @property
     def min_size(self) -> list[int]:
@@ -136,7 +108,11 @@ class ObjectSizes:
         It is half of the area up to which objects make up 0.03 % of the area of all. Specks that the annotation left,
         which may be a tenth of the objects by number, have next to no area.
         """
-        return [_least_area(np.sort(areas)) // 2 for areas in self._areas]
+        sizes = []
+        for areas in map(np.sort, self._areas):
+            total = np.cumsum(areas)
+            sizes.append(int(areas[np.searchsorted(total, SPECKS * total[-1])]) // 2 if len(areas) else 0)
+        return sizes
 
     @property
     def fill_holes(self) -> list[bool]:
@@ -145,14 +121,8 @@ class ObjectSizes:
         return [bool(areas) and num_hole <= FEW_HOLES * len(areas) for areas, num_hole in pairs]
 
 
-def _least_area(areas: np.ndarray) -> int:
-    """First of some sorted areas [px] up to which they make up `SPECKS` of their sum; 0 if there are none."""
-    total = np.cumsum(areas)
-    return int(areas[np.searchsorted(total, SPECKS * total[-1])]) if len(areas) else 0
-
-
 def _count_holes(regions: np.ndarray, cut: np.ndarray) -> int:
-    """Number of 4-connected regions of the rest that lie within one of some regions (H, W); none that is `cut`."""
+    """Number of holes in regions (H, W): 4-connected parts of the rest in a single region, none of which is `cut`."""
     rest, num = ndimage.label(regions == 0)
     lowest, highest = np.full(num + 1, np.iinfo(regions.dtype).max), np.zeros(num + 1, regions.dtype)
     for hole, region in neighbours(rest, regions):

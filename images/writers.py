@@ -26,11 +26,11 @@ class Writer:
     """Base of the writers: bands come in any order, also from several processes."""
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
-        """Write rows (C, h, W) of a frame, from row `top` on."""
+        """Write rows (C, h, W), or (1, h, W, 3) of RGB, of a frame, from row `top` on."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Rename the finished file; one process calls this after all have closed."""
+        """Rename the complete file; one process calls this after all have closed."""
 
     def close(self) -> None:
         """Flush to disk what this process has written."""
@@ -49,20 +49,11 @@ class Writer:
 
 
 class FlatWriter(Writer):
-    """Writes a file whose pixels are contiguous: an uncompressed TIFF or a `.npy`.
+    """Writes a file whose pixels are contiguous: an uncompressed TIFF or a `.npy`; one process creates it.
 
     Rows are written, not memory-mapped: on a full disk a write raises an error where a mapped page kills the process
     (SIGBUS), mapped pages count as memory of the process, over NFS two machines that map one page overwrite each
     other's rows. Nor is mapping faster: it took 1.7 to 1.9 times as long on tmpfs, 1.3 to 1.5 for uint8 on a disk.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    layout : Layout
-        Shape, type and geometry.
-    create : bool
-        Whether this process creates the file; the others open it afterwards.
     """
 
     def __init__(self, path: Path, layout: Layout, create: bool) -> None:
@@ -75,7 +66,7 @@ class FlatWriter(Writer):
                 sweep(path)  # from a killed process that was compressing
                 with self.partial.open("x+b") as file:
                     if path.suffix.lower() in TIFF:
-                        _write_tiff(file, layout, _is_ome(path))
+                        _write_tiff(file, path, layout)
                     else:
                         _start_npy(file, layout)
 
@@ -94,7 +85,7 @@ class FlatWriter(Writer):
                     view = view[self.file.write(view) :]
 
     def finish(self) -> None:
-        """Rename the finished file."""
+        """Rename the complete file."""
         with explain_write_errors(self.path):
             self.close()
             publish(self.partial, self.path)
@@ -117,19 +108,17 @@ class FlatWriter(Writer):
 class ZlibTiffWriter(FlatWriter):
     """Writes a TIFF compressed by zlib, the compression that ImageJ and every TIFF library read.
 
-    How long a compressed strip will be is not known beforehand, and bands come in any order and from several processes.
+    The length of a compressed strip is not known beforehand, and bands come in any order and from several processes.
     So they go to an uncompressed partial file first, which `finish` compresses strip by strip. Both exist for a moment.
-
-    Parameters as for `FlatWriter`; the path is that of a TIFF.
     """
 
     def finish(self) -> None:
-        """Write the finished file, and remove the uncompressed one."""
+        """Write the compressed file, and remove the uncompressed one."""
         with explain_write_errors(self.path):
             self.close()
             with self.partial.open("rb") as pixels, atomic_write(self.path) as file:
                 pixels.seek(_find_pixels(self.partial)[0])
-                _write_tiff(file, self.layout, _is_ome(self.path), _compressed_strips(pixels, self.layout))
+                _write_tiff(file, self.path, self.layout, _compressed_strips(pixels, self.layout))
             self.partial.unlink()
 
 
@@ -138,8 +127,9 @@ TIFF_WRITERS = {"none": FlatWriter, "zlib": ZlibTiffWriter}
 
 def _compressed_strips(pixels: IO[bytes], layout: Layout) -> Iterator[bytes]:
     """Strips of an uncompressed file, compressed one by one; a strip belongs to one plane."""
-    height, rows = layout.shape[2], _strip_height(layout)
-    for _ in range(layout.num_plane):
+    frames, channels, height, _ = layout.shape
+    rows = _strip_height(layout)
+    for _ in range(frames * channels):
         for top in range(0, height, rows):
             yield zlib.compress(pixels.read(min(rows, height - top) * layout.row_byte))
 
@@ -161,23 +151,17 @@ def _start_npy(file: IO[bytes], layout: Layout) -> None:
     file.truncate(file.tell() + layout.num_byte)
 
 
-def _is_ome(path: Path) -> bool:
-    """Whether the name of a TIFF asks for OME-TIFF."""
-    return path.stem.lower().endswith(".ome")
-
-
-def _write_tiff(file: IO[bytes], layout: Layout, ome: bool, strips: Iterator[bytes] | None = None) -> None:
+def _write_tiff(file: IO[bytes], path: Path, layout: Layout, strips: Iterator[bytes] | None = None) -> None:
     """Write the tags of a TIFF, with room for its pixels or with compressed strips.
 
-    It is an ImageJ TIFF if that holds type and size, else OME-TIFF; BigTIFF over 4 GB.
+    It is an ImageJ TIFF if that holds type and size, else OME-TIFF, as NAME.ome.tif asks for; BigTIFF over 4 GB.
     """
     import tifffile
 
     big = layout.num_byte >= BIG
-    imagej = not (big or ome or layout.dtype == np.uint32)
-    describe = _imagej_metadata if imagej else _ome_metadata
+    imagej = not (big or path.stem.lower().endswith(".ome") or layout.dtype == np.uint32)
     pixel = layout.geometry.pixel
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"photometric": "rgb" if layout.rgb else "minisblack"}
     if {"X", "Y"} <= pixel.keys():
         in_cm = layout.geometry.unit == "micron" and not imagej  # an ImageJ file names the unit in its description
         per = 1e4 if in_cm else 1
@@ -185,25 +169,20 @@ def _write_tiff(file: IO[bytes], layout: Layout, ome: bool, strips: Iterator[byt
         options["resolutionunit"] = "CENTIMETER" if in_cm else "NONE"
     if strips is not None:
         options |= {"compression": "zlib", "rowsperstrip": _strip_height(layout)}
-    options["metadata"] = {"axes": layout.axes} | describe(layout)
+    options["metadata"] = {"axes": layout.axes} | (_imagej_metadata if imagej else _ome_metadata)(layout)
     with tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=not imagej) as tif:
-        tif.write(strips, shape=layout.full_shape, dtype=layout.dtype, photometric=layout.photometric, **options)
+        tif.write(strips, shape=layout.full_shape, dtype=layout.dtype, **options)
 
 
 def _imagej_metadata(layout: Layout) -> dict[str, Any]:
-    """Pixel size and frame names as ImageJ metadata."""
+    """Pixel size, time step and frame names as ImageJ metadata."""
     geometry = layout.geometry
-    metadata: dict[str, Any] = {}
-    if geometry.unit and geometry.unit.isascii():
-        metadata["unit"] = geometry.unit
-    if "Z" in geometry.pixel:
-        metadata["spacing"] = geometry.pixel["Z"]
-    if geometry.interval:
-        metadata["finterval"] = geometry.interval
+    unit = geometry.unit if geometry.unit.isascii() else ""
+    metadata: dict[str, Any] = {"unit": unit, "spacing": geometry.pixel.get("Z"), "finterval": geometry.interval}
     if len(geometry.labels) == layout.shape[0]:
         planes = {layout.plane(f, c): label for f, label in enumerate(geometry.labels) for c in range(layout.shape[1])}
         metadata["Labels"] = [planes[n].encode("utf-16", "replace").decode("utf-16") for n in sorted(planes)]
-    return metadata
+    return {name: value for name, value in metadata.items() if value}
 
 
 def _ome_metadata(layout: Layout) -> dict[str, Any]:
@@ -212,8 +191,7 @@ def _ome_metadata(layout: Layout) -> dict[str, Any]:
     unit = {"micron": "µm"}.get(geometry.unit, geometry.unit)
     metadata: dict[str, Any] = {f"PhysicalSize{axis}": size for axis, size in geometry.pixel.items()}
     metadata |= {f"PhysicalSize{axis}Unit": unit for axis in geometry.pixel if unit}
-    metadata |= {"TimeIncrement": geometry.interval, "TimeIncrementUnit": "s"} if geometry.interval else {}
-    return metadata
+    return metadata | ({"TimeIncrement": geometry.interval, "TimeIncrementUnit": "s"} if geometry.interval else {})
 
 
 def _find_pixels(path: Path) -> tuple[int, np.dtype]:
@@ -221,11 +199,9 @@ def _find_pixels(path: Path) -> tuple[int, np.dtype]:
     if path.stem.lower().endswith(TIFF):  # without .partial
         import tifffile
 
-        with tifffile.TiffFile(path) as tif:
-            series = tif.series[0]
-            assert series.dataoffset is not None  # it was written in one piece
-            return series.dataoffset, np.dtype(tif.byteorder + series.dtype.char)
-    array = np.lib.format.open_memmap(path, mode="r")
+        array = tifffile.memmap(path, mode="r")
+    else:
+        array = np.lib.format.open_memmap(path, mode="r")
     return array.offset or 0, array.dtype
 
 
@@ -243,29 +219,20 @@ def is_predicted(path: Path) -> bool:
 
 
 class PngWriter(Writer):
-    """Writes one PNG per frame and channel; each file appears when it is complete.
-
-    Parameters
-    ----------
-    names : list of Path
-        File of each frame; the folder is created. Objects become 16-bit PNGs.
-    heights : list of int
-        Height of each frame [px].
-    """
+    """Writes a PNG for each frame and channel when all rows are there; object numbers in 16 bits."""
 
     def __init__(self, names: list[Path], heights: list[int]) -> None:
-        self.names, self.heights = names, heights
-        self._frames: dict[int, np.ndarray] = {}
-        self._missing: dict[int, int] = {}
-        self._folders: set[Path] = set()  # in which files were written
+        self.names, self.heights = names, heights  # of each frame
+        self._frames: dict[int, np.ndarray] = {}  # pixels of the incomplete frames
+        self._missing: dict[int, int] = {}  # number of their rows that are not there yet
+        self._folders: set[Path] = set()  # with new files
 
     def write(self, frame: int, top: int, band: np.ndarray) -> None:
-        """Take rows (C, h, W), or (1, h, W, 3) of RGB, of a frame; the file is written when it has all of them."""
+        """Store rows (C, h, W), or (1, h, W, 3) of RGB, of a frame; the last ones write the file."""
         height = self.heights[frame]
         if frame not in self._frames:
             self._frames[frame] = np.empty((len(band), height, *band.shape[2:]), band.dtype)
-        pixels = self._frames[frame]
-        pixels[:, top : top + band.shape[1]] = band
+        self._frames[frame][:, top : top + band.shape[1]] = band
         self._missing[frame] = self._missing.get(frame, height) - band.shape[1]
         if not self._missing[frame]:
             self._save(self.names[frame], self._frames.pop(frame))
@@ -274,11 +241,11 @@ class PngWriter(Writer):
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
-        if pixels.dtype == np.uint32 and pixels.max() >= 2**16:
-            raise UserError(
-                f"{name}: {pixels.max()} objects, but a 16-bit PNG holds at most 65535: write .tif, .npy or .zarr"
-            )
-        pixels = pixels.astype(np.uint16) if pixels.dtype == np.uint32 else pixels
+        if pixels.dtype == np.uint32:
+            if pixels.max() >= 2**16:
+                limit = "but a 16-bit PNG holds at most 65535: write .tif, .npy or .zarr"
+                raise UserError(f"{name}: {pixels.max()} objects, {limit}")
+            pixels = pixels.astype(np.uint16)
         info = PngInfo()
         info.add_text("Software", PREDICTED)
         for path, plane in zip(png_files(name, len(pixels)), pixels, strict=True):
@@ -287,25 +254,19 @@ class PngWriter(Writer):
                 Image.fromarray(plane).save(file, format="png", pnginfo=info)
 
     def close(self) -> None:
-        """Flush to disk the names of what this process has written."""
+        """Flush the names of the files to disk."""
         for folder in self._folders:
             with explain_write_errors(folder):
                 flush_folders(folder)
 
 
-class RowFile:
-    """Temporary file of image rows (H, W): append them first, then read slices.
+class RowFile:  # `Rows` of a plane (H, W)
+    """Temporary file of image rows (H, W): append them first, then read slices. It has no name and ends when closed."""
 
-    Parameters
-    ----------
-    near : Path
-        A path in the folder that takes the file; it has no name there and vanishes when closed.
-    dtype : type
-        Type of the pixels.
-    """
+    shape: tuple[Any, ...]
 
     def __init__(self, near: Path, dtype: type = np.float32) -> None:
-        self.near, self.shape, self.dtype = near, (0, 0), np.dtype(dtype)
+        self.near, self.shape, self.dtype = near, (0, 0), np.dtype(dtype)  # near: a path in the folder of the file
 
     def __enter__(self) -> RowFile:
         with explain_write_errors(self.near):

@@ -15,42 +15,28 @@ from images.output_paths import old_of
 from images.writers import Writer
 from utils import check_module
 
-CHUNK = 512  # [px] widest chunk of a Zarr array
+CHUNK = 512  # [px] width of a chunk, and largest size of the last pyramid level
 
 
 class ZarrWriter(Writer):
-    """An OME-Zarr 0.5 image with a pyramid, written to `NAME.partial` and renamed when it is complete.
+    """Writes an OME-Zarr 0.5 image with a pyramid to `NAME.partial`, which is renamed when it is complete.
 
     An older image and the new one are exchanged in one step where the system can do that, else the older one is
-    `NAME.old` until the new one is in place. The next writer cleans up after a killed process; it must hold the lock
-    of the path and have called `check_replaceable`.
-
-    Parameters
-    ----------
-    path : Path
-        The Zarr folder.
-    layout : Layout
-        Shape, type and geometry.
-    create : bool
-        Whether this process creates the array; the others open it afterwards.
-    tall : int
-        Height of a band and of a chunk [px].
-    chunk : int
-        Width of a chunk, and largest size of the last pyramid level [px].
+    `NAME.old` until the new one has its name. The next writer cleans up after a killed process; it must hold the lock
+    of the path and have called `check_replaceable`. A chunk holds one band of one plane: processes never share one.
     """
 
-    def __init__(self, path: Path, layout: Layout, create: bool, tall: int, chunk: int = CHUNK) -> None:
+    def __init__(self, path: Path, layout: Layout, create: bool, band_height: int) -> None:
         check_module("zarr", str(path))
         import zarr
 
         self.path, self.partial, self.layout, self._zarr = path, partial_of(path), layout, zarr
-        self.chunk = chunk
         self._array: Any = None
-        if create:
+        if create:  # the other processes open the array
             with self.discard_on_error(), explain_write_errors(path):
                 self._mend()
                 make_folder(self.partial)
-                self._create("0", layout.full_shape, tall)
+                self._create_level(0, layout.full_shape, band_height)
 
     def _mend(self) -> None:
         """Restore the older image if there is no other, and remove everything else that a writer left."""
@@ -63,15 +49,12 @@ class ZarrWriter(Writer):
                 (folder / "zarr.json").unlink(missing_ok=True)  # first, so that a half-removed image is never restored
                 shutil.rmtree(folder)
 
-    def _create(self, name: str, shape: tuple[int, ...], tall: int) -> Any:
-        """Create one level; a chunk holds one band of one plane, so processes never share a chunk."""
-        lead = len(shape) - 2
-        chunks = (*[1] * lead, min(tall, shape[-2]), min(self.chunk, shape[-1]))
+    def _create_level(self, level: int, shape: tuple[int, ...], band_height: int) -> Any:
         return self._zarr.create_array(
-            self.partial / name,
+            self.partial / str(level),
             shape=shape,
             dtype=self.layout.dtype,
-            chunks=chunks,
+            chunks=(*[1] * (len(shape) - 2), min(band_height, shape[-2]), min(CHUNK, shape[-1])),
             dimension_names=list(self.layout.axes.lower()),
         )
 
@@ -80,15 +63,15 @@ class ZarrWriter(Writer):
         with explain_write_errors(self.path):
             if self._array is None:
                 self._array = self._zarr.open_array(self.partial / "0", mode="r+")
-            place, rows = self.layout.place(frame, slice(None)), slice(top, top + band.shape[1])
-            self._array[(*place, rows)] = band if len(band) > 1 else band[0]
+            index, rows = self.layout.index(frame, slice(None)), slice(top, top + band.shape[1])
+            self._array[(*index, rows)] = band if len(band) > 1 else band[0]
 
     def finish(self) -> None:
         """Add the pyramid and the metadata, and rename the folder."""
         with explain_write_errors(self.path):
-            scales = self._pyramid()
+            num_level = self._write_pyramid()
             group = self._zarr.open_group(self.partial, mode="a")
-            group.attrs["ome"] = self._metadata(scales)
+            group.attrs["ome"] = self._metadata(num_level)
             if not (self.path.exists() and swap_folders(self.partial, self.path)):
                 if self.path.exists():
                     self.path.rename(old_of(self.path))
@@ -96,48 +79,43 @@ class ZarrWriter(Writer):
         self.discard()  # the older image: at the partial path after a swap
 
     def discard(self) -> None:
-        """Remove the partial folder, and the older image if a newer one is in place."""
+        """Remove the partial folder, and the older image if a newer one has its name."""
         with suppress(OSError):
             self._mend()
 
-    def _pyramid(self) -> list[tuple[float, float]]:
-        """Write the smaller levels, each half as high and wide; return their factors along Y and X."""
+    def _write_pyramid(self) -> int:
+        """Write the smaller levels, each half as high and wide; return the number of all levels."""
         array = self._zarr.open_array(self.partial / "0", mode="r")
-        scales = [(1.0, 1.0)]
-        while max(array.shape[-2:]) > self.chunk:
-            tall = array.chunks[-2]
-            half = (*array.shape[:-2], -(-array.shape[-2] // 2), -(-array.shape[-1] // 2))
-            smaller = self._create(str(len(scales)), half, tall)
-            for place in np.ndindex(array.shape[:-2]):
-                for top in range(0, half[-2], tall):
-                    rows = np.asarray(array[(*place, slice(2 * top, 2 * (top + tall)))])
-                    smaller[(*place, slice(top, top + tall))] = _halved(rows, self.layout.labels)
-            scales.append((scales[-1][0] * 2, scales[-1][1] * 2))
+        num_level = 1
+        while max(array.shape[-2:]) > CHUNK:
+            *lead, height, width = array.shape
+            band_height, half_height = array.chunks[-2], -(-height // 2)
+            smaller = self._create_level(num_level, (*lead, half_height, -(-width // 2)), band_height)
+            for index in np.ndindex(*lead):
+                for top in range(0, half_height, band_height):
+                    rows = np.asarray(array[(*index, slice(2 * top, 2 * (top + band_height)))])
+                    smaller[(*index, slice(top, top + band_height))] = _halved(rows, self.layout.labels)
+            num_level += 1
             array = smaller
-        return scales
+        return num_level
 
-    def _metadata(self, scales: list[tuple[float, float]]) -> dict[str, Any]:
-        """Metadata of the image; a viewer opens one with `image-label` as labels, not as grey values."""
-        label = {"image-label": {"version": "0.5"}} if self.layout.labels else {}
-        return {"version": "0.5", "multiscales": [self._description(scales)]} | label
-
-    def _description(self, scales: list[tuple[float, float]]) -> dict[str, Any]:
-        """Metadata entry `multiscales`, after https://ngff.openmicroscopy.org/0.5."""
-        axes, geometry = self.layout.axes, self.layout.geometry
-        kinds = {"T": "time", "C": "channel"}
-        units = {"time": "second" if geometry.interval else None}
-        units |= {"space": {"micron": "micrometer"}.get(geometry.unit)}
-        named: list[dict[str, str]] = [{"name": axis.lower(), "type": kinds.get(axis, "space")} for axis in axes]
-        for axis in named:
-            if unit := units.get(axis["type"]):
-                axis["unit"] = unit
+    def _metadata(self, num_level: int) -> dict[str, Any]:
+        """Metadata after https://ngff.openmicroscopy.org/0.5; viewers open an image with `image-label` as labels."""
+        geometry = self.layout.geometry
+        types = {"T": "time", "C": "channel"}
+        units = {"T": "second" if geometry.interval else None}
+        units |= dict.fromkeys("ZYX", {"micron": "micrometer"}.get(geometry.unit))
         sizes = geometry.pixel | {"T": geometry.interval or 1.0}
-        datasets = []
-        for level, (y, x) in enumerate(scales):
-            factors = {"Y": y, "X": x}
-            scale = [sizes.get(axis, 1.0) * factors.get(axis, 1.0) for axis in axes]
+        axes, datasets = [], []
+        for axis in self.layout.axes:
+            unit = units.get(axis)
+            axes.append({"name": axis.lower(), "type": types.get(axis, "space")} | ({"unit": unit} if unit else {}))
+        for level in range(num_level):
+            scale = [sizes.get(axis, 1.0) * (2.0**level if axis in "YX" else 1.0) for axis in self.layout.axes]
             datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
-        return {"name": self.path.stem, "axes": named, "datasets": datasets}
+        label = {"image-label": {"version": "0.5"}} if self.layout.labels else {}
+        image = {"name": self.path.stem, "axes": axes, "datasets": datasets}
+        return {"version": "0.5", "multiscales": [image]} | label
 
 
 def _halved(rows: np.ndarray, labels: bool) -> np.ndarray:

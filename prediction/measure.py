@@ -16,24 +16,16 @@ CLOSE = 1e-9  # [px] a pixel so close to the convex hull lies in it
 
 @dataclass(frozen=True)
 class Runs:
-    """Horizontal runs of pixels of one object, (N,) each, by object, then from top to bottom and left to right.
+    """Horizontal runs of pixels of one object, (N,) each, by object, then from top to bottom and left to right."""
 
-    Attributes
-    ----------
-    objects : ndarray
-        Number of the object.
-    rows, first, last : ndarray
-        Row, first and last column [px].
-    """
+    objects: np.ndarray  # number of the object
+    rows: np.ndarray  # [px]
+    first: np.ndarray  # column [px]
+    last: np.ndarray  # column [px]
 
-    objects: np.ndarray
-    rows: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-
-    def __getitem__(self, chosen: slice | np.ndarray) -> Runs:
+    def __getitem__(self, index: slice | np.ndarray) -> Runs:
         """Some of the runs."""
-        return Runs(self.objects[chosen], self.rows[chosen], self.first[chosen], self.last[chosen])
+        return Runs(self.objects[index], self.rows[index], self.first[index], self.last[index])
 
     def by_object(self) -> Iterator[tuple[int, slice]]:
         """Number of each object, and the slice of its runs."""
@@ -62,34 +54,16 @@ def join_runs(parts: list[Runs]) -> Runs:
 
 
 class Measures(NamedTuple):
-    """Measures of the objects of one image.
+    """Measures of the N objects of an image with C channels."""
 
-    Attributes
-    ----------
-    number : ndarray
-        (N,) number of each object, ascending.
-    area : ndarray
-        (N,) [px].
-    centre : ndarray
-        (N, 2) row and column of the centre of mass [px]; the centre of the first pixel is (0, 0).
-    box : ndarray
-        (N, 4) first row, first column, and the row and column after the last one [px].
-    covariance : ndarray
-        (N, 3) of the coordinates of the pixels: of rows, of rows and columns, of columns [px²].
-    solidity : ndarray
-        (N,) area divided by that of the convex hull.
-    mean, std : ndarray
-        (N, C) of the grey values of each channel.
-    """
-
-    number: np.ndarray
-    area: np.ndarray
-    centre: np.ndarray
-    box: np.ndarray
-    covariance: np.ndarray
-    solidity: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
+    number: np.ndarray  # (N,) ascending
+    area: np.ndarray  # (N,) [px]
+    centre: np.ndarray  # (N, 2) row and column of the centre of mass [px]; the centre of the first pixel is (0, 0)
+    box: np.ndarray  # (N, 4) first row, first column, and the row and column after the last one [px]
+    covariance: np.ndarray  # (N, 3) of the coordinates of the pixels: of rows, of rows and columns, of columns [px²]
+    solidity: np.ndarray  # (N,) area divided by that of the convex hull
+    mean: np.ndarray  # (N, C) of the grey values of each channel
+    std: np.ndarray  # (N, C)
 
     def diameter(self, pixel: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
         """Diameter (N,) of the circle of the same area, for pixels of this height and width."""
@@ -104,34 +78,57 @@ class Measures(NamedTuple):
         return np.sqrt(np.clip(np.divide(2 * half, longest, out=np.zeros_like(half), where=longest > 0), 0, 1))
 
 
+class Moments(NamedTuple):
+    """Moments of the pixels of N objects, of V values each: row, column and grey values."""
+
+    num: np.ndarray  # (N,) pixels
+    mean: np.ndarray  # (V, N)
+    m2: np.ndarray  # (V, N) sum of (value - mean)²
+    mxy: np.ndarray  # (N,) sum of (row - mean row) (column - mean column)
+
+    @classmethod
+    def of(cls, index: np.ndarray, values: list[np.ndarray], num_object: int) -> Moments:
+        """Moments of some pixels (M,), from the index of their object and their values; each object has pixels."""
+
+        def total(of_pixels: np.ndarray) -> np.ndarray:
+            return np.bincount(index, of_pixels, num_object)
+
+        def distance(variable: int) -> np.ndarray:
+            return values[variable] - mean[variable, index]
+
+        num = np.bincount(index, minlength=num_object).astype(np.float64)
+        mean = np.stack([total(value) / num for value in values])
+        m2 = np.stack([total(distance(variable) ** 2) for variable in range(len(values))])
+        return cls(num, mean, m2, total(distance(0) * distance(1)))
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of the pixels of both (Chan, Golub and LeVeque 1983, doi 10.1080/00031305.1983.10483115)."""
+        num, shift = self.num + other.num, other.mean - self.mean
+        weight = self.num * other.num / num
+        mean = self.mean + shift * other.num / num
+        m2 = self.m2 + other.m2 + weight * shift**2
+        mxy = self.mxy + (other.mxy + weight * shift[0] * shift[1])
+        return Moments(num, mean, m2, mxy)
+
+
 class ObjectMeasurer:
-    """Measures the objects of an image band by band, in memory that grows with the objects, not with their size.
+    """Measures the objects of an image of some channels band by band, in memory that grows with their number only.
 
-    Sums of each band are joined as in Chan, Golub and LeVeque 1983, doi 10.1080/00031305.1983.10483115, which keeps
-    the precision at any offset of coordinates and grey values. `skimage.measure.regionprops` needs an object's crop
-    whole, which may be as large as the image, with the grey values of bands that are gone when the object ends.
-
-    Parameters
-    ----------
-    num_channel : int
-        Channels of the image.
+    `skimage.measure.regionprops` needs an object's crop whole, which may be as large as the image, with the grey values
+    of bands that are gone when the object ends.
     """
 
     def __init__(self, num_channel: int) -> None:
-        self._area = np.zeros(0, np.int64)
-        self._mean = np.zeros((0, 2 + num_channel))  # of row, column and grey values
-        self._squares = np.zeros((0, 2 + num_channel))  # sums of squared distances from the mean
-        self._mixed = np.zeros(0)  # sum of the products of the distances of row and column
-        self._low = np.zeros((0, 2), np.int64)  # first row and column
-        self._high = np.zeros((0, 2), np.int64)  # row and column after the last ones
+        empty = np.zeros((2 + num_channel, 1))
+        self._moments = Moments(np.zeros(1), empty, empty, np.zeros(1))  # of each number, 0 included
         self._extents: list[Runs] = []  # per row of an object one run, from its first to its last pixel
-        self._hulls: dict[int, tuple[np.ndarray, int]] = {}  # vertices of objects that seem to be complete, and area
+        self._hulls: dict[int, tuple[np.ndarray, int]] = {}  # vertices and area, of objects that seem complete
 
     def add(self, top: int, objects: np.ndarray, pixels: np.ndarray) -> None:
         """Add the next band: its first row, objects (h, W), and grey values (h, W, C)."""
-        tall = max(PART // objects.shape[1], 1)
-        for row in range(0, len(objects), tall):
-            self._add_part(top + row, objects[row : row + tall], pixels[row : row + tall])
+        height = max(PART // objects.shape[1], 1)
+        for row in range(0, len(objects), height):
+            self._add_part(top + row, objects[row : row + height], pixels[row : row + height])
         if self._extents:
             extents = join_runs(self._extents)
             is_open = np.isin(extents.objects, np.unique(objects[-1]))
@@ -142,49 +139,34 @@ class ObjectMeasurer:
         inside = np.flatnonzero(objects)
         if not len(inside):
             return
-        number = objects.ravel()[inside].astype(np.int64) - 1
-        self._grow(int(number.max()) + 1)
+        number = objects.ravel()[inside]
         row, column = np.divmod(inside, objects.shape[1])
         values = [row + top, column, *pixels.reshape(-1, pixels.shape[-1])[inside].T]
-        self._add_sums(number, [value.astype(np.float64) for value in values])
-        extents = _extents_of(runs_of(objects, top))
-        np.minimum.at(self._low, extents.objects - 1, np.stack([extents.rows, extents.first], axis=1))
-        np.maximum.at(self._high, extents.objects - 1, np.stack([extents.rows, extents.last], axis=1) + 1)
-        self._extents.append(extents)
-
-    def _grow(self, num: int) -> None:
-        """Make room for the objects up to a number."""
-        more = max(num - len(self._area), 0)
-        self._area = np.append(self._area, np.zeros(more, np.int64))
-        self._mixed = np.append(self._mixed, np.zeros(more))
-        self._mean, self._squares = (np.pad(values, ((0, more), (0, 0))) for values in (self._mean, self._squares))
-        self._low = np.pad(self._low, ((0, more), (0, 0)), constant_values=np.iinfo(np.int64).max)
-        self._high = np.pad(self._high, ((0, more), (0, 0)))
-
-    def _add_sums(self, number: np.ndarray, values: list[np.ndarray]) -> None:
-        """Add some pixels: the index of their object, and row, column and grey values."""
-        count = np.bincount(number, minlength=len(self._area))
-        seen = np.flatnonzero(count)
-        new, old = count[seen].astype(np.float64), self._area[seen].astype(np.float64)
-        shift = np.empty((len(values), len(seen)))  # from the mean until now to that of the new pixels
-        for index, value in enumerate(values):
-            mean = np.bincount(number, value, len(count))[seen] / new
-            place = np.zeros(len(count))
-            place[seen] = mean
-            value -= place[number]
-            shift[index] = mean - self._mean[seen, index]
-            self._squares[seen, index] += np.bincount(number, value**2, len(count))[seen]
-        weight = old * new / (old + new)
-        self._mixed[seen] += np.bincount(number, values[0] * values[1], len(count))[seen] + weight * shift[0] * shift[1]
-        self._squares[seen] += (weight * shift**2).T
-        self._mean[seen] += (shift * new / (old + new)).T
-        self._area[seen] += count[seen]
+        more = max(int(number.max()) + 1 - len(self._moments.num), 0)
+        self._moments = Moments(*(np.pad(m, [(0, 0)] * (m.ndim - 1) + [(0, more)]) for m in self._moments))
+        is_present = np.bincount(number, minlength=len(self._moments.num)) > 0
+        index = np.cumsum(is_present)[number] - 1
+        part = Moments.of(index, [value.astype(np.float64) for value in values], int(is_present.sum()))
+        merged = Moments(*(moment[..., is_present] for moment in self._moments)).merge(part)
+        for moment, updated in zip(self._moments, merged, strict=True):
+            moment[..., is_present] = updated
+        runs = runs_of(objects, top)
+        is_first = (np.diff(runs.objects, prepend=-1) != 0) | (np.diff(runs.rows, prepend=-1) != 0)
+        first = np.flatnonzero(is_first)  # runs of each row of each object
+        last = np.append(first[1:], len(is_first)) - 1
+        self._extents.append(Runs(runs.objects[first], runs.rows[first], runs.first[first], runs.last[last]))
 
     def _close(self, extents: Runs) -> None:
-        """Compute the convex hulls of objects that do not reach the next band; a piece that comes later is added."""
-        corners = _corners(extents)
-        for number, own in extents.by_object():
-            points = corners[own].reshape(-1, 2)
+        """Compute the convex hulls of objects that do not continue in the next band; a later piece is added.
+
+        The hull of the middles of the pixels' outer sides, (y, x) [px], is that of an object.
+        """
+        rows, first, last = (values.astype(np.float64) for values in (extents.rows, extents.first, extents.last))
+        sides = [(rows, first - 0.5), (rows, last + 0.5)]
+        sides += [(rows + shift, end) for shift in (-0.5, 0.5) for end in (first, last)]
+        middles = np.stack([np.stack(side, axis=1) for side in sides], axis=1)  # (N, 6, 2)
+        for number, runs in extents.by_object():
+            points = middles[runs].reshape(-1, 2)
             if number in self._hulls:
                 points = np.concatenate([points, self._hulls[number][0]])
             self._hulls[number] = _convex_hull(points)
@@ -194,29 +176,15 @@ class ObjectMeasurer:
         if self._extents:
             self._close(join_runs(self._extents))
             self._extents = []
-        present = np.flatnonzero(self._area)
-        area, mean = self._area[present], self._mean[present]
-        squares = self._squares[present] / area[:, None]
-        solidity = area / np.array([self._hulls[index + 1][1] for index in present.tolist()], np.float64)
-        covariance = np.stack([squares[:, 0], self._mixed[present] / area, squares[:, 1]], axis=1)
-        box, std = np.concatenate([self._low, self._high], axis=1)[present], np.sqrt(squares[:, 2:])
-        return Measures(present + 1, area, mean[:, :2], box, covariance, solidity, mean[:, 2:], std)
-
-
-def _extents_of(runs: Runs) -> Runs:
-    """One run for each row of an object: from its first to its last pixel there."""
-    change = (np.diff(runs.objects, prepend=-1) != 0) | (np.diff(runs.rows, prepend=-1) != 0)
-    first = np.flatnonzero(change)
-    last = np.append(first[1:], len(change)) - 1
-    return Runs(runs.objects[first], runs.rows[first], runs.first[first], runs.last[last])
-
-
-def _corners(runs: Runs) -> np.ndarray:
-    """Middles (N, 6, 2) of the sides of the outermost pixels of each row, (y, x) [px]: the hull of these is sought."""
-    rows, first, last = (values.astype(np.float64) for values in (runs.rows, runs.first, runs.last))
-    sides = [(rows, first - 0.5), (rows, last + 0.5)]
-    sides += [(rows + shift, end) for shift in (-0.5, 0.5) for end in (first, last)]
-    return np.stack([np.stack(side, axis=1) for side in sides], axis=1)
+        number = np.flatnonzero(self._moments.num)
+        num, mean, m2, mxy = (moment[..., number] for moment in self._moments)
+        area, mean, variance = num.astype(np.int64), mean.T, (m2 / num).T
+        covariance = np.stack([variance[:, 0], mxy / num, variance[:, 1]], axis=1)
+        hulls = [self._hulls[index] for index in number.tolist()]
+        box = np.array([[*(points.min(0) + 0.5), *(points.max(0) + 0.5)] for points, _ in hulls]).reshape(-1, 4)
+        solidity = area / np.array([hull_area for _, hull_area in hulls], np.float64)
+        std = np.sqrt(variance[:, 2:])
+        return Measures(number, area, mean[:, :2], box.astype(np.int64), covariance, solidity, mean[:, 2:], std)
 
 
 def _convex_hull(points: np.ndarray) -> tuple[np.ndarray, int]:

@@ -10,44 +10,40 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from config import OF_OBJECTS
-from files import locked
-from images.geometry import numbers_along
+from images.geometry import Geometry, numbers_along
 from images.output_paths import check_apart, check_replaceable, written_at
 from images.readers import Frame, read_geometry
 from images.writers import TIFF, is_predicted, png_files
-from prediction.rois import Position, is_roi_file, position_of
+from locks import locked
+from prediction.outputs import OUTPUTS, Cells, Output, Rois, Table
+from prediction.rois import RoiPlane, is_roi_file, position_of
 from utils import FlagError, UserError
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".png")
-ENDINGS = {"table": ".csv", "rois": ".zip"}  # of the outputs that are no images
+ENDINGS = [output.ending for output in OUTPUTS.values() if output.ending]
 # first columns of a table; the last are those of earlier versions
 TABLE_BEGINS = ("image,section,object,", "image,section,stack,object,", "image,object,class,area_px")
 
 
+def _is_table(path: Path) -> bool:
+    return path.read_text("utf-8", "replace").startswith(TABLE_BEGINS)
+
+
+OURS = {  # how files of predict are told from others of the same ending
+    ".csv": (_is_table, "a table of objects"),
+    ".zip": (is_roi_file, "a .zip of ROIs of predict only"),
+    ".png": (is_predicted, "a PNG of predict, or one of an earlier version"),
+}
+
+
 @dataclass(frozen=True)
 class OutputFiles:
-    """Files and folders that one prediction writes.
+    """Files and folders that one prediction writes."""
 
-    Attributes
-    ----------
-    target : str
-        `--output`: a file, or a folder for PNGs.
-    outputs : list of str
-        Outputs to write, of `WHAT` in config.py.
-    frames : list of Frame
-        Images to segment.
-    num_channel : int
-        Number of channels of the probability.
-    folders : list of Path
-        Folders that the images were read from; what is written there would be an input of the next run.
-    """
-
-    target: str
-    outputs: list[str]
-    frames: list[Frame]
-    num_channel: int
-    folders: list[Path]
+    target: str  # `--output`: a file, or a folder for PNGs
+    outputs: dict[str, Output]  # by name
+    frames: list[Frame]  # images to segment
+    folders: list[Path]  # that the images were read from; what is written there would be an input of the next run
 
     @cached_property
     def to_folder(self) -> bool:
@@ -55,20 +51,12 @@ class OutputFiles:
         path = Path(self.target)
         if self.target.endswith(("/", os.sep)):
             return True
-        if path.suffix.lower() in (*SUFFIXES, *ENDINGS.values()):
+        if path.suffix.lower() in (*SUFFIXES, *ENDINGS):
             return False
         if path.suffix and not path.is_dir():
             advice = f"use {', '.join(SUFFIXES)}, or end the name of a folder with /"
             raise UserError(f"--output {self.target}: unknown ending {path.suffix}: {advice}")
         return True
-
-    @cached_property
-    def by_path(self) -> dict[Path, list[Frame]]:
-        """Frames of each input file."""
-        found: dict[Path, list[Frame]] = {}
-        for frame in self.frames:
-            found.setdefault(frame.path, []).append(frame)
-        return found
 
     @property
     def to_png(self) -> bool:
@@ -76,183 +64,163 @@ class OutputFiles:
         return self.to_folder or Path(self.target).suffix.lower() == ".png"
 
     @property
-    def images(self) -> list[str]:
-        """Outputs that are written as images."""
-        return [output for output in self.outputs if output not in ENDINGS]
-
-    @property
     def has_objects(self) -> bool:
         """Whether an output needs objects."""
-        return not {*OF_OBJECTS}.isdisjoint(self.outputs)
+        return any(output.of_objects for output in self.outputs.values())
 
     @cached_property
     def paths(self) -> dict[str, Path]:
-        """File of each image, or the folder of the PNGs."""
-        return {output: Path(self.target) if self.to_folder else self._file(output) for output in self.images}
+        """File of each picture, or the folder of the PNGs."""
+        pictures = [output for output in self.outputs.values() if not output.ending]
+        return {output.name: Path(self.target) if self.to_folder else self._file(output) for output in pictures}
 
-    def _file(self, output: str) -> Path:
-        """File of one output; several files are named after their outputs."""
+    def _file(self, output: Output) -> Path:
+        """File of one output."""
         path = Path(self.target)
         is_ome = path.suffix.lower() in TIFF and path.stem.lower().endswith(".ome")
         stem, suffix = (path.stem[:-4], path.stem[-4:] + path.suffix) if is_ome else (path.stem, path.suffix)
-        ending = ENDINGS.get(output, suffix)
-        if output == "overlay" and not self.to_png:
-            ending = suffix if path.suffix.lower() in TIFF else ".tif"  # colours, which an array has not
-        if len(self.outputs) == 1 or path.suffix.lower() == ".png":
-            return path.with_name(stem + ending)
-        return path.with_name(f"{stem}-{output}{ending}")
+        if path.suffix.lower() == ".png":
+            return path.with_name(stem + (output.ending or suffix))
+        if output.is_rgb and path.suffix.lower() not in TIFF:
+            suffix = ".tif"  # an array has no colours
+        return path.with_name(self._name(stem, output, suffix))
+
+    def _name(self, stem: str, output: Output, suffix: str) -> str:
+        """Name of a file; several are named after their outputs."""
+        is_only = sum(not other.is_extra for other in self.outputs.values()) == 1
+        return f"{stem}{'' if is_only else f'-{output.name}'}{output.ending or suffix}"
 
     @cached_property
     def png_names(self) -> dict[str, list[Path]]:
         """PNG of each frame for each output; with several channels, see `png_files`."""
         if not self.to_folder:
-            return {output: [self.paths[output]] * len(self.frames) for output in self.images}
+            return {name: [path] * len(self.frames) for name, path in self.paths.items()}
         num = Counter((frame.path, frame.series) for frame in self.frames)
         stems = [
-            frame.name + (f"-{_place(frame):04d}" if num[frame.path, frame.series] > 1 else "") for frame in self.frames
+            frame.name + (f"-{_index(frame):04d}" if num[frame.path, frame.series] > 1 else "") for frame in self.frames
         ]
-        endings = {output: f"-{output}.png" if len(self.outputs) > 1 else ".png" for output in self.images}
-        return {output: [Path(self.target, stem + endings[output]) for stem in stems] for output in self.images}
-
-    @property
-    def table(self) -> Path | None:
-        """Table of the objects, also next to the cells of several classes."""
-        if "table" in self.outputs:
-            return Path(self.target, "table.csv") if self.to_folder else self._file("table")
-        if "cells" not in self.outputs or self.num_channel == 1:
-            return None
-        path = self.paths["cells"]
-        return path / "cells.csv" if self.to_folder else path.with_suffix(".csv")
+        return {
+            name: [Path(self.target, self._name(stem, self.outputs[name], ".png")) for stem in stems]
+            for name in self.paths
+        }
 
     @cached_property
-    def roi_files(self) -> dict[Path, list[int]]:
-        """The .zip files of outlines with the numbers of their frames: one, or in a folder one per input file."""
-        files: dict[Path, list[int]] = {}
-        if "rois" in self.outputs:
-            ending = "-rois.zip" if len(self.outputs) > 1 else ".zip"
-            for number, frame in enumerate(self.frames):
-                path = Path(self.target, frame.name + ending) if self.to_folder else self._file("rois")
-                files.setdefault(path, []).append(number)
-        return files
+    def table(self) -> Path | None:
+        """Table of the objects."""
+        table = self.outputs.get(Table.name)
+        if table is None:
+            return None
+        if table.is_extra:
+            cells = self.paths[Cells.name]
+            return cells / "cells.csv" if self.to_folder else cells.with_suffix(".csv")
+        return Path(self.target, "table.csv") if self.to_folder else self._file(table)
+
+    @cached_property
+    def roi_files(self) -> list[Path]:
+        """The .zip file for the outlines of each frame: one for all, or in a folder one per input file."""
+        rois = self.outputs.get(Rois.name)
+        if rois is None:
+            return []
+        if self.to_folder:
+            return [Path(self.target, self._name(frame.name, rois, "")) for frame in self.frames]
+        return [self._file(rois)] * len(self.frames)
 
     @cached_property
     def _counts_in_input(self) -> bool:
         """Whether sections are those of the input: where no stack is written that could be opened instead."""
-        if self.to_folder or self.images:
+        if self.to_folder or self.paths:
             return self.to_folder
-        return len(self.by_path) == 1 and len({frame.series_number for frame in self.frames}) == 1
+        return len({(frame.path, frame.series_number) for frame in self.frames}) == 1
 
     @cached_property
-    def _written_axes(self) -> tuple[str, tuple[int, ...]]:
-        """Axes of the stack that is written, and their lengths."""
-        geometry = read_geometry(self.frames)
-        return geometry.axes, geometry.lengths
+    def _geometry(self) -> Geometry:
+        """Axes of the stack that is written."""
+        return read_geometry(self.frames)
 
     def section(self, number: int) -> int:
         """Number of a frame, from 1, in the stack that is written, or in its own file."""
-        return (_place(self.frames[number]) if self._counts_in_input else number) + 1
+        return (_index(self.frames[number]) if self._counts_in_input else number) + 1
 
-    def position(self, number: int) -> Position:
-        """Position of a frame's ROIs in the stack that is written, or in its own file or series."""
-        if self._counts_in_input:
-            return position_of(self.section(number), self.frames[number].numbers)
-        return position_of(number + 1, numbers_along(*self._written_axes, number))
-
-    def channels(self, output: str) -> int:
-        """Channels of one output."""
-        return self.num_channel if output == "probability" else 1
+    def roi_planes(self) -> list[RoiPlane]:
+        """Where the outlines of each frame go: planes of the stack that is written, or of its own file or series."""
+        planes = []
+        for number, path in enumerate(self.roi_files):
+            if self._counts_in_input:
+                numbers = self.frames[number].numbers
+            else:
+                numbers = numbers_along(self._geometry.axes, self._geometry.lengths, number)
+            section = self.section(number)
+            planes.append(RoiPlane(path, section, position_of(section, numbers)))
+        return planes
 
     @cached_property
     def _pngs(self) -> list[Path]:
         """All PNGs, of each output, frame and channel."""
-        names = self.png_names.items()
-        return [png for output, pngs in names for name in pngs for png in png_files(name, self.channels(output))]
+        if not self.to_png:
+            return []
+        channels = {name: self.outputs[name].num_channel for name in self.paths}
+        return [
+            png for name, files in self.png_names.items() for file in files for png in png_files(file, channels[name])
+        ]
 
     @contextmanager
-    def reserved(self, dtype: str, compression: str) -> Iterator[dict[Path, int]]:
-        """Check all files, and lock them against other runs; yields the number of older files at each path.
-
-        Raises
-        ------
-        UserError
-            The files can't hold the outputs or be compressed, another run writes them, or they would replace an input
-            or a foreign file.
-        """
-        self._check_endings(dtype)
+    def reserved(self, compression: str) -> Iterator[dict[Path, int]]:
+        """Check all files, and lock them against other runs; yields the number of older files at each path."""
+        self._check_endings()
         is_tiff = [path.suffix.lower() in TIFF for path in self.paths.values()]
         if compression != "auto" and (self.to_png or not any(is_tiff)):
             raise FlagError(f"--compression {compression}: applies to TIFFs: leave it out, or write .tif")
-        tables = [self.table] if self.table else []
-        check_apart(self._written(tables), [*self.folders, *(frame.path for frame in self.frames)])  # no folder yet
+        others = [*dict.fromkeys([*([self.table] if self.table else []), *self.roi_files])]
+        files = [*dict.fromkeys(self.paths.values()), *others]
+        written = [part for path in (others if self.to_png else files) for part in written_at(path)]
+        inputs = [*self.folders, *(frame.path for frame in self.frames)]
+        check_apart([*self._pngs, *written], inputs)  # before a folder is made
         advice = "choose another --output"
-        files = [*dict.fromkeys([*self.paths.values(), *tables, *self.roi_files])]
         with ExitStack() as locks:
             if self.to_folder:
                 locks.enter_context(locked(Path(self.target), advice))
             else:
                 for path in sorted(files):
                     locks.enter_context(locked(path.parent, advice, name=f".{path.name}.lock"))
-            self._check_foreign(tables)
             older = {path: self._count_older(path) for path in files}
             yield {Path(self.target): sum(older.values())} if self.to_folder else older
 
-    def _written(self, tables: list[Path]) -> list[Path]:
-        """All paths that are written."""
-        files = [*tables, *self.roi_files, *([] if self.to_png else self.paths.values())]
-        return [*(self._pngs if self.to_png else []), *(part for path in files for part in written_at(path))]
-
-    def _check_endings(self, dtype: str) -> None:
-        """Refuse outputs that a file of this kind can't hold."""
-        ending = Path(self.target).suffix.lower()
-        if not self.to_folder and ending in ENDINGS.values():
-            held = [output for output in self.outputs if ENDINGS.get(output) == ending]
-            other = [output for output in self.outputs if output in self.images or not held]
-            if other:
-                raise UserError(f"--output {self.target} can't hold {other[0]}: name another file, or a folder")
-        if self.outputs == ["overlay"] and self.paths["overlay"] != Path(self.target):
-            raise UserError(f"--output {self.target} can't hold overlay, a picture in colours: name a .tif or .png")
-        if self.to_png:
-            self._check_pngs(dtype)
-        for path, numbers in self.roi_files.items():
-            if self.to_folder and len({self.frames[number].path for number in numbers}) > 1:
-                raise UserError(f"--input: the outlines of two images would become {path}: rename one")
-
-    def _check_pngs(self, dtype: str) -> None:
-        """Refuse outputs that PNGs can't hold."""
-        if "probability" in self.outputs and dtype != "uint8":
-            raise UserError(f"--dtype {dtype}: a PNG has no such type: write .tif, .npy or .zarr")
+    def _check_endings(self) -> None:
+        """Refuse outputs that a file of this kind can't hold, and two with one name."""
+        outputs, target = [*self.outputs.values()], f"--output {self.target}"
+        ending = "" if self.to_folder else Path(self.target).suffix.lower()
+        is_held = any(output.ending == ending for output in outputs)
+        for output in outputs if ending in ENDINGS else []:
+            if not (output.ending and is_held):
+                raise UserError(f"{target} can't hold {output.name}: name another file, or a folder")
+        if len(outputs) == 1 and outputs[0].is_rgb and self.paths[outputs[0].name] != Path(self.target):
+            what = f"{outputs[0].name}, a picture in colours"
+            raise UserError(f"{target} can't hold {what}: name a .tif or .png")
+        if self.to_png and any(self.outputs[name].dtype == "float32" for name in self.paths):
+            raise UserError("--dtype float32: a PNG has no such type: write .tif, .npy or .zarr")
         num = len(self._pngs)
         if not self.to_folder and num > 1:
-            raise UserError(f"--output {self.target} is one picture, but {num} will be written: name a folder")
-        twice = [png for png, count in Counter(self._pngs).items() if count > 1]
-        if twice:
-            raise UserError(f"--input: two images would become {twice[0]}: rename one, or write a stack")
-
-    def _check_foreign(self, tables: list[Path]) -> None:
-        """Refuse to replace a table, a .zip of outlines or, in a folder, a PNG that predict did not write."""
-        advice = "and not replaced: move it, or choose another --output"
-        for path in tables:
-            check_replaceable(path)
-            if path.exists() and not path.read_text("utf-8", "replace").startswith(TABLE_BEGINS):
-                raise UserError(f"{path}: not a table of objects, {advice}")
-        for path in self.roi_files:
-            check_replaceable(path)
-            if path.exists() and not is_roi_file(path):
-                raise UserError(f"{path}: not a .zip of ROIs of predict only, {advice}")
-        for path in self._pngs if self.to_folder else []:
-            check_replaceable(path)
-            if path.exists() and not is_predicted(path):
-                raise UserError(f"{path}: not a PNG of predict, or one of an earlier version, {advice}")
+            raise UserError(f"{target} is one picture, but {num} will be written: name a folder")
+        sources = dict.fromkeys(zip(self.roi_files, (frame.path for frame in self.frames), strict=False))
+        roi_files = [path for path, _ in sources] if self.to_folder else []
+        for what, paths in (("two images", self._pngs), ("the outlines of two images", roi_files)):
+            if twice := [path for path, count in Counter(paths).items() if count > 1]:
+                advice = "rename one, or write a stack" if paths is self._pngs else "rename one"
+                raise UserError(f"--input: {what} would become {twice[0]}: {advice}")
 
     def _count_older(self, path: Path) -> int:
-        """Number of older files at a path; refuses to replace anything but older outputs."""
-        files = self._pngs if self.to_png and path in self.paths.values() else [path]
-        older = sum(os.path.lexists(file) for file in files)
-        for file in files:
+        """Number of older files at a path; refuses to replace what predict did not write."""
+        older = 0
+        for file in self._pngs if self.to_png and path in self.paths.values() else [path]:
             check_replaceable(file)
+            older += os.path.lexists(file)
+            is_ours, what = OURS.get(file.suffix, (None, ""))
+            is_named = file == Path(self.target) and file.suffix == ".png"  # one picture is replaced like a stack
+            if is_ours and not is_named and file.exists() and not is_ours(file):
+                raise UserError(f"{file}: not {what}, and not replaced: move it, or choose another --output")
         return older
 
 
-def _place(frame: Frame) -> int:
+def _index(frame: Frame) -> int:
     """Index of a frame in its series, or in its file if that has one series."""
     return frame.index_in_series if frame.series else frame.index

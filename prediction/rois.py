@@ -1,4 +1,4 @@
-"""Outlines of objects as polygons for Fiji's ROI Manager, from an image that is given band by band."""
+"""Outlines of the objects of an image as polygons for Fiji's ROI Manager, computed band by band."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +38,6 @@ def position_of(section: int, numbers: dict[str, int]) -> Position:
     ImageJ shows T and Z as a hyperstack, where it takes the number of a section for one along Z. In a stack along T
     alone it ignores numbers along T. The other way round fails in both.
 
-    Examples
-    --------
     >>> position_of(5, {"T": 2, "Z": 2}), position_of(2, {"T": 2}), position_of(1, {})
     (Position(section=0, z=2, t=2), Position(section=2, z=0, t=0), Position(section=0, z=0, t=0))
     """
@@ -49,16 +47,10 @@ def position_of(section: int, numbers: dict[str, int]) -> Position:
 
 
 class ObjectOutlines:
-    """Outlines of the objects of an image; only the runs of objects that may go on in the next band are kept.
-
-    Attributes
-    ----------
-    too_large : set of int
-        Numbers of the objects that were left out, since their box has more than `LARGEST` pixels.
-    """
+    """Outlines of the objects of an image; only the runs of objects that may go on in the next band are stored."""
 
     def __init__(self) -> None:
-        self.too_large: set[int] = set()
+        self.too_large: set[int] = set()  # objects that are left out, since their box has more than `LARGEST` pixels
         self._done: set[int] = set()
         self._runs: list[Runs] = []
 
@@ -74,31 +66,25 @@ class ObjectOutlines:
     def _complete(self, open_objects: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Outlines of all objects that are not open; one that was cut in two has that of its first piece."""
         runs = join_runs(self._runs)
-        for number, own in runs.by_object():
-            if _box_size(runs[own]) > LARGEST:
+        for number, part in runs.by_object():
+            box = runs[part]
+            if int(np.ptp(box.rows) + 1) * int(box.last.max() - box.first.min() + 1) > LARGEST:
                 self.too_large.add(number)
         is_open = np.isin(runs.objects, open_objects)
-        left_out = np.isin(runs.objects, [*self.too_large, *self._done])
-        self._runs = [runs[is_open & ~left_out]]
-        complete = runs[~is_open & ~left_out]
-        for number, own in complete.by_object():
+        is_left_out = np.isin(runs.objects, [*self.too_large, *self._done])
+        self._runs = [runs[is_open & ~is_left_out]]
+        complete = runs[~is_open & ~is_left_out]
+        for number, part in complete.by_object():
             self._done.add(number)
-            yield number, outline_of(complete[own])
-
-
-def _box_size(runs: Runs) -> int:
-    """Pixels in the box around the runs of an object."""
-    return int(np.ptp(runs.rows) + 1) * int(runs.last.max() - runs.first.min() + 1)
+            yield number, outline_of(complete[part])
 
 
 def outline_of(runs: Runs) -> np.ndarray:
-    """Outer outline (N, 2) of the largest piece of an object, as (x, y) [px]; pixel (0, 0) reaches from 0 to 1.
+    """Outer outline (N, 2) of the largest piece of an object, as (x, y) [px]; pixel (0, 0) extends from 0 to 1.
 
     The outline runs halfway between the pixels inside and outside, so that the pixels in it are those of the object,
     apart from holes.
 
-    Examples
-    --------
     >>> outline_of(runs_of(np.array([[0, 1, 0]]), top=4)).tolist()
     [[1.5, 5.0], [1.0, 4.5], [1.5, 4.0], [2.0, 4.5]]
     """
@@ -130,46 +116,39 @@ def is_roi_file(path: Path) -> bool:
         return False
 
 
+class RoiPlane(NamedTuple):
+    """Where the outlines of a frame go."""
+
+    path: Path  # of the .zip file
+    section: int  # in the names of its ROIs
+    position: Position
+
+
 class RoiWriter(Writer):
     """Writes outlines into one or several .zip files for Fiji's ROI Manager; each appears when it is complete.
 
-    Each process keeps its outlines in a temporary file. At the end they are added to the .zip files by one process
+    Each process stores its outlines in a temporary file. At the end they are added to the .zip files by one process
     after the other.
-
-    Parameters
-    ----------
-    paths : list of Path
-        The .zip files.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, planes: list[RoiPlane]) -> None:
         check_module("roifile", "--what rois")
-        self.paths = paths
-        with explain_write_errors(paths[0]):
-            make_folder(paths[0].parent)
-            self._kept = tempfile.TemporaryFile(dir=paths[0].parent)  # noqa: SIM115
+        self.planes, self.paths = planes, [*dict.fromkeys(plane.path for plane in planes)]
+        with explain_write_errors(self.paths[0]):
+            make_folder(self.paths[0].parent)
+            self._stored = tempfile.TemporaryFile(dir=self.paths[0].parent)  # noqa: SIM115
 
-    def keep(self, number: int, name: str, position: Position, outline: np.ndarray) -> None:
-        """Keep an outline (N, 2) for the .zip file of this number.
-
-        Parameters
-        ----------
-        number : int
-            Index of the .zip file in `paths`.
-        name : str
-            Name of the ROI, unique in its file.
-        position : Position
-            Plane that it lies on.
-        outline : ndarray
-            (N, 2) points (x, y) [px].
-        """
+    def write(self, frame: int, _top: int, band: Any) -> None:
+        """Store the number and outline (N, 2), as (x, y) [px], of some objects of a frame."""
         from roifile import ROI_TYPE, ImagejRoi
 
-        roi = ImagejRoi.frompoints(outline.astype(np.float32), name=name)
-        roi.roitype = ROI_TYPE.POLYGON
-        roi.position, roi.z_position, roi.t_position = position
-        with explain_write_errors(self.paths[number]):
-            pickle.dump((number, name, roi.tobytes()), self._kept)
+        path, section, position = self.planes[frame]
+        for number, outline in band:
+            roi = ImagejRoi.frompoints(outline.astype(np.float32), name=f"{section:04d}-{number:06d}")
+            roi.roitype = ROI_TYPE.POLYGON
+            roi.position, roi.z_position, roi.t_position = position
+            with explain_write_errors(path):
+                pickle.dump((path, roi.name, roi.tobytes()), self._stored)
 
     def append(self, create: bool) -> None:
         """Add the outlines of this process to the partial .zip files, which the first process creates."""
@@ -180,23 +159,22 @@ class RoiWriter(Writer):
                     with zipfile.ZipFile(partial_of(path), "x"):
                         pass
         with explain_write_errors(self.paths[0]):
-            self._kept.seek(0)  # writes what is buffered
-        for number, rois in groupby(self._stored(), key=itemgetter(0)):
-            path = self.paths[number]
+            self._stored.seek(0)  # writes what is buffered
+        for path, rois in groupby(self._read(), key=itemgetter(0)):
             with explain_write_errors(path), zipfile.ZipFile(partial_of(path), "a", zipfile.ZIP_DEFLATED) as file:
                 for _, name, content in rois:
                     entry = zipfile.ZipInfo(f"{name}.roi")  # without the time, so that equal runs write equal files
                     entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
                     file.writestr(entry, content)
 
-    def _stored(self) -> Iterator[tuple[int, str, bytes]]:
-        """Number of the .zip file, name and content of each ROI that this process has kept."""
+    def _read(self) -> Iterator[tuple[Path, str, bytes]]:
+        """The .zip file, name and content of each ROI that this process has stored."""
         with suppress(EOFError):
             while True:
-                yield pickle.load(self._kept)  # a nameless file that this process wrote
+                yield pickle.load(self._stored)  # a nameless file that this process wrote
 
     def finish(self) -> None:
-        """Rename the finished files."""
+        """Rename the complete files."""
         for path in self.paths:
             with explain_write_errors(path):
                 publish(partial_of(path), path)
@@ -204,7 +182,7 @@ class RoiWriter(Writer):
     def close(self) -> None:
         """Remove the temporary file."""
         with suppress(OSError):
-            self._kept.close()
+            self._stored.close()
 
     def discard(self) -> None:
         """Remove the partial files after an error."""

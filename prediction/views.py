@@ -35,8 +35,6 @@ class View(NamedTuple):
     def corner(self) -> tuple[bool, bool]:
         """Whether the corner that is seen at the top left is at the bottom of the image, and at its right.
 
-        Examples
-        --------
         >>> [View(False, quarters).corner for quarters in range(4)]
         [(False, False), (False, True), (True, True), (True, False)]
         """
@@ -47,20 +45,19 @@ VIEWS = [View(is_flipped, quarters) for is_flipped in (False, True) for quarters
 
 
 class TilePlace(NamedTuple):
-    """Place of a tile in its image, and the part of its halo that the network does not need [px]."""
+    """Where a tile lies in its image."""
 
     rows: Tile
     columns: Tile
-    unused: int = 0
+    unused: int = 0  # [px] of its halo that the network does not need
 
     @classmethod
     def of_image(cls, height: int, width: int) -> TilePlace:
-        """Place of an image that is a single tile [px]."""
-        rows, columns = (tiles_along(length, length, halo=length)[0] for length in (height, width))
-        return cls(rows, columns)
+        """An image that is a single tile [px]."""
+        return cls(tiles_along(height, height, halo=height)[0], tiles_along(width, width, halo=width)[0])
 
     def forward(self, run: Callable[[Tensor, Sides], Tensor], x: Tensor, view: View | None = None) -> Tensor:
-        """Result of a network for the output of the tile (N, C, H, W), if asked for computed in a view and turned back.
+        """Result of a network for the output of the tile (N, C, H, W); with a view, computed in it and turned back.
 
         A network pools from the top left of what it sees on, so each corner of the image has a window of its own.
         """

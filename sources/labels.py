@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -17,26 +15,16 @@ from images.readers import Frame, read_palette
 from samples import IGNORE
 from utils import UserError, echo, name_hint, nearest
 
+NUM_HINT = 20  # label images that are read for a hint
 
-@dataclass(frozen=True)
-class Masks:
-    """Label image that consists of one mask per object.
 
-    Attributes
-    ----------
-    frames : tuple of Frame
-        The masks, which are nonzero on their object.
-    """
+class Masks(NamedTuple):
+    """Label image that consists of one mask per object."""
 
-    frames: tuple[Frame, ...]
+    frames: tuple[Frame, ...]  # nonzero on their object
 
     def __str__(self) -> str:
-        return str(self.path)
-
-    @property
-    def path(self) -> Path:
-        """Folder of the masks."""
-        return self.frames[0].path.parent
+        return str(self.frames[0].path.parent)
 
     def read(self) -> np.ndarray:
         """Number of the object at each pixel (H, W, 1), from 1; 0 is background."""
@@ -49,44 +37,141 @@ class Masks:
             numbers[inside] = number
         return numbers
 
-    def is_unknown(self, ignored: float) -> np.ndarray:
-        """Whether any of the masks has the value of pixels that are not annotated, (H, W)."""
-        unknown = np.zeros(self.frames[0].open().shape[:2], bool)
-        for frame in self.frames:
-            unknown |= frame.read()[..., 0] == ignored
-        return unknown
-
 
 Label = Frame | Masks
+Reader = Callable[[Any], np.ndarray]  # of a number (H, W) for each pixel of a label image
 
 
 class Classes(NamedTuple):
-    """Classes, and how label pixels become class indices.
+    """Classes, and how label pixels become class indices."""
 
-    Attributes
-    ----------
-    values : list
-        Each class's grey value, palette index or [r, g, b] colour; its name if a flag defines the classes.
-    names : list of str
-        Name of each class.
-    indices : callable
-        Function of a label image that returns its class indices (H, W); `IGNORE` where it is not annotated.
-    ignore : int, float, list of int or None
-        Label value of pixels that are not annotated, which is no class; None: all pixels are annotated.
-    """
-
-    values: list
+    values: list  # each class's grey value, palette index or [r, g, b] colour; its name if a flag defines the classes
     names: list[str]
-    indices: Callable[[Label], np.ndarray]
-    ignore: float | list[int] | None = None
+    indices: Reader  # of class indices; `IGNORE` where a pixel is not annotated
+    ignore: float | list[int] | None = None  # label value that is not annotated; None: all pixels are annotated
 
-    def starting_with(self, index: int) -> Classes:
-        """The same classes with class `index` moved to the front."""
-        order = [index, *(k for k in range(len(self.values)) if k != index)]
-        rank = np.full(IGNORE + 1, IGNORE)
-        rank[: len(order)] = np.argsort(order)
-        values, names = ([of[k] for k in order] for of in (self.values, self.names))
-        return Classes(values, names, lambda label: rank[np.asarray(self.indices(label), np.intp)], self.ignore)
+
+def find_classes(labels: list[Label], threshold: float | None, objects: bool, ignore: str, background: str) -> Classes:
+    """Classes of label images by the flags of these names, in the order of their values, and named after them."""
+    if objects and threshold is not None:
+        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
+    if objects:
+        return _classes_of_objects(labels, ignore, background)
+    if threshold is not None:
+        return _classes_by_threshold(labels, threshold, ignore)
+    scanned = scan([label for label in labels if isinstance(label, Frame)], ignore)  # masks number objects
+    check(scanned, ignore)
+    values = [_value(key, scanned.colour) for key in scanned.keys]
+    names = ["#" + bytes(value).hex() if scanned.colour else str(value) for value in values]  # as in HTML
+    indices = make_indices(scanned.read, scanned.keys, scanned.ignored)
+    return Classes(values, names, indices, _value(scanned.ignored, scanned.colour))
+
+
+class Scan(NamedTuple):
+    """What label images hold; pixels are keys as of `label_keys`."""
+
+    labels: list[Frame]
+    ignored: float | None  # key of pixels that are not annotated
+    colour: bool
+    read: Reader  # of keys
+    counts: Counter[float]  # number of pixels of each key, in all labels up to the first with which they are too many
+    keys_of_labels: list[set[float]]  # keys in each of these labels
+
+    @property
+    def keys(self) -> list[float]:
+        """Keys of the annotated pixels, in order: the classes."""
+        return sorted(self.counts.keys() - {self.ignored})
+
+
+def scan(labels: list[Frame], ignore: str) -> Scan:
+    """Read all labels, and count their values or colours."""
+    as_indices = _have_one_palette(labels)
+    # of all labels, since each may be refused
+    colour = sum(_is_colour_label(label, _read_pixels(label, as_indices)) for label in labels) > 0
+
+    def read(label: Frame) -> np.ndarray:
+        return label_keys(_read_pixels(label, as_indices), colour)
+
+    scanned = Scan(labels, _ignored_key(ignore, colour), colour, read, Counter(), [])
+    for label in tqdm(labels, desc="labels", disable=None, leave=False):
+        counts = _count(read(label))
+        scanned.counts.update(counts)
+        scanned.keys_of_labels.append({*counts})
+        if len(scanned.keys) > MAX_CLASS:
+            break
+    return scanned
+
+
+def check(scanned: Scan, ignore: str) -> None:
+    """Refuse labels that make no classes, and warn of those that look as if they meant something else."""
+    keys = scanned.keys
+    if len(keys) > MAX_CLASS:
+        shares = [(_value(key, scanned.colour), num) for key, num in scanned.counts.most_common(8)]
+        frequent = ", ".join(f"{value} ({num / scanned.counts.total():.1%})" for value, num in shares)
+        raise UserError(
+            f"{scanned.labels[len(scanned.keys_of_labels) - 1]}: {len(scanned.counts)} distinct label values, at most"
+            f" {MAX_CLASS} classes are allowed; the most frequent are {frequent}: save the labels in a lossless format"
+            " and without interpolation, make two classes by --threshold T, or, if they number the objects, by"
+            " --objects on"
+        )
+    values = "; ".join(_typed(_value(key, scanned.colour)) for key in keys)
+    if ignore and scanned.ignored not in scanned.counts:
+        raise UserError(f"--ignore {ignore}: no label has that value: choose from {values}")
+    if not keys:
+        raise UserError(f"--ignore {ignore}: all label pixels have that value: nothing is annotated")
+    if len(keys) == 1:
+        what = f"without --ignore {ignore} all labels have" if ignore else "all labels have"
+        raise UserError(f"{scanned.labels[0].path}: {what} the same value {values}: annotate at least two classes")
+    if not scanned.colour:
+        _check_one_bit(scanned)
+        _hint_at_objects(scanned)
+    if not ignore:
+        _hint_at_ignore(scanned.keys_of_labels, scanned.colour, is_class=len(keys) == 2)
+
+
+def make_indices(read: Reader, keys: list[float], ignored: float | None) -> Reader:
+    """Reader of the index of each pixel among the keys."""
+
+    def indices(label: Label) -> np.ndarray:
+        pixels = read(label)
+        classes = np.searchsorted(keys, pixels).astype(np.uint8)
+        return classes if ignored is None else np.where(pixels == ignored, np.uint8(IGNORE), classes)
+
+    return indices
+
+
+def _check_one_bit(scanned: Scan) -> None:
+    """Refuse a mix of masks with values 0 and 1 and masks with 0 and 255, which would become three classes."""
+    if scanned.keys != [0, 1, 255] or any({1, 255} <= keys for keys in scanned.keys_of_labels):
+        return
+    labels = [*zip(scanned.labels, scanned.keys_of_labels, strict=True)]
+    one, other = (next(label for label, keys in labels if value in keys) for value in (1, 255))
+    raise UserError(f"{one} has the values 0 and 1, {other} 0 and 255: save all masks in the same way")
+
+
+def _hint_at_objects(scanned: Scan) -> None:
+    """Warn if the values seem to number objects: no gaps from 0 on, and each is one component in every image."""
+    keys = scanned.keys
+    if len(keys) < 4 or keys != list(range(len(keys))):
+        return
+    for numbers in map(scanned.read, scanned.labels[:NUM_HINT]):
+        if any(ndimage.label(numbers == key, np.ones((3, 3)))[1] > 1 for key in keys[1:]):
+            return
+    echo(f"warning: {len(keys)} classes, each one component per image: if the labels number objects, add --objects on")
+
+
+def _hint_at_ignore(keys_of_labels: list[set[float]], colour: bool, *, is_class: bool) -> None:
+    """Ask about labels of one value, which a class may need, if these are at least half of all, but not all."""
+    blank = Counter(next(iter(keys)) for keys in keys_of_labels if len(keys) == 1)
+    key, number = blank.most_common(1)[0] if blank else (0.0, 0)
+    if 2 * number < len(keys_of_labels) or number == len(keys_of_labels):
+        return
+    value = _typed(_value(key, colour))
+    what = f"hint: {number} of {len(keys_of_labels)} label images have the value {value} everywhere"
+    advice = f"add --ignore {value}"
+    if is_class:  # without it, one class would be left
+        advice = "leave them out, or give them another value, such as 128, and add --ignore 128"
+    echo(f"{what}: are they not annotated? if so, {advice}")
 
 
 def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
@@ -102,6 +187,63 @@ def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
     return (np.broadcast_to(label, (*label.shape[:2], 3)).astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(-1)
 
 
+def _count(keys: np.ndarray) -> dict[float, int]:
+    """Number of pixels of each key."""
+    values, numbers = np.unique(keys, return_counts=True)
+    return dict(zip(values.tolist(), numbers.tolist(), strict=True))
+
+
+def _read_pixels(label: Frame, as_indices: bool) -> np.ndarray:
+    """Label image (H, W, C) of grey values or colours, or of the indices of a palette."""
+    palette = read_palette(label)
+    if palette is None:
+        return label.read()
+    indices, colours = palette
+    return indices[..., None] if as_indices else colours[indices]
+
+
+def _have_one_palette(labels: list[Frame]) -> bool:
+    """Whether all labels have the same palette with colours, so that its indices are the classes."""
+    colours: dict[int, tuple] = {}
+    for label in labels:
+        palette = read_palette(label)
+        if palette is None:
+            return False
+        for index in np.unique(palette[0]).tolist():
+            colour = tuple(palette[1][index].tolist())
+            if colours.setdefault(index, colour) != colour:
+                echo(f"warning: {label}: the palette differs from earlier files: the classes are colours, not indices")
+                return False
+    if all(red == green == blue for red, green, blue in colours.values()):
+        return False
+    echo("the labels have a palette: its indices are the classes")
+    return True
+
+
+def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Classes:
+    """Background and object, from labels that number the objects; `background` is a number besides 0, or empty."""
+    ignored = _ignored_key(ignore, colour=False)
+    if ignored == 0:
+        raise UserError("--ignore 0 --objects on: 0 is the background: give what is not annotated another value")
+    low, high = _value_range(labels, "--objects on", ignore)
+    if not high > 0:
+        what = f"the label values go from {low:g} to {high:g}, which is one class"
+        raise UserError(f"--objects on: {what}: a value above 0 is needed")
+    ground = float(background or 0)
+    if ground not in (0, ignored) and not low <= ground <= high:
+        raise UserError(f"--background {background}: the numbers go from {low:g} to {high:g}: choose one of them")
+    if not background and isinstance(labels[0], Frame):
+        _hint_at_background(labels, ignored)
+
+    def indices(label: Label) -> np.ndarray:
+        pixels, valid = _read_grey(label, ignored)
+        numbers = np.where(valid & (pixels[..., 0] != ground), pixels[..., 0], 0)  # 0 erodes no object
+        return np.where(valid, objects_to_foreground(numbers), np.uint8(IGNORE))
+
+    names = ["background", "object"]
+    return Classes(names, names, indices, _value(ignored, colour=False))
+
+
 def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
     """Foreground (H, W) of a label image (H, W) that numbers its objects; pixels where two touch are background.
 
@@ -115,226 +257,92 @@ def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
     return inside & (lowest == ndimage.maximum_filter(numbers, 3))
 
 
-def find_classes(
-    labels: Sequence[Label], threshold: float | None, objects: bool, ignore: str = "", background: str = ""
-) -> Classes:
-    """Classes of label images, in the order of their values, and named after them.
-
-    Parameters
-    ----------
-    labels : sequence of Frame or Masks
-        The label images.
-    threshold : float or None
-        Make two classes, grey values up to the threshold and above it; None: each value is a class.
-    objects : bool
-        The labels number the objects: make two classes, background and object.
-    ignore : str
-        Label value of pixels that are not annotated, for a colour as `r,g,b`; empty: all pixels are annotated.
-    background : str
-        Of labels that number the objects: number that is background besides 0; empty: none.
-
-    Raises
-    ------
-    UserError
-        There is only one class, or too many; the labels are colours, which a flag can't use; or none has the value of
-        pixels that are not annotated.
-    """
-    if objects and threshold is not None:
-        raise UserError(f"--objects on --threshold {threshold:g}: each makes two classes: leave one out")
-    if objects:
-        return _classes_of_objects(labels, _grey_ignored(ignore, "--objects on"), background)
-    if threshold is not None:
-        return _classes_by_threshold(labels, threshold, _grey_ignored(ignore, f"--threshold {threshold:g}"))
-    return _classes_of_values(labels, ignore)
-
-
-def _classes_of_values(labels: Sequence[Label], ignore: str) -> Classes:
-    """One class for each value or colour of the labels, but that of pixels that are not annotated."""
-    read = _reader(labels)
-    colours = [_is_colour_label(label, read(label)) for label in labels]  # of all labels, since each may be refused
-    colour = any(colours)
-    ignored = _ignored(ignore, colour)
-    counts: Counter[float] = Counter()
-    seen: list[set[float]] = []
-    for label in tqdm(labels, desc="labels", disable=None, leave=False):
-        found, numbers = np.unique(label_keys(read(label), colour), return_counts=True)
-        counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
-        seen.append(set(found.tolist()))
-        if len(counts.keys() - {ignored}) > MAX_CLASS:
-            _refuse_labels(label, counts, colour)
-    keys = _annotated(labels[0], counts, ignore, colour)
-    if not colour:
-        _check_one_bit(labels, [values - {ignored} for values in seen])
-        _hint_at_objects(labels, keys, read)
-    if ignored is None:
-        _hint_at_ignore(seen, colour, is_class=len(keys) == 2)
-    values = [_value(key, colour) for key in keys]
-
-    def indices(label: Label) -> np.ndarray:
-        found = label_keys(read(label), colour)
-        places = np.searchsorted(keys, found).astype(np.uint8)
-        return places if ignored is None else np.where(found == ignored, np.uint8(IGNORE), places)
-
-    return Classes(
-        values, [_name(value) for value in values], indices, None if ignored is None else _value(ignored, colour)
-    )
-
-
-def _annotated(label: Label, counts: Counter[float], ignore: str, colour: bool) -> list[float]:
-    """Values of the annotated pixels of all labels, in order; at least two, else the labels are refused."""
-    ignored = _ignored(ignore, colour)
-    keys = sorted(counts.keys() - {ignored})
-    if ignored is not None and ignored not in counts:
-        raise UserError(f"--ignore {ignore}: no label has that value: choose from {_shown_values(keys, colour)}")
-    if not keys:
-        raise UserError(f"--ignore {ignore}: all label pixels have that value: nothing is annotated")
-    if len(keys) == 1:
-        what = "all labels have" if ignored is None else f"without --ignore {ignore} all labels have"
-        raise UserError(
-            f"{label.path}: {what} the same value {_shown_values(keys, colour)}: annotate at least two classes"
-        )
-    return keys
-
-
-def _ignored(ignore: str, colour: bool) -> float | None:
-    """Number of the ignored value as of `label_keys`, NaN for a text that is no such value; None for an empty text."""
-    numbers = _numbers(ignore)
-    if not ignore:
-        return None
-    if not colour:
-        return numbers[0] if len(numbers) == 1 else np.nan
-    is_rgb = len(numbers) == 3 and all(number in range(256) for number in numbers)
-    return int.from_bytes(bytes(map(int, numbers))) if is_rgb else np.nan
-
-
-def _grey_ignored(ignore: str, flag: str) -> float | None:
-    """Ignored value of labels that are grey, as a flag demands; None for an empty text."""
-    ignored = _ignored(ignore, colour=False)
-    if ignored is not None and ignored != ignored:
-        raise UserError(f"--ignore {ignore}: the labels of {flag} are grey: give one number")
-    return ignored
-
-
-def _classes_of_objects(labels: Sequence[Label], ignored: float | None, background: str) -> Classes:
-    """Background and object, from labels that number the objects; `background` is a number besides 0, or empty."""
-    if ignored == 0:
-        raise UserError("--ignore 0 --objects on: 0 is the background: give what is not annotated another value")
-    low, high = _value_range(labels, "--objects on", ignored)
-    if not high > 0:
-        raise UserError(f"--objects on: {_one_class(low, high)}: a value above 0 is needed")
-    ground = float(background or 0)
-    if ground not in (0, ignored) and not low <= ground <= high:
-        raise UserError(f"--background {background}: the numbers go from {low:g} to {high:g}: choose one of them")
-    if not background:
-        _hint_at_background(labels, ignored)
-
-    def indices(label: Label) -> np.ndarray:
-        pixels, unknown = _read_grey(label, ignored)
-        numbers = pixels[..., 0]
-        foreground = objects_to_foreground(np.where(unknown | (numbers == ground), 0, numbers))  # 0 erodes no object
-        return np.where(unknown, np.uint8(IGNORE), foreground)
-
-    names = ["background", "object"]
-    return Classes(names, names, indices, None if ignored is None else _value(ignored, colour=False))
-
-
-def _hint_at_background(labels: Sequence[Label], ignored: float | None) -> None:
+def _hint_at_background(labels: list[Label], ignored: float | None) -> None:
     """Ask about a number that most of the annotated pixels have: some programs number the background, too, as 1."""
     counts: Counter[float] = Counter()
-    for label in labels[:20]:
-        if isinstance(label, Masks):
-            return
-        pixels, unknown = _read_grey(label, ignored)
-        found, num = np.unique(pixels[~unknown][:, 0], return_counts=True)
-        counts.update(dict(zip(found.tolist(), num.tolist(), strict=True)))
+    for label in labels[:NUM_HINT]:
+        pixels, valid = _read_grey(label, ignored)
+        counts.update(_count(pixels[valid][:, 0]))
     number, count = counts.most_common(1)[0] if counts else (0, 0)
     if number and 2 * count > counts.total():
         what = f"hint: {count / counts.total():.0%} of the pixels have the number {number:g}: is that the background?"
         echo(f"{what} if so, add --background {number:g}")
 
 
-def _classes_by_threshold(labels: Sequence[Label], threshold: float, ignored: float | None) -> Classes:
+def _classes_by_threshold(labels: list[Label], threshold: float, ignore: str) -> Classes:
     """Two classes: label values up to a threshold, and above it."""
-    low, high = _value_range(labels, f"--threshold {threshold:g}", ignored)
+    ignored = _ignored_key(ignore, colour=False)
+    low, high = _value_range(labels, f"--threshold {threshold:g}", ignore)
     if not low <= threshold < high:
-        raise UserError(f"--threshold {threshold:g}: {_one_class(low, high)}: choose a threshold between them")
+        what = f"the label values go from {low:g} to {high:g}, which is one class"
+        raise UserError(f"--threshold {threshold:g}: {what}: choose a threshold between them")
 
     def indices(label: Label) -> np.ndarray:
-        pixels, unknown = _read_grey(label, ignored)
-        return np.where(unknown, np.uint8(IGNORE), pixels[..., 0] > threshold)
+        pixels, valid = _read_grey(label, ignored)
+        return np.where(valid, pixels[..., 0] > threshold, np.uint8(IGNORE))
 
     names = [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(names, names, indices, None if ignored is None else _value(ignored, colour=False))
+    return Classes(names, names, indices, _value(ignored, colour=False))
 
 
 def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Grey values or numbers (H, W, C) of a label, and whether its pixels are not annotated (H, W)."""
+    """Grey values or numbers (H, W, C) of a label, and which of its pixels (H, W) are annotated."""
     pixels = label.read()
-    if ignored is None:
-        return pixels, np.zeros(pixels.shape[:2], bool)
-    return pixels, label.is_unknown(ignored) if isinstance(label, Masks) else pixels[..., 0] == ignored
+    valid = np.ones(pixels.shape[:2], bool)
+    if ignored is not None:
+        for mask in map(Frame.read, label.frames) if isinstance(label, Masks) else [pixels]:
+            valid &= mask[..., 0] != ignored
+    return pixels, valid
 
 
-def _value_range(labels: Sequence[Label], flag: str, ignored: float | None) -> tuple[float, float]:
+def _value_range(labels: list[Label], flag: str, ignore: str) -> tuple[float, float]:
     """Lowest and highest value of the annotated pixels of labels, which must be grey for this flag."""
-    low, high, num_unknown = np.inf, -np.inf, 0
-    ranges: list[set[float]] = []
+    ignored = _ignored_key(ignore, colour=False)
+    if ignored is not None and np.isnan(ignored):
+        raise UserError(f"--ignore {ignore}: the labels of {flag} are grey: give one number")
+    ranges: list[tuple[float, float]] = []  # of the labels with annotated pixels
+    has_ignored = False
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
-        pixels, unknown = _read_grey(label, ignored)
+        pixels, valid = _read_grey(label, ignored)
         if _is_colour_label(label, pixels):
             raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")
-        num_unknown += int(np.count_nonzero(unknown))
-        if not unknown.all():
-            known = pixels[~unknown] if ignored is not None else pixels
-            ranges.append({float(known.min()), float(known.max())})
-            low, high = min(low, *ranges[-1]), max(high, *ranges[-1])
-    if ignored is not None and not num_unknown:
+        has_ignored |= not valid.all()
+        values = pixels[valid]
+        if values.size:
+            ranges.append((float(values.min()), float(values.max())))
+    if not ranges:
+        raise UserError(f"--ignore {ignore}: all label pixels have that value: nothing is annotated")
+    low, high = min(map(min, ranges)), max(map(max, ranges))
+    if ignore and not has_ignored:
         what = f"the label values go from {low:g} to {high:g}"
-        raise UserError(f"--ignore {ignored:g}: no label has that value: {what}: give one of them, or leave it out")
-    if low > high:
-        raise UserError(f"--ignore {ignored:g}: all label pixels have that value: nothing is annotated")
-    if ignored is None:
-        _hint_at_ignore(ranges, colour=False, is_class=True)
+        raise UserError(f"--ignore {ignore}: no label has that value: {what}: give one of them, or leave it out")
+    if not ignore:
+        _hint_at_ignore([set(limits) for limits in ranges], colour=False, is_class=True)
     return low, high
 
 
-def _one_class(low: float, high: float) -> str:
-    return f"the label values go from {low:g} to {high:g}, which is one class"
-
-
 def choose_background(classes: Classes, background: str, foreground: str) -> Classes:
-    """Classes in the order that makes the background class 0, and with two classes the foreground class 1.
-
-    Parameters
-    ----------
-    classes : Classes
-        As found in the labels.
-    background, foreground : str
-        Label value of a class, for a colour as `r,g,b`; empty: keep the order.
-
-    Raises
-    ------
-    UserError
-        No class has that value, or a foreground is given for more than two classes.
-    """
+    """Classes with these label values, `r,g,b` for a colour, as class 0 and class 1; empty texts change nothing."""
     if foreground and len(classes.values) != 2:
         raise UserError(f"--foreground {foreground}: there are {len(classes.values)} classes, not 2: use --background")
-    first = 0
-    if foreground:
-        first = 1 - _index_of(classes, "--foreground", foreground)
+    first = 1 - _index_of(classes, "--foreground", foreground) if foreground else 0
     if background:
-        given = _index_of(classes, "--background", background)
-        if foreground and given != first:
+        index = _index_of(classes, "--background", background)
+        if foreground and index != first:
             raise UserError(f"--foreground {foreground}: that is the background: leave one out")
-        first = given
-    return classes.starting_with(first)
+        first = index
+    order = [first, *(k for k in range(len(classes.values)) if k != first)]
+    rank = np.full(IGNORE + 1, IGNORE)
+    rank[order] = range(len(order))
+    values, names = ([of[k] for k in order] for of in (classes.values, classes.names))
+    return Classes(values, names, lambda label: rank[np.asarray(classes.indices(label), np.intp)], classes.ignore)
 
 
 def _index_of(classes: Classes, flag: str, text: str) -> int:
-    """Index of the class whose value a flag gives."""
+    """Index of the class whose value a flag names."""
     for index, value in enumerate(classes.values):
         numbers = value if isinstance(value, list) else [value]
-        if text.strip() == str(value) or _numbers(text) == numbers:
+        if text.strip() == str(value) or numbers_in(text) == numbers:
             return index
     values = [*map(_typed, classes.values)]
     by_name = dict(zip(classes.names, values, strict=True))
@@ -342,7 +350,17 @@ def _index_of(classes: Classes, flag: str, text: str) -> int:
     raise UserError(f"{flag} {text}: no class has that value: {hint}choose from {'; '.join(values)}")
 
 
-def _numbers(text: str) -> list[float]:
+def _ignored_key(ignore: str, colour: bool) -> float | None:
+    """Key of the value of `--ignore`, NaN for a text that is no such value; None for an empty text."""
+    if not ignore:
+        return None
+    numbers = numbers_in(ignore)
+    if colour and len(numbers) == 3 and all(number in range(256) for number in numbers):
+        return int.from_bytes(bytes(map(int, numbers)))
+    return numbers[0] if len(numbers) == 1 and not colour else np.nan
+
+
+def numbers_in(text: str) -> list[float]:
     """Comma-separated numbers; empty if the text is something else."""
     try:
         return [float(part) for part in text.split(",")]
@@ -350,86 +368,18 @@ def _numbers(text: str) -> list[float]:
         return []
 
 
-def is_number(text: str) -> bool:
-    """Whether a text is one number."""
-    return len(_numbers(text)) == 1
+def _value(key: float | None, colour: bool) -> Any:
+    """Label value of a key: an [r, g, b] colour, or a grey value, 1 and not 1.0; None if there is none."""
+    if key is None:
+        return None
+    if colour:
+        return list(int(key).to_bytes(3))
+    return int(key) if key == int(key) else key
 
 
-def _refuse_labels(label: Label, counts: Counter[float], colour: bool) -> NoReturn:
-    total = sum(counts.values())
-    frequent = ", ".join(f"{_rgb(key) if colour else key} ({n / total:.1%})" for key, n in counts.most_common(8))
-    raise UserError(
-        f"{label}: {len(counts)} distinct label values, at most {MAX_CLASS} classes are allowed; the most frequent are"
-        f" {frequent}: save the labels in a lossless format and without interpolation, make two classes by"
-        " --threshold T, or, if they number the objects, by --objects on"
-    )
-
-
-def _check_one_bit(labels: Sequence[Label], seen: list[set[float]]) -> None:
-    """Refuse a mix of masks with values 0 and 1 and masks with 0 and 255, which would become three classes."""
-    if set().union(*seen) == {0, 1, 255} and not any({1, 255} <= values for values in seen):
-        one, other = (next(label for label, values in zip(labels, seen, strict=True) if v in values) for v in (1, 255))
-        raise UserError(f"{one} has the values 0 and 1, {other} 0 and 255: save all masks in the same way")
-
-
-def _hint_at_objects(labels: Sequence[Label], keys: list[float], read: Callable[[Label], np.ndarray]) -> None:
-    """Warn if the values seem to number objects: no gaps from 0 on, and each is one component in every image."""
-    if len(keys) < 4 or keys != list(range(len(keys))):
-        return
-    for label in labels[:20]:
-        numbers = read(label)[..., 0]
-        if any(ndimage.label(numbers == key, np.ones((3, 3)))[1] > 1 for key in keys[1:]):
-            return
-    echo(f"warning: {len(keys)} classes, each one component per image: if the labels number objects, add --objects on")
-
-
-def _hint_at_ignore(seen: list[set[float]], colour: bool, *, is_class: bool) -> None:
-    """Ask about pages of one value, which a class may need, if these are at least half of the pages, but not all."""
-    blank = Counter(next(iter(values)) for values in seen if len(values) == 1)
-    key, number = blank.most_common(1)[0] if blank else (0.0, 0)
-    if 2 * number < len(seen) or number == len(seen):
-        return
-    value = _typed(_value(key, colour))
-    what = f"hint: {number} of {len(seen)} label images have the value {value} everywhere: are they not annotated?"
-    if is_class:  # without it, one class would be left
-        echo(f"{what} if so, leave them out, or give them another value, such as 128, and add --ignore 128")
-    else:
-        echo(f"{what} if so, add --ignore {value}")
-
-
-def _reader(labels: Sequence[Label]) -> Callable[[Label], np.ndarray]:
-    """Reader of label images: palette indices if all have the same palette with colours, else values or colours."""
-    palette: dict[int, tuple] = {}
-    for label in labels:
-        found = _palette(label)
-        if found is None:
-            return _read_colours
-        for index in np.unique(found[0]).tolist():
-            colour = tuple(found[1][index].tolist())
-            if palette.setdefault(index, colour) != colour:
-                echo(f"warning: {label}: the palette differs from earlier files: the classes are colours, not indices")
-                return _read_colours
-    if all(red == green == blue for red, green, blue in palette.values()):
-        return _read_colours
-    echo("the labels have a palette: its indices are the classes")
-    return _read_indices
-
-
-def _palette(label: Label) -> tuple[np.ndarray, np.ndarray] | None:
-    """Indices (H, W) and colours (N, 3) of a label stored with a palette; None for others."""
-    return read_palette(label) if isinstance(label, Frame) else None
-
-
-def _read_colours(label: Label) -> np.ndarray:
-    """Label image (H, W, C) of grey values or colours."""
-    found = _palette(label)
-    return label.read() if found is None else found[1][found[0]]
-
-
-def _read_indices(label: Label) -> np.ndarray:
-    """Label image (H, W, C) of grey values or indices of a palette."""
-    found = _palette(label)
-    return label.read() if found is None else found[0][..., None]
+def _typed(value: Any) -> str:
+    """Label value as it is typed after a flag."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def is_colour(image: np.ndarray) -> bool:
@@ -447,26 +397,3 @@ def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
         what = f"{pixels.shape[2]} channels of {pixels.dtype.name}"
         raise UserError(f"{label}: {what}: labels must be grey or 8-bit colours")
     return colour
-
-
-def _rgb(key: float) -> list[int]:
-    return list(int(key).to_bytes(3))
-
-
-def _value(key: float, colour: bool) -> Any:
-    """Label value of a number as of `label_keys`: an [r, g, b] colour, or a grey value, 1 and not 1.0."""
-    return _rgb(key) if colour else int(key) if key == int(key) else key
-
-
-def _typed(value: Any) -> str:
-    """Label value as it is given to a flag."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _shown_values(keys: Sequence[float], colour: bool) -> str:
-    return "; ".join(_typed(_value(key, colour)) for key in keys)
-
-
-def _name(value: Any) -> str:
-    """Default name of a class: its value, or its colour as in HTML."""
-    return "#" + bytes(value).hex() if isinstance(value, list) else str(value)

@@ -23,47 +23,29 @@ from utils import UserError, echo
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the image with its labels, if there is one.
-
-    Attributes
-    ----------
-    input : Frame
-        The image.
-    label : Frame, Masks or None
-        Its labels.
-    stack : tuple of Frame
-        The sections that become channels of the sample; empty: the image only.
-    channels : int
-        1 or 3 to convert the image to grey or RGB; 0: keep its channels.
-    window : (slice, slice) or None
-        Rows and columns of the image that are the sample; None: all.
-    """
+    """An image and the image with its labels, if there is one."""
 
     input: Frame
     label: Label | None
-    stack: tuple[Frame, ...] = ()
-    channels: int = 0
-    window: tuple[slice, slice] | None = None
+    stack: tuple[Frame, ...] = ()  # sections that become channels of the sample; empty: the image only
+    channels: int = 0  # 1 or 3 to convert the image to grey or RGB; 0: all channels as they are
+    window: tuple[slice, slice] = (slice(None), slice(None))  # rows and columns of the image that are the sample
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of the sample."""
+        """Height and width of the image."""
         height, width = self.input.open().shape[:2]
-        if self.window is None:
-            return height, width
-        rows, columns = (
-            range(*side.indices(length)) for side, length in zip(self.window, (height, width), strict=True)
-        )
-        return len(rows), len(columns)
+        return height, width
 
     def read(self) -> np.ndarray:
         """Pixels (H, W, C) of the sample: the image, or the sections of `stack` concatenated along the channels."""
-        frames = [self.cut(frame.read()) for frame in self.stack or (self.input,)]
-        return np.concatenate([_converted(frame, self.channels) for frame in frames], axis=-1)
-
-    def cut(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels (H, W, ...) of the sample, of those of the image."""
-        return pixels if self.window is None else pixels[self.window]
+        sections = []
+        for frame in self.stack or (self.input,):
+            pixels = frame.read()[self.window]
+            if self.channels > pixels.shape[2]:  # grey becomes RGB
+                pixels = np.repeat(pixels, self.channels, axis=2)
+            sections.append(pixels[..., : self.channels or None])  # of RGB without colours, one is enough
+        return np.concatenate(sections, axis=-1)
 
     @property
     def files(self) -> list[Path]:
@@ -72,76 +54,51 @@ class Pair:
         return files_of([self.input, *labels])
 
 
-def _converted(image: np.ndarray, channels: int) -> np.ndarray:
-    """Image with this number of channels: grey repeated three times, or the first of three equal ones; 0: all."""
-    if channels > image.shape[2]:
-        return np.repeat(image, channels, axis=2)
-    return image[..., : channels or None]
-
-
 def list_pairs(source: Source, target: Source | None, choice: Choice = ALL) -> list[Pair]:
     """Images with their labels: pages of stacks in order, files of folders by name.
 
-    Parameters
-    ----------
-    source : str, Path or sequence of them
-        Stack, folder or pattern of the images.
-    target : str, Path, sequence of them or None
-        Stack, folder or pattern of their labels; None: no labels.
-    choice : Choice
-        Channels, series and sections of the images. Labels of all series and sections, or of all sections, are chosen
-        like the images; other labels must be those of the chosen images.
-
-    Raises
-    ------
-    UserError
-        There is no image, or an image or a label has no partner.
+    Labels of all series and sections, or of all sections, are chosen like the images; other labels must be those of the
+    chosen images.
     """
     images = list_frames(source, choice)
     if target is None:
         return [Pair(image, None) for image in images]
-    labels = list_frames(target)
-    if choice.takes_all_frames:
-        return _pairs(images, labels, source, target)
-    for wider in (replace(choice, series="", section=""), replace(choice, section="")):
-        whole = _labelled_frames(source, wider, labels, target)
-        if len(whole) == len(labels):
-            chosen = {(image.path, image.index) for image in images}
-            return [
-                pair for pair in _pairs(whole, labels, source, target) if (pair.input.path, pair.input.index) in chosen
-            ]
-    return _pairs(images, labels, source, target)
+    labels, labelled = list_frames(target), images
+    are_stacks = is_one_file(source) or is_one_file(target)
+    wider = (replace(choice, series="", section=""), replace(choice, section=""))
+    for other in () if choice.takes_all_frames else wider:
+        try:
+            candidates = list_frames(source, other)
+        except UserError:  # such as a file of several data sets, one of which must be chosen
+            continue
+        if not are_stacks:
+            candidates = _without_labels(candidates, labels)
+        if len(candidates) == len(labels):
+            labelled = candidates
+            break
+    names = [str(of) if isinstance(of, str | Path) else f"{len(of)} paths from {of[0]} on" for of in (source, target)]
+    pairs = _pairs_of_stacks(labelled, labels, names) if are_stacks else _pairs_of_files(labelled, labels, names)
+    chosen = {(image.path, image.index) for image in images}
+    return [pair for pair in pairs if (pair.input.path, pair.input.index) in chosen]
 
 
-def _labelled_frames(source: Source, choice: Choice, labels: list[Frame], target: Source) -> list[Frame]:
-    """Frames of a wider choice that may have labels; none where that choice is not possible."""
-    try:
-        images = list_frames(source, choice)
-    except UserError:  # such as a file of several data sets, one of which must be chosen
-        return []
-    return images if _are_stacks(source, target) else _apart(images, labels)
-
-
-def _pairs(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
-    """Pairs of images and labels that all have a partner."""
-    if not _are_stacks(source, target):
-        images = _without_labels(images, labels, source, target)
-        return _pairs_by_folder(images, labels) or _pairs_by_name(images, labels, source, target)
+def _pairs_of_stacks(images: list[Frame], labels: list[Frame], names: list[str]) -> list[Pair]:
+    """Pairs of pages in their order; `names` are those of the sources of images and labels."""
     if len(images) != len(labels):
-        what = f"{_shown(source)} has {len(images)} pages, {_shown(target)} has {len(labels)}"
-        hint = f"{colour_hint(images)}{colour_hint(labels)}"
-        raise UserError(f"{what}: each page needs one label{hint}")
-    return [Pair(*both) for both in zip(images, labels, strict=True)]
+        what = f"{names[0]} has {len(images)} pages, {names[1]} has {len(labels)}"
+        raise UserError(f"{what}: each page needs one label{colour_hint(images)}{colour_hint(labels)}")
+    return [Pair(image, label) for image, label in zip(images, labels, strict=True)]
 
 
-def _are_stacks(source: Source, target: Source) -> bool:
-    """Whether images or labels are the pages of one file."""
-    return is_one_file(source) or is_one_file(target)
-
-
-def _shown(source: Source) -> str:
-    """Source as shown in a message: what the user gave, or the first of many paths."""
-    return str(source) if isinstance(source, str | Path) else f"{len(source)} paths from {source[0]} on"
+def _pairs_of_files(images: list[Frame], labels: list[Frame], names: list[str]) -> list[Pair]:
+    """Pairs of files by folder or name; `names` are those of the sources of images and labels."""
+    unlabelled = _without_labels(images, labels)
+    if not unlabelled:
+        raise UserError(f"{names[1]}: all images of {names[0]} are also labels: give only the images to --input")
+    if len(unlabelled) < len(images):
+        what = f"{len(images) - len(unlabelled)} image(s) of {names[0]} are matched by {names[1]}"
+        echo(f"{what}: used as labels only")
+    return _pairs_by_folder(unlabelled, labels) or _pairs_by_name(unlabelled, labels, names)
 
 
 def colour_hint(frames: list[Frame]) -> str:
@@ -155,75 +112,45 @@ def colour_hint(frames: list[Frame]) -> str:
     )
 
 
-def _without_labels(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Frame]:
-    """Images without those that the labels' pattern matches too, such as `*_mask.tif` for `*.tif`."""
-    rest = _apart(images, labels)
-    if not rest:
-        raise UserError(
-            f"{_shown(target)}: all images of {_shown(source)} are also labels: give only the images to --input"
-        )
-    if len(rest) < len(images):
-        what = f"{len(images) - len(rest)} image(s) of {_shown(source)} are matched by {_shown(target)}"
-        echo(f"{what}: used as labels only")
-    return rest
-
-
-def _apart(images: list[Frame], labels: list[Frame]) -> list[Frame]:
-    """Images that are not among the labels."""
-    places = {(label.path, label.index) for label in labels}
-    return [image for image in images if (image.path, image.index) not in places]
+def _without_labels(images: list[Frame], labels: list[Frame]) -> list[Frame]:
+    """Images without those that are also labels, such as `*_mask.tif` among `*.tif`."""
+    also_labels = {(label.path, label.index) for label in labels}
+    return [image for image in images if (image.path, image.index) not in also_labels]
 
 
 def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
     """Pairs of images with one folder each and one mask per object, `ID/images/*` and `ID/masks/*`; else none."""
-    of_folder: dict[Path, list[Frame]] = defaultdict(list)
+    masks: dict[Path, list[Frame]] = defaultdict(list)
     for label in labels:
-        of_folder[label.path.parent.parent].append(label)
+        masks[label.path.parent.parent].append(label)
     folders = [image.path.parent.parent for image in images]
-    if set(folders) != of_folder.keys() or len(set(folders)) < len(images) or len(labels) <= len(images):
+    if set(folders) != masks.keys() or len(set(folders)) < len(images) or len(labels) <= len(images):
         return []
     echo(f"{len(labels)} masks of {len(images)} images: one per object, touching ones separated as by --objects on")
-    return [Pair(image, Masks(tuple(of_folder[folder]))) for image, folder in zip(images, folders, strict=True)]
+    return [Pair(image, Masks(tuple(masks[folder]))) for image, folder in zip(images, folders, strict=True)]
 
 
-def _pairs_by_name(images: list[Frame], labels: list[Frame], source: Source, target: Source) -> list[Pair]:
-    """Pair frames whose files have the same name, or the same varying part of the name, or the same last number.
-
-    Otherwise, files in folders of the same name are paired. The rule that pairs the most frames is used.
-    """
-    rules: list[tuple[Callable[[Path], str], Callable[[list[str]], list[str]]]]
-    rules = [(_stem, list), (_stem, _differences), (_stem, _last_numbers), (_folder, list)]
-    ways = [(_keyed(images, *rule), _keyed(labels, *rule)) for rule in rules]
+def _pairs_by_name(images: list[Frame], labels: list[Frame], names: list[str]) -> list[Pair]:
+    """Pairs of frames with equal keys, by the rule of `KEYS` that pairs the most; `names` are those of both sources."""
+    ways = [(_by_key(images, rule), _by_key(labels, rule)) for rule in KEYS]
     of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
-    paired = {of[key] for key in of_images.keys() & of_labels.keys() for of in (of_images, of_labels)}
+    paired = {frames[key] for key in of_images.keys() & of_labels.keys() for frames in (of_images, of_labels)}
     unpaired = [str(frame) for frame in (*images, *labels) if frame not in paired]
     if unpaired:
         more = f" and {len(unpaired) - 10} more" if len(unpaired) > 10 else ""
-        listed = ", ".join(unpaired[:10]) + more
-        places = f"an image in {_shown(source)} and its label in {_shown(target)}"
-        raise UserError(f"no partner for {listed}: give {places} the same name")
+        advice = f"give an image in {names[0]} and its label in {names[1]} the same name"
+        raise UserError(f"no partner for {', '.join(unpaired[:10])}{more}: {advice}")
     return [Pair(frame, of_labels[key]) for key, frame in of_images.items()]
 
 
-def _stem(path: Path) -> str:
-    return path.stem
-
-
-def _folder(path: Path) -> str:
-    return path.parent.name
-
-
-def _keyed(
-    frames: list[Frame], name: Callable[[Path], str], parts: Callable[[list[str]], list[str]]
-) -> dict[tuple[str, int], Frame]:
-    """Frames by a key, made of the name of their file or folder, and their number among the frames of that file."""
-    names = parts([name(frame.path) for frame in frames])
+def _by_key(frames: list[Frame], rule: Callable[[list[Path]], list[str]]) -> dict[tuple[str, int], Frame]:
+    """Frames by the key of their file, and their number among the frames of that file."""
     counts: Counter[Path] = Counter()
-    keyed = {}
-    for text, frame in zip(names, frames, strict=True):
-        keyed[text, counts[frame.path]] = frame
+    frame_of = {}
+    for key, frame in zip(rule([frame.path for frame in frames]), frames, strict=True):
+        frame_of[key, counts[frame.path]] = frame
         counts[frame.path] += 1
-    return keyed
+    return frame_of
 
 
 def _differences(stems: list[str]) -> list[str]:
@@ -245,28 +172,28 @@ def num_common(texts: Iterable[Sequence[str]]) -> int:
     return sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*texts, strict=False)))
 
 
-def _last_numbers(stems: list[str]) -> list[str]:
-    """Last number in each name without leading zeros; the name itself if it has none."""
-    return [[stem, *re.findall(r"\d+", stem)][-1].lstrip("0") for stem in stems]
+def _last_number(stem: str) -> str:
+    """Last number in a name without leading zeros; the name itself if it has none."""
+    return [stem, *re.findall(r"\d+", stem)][-1].lstrip("0")
+
+
+KEYS: list[Callable[[list[Path]], list[str]]] = [  # what a file and its label have in common
+    lambda paths: [path.stem for path in paths],
+    lambda paths: _differences([path.stem for path in paths]),
+    lambda paths: [_last_number(path.stem) for path in paths],
+    lambda paths: [path.parent.name for path in paths],
+]
 
 
 def with_context(pairs: list[Pair], context: int) -> list[Pair]:
     """Pairs with the neighbouring sections of their images as additional channels."""
-    if not context:
-        return pairs
-    around = with_neighbours([pair.input for pair in pairs], context)
-    return [replace(pair, stack=tuple(frames)) for pair, frames in zip(pairs, around, strict=True)]
+    stacks = with_neighbours([pair.input for pair in pairs], context)
+    return [replace(pair, stack=tuple(frames)) for pair, frames in zip(pairs, stacks, strict=True)]
 
 
 def check_pairs(pairs: list[Pair]) -> list[Pair]:
-    """Pairs whose images have the same number of channels; a mix of grey and RGB images is converted to one.
-
-    Raises
-    ------
-    UserError
-        Images differ in type or channels, a label in size, or an image can't be used for training.
-    """
-    kinds: dict[int, list[Frame]] = defaultdict(list)  # by number of channels
+    """Pairs that can form one database; a mix of grey and RGB images is converted to one."""
+    by_channels: dict[int, list[Frame]] = defaultdict(list)
     first, blank = pairs[0].input, []
     dtype = first.open().dtype
     for pair in tqdm(pairs, desc="check", disable=None, leave=False):
@@ -275,7 +202,7 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
         blank += [pair.input] if image.min() == image.max() else []
         if image.dtype.name != dtype.name:
             raise UserError(f"{pair.input} is {image.dtype.name}, {first} {dtype.name}: convert them to one type")
-        kinds[image.shape[2]].append(pair.input)
+        by_channels[image.shape[2]].append(pair.input)
         for frame in pair.stack:
             if frame.open().shape[:2] != image.shape[:2]:
                 what = f"{frame} has shape {frame.open().shape[:2]}, {pair.input} {image.shape[:2]}"
@@ -285,17 +212,15 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
             raise UserError(f"{what}: they must agree")
     if blank:
         echo(f"warning: {len(blank)} image(s) have one value everywhere, {listed(blank)}: check how they were saved")
-    return pairs if len(kinds) == 1 else _of_one_kind(pairs, kinds)
+    return pairs if len(by_channels) == 1 else _convert(pairs, by_channels)
 
 
-def _of_one_kind(pairs: list[Pair], kinds: dict[int, list[Frame]]) -> list[Pair]:
+def _convert(pairs: list[Pair], by_channels: dict[int, list[Frame]]) -> list[Pair]:
     """Pairs with all images as RGB, or as grey if no RGB image contains a colour."""
-    if kinds.keys() != {1, 3}:
-        shown = ", ".join(f"{frames[0]} has {channels} channel(s)" for channels, frames in kinds.items())
-        raise UserError(f"{shown}: convert them to the same number")
-    colours = sum(is_colour(frame.read()) for frame in kinds[3])
-    if colours:
-        echo(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB: grey images are converted to RGB")
-    else:
-        echo(f"{len(kinds[1])} image(s) are grey, {len(kinds[3])} RGB without colours: these are converted to grey")
-    return [replace(pair, channels=3 if colours else 1) for pair in pairs]
+    if by_channels.keys() != {1, 3}:
+        numbers = ", ".join(f"{frames[0]} has {channels} channel(s)" for channels, frames in by_channels.items())
+        raise UserError(f"{numbers}: convert them to the same number")
+    has_colours = any(is_colour(frame.read()) for frame in by_channels[3])
+    change = ": grey images are converted to RGB" if has_colours else " without colours: these are converted to grey"
+    echo(f"{len(by_channels[1])} image(s) are grey, {len(by_channels[3])} RGB{change}")
+    return [replace(pair, channels=3 if has_colours else 1) for pair in pairs]

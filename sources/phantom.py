@@ -15,25 +15,11 @@ Images = np.ndarray | list[np.ndarray]  # (N, H, W), or a list of (H, W) that di
 
 
 def em_stack(num: int, size: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw serial sections of packed cells.
+    """Serial sections of packed cells and their labels, (num, size, size) uint8 each; 0 is membrane and 255 cell.
 
     Cells are the regions around points that drift from section to section, so that neighbouring sections
     look alike, separated by membranes of varying darkness and width. Organelles, vesicles, texture, uneven
     illumination and noise are in the image only: a network must not mistake their dark rims for membranes.
-
-    Parameters
-    ----------
-    num : int
-        Number of sections.
-    size : int
-        Height and width [px].
-    seed : int
-        The same seed gives the same stack.
-
-    Returns
-    -------
-    images, labels : ndarray of uint8
-        (num, size, size) each; labels are 0 for membrane and 255 for cell.
 
     Examples
     --------
@@ -41,17 +27,25 @@ def em_stack(num: int, size: int = 256, seed: int = 0) -> tuple[np.ndarray, np.n
     >>> images.shape, np.unique(labels).tolist()
     ((2, 64, 64), [0, 255])
     """
+    from scipy.spatial import cKDTree  # here, since other images don't need it
+
     rng = np.random.default_rng(seed)
     spacing = 40.0  # [px] between the centres of cells
     num_cell = int(((size + 4 * spacing) / spacing) ** 2)
     centers = rng.uniform(-2 * spacing, size + 2 * spacing, (num_cell, 2))
     organelles = rng.uniform(0, size, (max(1, size * size // 1300), 2))
     warp = [_smooth(rng, size, 9) * 5 for _ in range(2)]  # bends the straight borders, in all sections alike
+    y, x = np.mgrid[:size, :size].astype(np.float64)
+    points = np.stack([y + warp[0], x + warp[1]], axis=-1)
     images, labels = [], []
     for _ in range(num):
-        label, depth = _cells(centers, warp, size)
-        images.append(_image_of_cells(rng, label, depth, organelles))
-        labels.append(np.where(label, CELL, MEMBRANE).astype(np.uint8))
+        owner = cKDTree(centers).query(points)[1]
+        border = np.zeros((size, size), bool)
+        border[:-1] |= owner[:-1] != owner[1:]
+        border[:, :-1] |= owner[:, :-1] != owner[:, 1:]
+        depth = distance_transform_edt(~border)  # [px] from the nearest border
+        images.append(_image_of_cells(rng, depth, organelles))
+        labels.append(np.where(depth > 2.2, CELL, MEMBRANE).astype(np.uint8))
         centers += rng.normal(0, 1.5, centers.shape)
         organelles += rng.normal(0, 2.0, organelles.shape)
     return np.stack(images), np.stack(labels)
@@ -63,25 +57,9 @@ def _smooth(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
     return (field - field.mean()) / max(field.std(), 1e-9)
 
 
-def _cells(centers: np.ndarray, warp: list[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mask of the cells, and the distance [px] of each pixel from the nearest border."""
-    from scipy.spatial import cKDTree  # here, since other images don't need it
-
-    y, x = np.mgrid[:size, :size].astype(np.float64)
-    points = np.stack([y + warp[0], x + warp[1]], axis=-1)
-    owner = cKDTree(centers).query(points)[1]
-    border = np.zeros((size, size), bool)
-    border[:-1] |= owner[:-1] != owner[1:]
-    border[:, :-1] |= owner[:, :-1] != owner[:, 1:]
-    depth = distance_transform_edt(~border)
-    return depth > 2.2, depth
-
-
-def _image_of_cells(
-    rng: np.random.Generator, label: np.ndarray, depth: np.ndarray, organelles: np.ndarray
-) -> np.ndarray:
+def _image_of_cells(rng: np.random.Generator, depth: np.ndarray, organelles: np.ndarray) -> np.ndarray:
     """Grey values of one section, uint8."""
-    size = len(label)
+    size = len(depth)
     darkness = np.clip(0.42 + 0.13 * _smooth(rng, size, 10), 0.12, 0.6)
     width = np.clip(2.0 + 0.35 * _smooth(rng, size, 8), 1.2, 3.0)
     image = 0.64 + sum(0.035 * _smooth(rng, size, sigma) for sigma in (1.5, 3, 25))
@@ -113,28 +91,10 @@ def _add_organelle(rng: np.random.Generator, image: np.ndarray, middle: np.ndarr
 def nuclei_images(
     num: int, size: int = 256, seed: int = 0, fraction: float = 0.15
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Draw bright nuclei on a dark, noisy background, in images of different sizes.
+    """Bright nuclei on a dark, noisy background (H, W) uint16, and labels (H, W) uint8, 0 and 255; `size` is the mean.
 
-    Nuclei differ in size, shape and brightness and may touch. The illumination is uneven, blurred haze from other
-    depths is background, and photons and camera add noise.
-
-    Parameters
-    ----------
-    num : int
-        Number of images.
-    size : int
-        Mean height and width [px]; each image's are between 0.7 and 1.3 times that.
-    seed : int
-        The same seed gives the same images.
-    fraction : float
-        Approximate fraction of the pixels that nuclei cover.
-
-    Returns
-    -------
-    images : list of ndarray of uint16
-        (H, W) each.
-    labels : list of ndarray of uint8
-        (H, W) each, 0 for background and 255 for nucleus.
+    Nuclei differ in size, shape and brightness and may touch; they cover about `fraction` of the pixels. The
+    illumination is uneven, blurred haze from other depths is background, and photons and camera add noise.
 
     Examples
     --------
@@ -145,11 +105,16 @@ def nuclei_images(
     rng = np.random.default_rng(seed)
     images, labels = [], []
     for _ in range(num):
-        shape = tuple(rng.integers(int(0.7 * size), int(1.3 * size) + 1, 2))
-        label, light = np.zeros(shape, bool), np.zeros(shape)
+        height, width = rng.integers(int(0.7 * size), int(1.3 * size) + 1, 2)
+        label, light = np.zeros((height, width), bool), np.zeros((height, width))
         while label.mean() < fraction:
             _add_nucleus(rng, label, light)
-        images.append(_image_of_light(rng, light))
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j] - rng.uniform(0, 1, (2, 1, 1))
+        haze = gaussian_filter(np.roll(light, rng.integers(20, 100, 2), (0, 1)), 12)
+        uneven = 1 - 0.35 * np.hypot(y, x)
+        photons = 120 * (gaussian_filter(light, 1.2) + 0.4 * haze + 0.08) * uneven
+        counts = 20 * rng.poisson(photons) + 300 + rng.normal(0, 40, light.shape)
+        images.append(np.clip(counts, 0, 65535).round().astype(np.uint16))
         labels.append(np.where(label, NUCLEUS, BACKGROUND).astype(np.uint8))
     return images, labels
 
@@ -166,17 +131,6 @@ def _add_nucleus(rng: np.random.Generator, label: np.ndarray, light: np.ndarray)
     mottled = 1 + 0.25 * np.cos(along * rng.uniform(0.5, 1.0)) * np.cos(across * rng.uniform(0.5, 1.0))
     label |= radius < 1
     np.maximum(light, (radius < 1) * mottled * rng.uniform(0.35, 1.0), out=light)
-
-
-def _image_of_light(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
-    """Microscope image (uint16) of the light emitted by the nuclei."""
-    height, width = light.shape
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j] - rng.uniform(0, 1, (2, 1, 1))
-    haze = gaussian_filter(np.roll(light, rng.integers(20, 100, 2), (0, 1)), 12)
-    uneven = 1 - 0.35 * np.hypot(y, x)
-    photons = 120 * (gaussian_filter(light, 1.2) + 0.4 * haze + 0.08) * uneven
-    counts = 20 * rng.poisson(photons) + 300 + rng.normal(0, 40, light.shape)
-    return np.clip(counts, 0, 65535).round().astype(np.uint16)
 
 
 PHANTOMS: dict[str, Callable[[int, int, int], tuple[Images, Images]]] = {  # of number, size and seed

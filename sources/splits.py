@@ -24,149 +24,89 @@ Splits = dict[str, list[Pair]]
 
 
 def split_pairs(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tuple[Splits, list[str]]:
-    """Assign images, or regions of them, to the splits; those without an annotated pixel are left out.
-
-    Parameters
-    ----------
-    pairs : list of Pair
-        Images and labels.
-    classes : Classes
-        The classes of the labels.
-    flags : DatabaseFlags
-        `split`, `fold`, `num_val`, `num_test`, `seed` and `label`.
-
-    Returns
-    -------
-    splits : dict of list of Pair
-        The samples of each split.
-    notes : list of str
-        Lines for the report.
-
-    Raises
-    ------
-    UserError
-        No image is left for training, there are fewer images than folds, or an image is too small to cut.
-    """
+    """Samples of each split, without images that have no annotated pixel, and lines for the report."""
+    profiles: list[tuple[Pair, np.ndarray]] = []
+    annotated, left_out = pairs, []
+    if flags.split == "region" or classes.ignore is not None:
+        profiles = [(pair, _profile(pair, classes)) for pair in tqdm(pairs, "annotation", disable=None, leave=False)]
+        profiles = [(pair, profile) for pair, profile in profiles if profile.any()]
+        annotated = [pair for pair, _ in profiles]
+    if len(annotated) < len(pairs):
+        left_out = [f"left out: {len(pairs) - len(annotated)} image(s) without an annotated pixel"]
     if flags.split == "region":
-        return _regions(pairs, classes, flags)
-    kept = pairs
-    if classes.ignore is not None:
-        shown = tqdm(pairs, desc="annotation", disable=None, leave=False)
-        kept = [pair for pair in shown if _profile(pair, classes).any()]
-    left_out = _left_out(len(pairs) - len(kept))
-    numbers = split_numbers(len(kept), flags, "".join(f"; {line}" for line in left_out))
-    splits = {split: [kept[i] for i in members] for split, members in numbers.items()}
+        splits, note = _regions(profiles, flags)
+        return splits, [note, *left_out]
+    numbers = split_numbers(len(annotated), flags, "".join(f"; {line}" for line in left_out))
+    splits = {split: [annotated[i] for i in members] for split, members in numbers.items()}
     return splits, ([f"fold {flags.fold}"] if flags.fold else []) + left_out
 
 
 def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, np.ndarray]:
-    """Numbers of the samples of each split, in order, of so many samples.
-
-    Raises
-    ------
-    UserError
-        None is left for training, or there are fewer samples than folds; the message ends with the hint.
-    """
+    """Numbers of the samples of each split, in order, of so many samples; messages end with the hint."""
     order = np.arange(num)
     if flags.split == "random":
         order = np.random.default_rng(flags.seed).permutation(num)
-    if flags.fold:
-        return _fold(order, flags, hint)
-    tenth = max(1, round(num / 10))
-    num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
-    if flags.label == NO_LABEL:  # such images can only be tested
-        num_val, num_test = 0, num
-    elif num - num_val - num_test < 1:
-        what = f"{num} image(s), {num_val} for validation, {num_test} for testing"
-        advice = "lower --num_val or --num_test, or cut the images by --split region"
-        raise UserError(f"{what}: none is left for training: {advice}{hint}")
-    blocks = np.split(order, [num - num_val - num_test, num - num_test])
+    if flags.fold:  # one of N parts for the test, the one before it for validation
+        number, total = fold_numbers(flags.fold)
+        if total > num:
+            raise UserError(f"--fold {flags.fold}: {num} image(s): N must be at most that{hint}")
+        parts = np.array_split(order, total)
+        test, val = parts.pop(number - 1), parts.pop(number - 2)  # -1 is the last part
+        blocks = [np.concatenate(parts), val, test]
+    else:
+        tenth = max(1, round(num / 10))
+        num_val, num_test = (tenth if number < 0 else number for number in (flags.num_val, flags.num_test))
+        if flags.label == NO_LABEL:  # such images can only be tested
+            num_val, num_test = 0, num
+        elif num - num_val - num_test < 1:
+            what = f"{num} image(s), {num_val} for validation, {num_test} for testing"
+            advice = "lower --num_val or --num_test, or cut the images by --split region"
+            raise UserError(f"{what}: none is left for training: {advice}{hint}")
+        blocks = np.split(order, [num - num_val - num_test, num - num_test])
     return {split: np.sort(block) for split, block in zip(SPLITS, blocks, strict=True)}
 
 
-def _fold(order: np.ndarray, flags: DatabaseFlags, hint: str) -> dict[str, np.ndarray]:
-    """Numbers of the samples of each split: one of N parts for the test, the one before it for validation."""
-    number, total = fold_numbers(flags.fold)
-    if total > len(order):
-        raise UserError(f"--fold {flags.fold}: {len(order)} image(s): N must be at most that{hint}")
-    parts = np.array_split(order, total)
-    test, val = parts.pop(number - 1), parts.pop(number - 2)  # -1 is the last part
-    return {"train": np.sort(np.concatenate(parts)), "val": np.sort(val), "test": np.sort(test)}
-
-
-def _left_out(num: int) -> list[str]:
-    """Line of the report for images without an annotated pixel."""
-    return [f"left out: {num} image(s) without an annotated pixel"] if num else []
-
-
 def _profile(pair: Pair, classes: Classes) -> np.ndarray:
-    """Number of annotated pixels in each row, or in each column of an image that is wider than high."""
-    axis = _longer_axis(pair)
+    """Number of annotated pixels at each position along the longer side."""
+    axis = int(np.argmax(pair.shape))
     if classes.ignore is None or pair.label is None:
         return np.full(pair.shape[axis], pair.shape[1 - axis])
     return (classes.indices(pair.label) != IGNORE).sum(1 - axis)
 
 
-def _longer_axis(pair: Pair) -> int:
-    height, width = pair.shape
-    return int(width > height)
-
-
-def _regions(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tuple[Splits, list[str]]:
-    """Samples that are regions of the images; all pages of a file, or of a 2.5D stack, are cut at the same place."""
+def _regions(profiles: list[tuple[Pair, np.ndarray]], flags: DatabaseFlags) -> tuple[Splits, str]:
+    """Samples that are regions of the images, and a line for the report."""
+    # pages of a file, or of a 2.5D stack, are cut at the same position: neighbouring sections look alike, so that the
+    # network would train on what it is tested on
     groups: dict[tuple, list[tuple[Pair, np.ndarray]]] = defaultdict(list)
-    for pair in tqdm(pairs, desc="annotation", disable=None, leave=False):
-        # neighbouring sections look alike: were one cut elsewhere, the network would train on what it is tested on
-        group = (None if flags.context else pair.input.path, pair.shape)
-        groups[group].append((pair, _profile(pair, classes)))
+    for pair, profile in profiles:
+        groups[None if flags.context else pair.input.path, pair.shape].append((pair, profile))
     wanted = [split for split in SPLITS if split == "train" or getattr(flags, f"num_{split}") != 0]
     splits: Splits = {split: [] for split in SPLITS}
     margins = set()
     for members in groups.values():
         weight = np.sum([profile for _, profile in members], axis=0)
-        if not weight.any():
-            continue
         margins.add(margin_of(weight))
-        regions = cut_regions(weight, wanted, str(members[0][0].input))
-        for pair, profile in members:
-            for split, region in regions.items():
+        for split, region in cut_regions(weight, wanted, str(members[0][0].input)).items():
+            for pair, profile in members:
                 if profile[region].any():
-                    window = (slice(None), region) if _longer_axis(pair) else (region, slice(None))
+                    window = (slice(None), region) if np.argmax(pair.shape) else (region, slice(None))
                     splits[split].append(replace(pair, window=window))
-    num_blank = sum(not profile.any() for members in groups.values() for _, profile in members)
     dropped = " or ".join(f"{margin} px" for margin in sorted(margins, reverse=True))
-    note = (
-        f"regions of {len(pairs) - num_blank} image(s), cut along the longer side; {dropped} between them are dropped"
-    )
-    return splits, [note, *_left_out(num_blank)]
+    cut = f"regions of {len(profiles)} image(s), cut along the longer side"
+    return splits, f"{cut}; {dropped} between them are dropped"
 
 
 def margin_of(weight: np.ndarray) -> int:
-    """Length [px] that is dropped between two regions, see `cut_regions`."""
+    """Length [px] that is dropped between two regions, so that they do not look alike."""
     annotated = np.flatnonzero(weight)
     return MARGIN if annotated[-1] - annotated[0] + 1 >= LARGE else SMALL_MARGIN
 
 
 def cut_regions(weight: np.ndarray, wanted: Sequence[str], name: str) -> dict[str, slice]:
-    """Cut the side of an image into regions for training, validation and testing, in this order.
+    """Cut the side of an image with (L,) annotated pixels at each position into a region for each of the wanted splits.
 
-    Validation and test have a tenth of the annotated pixels each, and at least `MIN_REGION` px. Between two regions
-    `MARGIN` px are dropped, so that they do not look alike; `SMALL_MARGIN` px where the annotated part is shorter than
-    `LARGE`.
-
-    Parameters
-    ----------
-    weight : ndarray of int
-        (L,) number of annotated pixels at each position along the side.
-    wanted : sequence of str
-        The splits that get a region; "train" is among them.
-    name : str
-        The image in messages.
-
-    Raises
-    ------
-    UserError
-        The side is too short, or too little of it is annotated.
+    Validation and test have a tenth of the annotated pixels each, and at least `MIN_REGION` px.
 
     Examples
     --------

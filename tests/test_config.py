@@ -9,16 +9,16 @@ import description
 import main
 import model
 import samples
-from config import PHANTOM, Config, DatabaseFlags, parse
+from config import OF_OBJECTS, PHANTOM, WHAT, Config, DatabaseFlags, parse
 from images import writers
-from prediction import export, job
+from prediction import export, outputs
 from sources import database, phantom
 from training import best, losses, optim
 from training.augment import Augmentation
 from utils import FlagError, UserError
 
 
-def test_a_misspelled_field_fails():
+def test_config_refuses_a_misspelled_field():
     with pytest.raises(TypeError):
         Config(nch_kerr=4)
 
@@ -30,12 +30,14 @@ def test_help_imports_no_torch():
     assert "--nch_ker" in out
 
 
-def test_the_choices_of_a_flag_are_those_that_are_implemented():
+def test_choices_of_a_flag_are_those_that_are_implemented():
     choices = {item.name: set(item.metadata["choices"]) for item in fields(Config)}
     assert choices["mode"] == main.MODES.keys()
     assert choices["split"] == set(samples.SPLITS)
     assert choices["normalize"] == set(description.NORMALIZE) - {"legacy"}
-    assert choices["dtype"] == job.PROBABILITY.keys()
+    assert choices["dtype"] == outputs.PROBABILITY.keys()
+    assert list(WHAT) == [*outputs.OUTPUTS]
+    assert set(OF_OBJECTS) == {name for name, output in outputs.OUTPUTS.items() if output.of_objects}
     assert choices["compression"] == writers.TIFF_WRITERS.keys() | {"auto"}
     assert choices["loss"] == losses.LOSSES.keys() | {"auto"}
     assert choices["norm"] == model.NORMS.keys()
@@ -44,22 +46,22 @@ def test_the_choices_of_a_flag_are_those_that_are_implemented():
     assert choices["optim"] == optim.OPTIMS.keys()
     assert choices["best_score"] == best.SCORES.keys() > set(best.FALLING)
     assert choices["schedule"] == optim.SCHEDULES.keys()
-    assert choices["format"] == export.WRITERS.keys() == export.ENDINGS.keys() == export.PACKAGES.keys()
+    assert choices["format"] == export.FORMATS.keys()
     assert database.CLASS_NAMES.keys() == phantom.PHANTOMS.keys() == set(PHANTOM)
 
 
-def test_each_flag_of_the_augmentation_is_one_of_its_fields():
+def test_augmentation_flags_are_its_fields():
     flags = {item.name for item in fields(Config) if item.metadata["group"] == "augmentation"}
     assert flags == {item.name for item in fields(Augmentation)} - {"crop", "num_class", "is_partial"}
 
 
-def test_a_flag_that_is_left_out_leaves_the_augmentation_off():
+def test_augmentation_is_off_without_flags():
     on = [name for name, value in vars(Augmentation((32, 32), 2)).items() if value]
     assert on == ["crop", "num_class", "elastic_share", "elastic_grid"]
 
 
 @pytest.mark.parametrize("argv", [["--no_such_flag"], ["--lr", "fast"], ["--mode", "dance"], ["--nch_k", "4"]])
-def test_a_bad_flag_is_one_line_and_status_2(argv, capsys):
+def test_parse_ends_with_one_line_and_status_2_after_a_bad_flag(argv, capsys):
     with pytest.raises(SystemExit) as error:
         main.main(argv)
     assert error.value.code == 2
@@ -72,19 +74,19 @@ NUMBERS = [item.name for item in fields(Config) if type(item.default) in (int, f
 
 
 @pytest.mark.parametrize("values", WRONG)
-def test_a_value_beyond_its_rule_is_refused(values):
+def test_rule_refuses_a_value_beyond_it(values):
     with pytest.raises(FlagError, match=next(iter(values))):
         Config(**values)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [1e300, 10**40, -(10**40), float("nan")])
-def test_every_number_has_its_bounds(name, value):
+def test_rule_of_every_number_has_bounds(name, value):
     with pytest.raises(FlagError, match=f"--{name} .*must"):
         Config(**{name: value})
 
 
-def test_a_value_beyond_its_rule_ends_with_status_2(fails):
+def test_rule_ends_the_program_with_status_2(fails):
     assert "--batch_size 0: must lie in [1, 1048576]" in fails(main.main, ["--batch_size", "0"], status=2)
 
 
@@ -104,25 +106,25 @@ def test_a_value_beyond_its_rule_ends_with_status_2(fails):
         (["--mode", "predict", "--format", "torchscript"], "--format torchscript: applies to --mode export: change"),
     ],
 )
-def test_a_flag_without_effect_is_refused_and_the_checkpoints_stay(argv, words, trained, work, fails):
+def test_mode_refuses_a_flag_without_effect_and_the_checkpoints_stay(argv, words, trained, work, fails):
     assert words in fails(main.main, ["--gpu_ids", "-1", *argv], status=2)
     assert not (work / "checkpoints" / "unet" / "em" / "earlier-1").exists()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../em", "a\\b", "a\nb"])
 @pytest.mark.parametrize("flag", ["scope", "name_data"])
-def test_a_name_that_is_no_folder_is_refused(flag, name, fails):
+def test_scope_and_name_data_refuse_what_is_no_folder_name(flag, name, fails):
     with pytest.raises(UserError):
         Config(**{flag: name})
     assert f"--{flag}" in fails(main.main, [f"--{flag}", name], status=2)
 
 
-def test_a_switch_without_a_value_is_on():
+def test_switch_without_a_value_is_on():
     assert parse(Config, ["--train_continue", "--tta", "off"], None).train_continue
     assert parse(DatabaseFlags, ["--objects", "--name_data", "a"], None).objects
 
 
-def test_an_epoch_is_a_number_or_the_best(capsys):
+def test_epoch_flag_is_a_number_or_best(capsys):
     assert [parse(Config, ["--mode", "test", "--epoch", text], None).epoch for text in ("7", "best")] == [7, "best"]
     assert Config(mode="test", epoch="best").as_typed()["--epoch"] == "best"
     with pytest.raises(FlagError, match="--epoch worst: must be best"):
@@ -132,7 +134,7 @@ def test_an_epoch_is_a_number_or_the_best(capsys):
     assert "'worst' is neither a number nor best" in capsys.readouterr().err
 
 
-def test_the_original_commands_parse():
+def test_parse_reads_the_commands_of_pytorch_unet():
     argv = (
         "--mode train --scope unet --name_data em --dir_data ./datasets --dir_log ./log"
         " --dir_checkpoint ./checkpoints --gpu_ids 0,1 --train_continue on --num_epoch 300 --batch_size 4 --lr_G 1e-4"

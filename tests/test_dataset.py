@@ -16,7 +16,7 @@ INFO = DataInfo(1, [0, 255], ["a", "b"], [0.5, 0.5], [0.0], [1.0], [0.0, 255.0])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, ">u2"])
-def test_a_sample_keeps_type_and_values_and_is_read_by_windows(tmp_path, dtype):
+def test_write_sample_preserves_types_and_values_and_is_read_by_windows(tmp_path, dtype):
     image = np.arange(24).reshape(4, 3, 2).astype(dtype)
     write_sample(tmp_path / "0.npy", image, np.ones((4, 3), np.uint8))
     mapped = np.load(tmp_path / "0.npy", mmap_mode="r")
@@ -25,13 +25,13 @@ def test_a_sample_keeps_type_and_values_and_is_read_by_windows(tmp_path, dtype):
     assert mapped["label"].dtype == np.uint8
 
 
-def test_samples_are_ordered_by_number(tmp_path):
+def test_list_samples_orders_by_number(tmp_path):
     for name in ("10.npy", "9.npy", "00002.npy"):
         write_sample(tmp_path / name, np.zeros((2, 2, 1), np.uint8), None)
     assert [file.input.name for file in list_samples(tmp_path)] == ["00002.npy", "9.npy", "10.npy"]
 
 
-def test_description_of_a_split_worked_out_by_hand():
+def test_describe_is_worked_out_by_hand():
     samples = [
         (np.uint8([[[0], [2]]]), np.uint8([[0, 1]])),
         (np.uint8([[[4], [6]]]), np.uint8([[1, 1]])),
@@ -43,14 +43,14 @@ def test_description_of_a_split_worked_out_by_hand():
     assert unlabelled.std == [1.0] and unlabelled.class_mean is None
 
 
-def test_the_mean_of_a_class_is_that_of_the_first_channel_of_the_section_itself():
+def test_describe_takes_class_means_of_the_first_channel_of_the_section():
     image = np.arange(12.0).reshape(1, 2, 6)  # two channels, of the section before, of itself and of the one after
     info = describe([(image, np.uint8([[0, 1]]))], [0, 255], context=1)
     assert info.class_mean == [2.0, 8.0] and info.own_channels == slice(2, 4) and info.context == 1
     assert describe([(image, np.uint8([[0, 0]]))], [0, 255], context=1).class_mean is None
 
 
-def test_pixels_that_are_not_annotated_have_no_part_in_the_fractions_of_the_classes():
+def test_describe_leaves_ignored_pixels_out_of_the_class_shares():
     samples = [(np.uint8([[[0], [2], [4], [6]]]), np.uint8([[0, 1, 1, IGNORE]])), (np.uint8([[[3]]]), np.uint8([[1]]))]
     info = describe(iter(samples), [0, 255])
     assert info.class_share == [0.25, 0.75]
@@ -58,7 +58,7 @@ def test_pixels_that_are_not_annotated_have_no_part_in_the_fractions_of_the_clas
     assert info.class_mean == [0.0, 3.0]
 
 
-def test_an_input_without_its_label_is_refused_where_others_have_one(tmp_path):
+def test_list_samples_refuses_an_input_without_label_among_pairs(tmp_path):
     for name in ("input_0", "label_0", "input_1"):
         np.save(tmp_path / f"{name}.npy", np.zeros((2, 2), np.uint8))
     with pytest.raises(UserError, match=r"input_1\.npy"):
@@ -66,7 +66,7 @@ def test_an_input_without_its_label_is_refused_where_others_have_one(tmp_path):
 
 
 @pytest.mark.parametrize("place", [10, 20, 60, 100])
-def test_a_sample_with_a_damaged_header_is_refused(tmp_path, place):
+def test_map_npy_refuses_a_damaged_header(tmp_path, place):
     write_sample(tmp_path / "00000.npy", np.zeros((32, 32, 1), np.uint8), np.zeros((32, 32), np.uint8))
     damaged = bytearray((tmp_path / "00000.npy").read_bytes())
     damaged[place] = ord("(")
@@ -75,7 +75,7 @@ def test_a_sample_with_a_damaged_header_is_refused(tmp_path, place):
         list_samples(tmp_path)[0].open()
 
 
-def test_a_damaged_description_is_refused(tmp_path):
+def test_load_info_refuses_a_damaged_description(tmp_path):
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match="JSON"):
         load_info(tmp_path)
@@ -115,7 +115,7 @@ def described(work):
         ("ignore", [[1, 2], {}, True, float("nan"), INFO.class_values[1]]),
     ],
 )
-def test_an_entry_of_the_description_that_breaks_its_rule_is_named_in_one_line(described, fails, entry, values):
+def test_load_info_names_an_entry_that_breaks_its_rule_in_one_line(described, fails, entry, values):
     for value in values:
         described(**{entry: value})
         line = fails(main, [*SMALL, "--num_epoch", "1"])
@@ -124,7 +124,7 @@ def test_an_entry_of_the_description_that_breaks_its_rule_is_named_in_one_line(d
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe{", b"[" * 100_000, b'{"nch_in": ' + b"9" * 5000 + b"}"])
-def test_a_description_that_is_no_json_is_one_line(described, fails, content):
+def test_load_info_refuses_what_is_no_json_in_one_line(described, fails, content):
     Path("datasets/em/dataset.json").write_bytes(content)
     line = fails(main, [*SMALL, "--num_epoch", "1"])
     assert "dataset.json: not valid JSON" in line and "make the database again" in line and len(line) < 250
@@ -134,7 +134,7 @@ def test_a_description_that_is_no_json_is_one_line(described, fails, content):
 @pytest.mark.parametrize(
     "kind", ["other", pytest.param("pipe", marks=pytest.mark.skipif(os.name == "nt", reason="needs mkfifo"))]
 )
-def test_an_entry_of_another_kind_is_one_line(described, fails, name, kind):
+def test_load_info_refuses_an_entry_of_another_type_in_one_line(described, fails, name, kind):
     entry = Path("datasets/em") / name
     entry.rename("moved")
     if kind == "pipe":
@@ -146,7 +146,7 @@ def test_an_entry_of_another_kind_is_one_line(described, fails, name, kind):
     assert f"{entry}: not a {'file' if name == 'dataset.json' else 'folder'}: move it" in fails(main, SMALL)
 
 
-def test_samples_without_their_description_are_refused_and_the_originals_pairs_are_not(described, fails):
+def test_load_info_needs_a_description_but_of_pytorch_unets_pairs(described, fails):
     folder = Path("datasets/em")
     (folder / "dataset.json").unlink()
     assert "datasets/em: samples without their dataset.json: make the database again" in fails(main, SMALL)
@@ -185,7 +185,7 @@ def write_pairs(folder, save, num=(3, 1, 1), size=32):
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_labels_of_the_originals_layout_may_be_of_any_type(kind, tmp_path):
+def test_pair_labels_may_be_of_any_type(kind, tmp_path):
     save, values = LABELS[kind]
     write_pairs(tmp_path, save)
     info = load_info(tmp_path)
@@ -194,7 +194,7 @@ def test_labels_of_the_originals_layout_may_be_of_any_type(kind, tmp_path):
     assert label.dtype == np.uint8 and label[4:20, 4:10].all() and label.sum() == 16 * (6 + 20)
 
 
-def test_bool_labels_of_the_originals_layout_are_trained_tested_and_resumed(work):
+def test_pair_labels_of_bool_are_trained_tested_and_resumed(work):
     write_pairs(work / "datasets" / "em", LABELS["bool"][0])
     assert main([*SMALL, "--num_epoch", "1"]) == 0
     assert main([*SMALL, "--num_epoch", "2", "--train_continue", "on"]) == 0
@@ -202,7 +202,7 @@ def test_bool_labels_of_the_originals_layout_are_trained_tested_and_resumed(work
     assert json.loads(Path("results/unet/em/metrics.json").read_text())["epoch"] == 2
 
 
-def test_bool_values_in_the_checkpoint_of_an_earlier_version_are_whole_numbers():
+def test_data_info_reads_bool_class_values_as_whole_numbers():
     values = asdict(INFO) | {"class_values": [False, True]}
     assert DataInfo.from_dict(values, Path("model.pth")).class_values == [0, 1]
 
@@ -218,14 +218,14 @@ def test_bool_values_in_the_checkpoint_of_an_earlier_version_are_whole_numbers()
         ("input_001", np.full((32, 32), 1e100), "datasets/em/train: mean is [3.3"),
     ],
 )
-def test_a_pair_that_can_not_be_trained_on_is_named_before_the_training(name, array, words, work, fails):
+def test_pair_that_can_not_be_trained_on_is_named_before_the_training(name, array, words, work, fails):
     write_pairs(work / "datasets" / "em", lambda label: label)
     np.save(f"datasets/em/train/{name}.npy", array)
     assert words in fails(main, [*SMALL, "--num_epoch", "1"])
     assert not Path("checkpoints").exists()
 
 
-def test_a_split_without_samples_says_what_to_do(described, fails):
+def test_list_samples_of_an_empty_split_advises_what_to_do(described, fails):
     for split in ("train", "val", "test"):
         Path(f"datasets/em/{split}/0.npy").unlink()
     assert "it has no labels to train on" in fails(main, SMALL)
@@ -243,7 +243,7 @@ def test_a_split_without_samples_says_what_to_do(described, fails):
         (np.full(50, 7), np.uint16, [7, 7]),
     ],
 )
-def test_pictures_show_8_bits_as_they_are_and_other_images_without_their_rarest_values(values, dtype, expected):
+def test_pictures_show_8_bits_as_they_are_others_without_rare_values(values, dtype, expected):
     info = describe([(values.astype(dtype)[None, :, None], None)], [0, 1])
     assert info.value_range == pytest.approx(expected, abs=0.5)
 
@@ -255,7 +255,7 @@ def describe_samples(folder, **splits):
     (folder / "dataset.json").write_text(json.dumps({"samples": splits}))
 
 
-def test_the_origin_of_a_sample_names_file_page_and_region(tmp_path):
+def test_origin_of_a_sample_names_file_page_and_region(tmp_path):
     test = [
         {"file": "00000.npy", "source": "stack.tif", "frame": 2},
         {"file": "00001.npy", "source": "one\x1b.png", "frame": 0, "rows": [0, 9], "pixel_size": [0.5, 0.25]},
@@ -267,7 +267,7 @@ def test_the_origin_of_a_sample_names_file_page_and_region(tmp_path):
     assert found["00001.npy"] == Origin(r"one\x1b.png, rows 0 to 9", (0.5, 0.25))
 
 
-def test_the_origin_of_a_sample_names_series_and_section_in_it(tmp_path):
+def test_origin_of_a_sample_names_series_and_section_in_it(tmp_path):
     series = [("A/1", 0, 0), ("A/1", 1, 1), ("B/2", 2, 0)]
     test = [
         {"file": f"{k}.npy", "source": "plate.zarr", "frame": frame, "series": name, "frame_of_series": index}
@@ -284,7 +284,7 @@ def test_the_origin_of_a_sample_names_series_and_section_in_it(tmp_path):
 @pytest.mark.parametrize(
     "samples", [None, [], {"test": 5}, {"test": [5, {}, {"file": "a", "source": 3, "frame": "x"}]}]
 )
-def test_a_database_without_origins_is_read(tmp_path, samples):
+def test_origin_may_be_absent(tmp_path, samples):
     (tmp_path / "dataset.json").write_text(json.dumps({} if samples is None else {"samples": samples}))
     assert sample_origins(tmp_path, "test") == {}
     assert sample_origins(tmp_path, "val") == {}

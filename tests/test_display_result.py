@@ -13,7 +13,7 @@ from PIL import Image
 from display_result import find_images, main, read_metrics
 from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, label_picture, save_images
 from evaluation.tables import RESULTS
-from files import atomic_folder
+from exchange import atomic_folder
 
 GREYS = {"input": 60, "label": 130, "output": 220}
 
@@ -38,7 +38,7 @@ def counts(path):
     return {kind: int((pixels == grey).sum()) for kind, grey in GREYS.items()}
 
 
-def test_the_figure_is_written_beside_the_page(results, capsys):
+def test_figure_is_written_next_to_the_page(results, capsys):
     assert main(["--dir_result", "./results", "--scope", "unet", "--name_data", "em", "--num", "5"]) == 0
     shown = counts(results / "figure.png")
     assert shown["input"] == pytest.approx(shown["output"], rel=0.01) and shown["input"] > 3 * 200 * 200
@@ -47,14 +47,14 @@ def test_the_figure_is_written_beside_the_page(results, capsys):
     assert not (results / ".lock").exists()
 
 
-def test_a_machine_without_a_display_says_where_the_figure_is(results, capsys):
+def test_show_without_a_display_says_where_the_figure_is(results, capsys):
     matplotlib.use("Agg")  # which matplotlib chooses there
     assert main(["--num", "1", "--show"]) == 0
     error = capsys.readouterr().err
     assert "no window" in error and "figure.png" in error and error.count("\n") == 1
 
 
-def test_so_many_images_are_shown_as_asked_for(results, fails):
+def test_num_images_are_shown(results, fails):
     assert main(["--num", "1", "--save", "one.png"]) == 0
     assert main(["--num", "40", "--save", "all.png"]) == 0
     assert counts("all.png")["input"] == pytest.approx(3 * counts("one.png")["input"], rel=0.02)
@@ -63,23 +63,23 @@ def test_so_many_images_are_shown_as_asked_for(results, fails):
 
 
 @pytest.mark.parametrize(("name", "begin"), [("a.pdf", b"%PDF"), ("b.svg", b"<?xml"), ("new/c.jpg", b"\xff\xd8\xff")])
-def test_other_types_are_written(results, name, begin, tmp_path):
+def test_save_writes_other_types(results, name, begin, tmp_path):
     assert main(["--save", str(tmp_path / name), "--num", "1"]) == 0
     assert (tmp_path / name).read_bytes().startswith(begin)
 
 
-def test_columns_are_in_the_order_of_their_numbers(results):
+def test_find_images_sorts_by_number(results):
     columns = find_images(results / "images", 5)
     assert list(columns) == ["0000", "0001", "0010"]
     assert ["label" in files for files in columns.values()] == [True, False, True]
 
 
-def test_names_that_matplotlib_would_typeset_are_written_as_they_are(results):
+def test_title_is_not_typeset_by_matplotlib(results):
     shutil.move(results.parent, results.parent.with_name("$a^$\u4e00"))
     assert main(["--scope", "$a^$\u4e00"]) == 0
 
 
-def test_results_without_scores_and_large_and_colour_pictures_are_shown(results):
+def test_pictures_that_are_large_or_of_other_modes_are_shown(results):
     Image.new("RGB", (3000, 20), (60, 60, 60)).save(results / "images" / "0000-input.png")
     for mode in ("LA", "1", "P", "I;16"):
         Image.new(mode, (20, 20)).save(results / "images" / "0000-label.png")
@@ -95,7 +95,7 @@ def replace_killed(argv):
         save_images(folder / "images", 7, {"output": np.full((20, 20), 100, np.uint8)})
 
 
-def test_results_whose_exchange_was_cut_off_are_completed_first(results, work, start):
+def test_exchange_that_was_cut_off_is_completed_first(results, work, start):
     process = start(replace_killed, str(results))
     process.communicate()
     assert process.returncode == 9
@@ -126,26 +126,26 @@ def head(width, height):
     ],
     ids=["empty", "short head", "no chunk", "bomb", "cut off"],
 )
-def test_a_damaged_picture_is_one_line(results, fails, content):
+def test_picture_that_is_damaged_is_one_line(results, fails, content):
     (results / "images" / "0000-output.png").write_bytes(content)
     assert "0000-output.png: can't be read" in fails(main, [])
 
 
-def test_what_is_no_file_is_one_line(results, fails):
+def test_picture_that_is_no_file_is_one_line(results, fails):
     path = results / "images" / "0000-output.png"
     path.unlink()
     os.mkfifo(path)
     assert "0000-output.png: not a file" in fails(main, [])
 
 
-def test_a_link_to_nothing_is_left_out(results):
+def test_picture_that_is_a_link_to_nothing_is_left_out(results):
     path = results / "images" / "0000-output.png"
     path.unlink()
     path.symlink_to("nothing")
     assert main([]) == 0
 
 
-def test_bad_flags_are_one_line_and_no_result_is_overwritten(results, fails):
+def test_flags_that_are_bad_are_one_line_and_overwrite_no_result(results, fails):
     assert "main.py --mode test" in fails(main, ["--name_data", "none"])
     for name in ("a.xyz", "a", "a.pgf"):
         assert "can't write this type" in fails(main, ["--save", name])
@@ -174,7 +174,7 @@ def pixels_of(path, colour):
         return int((np.asarray(figure.convert("RGB")) == colour).all(-1).sum())
 
 
-def test_overlays_show_what_was_missed_and_added(results):
+def test_overlay_shows_missed_and_added_pixels(results):
     label, output = np.zeros((2, 30, 30), np.uint8)
     label[:10], output[20:] = 255, 255  # a third is missed, another added
     save_images(results / "images", 0, {"label": label, "output": output})
@@ -184,7 +184,7 @@ def test_overlays_show_what_was_missed_and_added(results):
     assert missed == pytest.approx(added, rel=0.1) and missed > 330 * 330 / 3
 
 
-def test_errors_of_several_classes_have_the_colours_of_the_page(results):
+def test_overlay_of_several_classes_has_the_colours_of_the_page(results):
     label, output = np.zeros((2, 30, 30), np.uint8)
     label[:20], output[10:20], output[20:] = 1, 2, 1  # a third each is missed, of another class, and added
     save_images(results / "images", 0, {"label": label_picture(label, 3), "output": label_picture(output, 3)})
@@ -193,7 +193,7 @@ def test_errors_of_several_classes_have_the_colours_of_the_page(results):
     assert sizes["confused"] == pytest.approx(sizes["output"], rel=0.1) and sizes["output"] > 330 * 330 / 3
 
 
-def test_the_legend_names_classes_and_what_is_not_annotated(results):
+def test_legend_names_classes_and_not_annotated(results):
     label = label_picture(np.zeros((30, 30), np.uint8), 4)
     save_images(results / "images", 0, {"label": label, "output": label})
     write_metrics(results, classes=["a", "_b", "$c", "d" * 50], foreground=None)
@@ -211,7 +211,7 @@ def test_the_legend_names_classes_and_what_is_not_annotated(results):
     assert filled("#808080") and filled("#ffffff")
 
 
-def test_overlays_do_without_scores_label_and_input(results, fails):
+def test_overlay_does_without_scores_label_and_input(results, fails):
     (results / "images" / "0010-input.png").unlink()
     assert main(["--overlay", "on"]) == 0
     for number in ("0000", "0010"):
@@ -224,7 +224,7 @@ def test_overlays_do_without_scores_label_and_input(results, fails):
     assert main([]) == 0
 
 
-def test_the_worst_images_have_the_highest_pixel_error(results, fails):
+def test_worst_images_have_the_highest_pixel_error(results, fails):
     assert "no scores in" in fails(main, ["--worst"])
     write_metrics(results, i0=0.1, i10=0.2)
     save_images(results / "images", 10, {"output": np.full((30, 30), 99, np.uint8)})
@@ -239,13 +239,13 @@ def test_the_worst_images_have_the_highest_pixel_error(results, fails):
 @pytest.mark.parametrize(
     ("classes", "foreground", "dice"), [(("cell_border", "cell"), "cell", 0.5), (("a", "b", "c"), None, 1 / 3)]
 )
-def test_the_dice_score_is_of_the_foreground_or_the_mean_of_several_classes(results, classes, foreground, dice):
+def test_title_has_the_dice_of_the_foreground_or_the_mean(results, classes, foreground, dice):
     write_metrics(results, classes, foreground, i0=0.1)
     assert read_metrics(results).title("0000").endswith(f"Dice {dice:.3f}")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": [1]}', '{"images": null}'])
-def test_damaged_scores_are_one_line(results, fails, text):
+def test_read_metrics_of_damaged_scores_is_one_line(results, fails, text):
     (results / "metrics.json").write_text(text)
     for flags in ([], ["--worst"]):
         assert "metrics.json: can't be read" in fails(main, flags)

@@ -34,7 +34,7 @@ def weights(work, scope, epoch):
     return Checkpoint.load(work / "checkpoints" / scope / "em" / f"model_epoch{epoch:04d}.pth").net
 
 
-def test_alone_a_process_is_its_own_world():
+def test_world_of_one_process_has_only_itself():
     world = World()
     assert (
         world.is_main and world.gather([1, 2]) == [1, 2] and world.broadcast("a") == "a" and world.max(1, 2) == [1, 2]
@@ -43,7 +43,7 @@ def test_alone_a_process_is_its_own_world():
 
 
 @pytest.mark.slow
-def test_several_processes_train_the_weights_of_one_and_are_resumed_by_one(database, work, together):
+def test_processes_train_the_weights_of_one_and_are_resumed_by_one(database, work, together):
     # six images in batches of four and two: 10 steps in five epochs; a third process has no image of the last batch
     flags = [*FLAGS, "--batch_size", "4", "--schedule", "constant", "--optim", "sgd", "--lr", "0.01"]
     out = finish(together(3, *flags, "--scope", "three", "--num_epoch", "5"))
@@ -60,7 +60,7 @@ def test_several_processes_train_the_weights_of_one_and_are_resumed_by_one(datab
 
 
 @pytest.mark.slow
-def test_several_processes_train_and_log_the_weights_of_one_on_partial_labels(database, work, together):
+def test_processes_train_and_log_the_weights_of_one_on_partial_labels(database, work, together):
     annotate_partly(database, 1)
     image, label = (np.array(array) for array in list_samples(database / "val")[0].open())
     for number in range(2):
@@ -92,7 +92,7 @@ def hparams(log, name):
 
 
 @pytest.mark.slow
-def test_several_processes_end_together_by_their_patience_with_one_best_epoch(database, work, together):
+def test_processes_end_together_by_their_patience_with_one_best_epoch(database, work, together):
     flags = [*FLAGS, "--norm", "none", "--lr", "1e-30", "--num_epoch", "30", "--patience", "3"]
     out = finish(together(2, *flags))
     assert out.count("trained to epoch 4 (3 epochs without a better loss)") == 1
@@ -101,7 +101,7 @@ def test_several_processes_end_together_by_their_patience_with_one_best_epoch(da
     assert "trained to epoch 5 (4 epochs" in out
 
 
-def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, together, monkeypatch):
+def test_processes_write_the_test_results_of_one(database, work, together, monkeypatch):
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     flags = ["--mode", "test", "--gpu_ids", "-1", "--split", "train", "--tta", "off"]
     folder = work / "results" / "unet" / "em"
@@ -115,13 +115,13 @@ def test_a_test_by_two_processes_writes_the_bytes_of_one(database, work, togethe
     assert len(two) > 18 and two == {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_one_of_two_processes_exports(trained, work, together):
+def test_processes_export_once(trained, work, together):
     flags = ["--mode", "export", "--gpu_ids", "-1", "--format", "torchscript", "--output", "net.pt"]
     assert finish(together(2, *flags)).count("exported to net.pt") == 1
     assert zipfile.is_zipfile(work / "net.pt")
 
 
-def test_a_killed_process_ends_the_other_with_one_line(database, work, together):
+def test_process_that_is_killed_ends_the_other_with_one_line(database, work, together):
     first, second = together(2, *FLAGS, "--num_epoch", "400", "--num_freq_save", "5")
     wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", first)
     second.kill()
@@ -130,7 +130,7 @@ def test_a_killed_process_ends_the_other_with_one_line(database, work, together)
 
 
 @pytest.mark.slow
-def test_a_launcher_that_is_ended_hands_that_on(database, work, start):
+def test_launch_that_is_ended_ends_its_processes(database, work, start):
     process = start(partial(distributed.launch, 1), str(ROOT / "main.py"), *ENDLESS)
     wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", process)
     process.terminate()
@@ -139,7 +139,7 @@ def test_a_launcher_that_is_ended_hands_that_on(database, work, start):
     assert Checkpoint.load(checkpoint.find(work / "checkpoints" / "unet" / "em")).epoch >= 5
 
 
-def test_processes_whose_launcher_was_killed_save_and_stop(database, work, start, free_port):
+def test_launcher_that_is_killed_makes_its_processes_save_and_stop(database, work, start, free_port):
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
     launcher = start(launch_two, *ENDLESS, **world)
     wait_for(work / "checkpoints" / "unet" / "em" / "model_epoch0005.pth", launcher)
@@ -149,7 +149,7 @@ def test_processes_whose_launcher_was_killed_save_and_stop(database, work, start
     assert Checkpoint.load(checkpoint.find(work / "checkpoints" / "unet" / "em")).epoch >= 5
 
 
-def test_a_list_of_gpus_of_which_some_are_missing_is_refused(fails, monkeypatch):
+def test_num_gpu_refuses_a_list_if_some_are_missing(fails, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "no GPU 5 here, there are 2" in fails(main.main, ["--gpu_ids", "5,0,1"], status=2)
 
@@ -165,7 +165,7 @@ def test_a_list_of_gpus_of_which_some_are_missing_is_refused(fails, monkeypatch)
         ("RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=a MASTER_PORT=web", "MASTER_PORT=web, which"),
     ],
 )
-def test_the_environment_of_a_half_set_job_is_one_line(work, fails, monkeypatch, environment, text):
+def test_is_worker_refuses_a_half_set_environment_in_one_line(work, fails, monkeypatch, environment, text):
     for name, value in (pair.split("=") for pair in environment.split()):
         monkeypatch.setenv(name, value)
     for mode in ("train", "test", "predict", "export"):
@@ -175,18 +175,18 @@ def test_the_environment_of_a_half_set_job_is_one_line(work, fails, monkeypatch,
         pick_device("0")
 
 
-def test_the_environment_of_another_job_is_no_obstacle(trained, work, monkeypatch):
+def test_is_worker_ignores_the_address_of_another_job(trained, work, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "node1")
     assert main.main(["--mode", "test", "--gpu_ids", "-1", "--tta", "off"]) == 0
 
 
-def test_a_process_without_an_image_is_refused():
+def test_process_without_an_image_is_refused():
     trainer = Trainer(Config(batch_size=2, gpu_ids="-1"), torch.device("cpu"), World(0, 3))
     with pytest.raises(FlagError, match="--batch_size 2: 3 processes"):
         trainer.train()
 
 
-def test_the_chosen_gpu_is_the_current_one_and_asked_for_bf16(monkeypatch):
+def test_joined_makes_the_gpu_the_current_one_that_is_asked_for_bf16(monkeypatch):
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(current.append(device)))
@@ -198,7 +198,7 @@ def test_the_chosen_gpu_is_the_current_one_and_asked_for_bf16(monkeypatch):
 
 
 @pytest.mark.slow
-def test_torchrun_goes_on_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(database, work, start):
+def test_torchrun_continues_after_a_kill_and_a_stop_of_one_is_a_stop_of_all(database, work, start):
     options = ["--standalone", "--nproc_per_node=2", "--max-restarts=1"]
     options += ["--start-method=fork", "--run-path"]  # in forks of the launcher, which start faster
     process = start(torch.distributed.run.main, *options, str(ROOT / "main.py"), *ENDLESS)

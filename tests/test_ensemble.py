@@ -67,7 +67,7 @@ def mean_of(paths, pixels, **options):
 
 
 @pytest.mark.parametrize("tta", [False, True])
-def test_an_ensemble_is_the_mean_of_what_its_members_say(three, tta):
+def test_ensemble_is_the_mean_of_its_members(three, tta):
     pixels = image(2, 70, 90)
     found = predict_array(load(three), pixels, tta=tta)
     np.testing.assert_allclose(found, mean_of(three, pixels, tta=tta), atol=1e-6)
@@ -84,7 +84,7 @@ def test_tiles_of_networks_of_other_depths_give_what_the_whole_image_gives(three
 
 def test_tiles_of_an_ensemble_with_statistics_of_the_tile_are_blended(three):
     pixels, grid = image(250, 330), load(three).tile_grid((400, 2000), 64)
-    assert grid.rows[0].core.stop == 64 and grid.rows[0].output.stop == 96
+    assert grid.rows[0].interior.stop == 64 and grid.rows[0].output.stop == 96
     assert len(grid.rows) > 2 and all(tile.input.start % 16 == 0 for tile in (*grid.rows, *grid.columns))
     found, without = (predict_array(load(paths), pixels, tta=False, tile=64) for paths in (three, three[::2]))
     blended = 3 * found - 2 * without  # of b alone
@@ -92,7 +92,7 @@ def test_tiles_of_an_ensemble_with_statistics_of_the_tile_are_blended(three):
     assert np.abs(blended - whole).max() < 0.5 and np.corrcoef(blended.ravel(), whole.ravel())[0, 1] > 0.9
 
 
-def test_the_threshold_is_the_mean_of_the_members_and_one_member_has_its_own(three):
+def test_threshold_is_the_mean_of_the_members_and_one_member_has_its_own(three):
     assert load(three).threshold == pytest.approx(0.5)
     assert load(three[:1]).threshold == load(three[0]).threshold == 0.3
 
@@ -103,7 +103,7 @@ def test_large_images_have_tiles_that_the_largest_member_has_memory_for(work):
     assert grids[0] == grids[1] == grids[2]
 
 
-def test_the_statistics_of_an_image_are_measured_once(work, monkeypatch):
+def test_statistics_of_an_image_are_measured_once(work, monkeypatch):
     import dataset
 
     paths, calls = [write_network(name, {"nch_ker": 2}) for name in "ab"], []
@@ -123,7 +123,7 @@ def test_predict_writes_the_mean_at_the_mean_threshold(three, work, capsys):
     assert all(path in capsys.readouterr().out for path in three[:1])
 
 
-def test_more_classes_have_the_mean_of_each(work):
+def test_classes_have_the_mean_of_each(work):
     info = replace(INFO, class_values=[0, 1, 2], class_names=["x", "y", "z"], class_share=[0.3, 0.3, 0.4])
     paths = [write_network(name, {"nch_ker": 2}, info) for name in "ab"]
     found = predict_array(load(paths), image(40, 50), tta=False)
@@ -131,7 +131,7 @@ def test_more_classes_have_the_mean_of_each(work):
     np.testing.assert_allclose(found, mean_of(paths, image(40, 50), tta=False), atol=1e-6)
 
 
-def test_a_test_of_an_ensemble_names_its_networks_and_is_shown(two, work, capsys):
+def test_test_mode_of_an_ensemble_names_its_networks_and_is_shown(two, work, capsys):
     write_network("b", {"nch_ker": 3}, threshold=0.8, epoch=7, seed=1, lr=0.5)
     assert main.main(["--mode", "test", *CPU, "--scope", "a,b"]) == 0
     assert "mean of networks of epochs 1, 7; classes" in capsys.readouterr().out
@@ -170,7 +170,7 @@ def run_onnx(path):
         pytest.param("onnx", "net.onnx", ["s", "t"], run_onnx, marks=pytest.mark.slow),  # of few levels, to be quicker
     ],
 )
-def test_an_export_of_an_ensemble_gives_what_predict_gives(three, work, kind, target, scopes, run):
+def test_export_of_an_ensemble_gives_what_predict_gives(three, work, kind, target, scopes, run):
     if kind == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
@@ -185,7 +185,7 @@ def test_an_export_of_an_ensemble_gives_what_predict_gives(three, work, kind, ta
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_package_of_an_ensemble_gives_what_predict_gives_however_it_normalises(work, fails):
+def test_package_of_an_ensemble_gives_what_predict_gives_however_it_normalises(work, fails):
     core = pytest.importorskip("bioimageio.core")
     export = ["--mode", "export", "--format", "bioimageio", "--output", "net.zip", "--scope"]
     infos = {"a": INFO, "b": INFO, "c": DATA, "d": replace(DATA, mean=[100.0])}
@@ -205,7 +205,7 @@ def test_a_package_of_an_ensemble_gives_what_predict_gives_however_it_normalises
     assert "trained with --normalize image, others with data" in fails(main.main, [*export, "a,c"])
 
 
-def test_an_export_may_not_replace_any_of_its_checkpoints(three, work, fails):
+def test_export_may_not_replace_any_of_its_checkpoints(three, work, fails):
     (work / "net.pt").symlink_to(three[1])
     export = ["--mode", "export", "--scope", "a,b,c", "--format", "torchscript", "--output", "net.pt"]
     assert "is the checkpoint itself" in fails(main.main, export)
@@ -228,7 +228,7 @@ def test_scopes_that_name_no_ensemble_are_refused(two, fails, mode, scope, words
     assert words in fails(main.main, ["--mode", mode, *CPU, "--scope", scope, *files[mode]], status=status)
 
 
-def test_a_training_of_several_scopes_is_refused(two, fails):
+def test_training_of_several_scopes_is_refused(two, fails):
     assert "--scope a,b: --mode train trains one network" in fails(main.main, ["--scope", "a,b"], status=2)
 
 
@@ -240,7 +240,7 @@ OTHER = [
 
 
 @pytest.mark.parametrize(("other", "words"), OTHER)
-def test_networks_of_other_channels_or_classes_are_refused_in_one_line_that_names_both(three, other, words):
+def test_networks_of_other_channels_or_classes_are_refused_in_one_line(three, other, words):
     paths = [three[0], write_network("z", {"nch_ker": 2}, replace(INFO, **other))]
     with pytest.raises(UserError, match=f"^{paths[0]} was trained with {words}.*: the networks of an ensemble"):
         load(paths)
@@ -261,7 +261,7 @@ def test_networks_of_another_background_need_one_that_is_chosen(work):
     assert load(paths, background="cell").background == 1
 
 
-def test_no_checkpoint_and_a_missing_one_are_refused(three):
+def test_checkpoints_none_and_a_missing_one_are_refused(three):
     with pytest.raises(UserError, match="no checkpoint named"):
         load([])
     with pytest.raises(UserError, match=r"none\.pth: no such file"):

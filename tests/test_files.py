@@ -16,20 +16,13 @@ from conftest import ROOT, SMALL, Killed, kill_before
 from forks import as_nobody, note_operations
 from torture.powercut import cuts, recorded, tree_of, write_tree
 
-import files
+import locks
 import main
 import run_make_database
 from evaluation.tables import RESULTS
-from files import (
-    atomic_folder,
-    atomic_write,
-    check_writable,
-    finish_exchange,
-    locked,
-    move_aside,
-    reading,
-    swap_folders,
-)
+from exchange import atomic_folder, finish_exchange, reading
+from files import atomic_write, check_writable, move_aside, swap_folders
+from locks import locked
 from samples import ENTRIES, list_samples
 from utils import UserError
 
@@ -57,7 +50,7 @@ needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
 OVERWRITE = ["--overwrite", "--synthetic", "4", "--size", "32"]
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_atomic_write_leaves_a_complete_file_or_none(tmp_path):
     path = tmp_path / "new" / "a.txt"
     with atomic_write(path, "w") as file:
         file.write("old")
@@ -68,7 +61,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_that_takes_no_file_is_named(tmp_path):
+def test_atomic_write_names_a_folder_that_takes_no_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*file/a\.txt"), atomic_write(tmp_path / "file" / "a.txt"):
         pass
@@ -76,7 +69,7 @@ def test_a_folder_that_takes_no_file_is_named(tmp_path):
         pass
 
 
-def test_a_folders_entries_are_exchanged_together_or_stay(tmp_path):
+def test_atomic_folder_exchanges_all_entries_or_none(tmp_path):
     def fill(text, fail=False):
         with atomic_folder(tmp_path, {"images": r"[a-z]+", "index": ""}, ADVICE) as partial:
             (partial / "images").mkdir()
@@ -95,17 +88,8 @@ def test_a_folders_entries_are_exchanged_together_or_stay(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "index", "mine"]
 
 
-def test_an_exchange_that_an_older_version_cut_off_is_undone_by_the_next(tmp_path):
-    (tmp_path / ".old").mkdir()
-    (tmp_path / ".old" / "a").write_text("old")  # set aside, and the new one not yet there
-    with pytest.raises(KeyError), atomic_folder(tmp_path, {"a": ""}, ADVICE):
-        raise KeyError
-    assert (tmp_path / "a").read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a"]
-
-
 @pytest.mark.parametrize("point", range(40))
-def test_an_exchange_cut_off_anywhere_leaves_the_old_or_what_the_next_reader_completes(tmp_path, monkeypatch, point):
+def test_exchange_cut_off_anywhere_leaves_the_old_or_is_completed_by_a_reader(tmp_path, monkeypatch, point):
     """A kill before each single rename and removal: `b` goes away, `c` is new, `a` is replaced."""
     write(tmp_path, {"a": "old", "b": "old"})
     with monkeypatch.context() as patch:
@@ -143,7 +127,7 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("number", "error"), [(number, errno.EBUSY) for number in range(7)] + [(4, errno.EPERM), (4, errno.EROFS)]
 )
-def test_an_exchange_that_fails_is_undone_and_nothing_happens_later(database, fails, monkeypatch, number, error):
+def test_exchange_that_fails_is_undone_and_nothing_happens_later(database, fails, monkeypatch, number, error):
     """Four old entries move away, three new ones take their place, one rename says that it is done."""
     (database / "train" / "notes.txt").write_text("mine")
     before = contents(database)
@@ -156,7 +140,7 @@ def test_an_exchange_that_fails_is_undone_and_nothing_happens_later(database, fa
     assert contents(database) == before
 
 
-def test_an_exchange_for_which_the_disk_has_no_room_is_undone(tmp_path, monkeypatch):
+def test_exchange_for_which_the_disk_has_no_room_is_undone(tmp_path, monkeypatch):
     write(tmp_path, {"a": "old"})
     mkdir = os.mkdir
 
@@ -175,7 +159,7 @@ def test_an_exchange_for_which_the_disk_has_no_room_is_undone(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("number", range(9))
-def test_an_exchange_that_is_interrupted_is_undone(tmp_path, monkeypatch, number):
+def test_exchange_that_is_interrupted_is_undone(tmp_path, monkeypatch, number):
     for name in "abc":
         (tmp_path / name).mkdir()
     for name in ("a/file", "a/mine", "b/file", "b/mine"):
@@ -190,7 +174,7 @@ def test_an_exchange_that_is_interrupted_is_undone(tmp_path, monkeypatch, number
     assert contents(tmp_path) == (before if number < 7 else after)
 
 
-def test_an_exchange_that_cannot_be_undone_says_what_the_next_command_does(database, fails, monkeypatch, capfd):
+def test_exchange_that_cannot_be_undone_says_what_the_next_command_does(database, fails, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         failing(patch, range(3, 99))
         line = fails(run_make_database.main, ["--overwrite", "--synthetic", "4", "--size", "32"])
@@ -201,7 +185,7 @@ def test_an_exchange_that_cannot_be_undone_says_what_the_next_command_does(datab
 
 
 @needs_root
-def test_an_exchange_that_was_cut_off_is_completed_by_an_account_that_may(shared, work, start, monkeypatch):
+def test_exchange_that_was_cut_off_is_completed_by_an_account_that_may(shared, work, start, monkeypatch):
     with monkeypatch.context() as patch, suppress(UserError):
         failing(patch, range(3, 99))
         run_make_database.main(OVERWRITE)
@@ -229,7 +213,7 @@ OUTPUTS = ["--output", "p.zarr", "--what", "probability,table"]
         (main.main, [*PREDICT, *OUTPUTS], "p-table.csv"),
     ],
 )
-def test_a_power_cut_at_any_moment_leaves_the_old_or_the_new(trained, work, start, program, argv, path):
+def test_power_cut_at_any_moment_leaves_the_old_or_the_new(trained, work, start, program, argv, path):
     (work / "run").mkdir()
     for name in ("datasets", "checkpoints", "log"):
         (work / name).rename(work / "run" / name)
@@ -261,7 +245,7 @@ def visible(tree, path):
 
 
 @needs_root
-def test_an_exchange_that_another_account_may_not_do_is_undone(shared, work, start):
+def test_exchange_that_another_account_may_not_do_is_undone(shared, work, start):
     before = contents(shared)
     shared.chmod(0o1777)
     _, err = (process := start(partial(as_nobody, run_make_database.main), *OVERWRITE)).communicate()
@@ -270,7 +254,7 @@ def test_an_exchange_that_another_account_may_not_do_is_undone(shared, work, sta
     assert contents(shared) == before
 
 
-def test_a_file_of_the_user_stays_in_what_is_replaced(trained, work, capsys):
+def test_exchange_keeps_files_of_the_user_in_replaced_folders(trained, work, capsys):
     test = ["--mode", "test", "--gpu_ids", "-1", "--tta", "off"]
     assert main.main(test) == 0
     results = work / "results" / "unet" / "em" / "images"
@@ -296,7 +280,7 @@ def test_a_file_of_the_user_stays_in_what_is_replaced(trained, work, capsys):
     assert not (results / "0099-output.png").exists() and (results / "mine" / "0000-input.png").exists()
 
 
-def test_a_file_of_the_user_that_would_be_a_sample_is_named(database, fails):
+def test_exchange_names_a_file_of_the_user_that_would_be_a_sample(database, fails):
     (database / "train" / "mine.npy").write_bytes(b"mine")
     before = contents(database)
     line = fails(run_make_database.main, ["--overwrite", "--synthetic", "3", "--size", "32"])
@@ -304,7 +288,7 @@ def test_a_file_of_the_user_that_would_be_a_sample_is_named(database, fails):
     assert contents(database) == before
 
 
-def test_a_pair_layout_is_replaced_by_a_new_database(work):
+def test_exchange_replaces_a_pair_layout_by_a_new_database(work):
     (work / "datasets" / "em" / "train").mkdir(parents=True)
     for name in ("input_000.npy", "label_000.npy", "input_000.distance.npy"):
         np.save(work / "datasets" / "em" / "train" / name, np.zeros((4, 4)))
@@ -312,7 +296,7 @@ def test_a_pair_layout_is_replaced_by_a_new_database(work):
     assert {path.name[:5] for path in (work / "datasets" / "em" / "train").iterdir()} == {"00000", "00001"}
 
 
-def test_an_exchange_of_other_entries_takes_nothing_away_from_its_reader(tmp_path, monkeypatch):
+def test_exchange_of_other_entries_takes_nothing_away_from_its_reader(tmp_path, monkeypatch):
     write(tmp_path, {"train": "old", "stack": "old"})
 
     with (
@@ -328,7 +312,7 @@ def test_an_exchange_of_other_entries_takes_nothing_away_from_its_reader(tmp_pat
 
 
 @pytest.mark.parametrize("note", ["", "3", "{}", '{"names": ["../mine"], "provided": []}'])
-def test_an_exchange_with_a_damaged_note_is_one_line_and_removes_nothing(tmp_path, note):
+def test_exchange_with_a_damaged_note_is_one_line_and_removes_nothing(tmp_path, note):
     write(tmp_path, {"mine": "mine", "here": "old"})
     (tmp_path / "here" / ".new").mkdir()
     (tmp_path / "here" / ".new" / ".provided").write_text(note)
@@ -337,7 +321,7 @@ def test_an_exchange_with_a_damaged_note_is_one_line_and_removes_nothing(tmp_pat
     assert (tmp_path / "mine" / "file").read_text() == "mine" and (tmp_path / "here" / "file").read_text() == "old"
 
 
-def test_a_reader_sees_no_exchange_that_is_cut_off_while_it_takes_its_lock(tmp_path, monkeypatch):
+def test_reading_sees_no_exchange_that_is_cut_off_while_it_takes_its_lock(tmp_path, monkeypatch):
     write(tmp_path, {"a": "old"})
     open_file = os.open
 
@@ -354,8 +338,8 @@ def test_a_reader_sees_no_exchange_that_is_cut_off_while_it_takes_its_lock(tmp_p
         assert (tmp_path / "a" / "file").read_text() == "new"
 
 
-@pytest.mark.parametrize("name", [".new", ".old", ".partial"])
-def test_links_that_somebody_planted_are_not_followed(tmp_path, name):
+@pytest.mark.parametrize("name", [".new", ".partial"])
+def test_atomic_folder_follows_no_links_that_somebody_planted(tmp_path, name):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a").write_text("mine")
     (tmp_path / "here").mkdir()
@@ -365,7 +349,7 @@ def test_links_that_somebody_planted_are_not_followed(tmp_path, name):
     assert [(file.name, file.read_text()) for file in (tmp_path / "mine").iterdir()] == [("a", "mine")]
 
 
-def test_a_file_is_written_beside_a_link_of_its_name_and_what_killed_processes_left_goes(tmp_path):
+def test_atomic_write_replaces_a_link_and_sweeps_what_killed_processes_left(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "a").symlink_to(tmp_path / "mine")
     (tmp_path / ".a.1234.partial").write_text("half")
@@ -378,7 +362,7 @@ def test_a_file_is_written_beside_a_link_of_its_name_and_what_killed_processes_l
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "mine"]
 
 
-def test_many_processes_write_one_file_at_once_and_a_long_name_has_its_partial_file(tmp_path):
+def test_atomic_write_by_many_processes_at_once_and_of_a_long_name(tmp_path):
     code = "import sys, files\nfor n in range(300):\n with files.atomic_write(sys.argv[1]) as f: f.write(b'x' * 9)"
     target = tmp_path / ("n" * 255)
     processes = [subprocess.Popen([sys.executable, "-c", code, target], cwd=ROOT, stderr=-1) for _ in range(3)]
@@ -386,22 +370,22 @@ def test_many_processes_write_one_file_at_once_and_a_long_name_has_its_partial_f
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [(target.name, b"x" * 9)]
 
 
-def test_what_is_tried_in_a_folder_leaves_a_file_of_the_user(tmp_path):
+def test_check_writable_leaves_a_file_of_the_user(tmp_path):
     (tmp_path / ".writable").write_text("mine")
     check_writable(tmp_path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(".writable", "mine")]
 
 
 HOLD = """
-import pathlib, sys, files
-with files.locked(pathlib.Path(sys.argv[1]), "", shared=sys.argv[2] == "r"):
+import pathlib, sys, locks
+with locks.locked(pathlib.Path(sys.argv[1]), "", shared=sys.argv[2] == "r"):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
-def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_lock(tmp_path):
+def test_lock_has_one_writer_or_many_readers_and_ends_with_its_process(tmp_path):
     def held(how):
         process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path, how], cwd=ROOT, stdin=-1, stdout=-1)
         assert process.stdout.readline() == b"held\n"
@@ -430,7 +414,7 @@ def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_
         reader.kill()
         reader.wait()
         with locked(tmp_path, ""):
-            code = "import files, sys, pathlib\nwith files.locked(pathlib.Path(sys.argv[1]), '', shared=True): pass"
+            code = "import locks, sys, pathlib\nwith locks.locked(pathlib.Path(sys.argv[1]), '', shared=True): pass"
             other = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
             assert f"process {os.getpid()} on" in other.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["link"]
@@ -439,7 +423,7 @@ def test_a_folder_has_one_writer_or_many_readers_and_a_killed_process_leaves_no_
 @needs_root
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o600])
 @pytest.mark.parametrize("sticky", [0, 0o1000])
-def test_a_lock_of_another_accounts_dead_process_is_taken_over(shared, work, start, mode, sticky):
+def test_lock_of_another_accounts_dead_process_is_replaced(shared, work, start, mode, sticky):
     (shared / ".lock").write_text("process 1 on nowhere: python main.py")
     (shared / ".lock").chmod(mode)
     for entry in shared.rglob("*"):
@@ -457,7 +441,7 @@ def test_a_lock_of_another_accounts_dead_process_is_taken_over(shared, work, sta
 
 
 @needs_root
-def test_a_lock_of_another_accounts_living_process_is_named(shared, work, start):
+def test_lock_of_another_accounts_living_process_is_named(shared, work, start):
     with locked(shared, ""):
         process = start(partial(as_nobody, run_make_database.main), *OVERWRITE)
         _, err = process.communicate()
@@ -466,7 +450,7 @@ def test_a_lock_of_another_accounts_living_process_is_named(shared, work, start)
 
 
 @needs_root
-def test_a_partial_file_of_another_accounts_dead_process_is_removed(shared, work, start):
+def test_sweep_removes_a_partial_file_of_another_accounts_dead_process(shared, work, start):
     (work / ".net.pt.1234.partial").touch(0o644)
     process = start(partial(as_nobody, write_net), "net.pt")
     assert process.communicate() == ("", "") and process.returncode == 0
@@ -480,11 +464,11 @@ def write_net(argv):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES])
-def test_a_file_system_without_locks_is_named_once_and_partial_files_go_by_age(work, monkeypatch, capfd, number):
+def test_lock_warns_once_of_a_file_system_without_locks_and_partial_files_go_by_age(work, monkeypatch, capfd, number):
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files, "_without_locks", set())
+    monkeypatch.setattr(locks, "_without_locks", set())
     monkeypatch.setattr(fcntl, "flock", flock)
     for name, age in (("old", 2 * 86400), ("young", 60)):
         (work / f".p.csv.{name}.partial").touch()
@@ -498,7 +482,7 @@ def test_a_file_system_without_locks_is_named_once_and_partial_files_go_by_age(w
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
-def test_a_lock_that_another_machine_holds_by_smb_is_in_use(work, monkeypatch):
+def test_lock_that_another_machine_holds_by_smb_is_in_use(work, monkeypatch):
     """SMB's answer is that of a missing permission, which a new file does not get."""
     flock = fcntl.flock
 
@@ -512,7 +496,7 @@ def test_a_lock_that_another_machine_holds_by_smb_is_in_use(work, monkeypatch):
         pass
 
 
-def test_a_full_disk_that_takes_no_note_of_the_process_takes_a_lock(tmp_path, monkeypatch):
+def test_lock_works_on_a_full_disk_that_takes_no_note_of_the_process(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -523,7 +507,7 @@ def test_a_full_disk_that_takes_no_note_of_the_process_takes_a_lock(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_an_earlier_run_move_into_numbered_folders(tmp_path):
+def test_move_aside_makes_numbered_folders(tmp_path):
     assert move_aside(tmp_path, []) is None
     for number in (1, 2):
         (tmp_path / "a.pth").write_text(str(number))
@@ -531,7 +515,7 @@ def test_files_of_an_earlier_run_move_into_numbered_folders(tmp_path):
     assert (tmp_path / "earlier-2" / "a.pth").read_text() == "2"
 
 
-def test_a_lock_leaves_no_empty_folder_that_it_made(tmp_path):
+def test_lock_leaves_no_empty_folder_that_it_made(tmp_path):
     with locked(tmp_path / "new" / "deep", ADVICE):
         assert (tmp_path / "new" / "deep").is_dir()
     (tmp_path / "loop").symlink_to("loop")
@@ -541,7 +525,7 @@ def test_a_lock_leaves_no_empty_folder_that_it_made(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs renameat2")
-def test_two_folders_are_swapped_in_one_step(tmp_path):
+def test_swap_folders_exchanges_two_folders_in_one_step(tmp_path):
     write(tmp_path, {"a": "one", "b": "two"})
     assert swap_folders(tmp_path / "a", tmp_path / "b")
     assert [(tmp_path / name / "file").read_text() for name in "ab"] == ["two", "one"]

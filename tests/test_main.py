@@ -29,7 +29,7 @@ def snapshot(work):
     return {path: path.read_bytes() for path in files}
 
 
-def test_the_four_commands_end_to_end(trained, work, capsys):
+def test_commands_run_end_to_end(trained, work, capsys):
     assert main.main(TEST) == 0
     assert display_result.main(["--num", "5"]) == 0
     folder = work / "results" / "unet" / "em"
@@ -54,7 +54,7 @@ def test_the_four_commands_end_to_end(trained, work, capsys):
     assert "dice_membrane" in out and "all cell" in out and "foreground is cell" in out
 
 
-def test_the_pictures_fit_the_scores(trained, work):
+def test_pictures_fit_the_scores(trained, work):
     assert main.main(TEST) == 0
     folder = work / "results" / "unet" / "em"
     label, output = (np.asarray(Image.open(folder / "images" / f"0000-{kind}.png")) for kind in ("label", "output"))
@@ -65,7 +65,7 @@ def test_the_pictures_fit_the_scores(trained, work):
 
 
 @pytest.mark.parametrize(("supported", "computed"), [(True, "bf16"), (False, "off")])
-def test_test_and_predict_compute_in_16_bits_where_the_processor_can(trained, work, monkeypatch, supported, computed):
+def test_amp_of_test_and_predict_is_16_bits_where_the_processor_can(trained, work, monkeypatch, supported, computed):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": supported})
     found = {}
     for flags in ([], ["--amp", computed], ["--amp", "off"]):
@@ -86,7 +86,7 @@ def test_test_and_predict_compute_in_16_bits_where_the_processor_can(trained, wo
     assert not np.array_equal(results["bf16"], results["off"])
 
 
-def test_the_architecture_comes_from_the_checkpoint_and_an_epoch_can_be_chosen(trained, work, capsys):
+def test_architecture_comes_from_the_checkpoint_of_the_epoch_flag(trained, work, capsys):
     assert main.main([*SMALL, "--num_epoch", "3", "--num_freq_save", "1", "--train_continue", "on"]) == 0
     capsys.readouterr()
     for flags, epoch in ((["--nch_ker", "64", "--norm", "inorm", "--epoch", "2"], 2), ([], 3)):
@@ -98,7 +98,7 @@ def test_the_architecture_comes_from_the_checkpoint_and_an_epoch_can_be_chosen(t
         assert f"model_epoch000{epoch}.pth" in page and "loss train" in page  # the curves of the log
 
 
-def test_the_page_names_the_flags_of_the_training_as_they_are_typed(trained, work):
+def test_page_names_the_flags_of_the_training_as_they_are_typed(trained, work):
     assert main.main(TEST) == 0
     page = (work / "results" / "unet" / "em" / "index.html").read_text()
     facts = dict(re.findall(r'<tr><th scope="row">(--\w+)</th><td>(.*?)</td></tr>', page))
@@ -122,7 +122,7 @@ def test_names_in_files_and_of_files_do_not_steer_the_terminal(trained, work, ca
     assert r"ce\x1b[31mll" in texts.out + texts.err and r"a\x1b[31m.png" in texts.err
 
 
-def test_a_second_test_leaves_nothing_of_the_first(trained, work):
+def test_mode_test_leaves_nothing_of_an_earlier_test(trained, work):
     assert main.main(TEST) == 0
     stale = work / "results" / "unet" / "em" / "images" / "0007-output.png"
     stale.touch()
@@ -130,7 +130,7 @@ def test_a_second_test_leaves_nothing_of_the_first(trained, work):
     assert not stale.exists()
 
 
-def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
+def test_mode_test_of_samples_without_a_label_gives_input_and_output(trained, work, capsys):
     sample = np.load(trained / "test" / "00000.npy")
     write_sample(trained / "test" / "00001.npy", sample["input"][:33, :40].copy(), None)
     assert main.main(TEST) == 0
@@ -143,7 +143,7 @@ def test_samples_without_a_label_give_input_and_output(trained, work, capsys):
     assert "mean" in (work / "results" / "unet" / "em" / "metrics.csv").read_text()
 
 
-def test_a_database_without_labels_is_tested_and_not_trained_on(trained, work, fails):
+def test_database_without_labels_is_tested_and_not_trained_on(trained, work, fails):
     shutil.copytree("checkpoints/unet/em", "checkpoints/unet/new")
     argv = ["--name_data", "new", "--input", "datasets/em/train-volume.tif", "--label", "none"]
     assert run_make_database.main(argv) == 0
@@ -153,7 +153,7 @@ def test_a_database_without_labels_is_tested_and_not_trained_on(trained, work, f
     assert "made with --label none" in fails(main.main, [*SMALL, "--name_data", "new", "--train_continue", "off"])
 
 
-def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, work, capsys):
+def test_partial_labels_are_tested_where_they_are_annotated(trained, work, capsys):
     assert main.main(TEST) == 0
     folder = work / "results" / "unet" / "em"
     full = json.loads((folder / "metrics.json").read_text())["images"][0]
@@ -182,7 +182,7 @@ def test_a_partly_annotated_database_is_tested_where_it_is_annotated(trained, wo
     assert display_result.main([]) == 0
 
 
-def test_an_output_of_one_class_is_warned_of(trained, work, capsys):
+def test_output_of_one_class_is_warned_of(trained, work, capsys):
     path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
     saved = torch.load(path)
     saved["average"]["net"]["fc.weight"].zero_()
@@ -192,7 +192,7 @@ def test_an_output_of_one_class_is_warned_of(trained, work, capsys):
     assert "predicted as the same class" in capsys.readouterr().err
 
 
-def test_a_training_is_validated_where_it_is_annotated(database, work, fails):
+def test_partial_labels_are_validated_where_they_are_annotated(database, work, fails):
     info = json.loads((database / "dataset.json").read_text()) | {"ignore": 128}
     (database / "dataset.json").write_text(json.dumps(info))
     path = database / "val" / "00000.npy"
@@ -209,7 +209,7 @@ def test_a_training_is_validated_where_it_is_annotated(database, work, fails):
 
 
 @needs_golden
-def test_the_originals_checkpoint_and_layout_are_tested_and_trained_on(work):
+def test_pytorch_unet_checkpoint_and_layout_are_tested_and_trained_on(work):
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         (work / "datasets" / "em" / split).mkdir(parents=True)
@@ -333,11 +333,11 @@ def test_bad_input_is_one_line_and_nothing_is_lost(trained, work, fails, argv, s
         (["--epoch", "7"], "no checkpoint of epoch 7"),
     ],
 )
-def test_flags_that_do_not_fit_are_refused(trained, fails, argv, words):
+def test_flags_that_do_not_fit_the_database_or_checkpoint_are_refused(trained, fails, argv, words):
     assert words in fails(main.main, [*SMALL, "--num_epoch", "2", *argv])
 
 
-def test_a_resumed_run_keeps_the_architecture_of_its_checkpoint(trained, work, capsys):
+def test_architecture_of_a_resumed_run_is_that_of_its_checkpoint(trained, work, capsys):
     flags = ["--gpu_ids", "-1", "--num_crop", "2", "--num_epoch", "2", "--train_continue", "on"]
     assert main.main(flags) == 0
     assert "note: --num_level 2 --nch_ker 2, as in the checkpoint" in capsys.readouterr().out
@@ -345,7 +345,7 @@ def test_a_resumed_run_keeps_the_architecture_of_its_checkpoint(trained, work, c
     assert (saved["config"]["nch_ker"], saved["config"]["num_level"], saved["arch"]["nch_ker"]) == (2, 2, 2)
 
 
-def test_crops_are_no_larger_than_the_largest_image(database, capsys):
+def test_crop_is_no_larger_than_the_largest_image(database, capsys):
     argv = ["--gpu_ids", "-1", "--nch_ker", "2", "--ny_load", "40", "--nx_load", "80", "--num_epoch", "1"]
     assert main.main(argv) == 0
     output = capsys.readouterr()
@@ -361,7 +361,7 @@ def test_crops_are_no_larger_than_the_largest_image(database, capsys):
         ((9, 9), "12 x 12", True),
     ],
 )
-def test_a_crop_is_no_higher_and_no_wider_than_the_images(work, capsys, shape, crop, is_small):
+def test_crop_is_no_higher_and_no_wider_than_the_images(work, capsys, shape, crop, is_small):
     write_stacks(work / "datasets" / "em", shape=shape)
     assert run_make_database.main([]) == 0
     assert main.main([*SMALL, "--ny_load", "256", "--nx_load", "256", "--num_epoch", "1"]) == 0
@@ -369,7 +369,7 @@ def test_a_crop_is_no_higher_and_no_wider_than_the_images(work, capsys, shape, c
     assert f"crops are {crop} px" in output.out and ("smaller than the crop" in output.err) == is_small
 
 
-def test_images_smaller_than_the_crop_are_padded_with_a_warning(work, capsys):
+def test_crop_larger_than_some_images_is_a_warning(work, capsys):
     argv = ["--name_data", "n", "--synthetic", "6", "--size", "48", "--phantom", "nuclei"]
     assert run_make_database.main(argv) == 0
     assert main.main([*SMALL, "--name_data", "n", "--ny_load", "256", "--nx_load", "256", "--num_epoch", "1"]) == 0
@@ -377,18 +377,18 @@ def test_images_smaller_than_the_crop_are_padded_with_a_warning(work, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--dir_log", "--dir_checkpoint"])
-def test_a_folder_that_cannot_be_written_ends_a_training_before_it_begins(database, work, fails, flag, monkeypatch):
+def test_dir_log_and_dir_checkpoint_are_tried_before_a_training_begins(database, work, fails, flag, monkeypatch):
     (work / "file").touch()
     monkeypatch.setattr(UNet, "forward", None)  # no step is taken
     assert "file" in fails(main.main, [*SMALL, "--num_epoch", "1", flag, str(work / "file")])
 
 
-def test_a_result_folder_that_cannot_be_written_is_named(trained, work, fails):
+def test_dir_result_that_cannot_be_written_is_named(trained, work, fails):
     (work / "file").touch()
     assert "cannot write" in fails(main.main, [*TEST, "--dir_result", str(work / "file")])
 
 
-def test_a_disk_that_fills_up_leaves_the_old_results(trained, work, fails):
+def test_disk_that_fills_up_leaves_the_old_results(trained, work, fails):
     assert main.main(TEST) == 0
     before = snapshot(work)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

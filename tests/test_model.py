@@ -17,14 +17,14 @@ from model import (
 
 
 @pytest.mark.parametrize(("norm", "num"), [("bnorm", 23_375_041), ("inorm", 23_370_113)])
-def test_parameters_are_as_many_as_the_originals(norm, num):
+def test_unet_has_as_many_parameters_as_the_original(norm, num):
     with torch.device("meta"):
         assert sum(p.numel() for p in UNet(1, 1, 64, norm).parameters()) == num
 
 
 @needs_golden
 @pytest.mark.parametrize("norm", ["bnorm", "inorm"])
-def test_the_originals_checkpoint_gives_its_logits_and_resumes_to_its_losses(norm):
+def test_legacy_checkpoint_gives_its_logits_and_resumes_to_its_losses(norm):
     folder = SHARED / "golden" / "upstream"
     saved = Checkpoint.load(folder / f"{norm}_model_epoch0003.pth")
     expected = np.load(folder / f"{norm}_expected.npz")
@@ -80,12 +80,12 @@ def test_legacy_networks_of_several_outputs_say_that_these_were_sigmoids(tmp_pat
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("size", [(1, 1), (5, 70), (16, 16), (33, 48)])
-def test_any_height_and_width_goes_through_every_norm(norm, size):
+def test_unet_takes_any_height_and_width_with_every_norm(norm, size):
     net = UNet(2, 3, 2, norm)
     assert net(torch.randn(2, 2, *size)).shape == (2, 3, *size)
 
 
-def test_padding_reflects_and_leaves_a_fitting_image_alone():
+def test_pad_to_multiple_reflects_and_leaves_a_fitting_image_alone():
     x = torch.arange(33.0).expand(1, 1, 32, 33)
     padded = pad_to_multiple(x, 16)
     assert padded.shape == (1, 1, 32, 48)
@@ -94,7 +94,7 @@ def test_padding_reflects_and_leaves_a_fitting_image_alone():
 
 
 @pytest.mark.parametrize("norm", ["bnorm", "inorm"])
-def test_from_1_to_40_px_an_image_alone_has_the_logits_that_it_has_in_a_batch(norm):
+def test_unet_gives_an_image_of_1_to_40_px_the_logits_that_it_has_in_a_batch(norm):
     torch.manual_seed(0)
     net = UNet(1, 2, 2, norm).eval()
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_from_1_to_40_px_an_image_alone_has_the_logits_that_it_has_in_a_batch(no
             torch.testing.assert_close(net(x[1:]), logits[1:], atol=1e-5, rtol=1e-5)
 
 
-def test_padding_from_1_to_40_px_is_that_of_numpy():
+def test_pad_to_multiple_from_1_to_40_px_is_that_of_numpy():
     for size in range(1, 41):
         x = np.random.default_rng(size).random((size, 41 - size))
         padded = x
@@ -116,7 +116,7 @@ def test_padding_from_1_to_40_px_is_that_of_numpy():
         assert np.array_equal(pad_to_multiple(torch.tensor(x)[None, None], 16)[0, 0], padded)
 
 
-def test_logits_of_a_fitting_part_do_not_depend_on_the_padding():
+def test_unet_gives_a_fitting_part_logits_without_the_padding():
     net = UNet(1, 1, 2).eval()
     x = torch.randn(1, 1, 48, 48)
     cut = torch.cat([x[..., :40], x[..., 31:39].flip(-1)], -1)  # what 40 columns are padded to
@@ -125,7 +125,7 @@ def test_logits_of_a_fitting_part_do_not_depend_on_the_padding():
 
 
 @pytest.mark.parametrize("init", INITS)
-def test_first_weights_are_a_function_of_the_seed(init):
+def test_init_weights_is_a_function_of_the_seed(init):
     first, second, third = (UNet(1, 1, 2) for _ in range(3))
     for net, seed in ((first, 1), (second, 1), (third, 2)):
         init_weights(net, init, seed)
@@ -133,7 +133,7 @@ def test_first_weights_are_a_function_of_the_seed(init):
     assert not first.fc.weight.equal(third.fc.weight)
 
 
-def test_probability_of_one_channel_equal_those_of_two():
+def test_class_probability_of_one_channel_equals_that_of_two():
     logits = torch.randn(2, 1, 4, 4)
     two = torch.cat([torch.zeros_like(logits), logits], 1)
     torch.testing.assert_close(class_probability(logits), class_probability(two))

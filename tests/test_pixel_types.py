@@ -25,7 +25,7 @@ def images(num=6):
 
 
 @pytest.mark.parametrize("dtype", ["?", ">i2", ">u4", "q", "Q", ">u8", "f2"])
-def test_a_type_of_images_and_labels_is_trained_tested_and_predicted(work, dtype):
+def test_types_of_images_and_labels_are_trained_tested_and_predicted(work, dtype):
     pixels, labels = images()
     np.save("images.npy", (labels if dtype == "?" else pixels).astype(dtype))
     tifffile.imwrite("labels.tif", labels.astype(dtype), photometric="minisblack")

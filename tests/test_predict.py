@@ -41,7 +41,7 @@ def stack(trained):
 
 
 @pytest.mark.parametrize("tile", ["0", "64"])
-def test_a_tiff_comes_out_as_the_array_does_with_its_pixel_size(stack, work, tile):
+def test_tiff_output_equals_the_array_and_has_its_pixel_size(stack, work, tile):
     assert segment("in.tif", "out.tif", "--dtype", "float32", "--tile", tile) == 0
     expected = predict_array(newest(work), stack, tta=False)
     assert expected.shape == stack.shape and expected.dtype == np.float32 and 0 <= expected.min() < expected.max() <= 1
@@ -66,14 +66,14 @@ def test_tiles_of_other_numbers_of_levels_give_what_the_whole_image_gives(stack,
     assert main.main([*again, "--num_level", num_level]) == 0
 
 
-def test_the_average_over_eight_views_is_the_same_in_tiles(stack, work):
+def test_average_over_eight_views_is_the_same_in_tiles(stack, work):
     whole = predict_array(newest(work), stack[0])
     np.testing.assert_allclose(predict_array(newest(work), stack[0], tile=64), whole, atol=1e-5)
     assert not np.allclose(predict_array(newest(work), stack[0], tta=False), whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", ["out.npy", "out/"])
-def test_an_image_is_complete_where_memory_for_its_tiles_shrinks_meanwhile(stack, work, monkeypatch, target):
+def test_image_is_complete_where_memory_for_its_tiles_shrinks_meanwhile(stack, work, monkeypatch, target):
     sizes = iter([2**15, *[2**12] * 99])  # as on a GPU that the first tiles fill
     monkeypatch.setattr(Predictor, "_max_pixels", lambda *_: next(sizes))
     assert segment("in.tif", target) == 0
@@ -85,7 +85,7 @@ def test_an_image_is_complete_where_memory_for_its_tiles_shrinks_meanwhile(stack
     assert np.abs(result - 255.0 * predict_array(newest(work), stack, tta=False)).max() < 0.51
 
 
-def test_all_things_at_once_agree(stack, work):
+def test_outputs_written_together_agree(stack, work):
     assert segment("in.tif", "out.npy", "--what", "probability,mask,cells", "--tile", "64") == 0
     probability, mask, cells = (np.load(f"out-{what}.npy") for what in ("probability", "mask", "cells"))
     assert (probability.dtype, mask.dtype, cells.dtype) == (np.uint8, np.uint8, np.uint32)
@@ -97,7 +97,7 @@ def test_all_things_at_once_agree(stack, work):
     assert np.mean((mask > 0) == (real > predictor.threshold)) > 0.999
 
 
-def test_a_folder_becomes_a_folder_of_pngs_under_the_same_names(stack, work):
+def test_folder_becomes_a_folder_of_pngs_under_the_same_names(stack, work):
     (work / "raw").mkdir()
     for name, page in zip(("b10.png", "b9.png"), stack, strict=False):
         Image.fromarray(page[:, : 100 + len(name)]).save(work / "raw" / name)
@@ -110,7 +110,7 @@ def test_a_folder_becomes_a_folder_of_pngs_under_the_same_names(stack, work):
     assert len(list((work / "out2").iterdir())) == 4
 
 
-def test_a_zarr_that_is_stopped_leaves_nothing_and_begins_anew(stack, work, monkeypatch):
+def test_zarr_that_is_stopped_leaves_nothing_and_begins_again(stack, work, monkeypatch):
     zarr = pytest.importorskip("zarr")
     from images.zarr_writer import ZarrWriter
 
@@ -179,14 +179,14 @@ def inputs(trained, work):
         ("in.tif", "results_v1.2", "end the name of a folder with /"),
     ],
 )
-def test_nothing_that_is_an_input_or_not_ours_is_replaced_or_removed(inputs, fails, source, target, words):
+def test_inputs_and_files_of_others_are_not_replaced_or_removed(inputs, fails, source, target, words):
     before = tree(inputs)
     line = fails(main.main, [*PREDICT, "--input", source, "--output", target])
     assert re.search(words, line), line
     assert tree(inputs) == before
 
 
-def test_pngs_may_lie_beside_the_inputs_and_an_older_output_is_said_to_be_replaced(inputs, capsys):
+def test_pngs_may_lie_next_to_the_inputs_and_older_outputs_are_counted(inputs, capsys):
     def said(source, target, *flags):
         assert segment(source, target, *flags) == 0
         return capsys.readouterr().out.strip().splitlines()[-1]
@@ -201,7 +201,7 @@ def test_pngs_may_lie_beside_the_inputs_and_an_older_output_is_said_to_be_replac
     assert not [path for path in inputs.rglob("*") if path.name.endswith((".lock", "out.tif.partial", "out.zarr.old"))]
 
 
-def test_a_picture_of_the_user_in_the_folder_is_not_replaced(inputs, fails):
+def test_picture_of_the_user_in_the_folder_is_not_replaced(inputs, fails):
     shutil.copy("pngs/in/a.png", "pngs/in.png")
     assert "pngs/in.png: not a PNG of predict" in fails(main.main, [*PREDICT, "--input", "in.tif", "--output", "pngs"])
     assert (inputs / "pngs" / "in.png").read_bytes() == (inputs / "pngs" / "in" / "a.png").read_bytes()
@@ -209,7 +209,7 @@ def test_a_picture_of_the_user_in_the_folder_is_not_replaced(inputs, fails):
     assert (inputs / "pngs" / "a.png").is_file() and (inputs / "pngs" / "in" / "a.png").is_file()
 
 
-def test_one_picture_holds_one_image_of_one_thing(stack, work, fails):
+def test_png_output_holds_one_image_of_one_output(stack, work, fails):
     for flags in (["in.tif"], ["one.tif", "--what", "mask,cells"], ["one.tif", "--dtype", "float32"]):
         tifffile.imwrite("one.tif", stack[0])
         line = fails(main.main, [*PREDICT, "--output", "out.png", "--input", *flags])
@@ -219,7 +219,7 @@ def test_one_picture_holds_one_image_of_one_thing(stack, work, fails):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
 @pytest.mark.parametrize("target", ["out.tif", "out.zarr", "out/"])
-def test_a_target_that_another_run_writes_is_refused(inputs, fails, target):
+def test_target_that_another_run_writes_is_refused(inputs, fails, target):
     import fcntl
 
     lock = inputs / target / ".lock" if target.endswith("/") else inputs / f".{target}.lock"
@@ -230,7 +230,7 @@ def test_a_target_that_another_run_writes_is_refused(inputs, fails, target):
     assert segment("in.tif", target) == 0
 
 
-def test_a_link_planted_under_the_partial_name_is_not_followed(inputs):
+def test_link_planted_under_the_partial_name_is_not_followed(inputs):
     (inputs / "mine").write_text("mine")
     (inputs / "out.tif.partial").symlink_to("mine")
     (inputs / "out.tif").symlink_to("mine")
@@ -283,7 +283,7 @@ def test_numbers_beyond_all_ranges_are_one_line(trained, work, fails, value):
 
 
 @pytest.mark.parametrize("target", ["raw", "raw/out/", "raw/out.tif"])
-def test_an_output_in_the_folder_of_the_images_is_refused(trained, work, fails, target):
+def test_output_in_the_folder_of_the_images_is_refused(trained, work, fails, target):
     (work / "raw").mkdir()
     tifffile.imwrite("raw/a.tif", np.zeros((40, 50), np.uint8))
     assert "lie in it" in fails(
@@ -293,7 +293,7 @@ def test_an_output_in_the_folder_of_the_images_is_refused(trained, work, fails, 
 
 
 @pytest.mark.parametrize("target", ["out.tif", "out.zarr"])
-def test_two_processes_write_the_bytes_of_one(stack, work, together, target):
+def test_processes_write_together_the_bytes_of_one(stack, work, together, target):
     if target.endswith("zarr"):
         pytest.importorskip("zarr")
     assert segment("in.tif", target, "--tile", "64") == 0
@@ -305,7 +305,7 @@ def test_two_processes_write_the_bytes_of_one(stack, work, together, target):
     assert same and all(same)
 
 
-def test_a_killed_prediction_leaves_the_old_file(stack, work, start):
+def test_killed_prediction_leaves_the_old_file(stack, work, start):
     (work / "out.tif").write_bytes(b"old")
     tifffile.imwrite("large.tif", np.tile(stack, (1, 8, 4)), photometric="minisblack")  # takes seconds
     process = start(main.main, *PREDICT, "--tta", "on", "--input", "large.tif", "--output", "out.tif", "--tile", "64")
@@ -342,7 +342,7 @@ def test_bad_input_ends_in_one_line(stack, work, fails):
     assert not list(work.glob("out*")) and not list(work.glob("*.partial"))
 
 
-def test_a_damaged_page_in_the_middle_is_named(stack, work, fails):
+def test_damaged_page_in_the_middle_is_named(stack, work, fails):
     tifffile.imwrite("bad.tif", stack, photometric="minisblack", compression="zlib")
     with tifffile.TiffFile("bad.tif") as tif:
         offset = tif.pages[1].dataoffsets[0]
@@ -354,7 +354,7 @@ def test_a_damaged_page_in_the_middle_is_named(stack, work, fails):
 
 
 @pytest.mark.slow
-def test_three_classes_of_two_channels_go_through_every_format(work):
+def test_classes_and_channels_go_through_every_format(work):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (6, 4, 4)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
     images = np.stack([labels * 80, 200 - labels * 50], axis=1).astype(np.uint8) + rng.integers(
@@ -382,7 +382,7 @@ def test_three_classes_of_two_channels_go_through_every_format(work):
     assert len(list((work / "folder").iterdir())) == 6 * 4
 
 
-def test_python_says_what_it_can_not_take(trained, work):
+def test_predict_array_says_what_it_can_not_segment(trained, work):
     predictor = newest(work)
     with pytest.raises(UserError, match="an image of shape"):
         predict_array(predictor, np.zeros(5))
@@ -400,7 +400,7 @@ def test_python_says_what_it_can_not_take(trained, work):
         predict_array(predictor, np.eye(32))
 
 
-def test_an_image_with_a_channel_axis_is_no_stack_of_slivers(trained, work):
+def test_channel_axis_makes_no_stack_of_slivers(trained, work):
     predictor, image = newest(work), np.random.default_rng(0).integers(0, 255, (2, 40, 48)).astype(np.uint8)
     expected = predict_array(predictor, image, tta=False)
     assert np.array_equal(predict_array(predictor, image[..., None], tta=False), expected)
@@ -411,7 +411,7 @@ def test_an_image_with_a_channel_axis_is_no_stack_of_slivers(trained, work):
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [("float64", 1e9), ("int64", 2**40), ("uint32", 2**31)])
-def test_a_large_offset_changes_no_result(trained, work, dtype, offset):
+def test_offset_of_the_grey_values_changes_no_result(trained, work, dtype, offset):
     image = np.random.default_rng(0).integers(0, 255, (40, 48)).astype(dtype)
     expected = predict_array(newest(work), image, tta=False)
     np.testing.assert_allclose(
@@ -434,7 +434,7 @@ def test_sizes_in_nanometre_and_micrometre_become_micron_in_files_for_imagej(tra
         assert page.resolutionunit == 3 and page.resolution == pytest.approx((2.5e6, 2.5e6))
 
 
-def test_the_metadata_of_a_run_is_plain_json(stack, work):
+def test_metadata_of_a_run_is_plain_json(stack, work):
     pytest.importorskip("zarr")
     assert segment("in.tif", "out.zarr") == 0
     entry = json.loads((work / "out.zarr" / "zarr.json").read_text())
@@ -445,7 +445,7 @@ def test_the_metadata_of_a_run_is_plain_json(stack, work):
     }
 
 
-def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbours(work, fails):
+def test_context_of_sections_is_used_in_training_and_prediction(work, fails):
     pixels = np.random.default_rng(0).integers(0, 255, (6, 40, 48)).astype(np.uint8)
     tifffile.imwrite("images.tif", pixels, photometric="minisblack")
     tifffile.imwrite("labels.tif", (pixels > 128) * np.uint8(255), photometric="minisblack")
@@ -472,7 +472,7 @@ def test_sections_with_context_are_trained_on_and_predicted_with_their_neighbour
     assert "must be of one size" in fails(run_make_database.main, [*flags, "--context", "1", "--name_data", "mixed"])
 
 
-def test_several_images_are_named_after_one_flag(stack, work):
+def test_input_names_several_images_after_one_flag(stack, work):
     for number, page in enumerate(stack):
         Image.fromarray(page).save(f"{number}.png")
     images = [f"{number}.png" for number in range(3)]
@@ -481,18 +481,18 @@ def test_several_images_are_named_after_one_flag(stack, work):
     assert np.array_equal(np.load("out.npy"), np.load("whole.npy"))
 
 
-def test_a_stack_that_comes_in_by_its_number_has_all_its_pages(stack, work):
+def test_stack_named_by_its_number_has_all_its_pages(stack, work):
     with (work / "in.tif").open("rb") as file:
         assert segment(f"/dev/fd/{file.fileno()}", "out.npy") == 0  # as /dev/stdin < in.tif
     assert np.load("out.npy").shape == stack.shape
 
 
-def test_a_gpu_that_is_not_there_is_said_once(stack, capsys):
+def test_gpu_that_is_missing_is_said_once(stack, capsys):
     assert main.main(["--mode", "predict", "--gpu_ids", "99", "--input", "in.tif", "--output", "out.tif"]) == 0
     assert capsys.readouterr().err.count("no GPU 99 here") == 1
 
 
-def test_what_is_no_file_is_named_without_flags_of_other_programs(stack, work, fails):
+def test_input_that_is_no_file_is_named_without_flags_of_other_programs(stack, work, fails):
     for source, words in (
         ("none.tif", "no such file or folder"),
         ("x/*.tif", "this pattern matches nothing"),

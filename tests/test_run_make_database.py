@@ -26,7 +26,7 @@ def snapshot(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_the_default_command_reads_the_stacks_in_the_database(work, capsys):
+def test_default_command_reads_the_stacks_in_the_database(work, capsys):
     folder = write_stacks(work / "datasets" / "em", num=12)
     assert main(["--dir_data", "./datasets", "--name_data", "em"]) == 0
     assert [len(list((folder / split).glob("[0-9]????.npy"))) for split in ("train", "val", "test")] == [10, 1, 1]
@@ -44,7 +44,7 @@ def test_the_default_command_reads_the_stacks_in_the_database(work, capsys):
     assert "10 train, 1 val, 1 test" in out and "foreground" in out
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(work):
+def test_seed_gives_the_same_bytes_and_another_does_not(work):
     write_stacks(work / "s", num=10)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         argv = ["--name_data", name, "--input", "s/train-volume.tif", "--label", "s/train-labels.tif"]
@@ -57,7 +57,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(work):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [0, 3, 4])
-def test_types_and_channels_are_kept(work, dtype, channels):
+def test_samples_have_the_type_and_channels_of_the_images(work, dtype, channels):
     folder = write_stacks(work / "datasets" / "em", dtype=dtype, channels=channels)
     assert main([]) == 0
     assert load(folder)["input"].dtype == dtype
@@ -131,19 +131,19 @@ def test_patterns_in_one_folder_are_paired_by_name(work, fails):
     assert "raw/8_img.png" in line and "raw/6_mask.png" in line
 
 
-def test_other_cells_are_no_partners(work, fails):
+def test_partners_are_not_files_of_other_numbers(work, fails):
     line = fails(main, write_folders(work, ["s10.png", "s11.png", "s12.png"], ["s20.png", "s21.png", "s22.png"]))
     assert "raw/s10.png" in line and "masks/s22.png" in line
 
 
-def test_a_gif_of_several_images_is_refused(work, fails):
+def test_gif_of_several_images_is_refused(work, fails):
     argv = write_folders(work, ["1.png", "2.png", "3.png"], ["1.gif", "2.gif", "3.gif"])
     pages = [Image.fromarray(np.full((32, 40), value, np.uint8)) for value in (0, 255)]
     pages[0].save(work / "masks" / "2.gif", save_all=True, append_images=pages[1:])
     assert "masks/2.gif: 2 images" in fails(main, argv)
 
 
-def test_what_has_no_partner_is_listed(work, fails):
+def test_partners_that_are_missing_are_listed(work, fails):
     argv = write_folders(work, ["a.png", "b.png", "c.png"], ["a.png", "b.png", "d.png"])
     line = fails(main, argv)
     assert "raw/c.png" in line and "masks/d.png" in line
@@ -181,7 +181,7 @@ def test_grey_saved_as_rgb_is_grey(work):
     assert info(work / "datasets" / "em")["class_values"] == [0, 255]
 
 
-def test_an_interpolated_mask_is_refused_and_a_threshold_takes_it(work, fails):
+def test_interpolated_mask_is_refused_but_with_a_threshold(work, fails):
     folder = write_stacks(work / "datasets" / "em")
     labels = np.tile(np.arange(64, dtype=np.uint8) * 4, (5, 16, 1)).reshape(5, 32, 32)
     tifffile.imwrite(folder / "train-labels.tif", labels, photometric="minisblack")
@@ -192,7 +192,7 @@ def test_an_interpolated_mask_is_refused_and_a_threshold_takes_it(work, fails):
     assert info(folder)["class_values"] == ["<= 127", "> 127"]
 
 
-def test_numbered_objects_become_two_classes_with_a_gap_where_they_touch(work, fails):
+def test_objects_become_two_classes_with_a_gap_where_they_touch(work, fails):
     folder = write_stacks(work / "datasets" / "em")
     numbers = np.zeros((5, 32, 32), np.uint16)
     numbers[:, 4:12, 4:12], numbers[:, 4:12, 12:20], numbers[:, 20:30, 8:28] = 300, 2, 40
@@ -206,7 +206,7 @@ def test_numbered_objects_become_two_classes_with_a_gap_where_they_touch(work, f
 
 
 @pytest.mark.parametrize("argv", [["--objects", "on"], ["--threshold", "0"]])
-def test_two_classes_are_not_made_of_colours(work, fails, argv):
+def test_colours_can_not_become_two_classes(work, fails, argv):
     folder = write_stacks(work / "datasets" / "em", num=3)
     colours = np.random.default_rng(0).integers(0, 2, (3, 32, 32, 3), np.uint8) * 255
     tifffile.imwrite(folder / "train-labels.tif", colours, photometric="rgb")
@@ -219,7 +219,7 @@ def test_images_without_labels_are_all_for_the_test(work):
     assert load(work / "datasets" / "em", "test", 4).dtype.names == ("input",)
 
 
-def test_an_old_database_is_replaced_only_on_demand_and_its_stacks_stay(work, fails):
+def test_overwrite_replaces_a_database_and_leaves_its_stacks(work, fails):
     folder = write_stacks(work / "datasets" / "em", num=6)
     assert main([]) == 0
     before = snapshot(folder)
@@ -230,7 +230,7 @@ def test_an_old_database_is_replaced_only_on_demand_and_its_stacks_stay(work, fa
     assert snapshot(folder)["train-volume.tif"] == before["train-volume.tif"]
 
 
-def test_a_failure_while_overwriting_leaves_the_old_database(work, fails, monkeypatch):
+def test_overwrite_that_fails_leaves_the_old_database(work, fails, monkeypatch):
     folder = write_stacks(work / "datasets" / "em")
     assert main([]) == 0
     before = snapshot(folder)
@@ -249,7 +249,7 @@ run_make_database.main(["--overwrite", "--num_val", "2"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_a_run_that_is_killed_leaves_the_old_database(work):
+def test_overwrite_that_is_killed_leaves_the_old_database(work):
     folder = write_stacks(work / "datasets" / "em")
     assert main([]) == 0
     before = snapshot(folder)
@@ -320,7 +320,7 @@ def _nan(folder):
         (lambda f: None, ["--label", "nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(work, fails, spoil, argv, words):
+def test_input_that_is_bad_is_one_line_and_nothing_is_written(work, fails, spoil, argv, words):
     folder = write_stacks(work / "datasets" / "em")
     spoil(folder)
     before = snapshot(work)
@@ -328,7 +328,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(work, fails, spoil, argv, 
     assert snapshot(work) == before
 
 
-def test_an_unreadable_or_odd_image_in_a_folder_is_named(work, fails):
+def test_image_that_is_unreadable_or_odd_is_named(work, fails):
     argv = write_folders(work, ["1.png", "2.png", "3.png"])
     Image.fromarray(np.zeros((32, 40), np.uint16)).save(work / "raw" / "3.png")
     assert "raw/3.png is uint16" in fails(main, argv)
@@ -337,7 +337,7 @@ def test_an_unreadable_or_odd_image_in_a_folder_is_named(work, fails):
 
 
 @needs_isbi
-def test_the_real_stack_becomes_the_known_database(work, capsys):
+def test_isbi_stack_becomes_a_database_of_its_pages(work, capsys):
     isbi = SHARED / "isbi2012"
     argv = ["--input", str(isbi / "train-volume.tif"), "--label", str(isbi / "train-labels.tif")]
     assert main([*argv, "--num_val", "3", "--num_test", "3", "--class_names", "membrane,cell"]) == 0
@@ -362,7 +362,7 @@ def test_synthetic_nuclei_make_folders_of_images_of_different_sizes(work):
     assert len(list((folder / "images").iterdir())) == len(list((folder / "labels").iterdir())) == 4
 
 
-def test_several_files_after_a_flag_are_what_the_pattern_is(work):
+def test_input_of_several_files_equals_a_pattern(work):
     write_folders(work, [f"im{i}.png" for i in (9, 10, 11)])
     images, labels = (sorted(str(path) for path in (work / name).iterdir()) for name in ("raw", "masks"))
     assert images[0].endswith("im10.png")
@@ -392,7 +392,7 @@ def test_arrays_make_a_database(work, kind):
     )
 
 
-def test_words_that_are_labels_are_not_called_values(work, capsys):
+def test_report_calls_no_words_label_values(work, capsys):
     folder = write_stacks(work / "datasets" / "em", values=(0, 3, 4))
     assert main(["--input", str(folder / "train-volume.tif"), "--objects", "on"]) == 0
     out = capsys.readouterr().out

@@ -35,8 +35,8 @@ from training.weight_map import cache_border_distances
 
 @contextmanager
 def other_process(context):
-    """Another process in a context of `files`, for as long as this one is in here."""
-    code = f"from pathlib import Path; from files import *\nwith {context}: print(); input()"
+    """Another process in a context of `locks`, for as long as this one is in here."""
+    code = f"from pathlib import Path; from locks import *\nwith {context}: print(); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:
         process.stdout.readline()
@@ -54,7 +54,7 @@ def test_train_step_updates_the_weights_and_returns_the_loss():
     assert not before.equal(torch.cat([p.detach().flatten() for p in net.parameters()]))
 
 
-def test_training_imports_no_compiler(database):
+def test_train_imports_no_compiler(database):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import main; main.main(sys.argv[1:])"
     code += "; print('torch._dynamo' in sys.modules)"
     flags = [*SMALL, "--num_epoch", "1", "--compile", "off"]
@@ -63,7 +63,7 @@ def test_training_imports_no_compiler(database):
 
 
 @pytest.mark.parametrize("optim", ["adam", "sgd", "rmsprop"])
-def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
+def test_train_resumed_is_the_unbroken_run_bit_for_bit(database, work, optim):
     # a cosine that ends at epoch 3 is another run than one that ends at 5
     flags = [*SMALL, "--num_freq_save", "2", "--schedule", "constant", "--optim", optim, "--lr", "1e-2"]
     assert main.main([*flags, "--scope", "whole", "--num_epoch", "5"]) == 0
@@ -85,7 +85,7 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(database, work, optim):
         (signal.SIGINT, 12, 3, 3),  # in the last validation
     ],
 )
-def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
+def test_train_stopped_saves_within_the_epoch_and_resumes_bit_for_bit(
     database, work, stop_at_forward, signum, call, epoch, step, capfd
 ):
     # an epoch calls the network three times to train (6 images, batches of 2) and once to validate
@@ -106,7 +106,7 @@ def test_a_stopped_run_saves_within_the_epoch_and_resumes_bit_for_bit(
 @pytest.mark.parametrize(
     "changed", [["--batch_size", "6"], ["--batch_size", "1"], ["--seed", "1"], ["--ny_load", "16"], []]
 )
-def test_an_epoch_begins_again_where_its_batches_would_be_others(database, work, stop_at_forward, changed, capsys):
+def test_note_batch_settings_starts_an_epoch_of_other_batches_again(database, work, stop_at_forward, changed, capsys):
     flags = [*SMALL, "--batch_size", "2", "--train_continue"]
     stop_at_forward(signal.SIGTERM, 3)
     assert main.main([*flags, "off", "--num_epoch", "2"]) == 143
@@ -119,7 +119,7 @@ def test_an_epoch_begins_again_where_its_batches_would_be_others(database, work,
     assert saved.epoch_complete and len(saved.losses) == num_step
 
 
-def test_only_one_training_writes_into_a_scope(trained, work, fails):
+def test_train_locks_its_scope(trained, work, fails):
     for folder in (work / "checkpoints", work / "log"):
         with other_process(f"locked(Path({str(folder / 'unet' / 'em')!r}), '')"):
             line = fails(main.main, [*SMALL, "--num_epoch", "2", "--train_continue", "on"])
@@ -128,13 +128,13 @@ def test_only_one_training_writes_into_a_scope(trained, work, fails):
     assert not list(work.rglob(".lock"))
 
 
-def test_a_database_that_is_being_replaced_is_not_trained_on(database, fails):
+def test_train_refuses_a_database_that_is_being_replaced(database, fails):
     with other_process(f"locked(Path({str(database)!r}), '')"):
         assert "is in use" in fails(main.main, [*SMALL, "--num_epoch", "1"])
 
 
 @pytest.mark.parametrize("cache_gb", ["0", "2"])
-def test_a_database_is_kept_from_being_replaced_while_it_is_trained_on(database, monkeypatch, cache_gb):
+def test_train_locks_its_database(database, monkeypatch, cache_gb):
     seen = []
     monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda *_: seen.append((database / ".lock").exists()))
     assert main.main([*SMALL, "--num_epoch", "1", "--cache_gb", cache_gb, "--num_workers", "0"]) == 0
@@ -142,7 +142,7 @@ def test_a_database_is_kept_from_being_replaced_while_it_is_trained_on(database,
 
 
 @pytest.mark.parametrize("first", ["arguments", "precision_recall", "hparams", "images", "scalars"])
-def test_a_log_that_takes_no_more_ends_the_curves_and_not_the_training(tmp_path, capsys, first):
+def test_log_on_a_full_disk_ends_the_curves_and_not_the_training(tmp_path, capsys, first):
     scores = {"loss/train": 0.5}
     kinds = {
         "arguments": lambda log, epoch: log.arguments(epoch, {"--lr": 0.1}, {}),
@@ -167,7 +167,7 @@ def test_a_log_that_takes_no_more_ends_the_curves_and_not_the_training(tmp_path,
     assert len(warnings) == 1 and str(tmp_path) in warnings[0] and "epoch 98/99" in out
 
 
-def test_the_log_has_flags_both_losses_and_precision_recall(database, work):
+def test_log_has_flags_both_losses_and_precision_recall(database, work):
     flags = [*SMALL, "--num_freq_score", "1"]
     assert main.main([*flags, "--num_epoch", "1"]) == 0
     assert main.main([*flags, "--num_epoch", "2", "--train_continue", "on"]) == 0
@@ -187,7 +187,7 @@ def test_the_log_has_flags_both_losses_and_precision_recall(database, work):
     )
 
 
-def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, monkeypatch):
+def test_train_saves_the_epoch_whose_validation_fails(database, work, fails, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -196,33 +196,26 @@ def test_an_epoch_is_saved_where_the_validation_fails(database, work, fails, mon
     assert not checkpoint_of(work, 1).epoch_complete and len(checkpoint_of(work, 1).losses) == 2
 
 
-def test_a_new_run_of_torchrun_does_not_take_an_old_one_for_its_own(database, work, monkeypatch, capsys):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setattr(os, "getppid", lambda: 7)
-    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
+@pytest.mark.parametrize("flags", [["--train_continue", "off"], ["--epoch", "1"]])
+def test_train_restarted_by_torchrun_is_not_begun_again(trained, work, monkeypatch, fails, capsys, flags):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert main.main([*SMALL, "--num_epoch", "1"]) == 0
-    assert "already trained to epoch 1" in capsys.readouterr().out
+    assert "use --train_continue on, without --epoch" in fails(main.main, [*SMALL, "--num_epoch", "2", *flags])
+    assert main.main([*SMALL, "--num_epoch", "2"]) == 0
+    assert "resuming from checkpoints/unet/em/model_epoch0001.pth" in capsys.readouterr().out
+    shutil.rmtree(work / "checkpoints")
     assert main.main([*SMALL, "--num_epoch", "1", "--train_continue", "off"]) == 0
-    assert "already trained to epoch 1" in capsys.readouterr().out
-    monkeypatch.setattr(os, "getppid", lambda: 8)  # another launcher
-    assert main.main([*SMALL, "--num_epoch", "1", "--train_continue", "off"]) == 0
-    assert "already" not in capsys.readouterr().out
-    assert (work / "checkpoints" / "unet" / "em" / "earlier-1" / "model_epoch0001.pth").is_file()
 
 
-def test_a_run_resumed_from_an_epoch_takes_its_own_checkpoint_next(trained, monkeypatch, stop_at_forward, capfd):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+def test_stop_of_a_run_with_epoch_advises_to_resume_from_the_newest(trained, stop_at_forward, capfd):
     flags = [*SMALL, "--train_continue", "--epoch", "1", "--num_epoch", "3"]
     stop_at_forward(signal.SIGTERM, 2)  # in epoch 2
     assert main.main(flags) == 143
     assert capfd.readouterr().err.splitlines()[-1].endswith("--epoch 0")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert main.main(flags) == 0
+    assert main.main([*flags, "--epoch", "0"]) == 0
     assert "resuming from checkpoints/unet/em/model_epoch0002.pth" in capfd.readouterr().out
 
 
-def test_a_run_whose_output_nobody_reads_any_more_saves_and_stops(database, work, start):
+def test_train_saves_and_stops_when_nobody_reads_its_output(database, work, start):
     os.mkfifo("pipe")
     process = start(main.main, *SMALL, "--num_epoch", "1000", out=work / "pipe")
     with (work / "pipe").open() as pipe:
@@ -238,7 +231,7 @@ FULL = ["--optim", "adamw", "--schedule", "cosine", "--warmup", "0.2", "--clip",
 FULL += ["--loss", "wbce", "--dropout", "0.3", "--gamma", "0.2", "--blur", "1", "--noise", "0.2"]
 
 
-def test_a_run_with_every_part_of_the_recipe_resumes_bit_for_bit(database, work, stop_at_forward):
+def test_train_with_every_part_of_the_recipe_resumes_bit_for_bit(database, work, stop_at_forward):
     flags = [*SMALL, *FULL, "--num_epoch", "4", "--batch_size", "2"]
     assert main.main([*flags, "--scope", "whole"]) == 0
     stop_at_forward(signal.SIGTERM, 6)
@@ -251,7 +244,7 @@ def test_a_run_with_every_part_of_the_recipe_resumes_bit_for_bit(database, work,
     assert rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.2 * rates[0]
 
 
-def test_float16_scales_the_loss_and_resumes_with_its_scale(database, work, stop_at_forward):
+def test_amp_fp16_scales_the_loss_and_resumes_with_its_scale(database, work, stop_at_forward):
     flags = [*SMALL, "--amp", "fp16", "--num_epoch", "2", "--batch_size", "2"]
     assert main.main([*flags, "--scope", "whole"]) == 0
     stop_at_forward(signal.SIGTERM, 2)
@@ -263,7 +256,7 @@ def test_float16_scales_the_loss_and_resumes_with_its_scale(database, work, stop
 
 
 @pytest.mark.slow
-def test_a_run_by_the_clock_ends_in_time_with_the_schedule_and_goes_on(database, work):
+def test_max_minutes_ends_in_time_with_the_schedule_and_goes_on(database, work):
     flags = [*SMALL, *FULL, "--num_epoch", "1"]
     start = time.monotonic()
     assert main.main([*flags, "--max_minutes", "0.02"]) == 0
@@ -279,7 +272,7 @@ def test_a_run_by_the_clock_ends_in_time_with_the_schedule_and_goes_on(database,
     assert checkpoint.epoch_of(checkpoint.find(path.parent)) > epoch
 
 
-def test_the_average_is_what_is_validated_and_tested(database, work):
+def test_average_is_what_is_validated_and_tested(database, work):
     flags = [*SMALL, "--num_epoch", "3", "--lr", "0.1"]
     assert main.main([*flags, "--average", "0.9"]) == 0
     assert main.main([*flags, "--average", "0", "--scope", "plain"]) == 0
@@ -293,14 +286,14 @@ def test_the_average_is_what_is_validated_and_tested(database, work):
     assert losses[0] != losses[1]
 
 
-def test_a_gradient_is_clipped_to_its_norm():
+def test_train_step_clips_a_gradient_to_its_norm():
     net = UNet(1, 1, 2)
     batch = {"input": 100 * torch.randn(2, 1, 32, 32), "label": torch.ones(2, 32, 32)}
     train_step(net, batch, torch.optim.SGD(net.parameters(), 0.0), clip=1e-3)
     assert torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_streaming_from_disk_with_processes_trains_the_same_weights(database, work):
+def test_num_workers_streams_from_the_disk_to_the_same_weights(database, work):
     flags = [*SMALL, "--num_epoch", "2", "--batch_size", "3"]
     for scope, more in (("memory", []), ("disk", ["--cache_gb", "0", "--num_workers", "2"])):
         assert main.main([*flags, "--scope", scope, *more]) == 0
@@ -308,7 +301,7 @@ def test_streaming_from_disk_with_processes_trains_the_same_weights(database, wo
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
-def test_a_signal_to_all_processes_of_a_streaming_run_stops_it_with_its_state_saved(database, work, signum):
+def test_num_workers_ignore_a_signal_to_all_processes_until_the_save(database, work, signum):
     started = []
 
     def hook(module, _):
@@ -324,7 +317,7 @@ def test_a_signal_to_all_processes_of_a_streaming_run_stops_it_with_its_state_sa
     assert len(started) == 1 and len(checkpoint_of(work, 1).losses) == 1
 
 
-def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
+def test_train_off_moves_the_earlier_training_aside(trained, work):
     before = (work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth").read_bytes()
     assert main.main([*SMALL, "--num_epoch", "2", "--num_freq_save", "2", "--train_continue", "off"]) == 0
     folder = work / "checkpoints" / "unet" / "em"
@@ -337,7 +330,7 @@ def test_a_new_run_keeps_the_earlier_one_aside(trained, work):
 
 
 @needs_golden
-def test_the_originals_network_sees_images_of_each_type_as_it_was_trained(work):
+def test_legacy_network_sees_images_of_each_type_as_it_was_trained(work):
     predictor = load(SHARED / "golden" / "upstream" / "bnorm_model_epoch0003.pth")
     image = np.random.default_rng(0).integers(0, 256, (48, 48), np.uint8)
     ours, theirs = (predict_array(predictor, pixels, tta=False) for pixels in (image, np.float32(image / 255)))
@@ -346,7 +339,7 @@ def test_the_originals_network_sees_images_of_each_type_as_it_was_trained(work):
     assert not np.allclose(predicted, ours, atol=1e-2)
 
 
-def test_going_on_from_an_older_epoch_sets_the_newer_ones_aside(trained, work):
+def test_epoch_flag_moves_newer_checkpoints_aside(trained, work):
     flags = [*SMALL, "--num_freq_save", "1", "--train_continue", "on"]
     assert main.main([*flags, "--num_epoch", "4"]) == 0
     assert main.main([*flags, "--num_epoch", "3", "--epoch", "1", "--num_freq_save", "9"]) == 0
@@ -356,7 +349,7 @@ def test_going_on_from_an_older_epoch_sets_the_newer_ones_aside(trained, work):
     assert {name: on_page[name] for name in curves(work)} == curves(work)
 
 
-def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, work, capsys):
+def test_resume_with_another_learning_rate_goes_on_from_the_moments(trained, work, capsys):
     more = ["--num_epoch", "2", "--train_continue", "on"]
     assert main.main([*SMALL, *more, "--lr", "0.5", "--schedule", "constant"]) == 0
     assert "--lr changed from 0.002 to 0.5" in capsys.readouterr().out
@@ -367,7 +360,7 @@ def test_a_longer_run_and_another_learning_rate_go_on_from_the_moments(trained, 
     assert "already" in capsys.readouterr().out
 
 
-def test_the_folders_hold_what_the_design_says(trained, work):
+def test_train_writes_what_the_design_says(trained, work):
     log = work / "log" / "unet" / "em"
     assert any(re.match(r"events\.out\.tfevents", path.name) for path in log.iterdir())
     assert re.search(r"^--nch_ker +2$", (log / "arg.txt").read_text(), re.MULTILINE)
@@ -391,20 +384,20 @@ def test_the_folders_hold_what_the_design_says(trained, work):
         ("--lr 1e10", "output is NaN: train with a lower --lr"),  # of the validation
     ],
 )
-def test_a_loss_that_breaks_down_stops_before_saving_and_names_the_samples(database, work, fails, flags, words):
+def test_check_finite_stops_before_saving_and_names_the_samples(database, work, fails, flags, words):
     line = fails(main.main, [*SMALL, "--num_epoch", "9", *flags.split()])
     assert re.search(words, line)
     assert re.search(r"\d{5}\.npy", line)
     assert not list((work / "checkpoints").rglob("*.pth"))
 
 
-def test_losses_are_averaged_over_images_not_batches(database, work):
+def test_training_scores_average_over_images_not_batches(database, work):
     assert main.main([*SMALL, "--num_epoch", "1", "--batch_size", "4"]) == 0  # six images: batches of four and two
     first, second = checkpoint_of(work, 1).losses
     assert curves(work)["loss/train"] == [(1, pytest.approx((4 * first + 2 * second) / 6))]
 
 
-def test_three_classes_of_two_channels_train(work, capsys):
+def test_train_learns_three_classes_of_two_channels(work, capsys):
     rng = np.random.default_rng(0)
     for split, num in (("train", 4), ("val", 1), ("test", 1)):
         (work / "datasets" / "em" / split).mkdir(parents=True)
@@ -424,7 +417,7 @@ def test_three_classes_of_two_channels_train(work, capsys):
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((3, 3), np.float16), np.zeros((0, 48), np.float16), np.zeros((48, 48))])
-def test_a_weight_map_of_another_sample_is_made_anew(trained, wrong):
+def test_cache_border_distances_replaces_those_of_another_sample(trained, wrong):
     path = trained / "train" / "00001.distance.npy"
     kept = np.load(path)
     np.save(path, wrong)
@@ -432,7 +425,7 @@ def test_a_weight_map_of_another_sample_is_made_anew(trained, wrong):
     assert np.array_equal(np.load(path), kept)
 
 
-def test_two_trainings_make_the_weight_maps_at_once(database):
+def test_cache_border_distances_works_in_two_trainings_at_once(database):
     files = list_samples(database / "train")
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(cache_border_distances, files, load_info(database)) for _ in range(2)]:
@@ -440,13 +433,13 @@ def test_two_trainings_make_the_weight_maps_at_once(database):
     assert all(file.open_distance().shape == (48, 48) for file in files)
 
 
-def test_a_pipe_among_the_samples_is_refused_and_not_waited_for(database, fails):
+def test_map_npy_refuses_a_pipe_and_does_not_wait_for_it(database, fails):
     (database / "train" / "00001.npy").unlink()
     os.mkfifo(database / "train" / "00001.npy")
     assert "00001.npy" in fails(main.main, [*SMALL, "--num_epoch", "1"])
 
 
-def test_a_weight_map_is_kept_beside_the_sample_and_made_anew_when_that_changes(database, work):
+def test_cache_border_distances_follows_a_sample_that_changes(database, work):
     flags = [*SMALL, "--num_epoch", "1", "--loss", "wbce", "--train_continue", "off"]
     assert main.main(flags) == 0
     kept = sorted((database / "train").glob("*.distance.npy"))
@@ -474,21 +467,21 @@ def test_curves_of_a_run_resumed_with_the_clock_set_back_keep_all_epochs(trained
 
 @pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])
 @pytest.mark.parametrize("nch_out", ["1", "2"])
-def test_every_loss_learns(database, work, loss, nch_out):
+def test_loss_of_every_name_learns(database, work, loss, nch_out):
     flags = [*SMALL, "--nch_ker", "4", "--num_epoch", "6", "--batch_size", "2", "--lr", "4e-2"]
     assert main.main([*flags, "--loss", loss, "--nch_out", nch_out]) == 0
     losses = [value for _, value in curves(work)["loss/train"]]
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_papers_recipe_trains(database, work):
+def test_train_learns_by_the_papers_recipe(database, work):
     paper = "--norm none --pool max --dropout 0.5 --optim sgd --beta1 0.99 --lr 1e-3 --schedule constant --average 0"
     assert main.main([*SMALL, *paper.split(), "--batch_size", "1", "--loss", "wbce", "--num_epoch", "2"]) == 0
     assert checkpoint_of(work, 2).arch["pool"] == "max"
     assert main.main(["--mode", "test", "--gpu_ids", "-1"]) == 0
 
 
-def test_an_epoch_of_few_images_has_24_crops(database, work):
+def test_num_crop_is_24_in_an_epoch_of_few_images(database, work):
     flags = [flag for flag in SMALL if flag not in ("--num_crop", "6")]
     assert main.main([*flags, "--num_epoch", "1", "--batch_size", "5"]) == 0
     assert len(checkpoint_of(work, 1).losses) == 5
@@ -496,7 +489,7 @@ def test_an_epoch_of_few_images_has_24_crops(database, work):
 
 
 @pytest.mark.parametrize("loss", ["bce", "wbce", "dice", "bce+dice"])
-def test_what_pixels_that_are_not_annotated_would_be_changes_no_weight(database, work, loss):
+def test_partial_labels_train_weights_whatever_lies_below_ignored_pixels(database, work, loss):
     kept, nets = work / "kept", {}
     shutil.copytree(database, kept)
     for name, arguments in {"one": (1,), "other": (2,), "whole": (0,), "labelled otherwise": (1, 1)}.items():
@@ -509,7 +502,7 @@ def test_what_pixels_that_are_not_annotated_would_be_changes_no_weight(database,
     assert not same(nets["one"], nets["whole"]) and not same(nets["one"], nets["labelled otherwise"])
 
 
-def test_a_partial_database_streams_and_resumes_bit_for_bit(database, work, stop_at_forward):
+def test_partial_labels_stream_and_resume_bit_for_bit(database, work, stop_at_forward):
     annotate_partly(database, 1)
     flags = [*SMALL, "--num_epoch", "2", "--loss", "bce", "--batch_size", "2"]
     assert main.main([*flags, "--scope", "whole"]) == 0
@@ -520,15 +513,15 @@ def test_a_partial_database_streams_and_resumes_bit_for_bit(database, work, stop
     assert same(checkpoint_of(work, 2, "whole").net, checkpoint_of(work, 2).net)
 
 
-def test_a_training_goes_on_where_a_part_of_its_labels_is_no_longer_annotated(trained, work):
+def test_resume_goes_on_with_labels_that_have_become_partial(trained, work):
     annotate_partly(trained, 1)
     flags = [*SMALL, "--num_freq_save", "1", "--train_continue", "on"]
     assert main.main([*flags, "--num_epoch", "2"]) == 0
     assert checkpoint_of(work, 1).info.ignore is None and checkpoint_of(work, 2).info.ignore == 128
 
 
-@pytest.mark.parametrize(("was", "again"), [(None, False), (6, False), (24, True)])
-def test_an_epoch_begins_again_where_its_number_of_crops_would_be_another(
+@pytest.mark.parametrize(("was", "again"), [(6, False), (24, True)])
+def test_note_batch_settings_starts_an_epoch_of_another_num_crop_again(
     database, work, stop_at_forward, was, again, capsys
 ):
     flags = [*SMALL, "--batch_size", "2", "--num_epoch", "1", "--train_continue"]
@@ -536,27 +529,13 @@ def test_an_epoch_begins_again_where_its_number_of_crops_would_be_another(
     assert main.main([*flags, "off"]) == 143
     path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
     saved = Checkpoint.load(path)
-    del saved.batch_settings["num_crop"]  # as in a checkpoint of an earlier version, with one crop per sample
-    replace(saved, batch_settings=saved.batch_settings | ({"num_crop": was} if was else {})).save(path)
+    replace(saved, batch_settings=saved.batch_settings | {"num_crop": was}).save(path)
     assert main.main([*flags, "on"]) == 0
     assert ("epoch 1 starts again: num_crop changed from 24 to 6" in capsys.readouterr().out) == again
     assert len(checkpoint_of(work, 1).losses) == 3
 
 
-def test_an_interrupted_epoch_of_few_images_of_an_earlier_version_begins_again(database, work, stop_at_forward, capsys):
-    flags = [*SMALL, "--batch_size", "2", "--num_epoch", "1", "--train_continue"]
-    stop_at_forward(signal.SIGTERM, 2)
-    assert main.main([*flags, "off"]) == 143
-    path = work / "checkpoints" / "unet" / "em" / "model_epoch0001.pth"
-    saved = Checkpoint.load(path)
-    del saved.batch_settings["num_crop"]
-    saved.save(path)
-    assert main.main([*flags, "on", "--num_crop", "0"]) == 0
-    assert "epoch 1 starts again: num_crop changed from 6 to 24" in capsys.readouterr().out
-    assert len(checkpoint_of(work, 1).losses) == 12
-
-
-def test_another_split_can_be_tested_and_has_the_scores_of_the_validation(database, work, monkeypatch):
+def test_split_val_has_the_scores_of_the_validation(database, work, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})  # else all is in float32
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     assert main.main(["--mode", "test", "--gpu_ids", "-1", "--split", "val"]) == 0
@@ -580,7 +559,7 @@ def threshold_chosen_by_hand(work, epoch, split="val"):
     return Challenge(rows).best_threshold
 
 
-def test_every_checkpoint_has_a_threshold_of_its_own_weights(database, work, stop_at_forward):
+def test_threshold_of_every_checkpoint_is_chosen_for_its_weights(database, work, stop_at_forward):
     flags = [*SMALL, "--num_freq_save", "1", "--batch_size", "2", "--lr", "1e-2"]
     stop_at_forward(signal.SIGINT, 2 * (3 + 1 + 8) + 2)  # in epoch 3; each save is scored by eight views
     assert main.main([*flags, "--num_epoch", "4"]) == 130
@@ -590,7 +569,7 @@ def test_every_checkpoint_has_a_threshold_of_its_own_weights(database, work, sto
         assert checkpoint_of(work, epoch).threshold == threshold_chosen_by_hand(work, epoch)
 
 
-def test_a_second_ctrl_c_leaves_the_first_save(database, work, stop_at_forward, capfd):
+def test_stop_by_a_second_ctrl_c_leaves_the_first_save(database, work, stop_at_forward, capfd):
     stop_at_forward(signal.SIGINT, 6)
     stop_at_forward(signal.SIGINT, 8)  # while the threshold is chosen
     assert main.main([*SMALL, "--num_epoch", "3", "--batch_size", "2"]) == 130
@@ -615,7 +594,7 @@ def scores_of(work, scope):
     return json.loads((work / "results" / scope / "em" / "metrics.json").read_text())["mean"]
 
 
-def test_validation_and_test_in_tiles_have_the_scores_of_the_whole_image(work):
+def test_tile_changes_no_score_of_validation_and_test(work):
     wide(work)
     for scope, tile in (("unet", "0"), ("tiles", "64")):
         assert main.main([*SMALL, "--scope", scope, "--num_epoch", "2", "--tile", tile, "--amp", "off"]) == 0
@@ -626,7 +605,7 @@ def test_validation_and_test_in_tiles_have_the_scores_of_the_whole_image(work):
         assert tiles[name] == [(epoch, pytest.approx(value, abs=1e-6)) for epoch, value in whole[name]]
 
 
-def test_objects_of_three_classes_are_scored_and_written_with_their_class(work, capsys):
+def test_background_of_three_classes_scores_and_writes_objects_with_a_class(work, capsys):
     wide(work, 3, 8)
     assert main.main([*SMALL, "--nch_ker", "4", "--num_epoch", "20", "--batch_size", "1", "--lr", "1e-2"]) == 0
     assert main.main(["--mode", "test", "--gpu_ids", "-1", "--background", "2"]) == 0
@@ -649,7 +628,7 @@ def test_objects_of_three_classes_are_scored_and_written_with_their_class(work, 
     assert f"{sum(row[2] == '0' for row in rows)} of 0" in said and "background is 2" in said
 
 
-def test_a_background_that_is_no_class_and_a_table_that_is_not_ours_are_refused(work, fails):
+def test_background_refuses_what_is_no_class_and_a_table_that_is_not_ours(work, fails):
     wide(work, 3, 8)
     assert "choose from 0, 1, 2" in fails(main.main, [*SMALL, "--background", "sky"])
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0

@@ -4,11 +4,12 @@ import signal
 import pytest
 
 from device import pick_device
+from main import memory_advice
 from signals import StopRequest
-from utils import UserError, memory_advice, program
+from utils import UserError, program
 
 
-def test_a_signal_is_noted_and_a_second_interrupt_raises():
+def test_stop_request_notes_a_signal_and_raises_at_a_second_interrupt():
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
         assert not stop
@@ -37,11 +38,11 @@ def _raiser(error):
         (RuntimeError("CUDA out of memory. Tried to allocate"), 1),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(error, status, fails):
+def test_program_prints_one_line_of_what_the_user_can_mend(error, status, fails):
     assert fails(_raiser(error), [], status)
 
 
-def test_a_signal_that_would_kill_is_raised_so_that_partial_files_go(fails, monkeypatch):
+def test_program_raises_a_signal_that_would_kill_so_that_partial_files_go(fails, monkeypatch):
     signals = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
     for signum in signals:
         assert "interrupted" in fails(program(lambda _, signum=signum: signal.raise_signal(signum)), [], 128 + signum)
@@ -52,12 +53,12 @@ def test_a_signal_that_would_kill_is_raised_so_that_partial_files_go(fails, monk
     assert handlers == [signal.SIG_DFL] * 2
 
 
-def test_names_in_messages_are_one_line_and_do_not_steer_the_terminal(fails):
+def test_program_prints_names_on_one_line_that_do_not_steer_the_terminal(fails):
     line = fails(_raiser(UserError("a\nerror: fake\x1b[31m\udcff.png: no image")), [])
     assert line == r"error: a\nerror: fake\x1b[31m\udcff.png: no image"
 
 
-def test_a_path_with_store_in_it_has_its_own_message_and_memory_its_advice(fails):
+def test_program_tells_a_path_with_store_in_it_and_advice_about_memory(fails):
     error = PermissionError(13, "Permission denied", "/data/restored/x.tif")
     assert fails(_raiser(error), []).startswith("error: /data/restored/x.tif: Permission denied")
 
@@ -69,13 +70,13 @@ def test_a_path_with_store_in_it_has_its_own_message_and_memory_its_advice(fails
     assert fails(hungry, []) == "error: out of memory: lower --tile"
 
 
-def test_a_defect_of_ours_keeps_its_traceback():
+def test_program_keeps_the_traceback_of_a_defect_of_ours():
     for error in (RuntimeError("shapes differ"), KeyError("x"), OSError("no number")):
         with pytest.raises(type(error)):
             _raiser(error)([])
 
 
-def test_a_gpu_that_is_not_there_warns_and_gives_the_cpu(capsys):
+def test_pick_device_warns_of_a_missing_gpu_and_returns_the_cpu(capsys):
     assert pick_device("-1").type == "cpu"
     assert capsys.readouterr().err == ""
     assert pick_device("99").type == "cpu"
@@ -83,13 +84,13 @@ def test_a_gpu_that_is_not_there_warns_and_gives_the_cpu(capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "taken"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("variables", "expected"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
-def test_idle_threads_sleep_soon_unless_the_user_says_else(monkeypatch, given, taken):
+def test_program_lets_idle_threads_sleep_unless_the_user_sets_it(monkeypatch, variables, expected):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "")  # so that what the program sets is undone
         monkeypatch.delenv(name)
-    for name, value in given.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert program(lambda _: None)([]) == 0
-    assert os.environ.get("GOMP_SPINCOUNT") == taken
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -51,12 +51,12 @@ def refuses(capsys):
         ("\u2013mode", "mode"),
     ],
 )
-def test_an_unknown_flag_is_answered_with_the_nearest(word, flag, refuses):
+def test_unknown_flag_is_answered_with_the_nearest(word, flag, refuses):
     assert f"{word}: did you mean --{flag}: see" in refuses(main, word, "3")
     assert f"{word}: did you mean --{flag}: see" in refuses(main, f"{word}=3")
 
 
-def test_a_flag_of_pytorch_unet_is_known_or_answered_with_ours(refuses):
+def test_flag_of_pytorch_unet_is_ours_or_answered_with_ours(refuses):
     assert len(PYTORCH_UNET) == 28
     known = {*PROGRAMS["main.py"].__dataclass_fields__, "lr_G"}
     assert [name for name in PYTORCH_UNET if name not in known] == [n for n in PYTORCH_UNET if n in OF_PYTORCH_UNET]
@@ -66,7 +66,7 @@ def test_a_flag_of_pytorch_unet_is_known_or_answered_with_ours(refuses):
         assert f"--{name}: a flag of pytorch-UNET" in line and f"--{ours}" in line
 
 
-def test_a_flag_of_another_program_names_it(refuses):
+def test_flag_of_another_program_names_it(refuses):
     assert "--synthetic: a flag of run_make_database.py" in refuses(main, "--synthetic", "3")
     assert "--nch_ker: a flag of main.py" in refuses(run_make_database, "--nch_ker", "4")
     assert "--output: did you mean --save" in refuses(display_result, "--output", "a.png")
@@ -77,12 +77,12 @@ def test_a_flag_of_another_program_names_it(refuses):
     assert "--zzz: no flag is like it" in refuses(main, "--zzz", "-1")
 
 
-def test_the_words_of_others_stand_for_flags_that_there_are():
+def test_other_words_stand_for_flags_that_there_are():
     flags = {name for table in PROGRAMS.values() for name in table.__dataclass_fields__}
     assert OTHER_WORDS.keys() <= flags >= {*PATHS}
 
 
-def test_a_database_or_scope_that_is_not_there_names_the_nearest(trained, work, fails):
+def test_missing_database_or_scope_names_the_nearest(trained, work, fails):
     test = ["--mode", "test", "--gpu_ids", "-1"]
     assert "did you mean --name_data em?" in fails(main.main, [*SMALL, "--name_data", "EM"])
     assert "did you mean --name_data em?" in fails(main.main, [*test, "--name_data", "EM"])
@@ -99,7 +99,7 @@ def test_a_database_or_scope_that_is_not_there_names_the_nearest(trained, work, 
     assert "no result images in results/unet/em/images: run" in fails(display_result.main, [])
 
 
-def test_a_class_channel_or_series_that_is_not_there_names_the_nearest(trained, work, fails):
+def test_missing_class_channel_or_series_names_the_nearest(trained, work, fails):
     predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "a.tif", "--output", "b.tif"]
     pixels = np.zeros((2, 32, 32), np.uint8)
     tifffile.imwrite("a.tif", pixels, ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP"]}})
@@ -116,7 +116,7 @@ def test_a_class_channel_or_series_that_is_not_there_names_the_nearest(trained, 
     )
 
 
-def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(monkeypatch, tmp_path):
+def test_tilde_at_the_beginning_of_a_path_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     argv = "--mode predict --output=~/p.tif --dir_result=~/results --dir_data ~ --dir_log ./~ --scope ~ --input ~/a a~"
@@ -128,7 +128,7 @@ def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(monkeypatch, tmp_
     assert parse(DisplayFlags, ["--save=~/f.png"], None).save == f"{tmp_path}/f.png"
 
 
-def test_a_prediction_is_written_below_the_home_folder(trained, work, monkeypatch):
+def test_tilde_of_an_output_is_the_home_folder(trained, work, monkeypatch):
     monkeypatch.setenv("HOME", str(work / "home"))
     monkeypatch.setenv("USERPROFILE", str(work / "home"))
     argv = "--mode predict --gpu_ids -1 --tta off --input datasets/em/train-volume.tif --section 0 --output=~/p.tif"
@@ -136,7 +136,7 @@ def test_a_prediction_is_written_below_the_home_folder(trained, work, monkeypatc
     assert (work / "home" / "p.tif").is_file() and not (work / "~").exists()
 
 
-def test_a_file_that_is_no_checkpoint_is_never_to_be_deleted(work, database, fails):
+def test_init_from_of_another_file_never_advises_to_delete_it(work, database, fails):
     for name, content in (("notes.csv", b"a,b\n1,2\n"), ("cut.pth", b"PK\x03\x04"), ("empty.pth", b"")):
         (work / name).write_bytes(content)
         line = fails(main.main, [*SMALL, "--init_from", name])
@@ -147,14 +147,14 @@ def test_a_file_that_is_no_checkpoint_is_never_to_be_deleted(work, database, fai
 @pytest.mark.parametrize(
     "name", ["..tif", "....tif", "..npy", ".tif", " .tif", "x/..tif", ".ome.tif", "out.tif.", "out "]
 )
-def test_an_output_that_is_only_an_ending_is_one_line(name, trained, work, fails):
+def test_output_that_is_only_an_ending_is_one_line(name, trained, work, fails):
     argv = ["--mode", "predict", "--gpu_ids", "-1", "--input", "datasets/em/train-volume.tif", "--output", name]
     assert f"--output {name}: must have a name before its ending" in fails(main.main, argv, status=2)
     assert f"--save {name}: must have a name" in fails(display_result.main, ["--save", name], status=2)
     assert {path.name for path in work.iterdir()} == {"checkpoints", "datasets", "log"}
 
 
-def test_an_output_may_begin_with_a_dot_and_hold_several(trained, work):
+def test_output_may_begin_with_a_dot_and_hold_several(trained, work):
     argv = [
         "--mode",
         "predict",

@@ -1,1 +1,1 @@
-"""Training: sampler, batches, augmentation, losses, weight map, optimisers, state, budget and log."""
+"""Training: sampler, batches, augmentation, losses, weight map, optimisers, state, saver, budget and log."""

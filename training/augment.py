@@ -23,69 +23,32 @@ class Augmentation:
 
     All spatial changes are one sampling grid, so each pixel is interpolated once: the image by cubic convolution
     (bilinear interpolation blurs it), the label linearly. Source: Ronneberger et al. 2015, section 3.1.
-
-    Attributes
-    ----------
-    crop : (int, int)
-        Height and width of the result [px].
-    num_class : int
-        Number of classes.
-    is_partial : bool
-        The label may hold `IGNORE`, which is one class more. A crop that the displacement would leave without an
-        annotated pixel is not displaced.
-    flip, turn : bool
-        Random flips of both axes, and random quarter turns (half turns if the crop is not square).
-    elastic : float
-        Standard deviation of the displacement at the grid nodes [px], clipped at three times that; 0 = off.
-    elastic_share : float
-        Fraction of the crops with elastic displacement. The others stay as sharp as test images: interpolation blurs.
-    elastic_grid : int
-        Number of nodes per side; bicubic interpolation in between.
-    brightness, contrast : float
-        Largest shift in standard deviations, and largest relative change of the contrast.
-    gamma : float
-        Largest logarithm of the gamma exponent, which applies to grey values scaled to [0, 1] per image.
-    blur : float
-        Largest standard deviation of a Gaussian blur [px].
-    noise : float
-        Largest standard deviation of Gaussian noise, in standard deviations of the image.
     """
 
-    crop: tuple[int, int]
+    crop: tuple[int, int]  # height and width of the result [px]
     num_class: int
-    is_partial: bool = False
-    flip: bool = False
-    turn: bool = False
-    elastic: float = 0.0
-    elastic_share: float = 1.0
-    elastic_grid: int = 3
-    brightness: float = 0.0
-    contrast: float = 0.0
-    gamma: float = 0.0
-    blur: float = 0.0
-    noise: float = 0.0
+    is_partial: bool = False  # the label may hold `IGNORE`; a crop is not displaced if no annotated pixel would be left
+    flip: bool = False  # of both axes
+    turn: bool = False  # by quarters, or by halves if the crop is not square
+    elastic: float = 0.0  # standard deviation of the displacement at the nodes [px], clipped at three times that
+    elastic_share: float = 1.0  # of the crops; the others stay as sharp as test images: interpolation blurs
+    elastic_grid: int = 3  # nodes per side; bicubic interpolation in between
+    brightness: float = 0.0  # largest shift, in standard deviations
+    contrast: float = 0.0  # largest relative change
+    gamma: float = 0.0  # largest logarithm of the exponent of grey values that are scaled to [0, 1] per image
+    blur: float = 0.0  # largest standard deviation of a Gaussian blur [px]
+    noise: float = 0.0  # largest standard deviation of Gaussian noise, in standard deviations of the image
 
     @property
     def margin(self) -> int:
-        """Number of pixels around the crop that the displacement can reach."""
+        """Largest displacement, for which a batch has this many pixels around the crop."""
         return math.ceil(3 * self.elastic)
 
     def __call__(self, batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
-        """Augment a batch.
+        """Augment a batch of crops with the margin around them; returns crops, the label as int64.
 
-        Parameters
-        ----------
-        batch : dict
-            `input` (N, C, H + 2 margin, W + 2 margin) float32 on any device; `label`, and `distance` if there is one,
-            (N, H + 2 margin, W + 2 margin).
-        rngs : sequence of numpy.random.Generator
-            One per sample, so that the result does not depend on the other samples of the batch. They draw on the CPU,
-            so that all devices get the same numbers; only the noise is drawn on the device.
-
-        Returns
-        -------
-        dict
-            The same entries: `input` (N, C, H, W) float32, `label` (N, H, W) int64, `distance` (N, H, W) float32.
+        Each sample has other random numbers, so that it does not depend on the others of its batch. They are drawn on
+        the CPU, so that all devices get the same numbers; only the noise is drawn on the device.
         """
         image = batch["input"]
         classes = self._class_planes(batch["label"]).to(image.dtype)
@@ -110,7 +73,10 @@ class Augmentation:
 
     def _label_of(self, planes: Tensor) -> Tensor:
         """Label (N, H, W) int64 of interpolated `_class_planes`: the most probable class, or `IGNORE`."""
-        classes = _most_probable_class(planes)
+        best, classes = 1 - planes.sum(1), torch.zeros_like(planes[:, 0], dtype=torch.int64)
+        for k, plane in enumerate(planes.unbind(1), 1):  # argmax over a short axis is much slower on a CPU
+            classes = torch.where(plane > best, k, classes)
+            best = torch.maximum(plane, best)
         return torch.where(classes == 0, IGNORE, classes - 1) if self.is_partial else classes
 
     def _change_intensity(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
@@ -138,8 +104,8 @@ class Augmentation:
         device = image.device
         scales = [self.elastic * (rng.random() < self.elastic_share) for rng in rngs]
         size = (2, self.elastic_grid, self.elastic_grid)
-        drawn = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
-        nodes = torch.from_numpy(drawn.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
+        normal = np.stack([rng.normal(0, scale, size) for rng, scale in zip(rngs, scales, strict=True)])
+        nodes = torch.from_numpy(normal.astype(np.float32)).to(device, non_blocking=True)  # (y, x) [px]
         turns = self._turns(rngs).to(device, non_blocking=True)
         rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)
         nodes = torch.einsum("nij,njab->niab", turns, nodes)  # cheaper than turning the whole field
@@ -169,15 +135,6 @@ def _bicubic(num_node: int, size: int) -> Tensor:
     """Bicubic weights (size, num_node) of evenly spaced nodes, the outer ones at the edges, for each pixel."""
     one_hot = torch.eye(num_node)[None, None]
     return F.interpolate(one_hot, size=(size, num_node), mode="bicubic", align_corners=True)[0, 0]
-
-
-def _most_probable_class(planes: Tensor) -> Tensor:
-    """Most probable class (N, H, W), given the probabilities (N, K - 1, H, W) of classes 1, 2, ..."""
-    best, classes = 1 - planes.sum(1), torch.zeros_like(planes[:, 0], dtype=torch.int64)
-    for k, plane in enumerate(planes.unbind(1), 1):  # argmax over a short axis is much slower on a CPU
-        classes = torch.where(plane > best, k, classes)
-        best = torch.maximum(plane, best)
-    return classes
 
 
 def _blurred(image: Tensor, sigma: Tensor, radius: int) -> Tensor:

@@ -12,34 +12,16 @@ SAVE_SECONDS = 600.0  # a training that is killed loses no more than this time
 
 
 class Budget:
-    """Progress of a run that is limited by epochs or by time, and the signals that stop it early.
-
-    Parameters
-    ----------
-    num_epoch : int
-        Number of epochs.
-    max_minutes : float
-        Time limit [min], including the runs that it resumes; 0: limited by epochs.
-    world : World
-        The processes of the run.
-
-    Attributes
-    ----------
-    stop : StopRequest
-        Signals that this process receives; entered while it trains.
-    signum : int
-        Signal that any process had received at the last `sync`; 0 for none.
-    is_save_due : bool
-        Whether it was time to save again at the last `sync`; the same in all processes.
-    seconds_before : float
-        Time trained before this process [s].
-    """
+    """Progress of a run that is limited by epochs or by time, and the signals that stop it early."""
 
     def __init__(self, num_epoch: int, max_minutes: float, world: World) -> None:
-        self.num_epoch, self.max_minutes, self.world = num_epoch, max_minutes, world
-        self.stop, self.signum = StopRequest(), 0
-        self.start, self.seconds_before = time.monotonic(), 0.0
-        self._saved, self.is_save_due = self.start, False
+        self.num_epoch, self.world = num_epoch, world
+        self.max_minutes = max_minutes  # including the runs that it resumes; 0: limited by epochs
+        self.stop = StopRequest()  # signals that this process receives; entered while it trains
+        self.signum = 0  # signal that any process had received at the last `sync`; 0: none
+        self.start, self.seconds_before = time.monotonic(), 0.0  # time trained before this process [s]
+        self._saved = self.start  # time of the last save
+        self.is_save_due = False  # at the last `sync`, in all processes
 
     def note_save(self) -> None:
         """Count the time to the next save from now."""
@@ -54,11 +36,6 @@ class Budget:
         """Time trained until now [s]."""
         return self.seconds_before + time.monotonic() - self.start
 
-    @property
-    def last_epoch(self) -> int | None:
-        """Last epoch of the run; None if it is limited by time."""
-        return None if self.max_minutes else self.num_epoch
-
     def fraction(self, epochs: float) -> float:
         """Fraction of the run that is done after this many epochs, or of its time limit; in [0, 1]."""
         if self.max_minutes:
@@ -66,10 +43,7 @@ class Budget:
         return min(epochs / self.num_epoch, 1.0)
 
     def sync(self, epochs: float) -> float:
-        """Largest `fraction` of all processes; sets `signum` to a signal that any of them has received.
-
-        Also sets `is_save_due`.
-        """
+        """Largest `fraction` of all processes; also sets `signum` and `is_save_due` to what any of them has."""
         if self.world.is_orphaned and not self.stop:
             self.stop.signum = signal.SIGTERM
         waited = time.monotonic() - self._saved

@@ -13,21 +13,13 @@ LONG_STEPS, LONG_MINUTES = 5000, 10  # compiling takes minutes, which a shorter 
 
 
 def maybe_compile(net: nn.Module, choice: str, device: torch.device, num_step: int, max_minutes: float) -> nn.Module:
-    """Return the network, compiled if that is worthwhile.
+    """Return the network with the same weights, compiled if `--compile` says so.
 
-    Parameters
-    ----------
-    net : nn.Module
-        The network; it keeps the weights, compiled or not.
-    choice : {"auto", "on", "off"}
-        `auto` compiles in long trainings on a GPU if a compiler is installed; parts that can't be compiled run as they
-        are. On a CPU compiling saves no time (`benchmarks/README.md`).
-    device : torch.device
-        Device that it is trained on.
-    num_step, max_minutes
-        Length of the training: minutes if they are limited, otherwise steps.
+    `auto` compiles in long trainings (of so many steps, or minutes if they are limited) on a GPU if a compiler is
+    installed; parts that can't be compiled run as they are. On a CPU compiling saves no time (`benchmarks/README.md`).
     """
-    if choice == "off" or (choice == "auto" and not (can_compile(device) and _is_long(num_step, max_minutes))):
+    is_long = max_minutes >= LONG_MINUTES if max_minutes else num_step >= LONG_STEPS
+    if choice == "off" or (choice == "auto" and not (can_compile(device) and is_long)):
         return net
     import torch._dynamo
 
@@ -40,7 +32,3 @@ def can_compile(device: torch.device) -> bool:
     """Whether the device is a GPU, and a C compiler and Triton are installed."""
     has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
     return device.type == "cuda" and has_compiler and importlib.util.find_spec("triton") is not None
-
-
-def _is_long(num_step: int, max_minutes: float) -> bool:
-    return max_minutes >= LONG_MINUTES if max_minutes else num_step >= LONG_STEPS

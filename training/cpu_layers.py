@@ -14,27 +14,21 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability()  # the vector instructions 
 LARGE = 2**18  # values of a feature map
 
 
-def _has_own_gradient(value: Tensor) -> bool:
+def _uses_fast_gradient(value: Tensor) -> bool:
     """Whether this file computes the gradient: in eager training on a CPU, so that exports see PyTorch's layers."""
     trains = torch.is_grad_enabled() and value.requires_grad
     return trains and value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _is_slow(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes longer for the gradient of a weight than products of matrices.
-
-    It does without AVX-512, in float32 and channels-last, for large feature maps of many channels.
-    """
+    """Whether products of matrices are a faster gradient of a weight than oneDNN's: large layers without AVX-512."""
     is_float32 = x.dtype == weight.dtype == torch.float32
     is_large = min(weight.shape[:2]) >= 32 and x.numel() >= LARGE
     return CAPABILITY == "AVX2" and is_float32 and is_large and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def speed_up(net: nn.Module) -> None:
-    """Give the layers of a network that trains on a CPU the gradients of this file.
-
-    The classes of its modules become subclasses, so that parameters, states and copies are those of PyTorch's layers.
-    """
+    """Turn the layers of a network into those of this file: subclasses, so that parameters and copies are the same."""
     for module in net.modules():
         module.__class__ = FASTER.get((type(module), getattr(module, "kernel_size", None)), type(module))
 
@@ -44,7 +38,7 @@ class FastConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, nch_in, H, W) to (N, nch_out, H, W)."""
-        if _has_own_gradient(self.weight) and _is_slow(x, self.weight) and not torch.is_autocast_enabled("cpu"):
+        if _uses_fast_gradient(self.weight) and _is_slow(x, self.weight) and not torch.is_autocast_enabled("cpu"):
             return _Conv2d.apply(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -54,27 +48,23 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(N, nch_in, H, W) to (N, nch_out, H, W)."""
         ctx.save_for_backward(x, weight)
         return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the image, the weight and the bias; None for what needs none."""
         (x, weight), grad, wants = ctx.saved_tensors, grads[0], ctx.needs_input_grad
-        of_x = None
-        if wants[0]:
-            of_x = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
-            )[0]
+        of_x, _, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [wants[0], False, False]
+        )
         return of_x, _weight_gradient(x, grad), grad.sum((0, 2, 3)) if wants[2] else None
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """Gradient (nch_out, nch_in, 3, 3) of the weight from the image and the gradient of the output.
 
-    Both get a rim of zeros and become matrices with a row for each pixel, so that the pixels beside all others are the
-    same matrix from another row on.
+    Both get a border of zeros and become matrices with a row for each pixel: the neighbours of all pixels in one
+    direction are then the same matrix from another row on.
     """
     width = x.shape[3] + 2
     image = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2)  # (N * (H + 2) * (W + 2), nch_in)
@@ -89,7 +79,7 @@ class FastConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, nch_in, H, W) to (N, nch_out, 2 H, 2 W)."""
-        if not _has_own_gradient(self.weight):
+        if not _uses_fast_gradient(self.weight):
             return super().forward(x, output_size)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return _UpConv2d.apply(*(value.to(dtype) for value in (x, self.weight, cast(Tensor, self.bias))))
@@ -100,13 +90,11 @@ class _UpConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(N, nch_in, H, W) to (N, nch_out, 2 H, 2 W)."""
         ctx.save_for_backward(x, weight)
         return F.conv_transpose2d(x, weight, bias, stride=2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the image, the weight and the bias; None for an image that needs none."""
         (x, weight), grad = ctx.saved_tensors, grads[0]
         slow = _is_slow(x, weight)
         wanted = [ctx.needs_input_grad[0], not slow, False]
@@ -126,14 +114,8 @@ class FastDecoder(Decoder):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(N, nch, H, W) and the skip (N, nch, 2 H, 2 W) to (N, nch_out, 2 H, 2 W)."""
-        return self.convs(concat(skip, self.up(x)))
-
-
-def concat(skip: Tensor, x: Tensor) -> Tensor:
-    """Two tensors (N, C, H, W), one behind the other along C."""
-    if not _has_own_gradient(x):
-        return torch.cat([skip, x], dim=1)
-    return _Concat.apply(skip, x)
+        x = self.up(x)
+        return self.convs(_Concat.apply(skip, x) if _uses_fast_gradient(x) else torch.cat([skip, x], dim=1))
 
 
 class _Concat(torch.autograd.Function):
@@ -141,7 +123,6 @@ class _Concat(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        """Tensors (N, C, H, W), one behind the other along C."""
         ctx.sizes = [part.shape[1] for part in parts]
         return torch.cat(parts, dim=1)
 

@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,108 +16,46 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset import Batch, PatchDataset
+from distributed import World
 from samples import IGNORE, SampleFile
-from training.annotation import find_annotated
 from training.augment import Augmentation
-from training.sampler import PatchSampler
+from training.sampler import BatchSettings, PatchSampler, find_annotated
 from utils import UserError, echo
-
-
-@dataclass(frozen=True)
-class LoaderOptions:
-    """How samples are read.
-
-    Attributes
-    ----------
-    in_memory : bool
-        Whether all samples are kept in memory; then no worker processes are started.
-    num_workers : int
-        Worker processes that read samples not kept in memory; at most one per core.
-    pin_memory : bool
-        Whether batches are put into pinned memory, from which a GPU copies without waiting.
-    rank, num_process : int
-        This process and the number of processes, among which each batch is divided.
-    """
-
-    in_memory: bool
-    num_workers: int = 0
-    pin_memory: bool = False
-    rank: int = 0
-    num_process: int = 1
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of a `DataLoader`; its worker processes are kept between epochs."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = 0 if self.in_memory else min(self.num_workers, cores)
-        return {
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "worker_init_fn": _start_worker,
-            "pin_memory": self.pin_memory,
-        }
 
 
 class TrainingBatches:
     """Batches of random crops, augmented and weighted, on the device; they depend on (seed, epoch) only.
 
-    Parameters
-    ----------
-    data : PatchDataset
-        Labelled samples, with the margin of the augmentation.
-    augment : Augmentation
-        Its crop is made smaller if no image is that large.
-    batch_size, seed : int
-        Crops per batch over all processes, and the random seed.
-    options : LoaderOptions
-        How this process reads samples.
-    device : torch.device
-        Device that the batches are moved to.
-    stride : int
-        Stride of the network [px]; the sides of a crop made smaller are multiples of it.
-    weigh : callable, optional
-        Function of a batch's label and distance; returns the weight of each pixel.
-    num_crop : int
-        Number of crops per epoch, see `PatchSampler`.
-    sum_over_processes : callable, optional
-        Sum of a tensor over the processes, if there are several.
+    The samples have the margin of the augmentation. `weigh` makes the weight of each pixel from label and distance.
     """
 
     def __init__(
         self,
         data: PatchDataset,
         augment: Augmentation,
-        batch_size: int,
-        seed: int,
-        options: LoaderOptions,
+        settings: BatchSettings,
         device: torch.device,
-        stride: int,
+        *,
+        world: World | None = None,
+        num_workers: int = 0,
         weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
-        num_crop: int = 0,
-        sum_over_processes: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
-        crop = fit_crop(augment.crop, data.shapes, stride, verbose=options.rank == 0)
-        self.augment, self.weigh, self._sum = replace(augment, crop=crop), weigh, sum_over_processes
-        self.files, self.seed, self.options, self.device = data.files, seed, options, device
-        self._loader = patch_loader(data, crop, batch_size, seed, options, num_crop)
-        self._sampler = cast(PatchSampler, self._loader.batch_sampler)
+        self.augment, self.weigh, self.device, self.world = augment, weigh, device, world or World()
+        self.files, self.seed = data.files, settings.seed
+        self._loader = patch_loader(data, settings, device, world=self.world, num_workers=num_workers)
+        self.sampler = cast(PatchSampler, self._loader.batch_sampler)
 
     def __len__(self) -> int:
-        return len(self._sampler)
-
-    @property
-    def batch_settings(self) -> dict[str, Any]:
-        """Settings that the batches of an epoch depend on, besides the image sizes and what is annotated."""
-        return self._sampler.batch_settings
+        return len(self.sampler)
 
     def files_of(self, epoch: int) -> list[list[SampleFile]]:
         """Samples of each batch of an epoch, over all processes."""
-        return [[self.files[window.index] for window in batch] for batch in self._sampler.batches(epoch)]
+        return [[self.files[window.index] for window in batch] for batch in self.sampler.batches(epoch)]
 
     def of(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of an epoch, starting at a step."""
-        self._sampler.set_epoch(epoch, first_step)
-        sizes = [len(batch) for batch in self._sampler.batches(epoch)[first_step:]]
+        self.sampler.set_epoch(epoch, first_step)
+        sizes = [len(batch) for batch in self.sampler.batches(epoch)[first_step:]]
         for size, batch in zip(sizes, self._loaded(), strict=True):
             yield self._finished(batch, epoch, size)
 
@@ -143,28 +80,35 @@ class TrainingBatches:
 
     def _finished(self, batch: Batch, epoch: int, size: int) -> Batch:
         """Batch as the network is trained on it; over all processes it has `size` crops."""
-        rngs = self._rngs(batch, epoch)
-        tensors = cast(dict[str, Tensor], batch)
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
-        batch = self.augment(cast(Batch, moved), rngs)
+        crops = zip(batch["index"].tolist(), batch["crop"].tolist(), strict=True)
+        # crop 0 of a sample has the random numbers of earlier versions, which had no others
+        rngs = [np.random.default_rng((self.seed, epoch, i, *([k] if k else []))) for i, k in crops]
+        num_own = len(range(self.world.rank, size, self.world.size))  # crops of this process; 0: it repeats another's
+        batch = self._augmented(batch, rngs)
         if self.augment.is_partial:
             valid = batch["label"] != IGNORE
             batch["label"] = torch.where(valid, batch["label"], 0)  # any class: its weight is 0
         if self.weigh is not None:
             batch["weight"] = self.weigh(batch["label"], batch["distance"])
-        num_own, num_process = len(range(self.options.rank, size, self.options.num_process)), self.options.num_process
-        if self.augment.is_partial:  # makes the mean over pixels the mean over annotated pixels
-            num_valid = self._sum(valid.sum() * (num_own > 0))  # a process without a crop has repeated another's
-            batch["weight"] = batch.get("weight", 1) * valid * (size * valid[0].numel() / num_valid)
-        if num_process > 1:  # makes the mean over processes the mean over images
-            batch["loss_scale"] = num_own * num_process / size
+        if self.augment.is_partial:
+            batch["weight"] = self._weighted(batch, valid, num_own, size)
+        if self.world.size > 1:
+            # mean over P processes of loss_p num_p P / size = sum of loss_p num_p / size, the mean over the images
+            batch["loss_scale"] = num_own * self.world.size / size
         batch["seed"] = int(rngs[0].integers(2**63))
         return batch
 
-    def _rngs(self, batch: Batch, epoch: int) -> list[np.random.Generator]:
-        """Random numbers of each crop; the first one of a sample has those of earlier versions, which had no others."""
-        crops = zip(batch["index"].tolist(), batch["crop"].tolist(), strict=True)
-        return [np.random.default_rng((self.seed, epoch, i, *([k] if k else []))) for i, k in crops]
+    def _augmented(self, batch: Batch, rngs: list[np.random.Generator]) -> Batch:
+        """Batch on the device, augmented with the random numbers of each crop."""
+        tensors = cast(dict[str, Tensor], batch)
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        return self.augment(cast(Batch, moved), rngs)
+
+    def _weighted(self, batch: Batch, valid: Tensor, num_own: int, size: int) -> Tensor:
+        """Weights with which the mean over the pixels of the whole batch is the mean over its annotated pixels."""
+        # mean of loss * weight * valid * num_pixel / num_valid = sum over valid of loss * weight / num_valid
+        num_pixel, num_valid = size * valid[0].numel(), self.world.sum(valid.sum() * (num_own > 0))
+        return batch.get("weight", 1) * valid * (num_pixel / num_valid)
 
 
 def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.device | None:
@@ -193,21 +137,20 @@ def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, 
 
 
 def patch_loader(
-    data: PatchDataset, crop: tuple[int, int], batch_size: int, seed: int, options: LoaderOptions, num_crop: int = 0
+    data: PatchDataset, settings: BatchSettings, device: torch.device, *, world: World | None = None, num_workers: int
 ) -> DataLoader:
-    """Loader of random patches with the margin of `data`, before augmentation."""
-    sampler = PatchSampler(
-        data.shapes,
-        crop,
-        data.margin,
-        batch_size,
-        seed,
-        num_crop=num_crop,
-        annotated=find_annotated(data.files, data.info),
-        rank=options.rank,
-        num_process=options.num_process,
+    """Loader of random patches with the margin of `data`, before augmentation; samples in memory need no workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = 0 if data.memory is not None else min(num_workers, cores)
+    annotated = find_annotated(data.files, data.info)
+    return DataLoader(
+        data,
+        batch_sampler=PatchSampler(data.shapes, data.margin, settings, annotated, world),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda" and data.memory != device,  # from which a GPU copies without waiting
     )
-    return DataLoader(data, batch_sampler=sampler, **options.arguments)
 
 
 def _start_worker(_worker: int) -> None:

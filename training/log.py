@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from description import DataInfo
 from files import atomic_write
 from utils import UserError, echo, printable
 
@@ -24,21 +22,7 @@ if TYPE_CHECKING:  # imported where they are used: a test needs none of them
 
 CHARTS = {"loss": {"train and validation": ["Multiline", ["loss/train", "loss/val"]]}}  # of custom scalars
 NO_SCORES = ("learning_rate", "images_per_second")  # curves that are none
-SHOWN = ("loss", "dice", "pixel_error", "images_per_second")  # scores shown next to the progress
-
-
-def write_arguments(path: Path, values: dict[str, Any]) -> None:
-    """Write `arg.txt`, the readable table of a run's parameters."""
-    width = max(map(len, values))
-    with atomic_write(path, "w") as file:
-        file.writelines(printable(f"{name.ljust(width)}  {value}") + "\n" for name, value in values.items())
-
-
-def say_what_is_trained(info: DataInfo, num_weight: int, device: torch.device) -> None:
-    """Print the fractions of the classes and the size of the network."""
-    parts = zip(info.class_names, info.class_share, strict=True)
-    echo("training pixels: " + ", ".join(f"{name} {part:.1%}" for name, part in parts))
-    echo(f"{num_weight:,} weights on {device}")
+PROGRESS = ("loss", "dice", "pixel_error", "images_per_second")  # scores next to the progress
 
 
 def command_line(argv: list[str] | None = None) -> str:
@@ -52,30 +36,19 @@ class TrainingLog:
     Nothing is written before `open`; then events are on the disk when a method returns, so that no checkpoint is ever
     ahead of its curves (tensorboardX's SummaryWriter queues them, and a killed run would lose the last two minutes).
     If they can't be written, a warning is printed and training continues without curves.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the event files.
-    first : int
-        First epoch of this run; TensorBoard hides what an interrupted run wrote of it and of later epochs.
-    last : int or None
-        Last epoch; None if the run is limited by time.
-    progress : float
-        Fraction of the run that was done before.
     """
 
     def __init__(self, folder: Path, first: int, last: int | None, progress: float) -> None:
         from tqdm import tqdm
 
-        self.folder, self.first = folder, first
+        self.folder, self.first = folder, first  # TensorBoard hides what an interrupted run wrote from `first` on
         self.writer: EventsWriter | None = None
         self._waiting: list[Event] | None = []  # events until `open`; None: none can be written any more
         self._flags: tuple[Event, ...] = ()  # which each file begins with
         self._table: dict[str, Any] = {}  # of arg.txt
         self.bar = tqdm(total=last, initial=first - 1, unit="epoch", disable=None, dynamic_ncols=True)
-        self.of = f"/{last}" if last else ""
-        self.start, self.before = time.monotonic(), progress
+        self.of = f"/{last}" if last else ""  # a run that is limited by time has no last epoch
+        self.start, self.before = time.monotonic(), progress  # the fraction of the run that was done before
 
     def open(self) -> None:
         """Write arg.txt and the events until now; called when the files of an earlier training are out of the way."""
@@ -87,7 +60,9 @@ class TrainingLog:
         """Write arg.txt, and begin a file of events."""
         from tensorboardX.event_file_writer import EventsWriter
 
-        write_arguments(self.folder / "arg.txt", self._table)
+        width = max(map(len, self._table))
+        with atomic_write(self.folder / "arg.txt", "w") as file:
+            file.writelines(printable(f"{name.ljust(width)}  {value}") + "\n" for name, value in self._table.items())
         self._name = f".{time.time_ns()}"  # two runs may start in one second
         self.writer = EventsWriter(str(self.folder / "events"), self._name)
         self._put(_event(epoch, session_log={"status": "START"}), *self._flags)
@@ -133,12 +108,14 @@ class TrainingLog:
         """Add one point to each curve, and show the progress, the fraction of the run that is done."""
         self._mend(epoch)
         self._write(epoch, summary={"value": [{"tag": name, "simple_value": value} for name, value in scores.items()]})
-        shown = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in SHOWN}
-        left = self._left(progress)
-        self.bar.set_postfix(shown | {"left": left}, refresh=False)
+        texts = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in PROGRESS}
+        pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)  # [s] for the whole run
+        minutes, seconds = divmod(round(pace * (1 - progress)), 60)
+        left = f"{minutes}:{seconds:02d}"
+        self.bar.set_postfix(texts | {"left": left}, refresh=False)
         self.bar.update()
         if self.bar.disable:
-            text = "  ".join(f"{name} {value}" for name, value in shown.items())
+            text = "  ".join(f"{name} {value}" for name, value in texts.items())
             echo(f"epoch {epoch}{self.of}  {text}  {left} left")
 
     def arguments(self, epoch: int, values: dict[str, Any], network: Mapping[str, Any]) -> None:
@@ -179,12 +156,6 @@ class TrainingLog:
             image = {"height": height, "width": width, "colorspace": 1 if picture.ndim == 2 else 3}
             image["encoded_image_string"] = png.getvalue()
             self._write(epoch, summary={"value": [{"tag": name, "image": image}]})
-
-    def _left(self, progress: float) -> str:
-        """Remaining time at the present speed."""
-        pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)
-        minutes, seconds = divmod(round(pace * (1 - progress)), 60)
-        return f"{minutes}:{seconds:02d}"
 
     def close(self) -> None:
         """Close the bar and the event file."""

@@ -19,14 +19,8 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (logits, label, weig
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean over the pixels of binary cross entropy (one channel) or cross entropy (more).
 
-    Parameters
-    ----------
-    logits : Tensor
-        (N, 1, H, W) of class 1, or (N, K, H, W).
-    label : Tensor
-        (N, H, W) class indices.
-    weight : Tensor, optional
-            (N, H, W) factor of each pixel's loss, as in equation 1 of the paper; 0 where not annotated.
+    Of logits (N, 1, H, W) of class 1, or (N, K, H, W), and class indices (N, H, W). The weight (N, H, W) is a factor of
+    each pixel's loss, as in equation 1 of the paper; 0 where not annotated.
     """
     if logits.shape[1] == 1:
         losses = F.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits.dtype), reduction="none")
@@ -38,12 +32,7 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
 def dice_loss(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
     """One minus the soft Dice coefficient of the batch, mean over the classes; the background is one of them.
 
-    Parameters
-    ----------
-    logits, label : Tensor
-        As for `cross_entropy`. Source: Milletari et al. 2016, arXiv 1606.04797.
-    weight : Tensor, optional
-        (N, H, W); pixels of weight 0 don't count, all others alike.
+    Pixels of weight 0 don't count, all others count alike. Source: Milletari et al. 2016, arXiv 1606.04797.
     """
     probability = class_probability(logits)  # (N, K, H, W)
     truth = torch.stack([label == k for k in range(probability.shape[1])], dim=1).to(probability.dtype)
@@ -67,13 +56,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def check_finite(loss: float, where: str, files: list[SampleFile]) -> None:
-    """Stop a training that has diverged.
-
-    Raises
-    ------
-    DivergenceError
-        The loss is NaN or infinite.
-    """
+    """Raise `DivergenceError` if a loss is NaN or infinite."""
     if not math.isfinite(loss):
         names = ", ".join(dict.fromkeys(str(file.input) for file in files))
         raise DivergenceError(

@@ -15,10 +15,7 @@ from model import UNet
 
 
 def _eager(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Optimiser that does not import PyTorch's compiler, which takes a second.
-
-    PyTorch wraps the methods of its optimisers to keep the compiler off them; here they are the functions themselves.
-    """
+    """Optimiser without the wrappers that keep PyTorch's compiler off its methods, and import that for a second."""
     names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
     methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
     methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
@@ -33,33 +30,17 @@ OPTIMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def _constant(_progress: float) -> float:
-    return 1.0
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "cosine": _cosine}
+SCHEDULES: dict[str, Callable[[float], float]] = {  # factor of the rate, given the progress in [0, 1]
+    "constant": lambda _: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # Loshchilov and Hutter, arXiv 1608.03983
+}
 
 
 def learning_rate(progress: float, lr: float, schedule: str, warmup: float) -> float:
-    """Learning rate of one step; it depends on the progress only, so that resuming changes nothing.
+    """Learning rate of one step, given the fraction of the run that is done: resuming changes nothing.
 
-    Parameters
-    ----------
-    progress : float
-        Fraction of the run done before the step, in [0, 1]. If a resumed run is made longer, so is its curve.
-    lr : float
-        Learning rate after the warm-up.
-    schedule : {"constant", "cosine"}
-        `cosine` falls to 0 at the end; Loshchilov and Hutter 2017, arXiv 1608.03983.
-    warmup : float
-        Fraction of the run in which the rate rises linearly to `lr`.
+    In the first part of the run, `warmup`, it rises linearly to `lr`.
 
-    Examples
-    --------
     >>> [round(learning_rate(step / 10, 1.0, "cosine", warmup=0.2), 3) for step in (0, 1, 2, 6, 10)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
@@ -69,16 +50,11 @@ def learning_rate(progress: float, lr: float, schedule: str, warmup: float) -> f
 
 
 class MovingAverage:
-    """Exponential moving average of the weights and statistics of a network.
+    """Exponential moving average of the weights and statistics of a network, which it begins with.
 
-    Parameters
-    ----------
-    net : UNet
-        Network whose weights start the average; it is copied.
-    decay : float
-        Weight of the old average at each step; smaller in the first steps, so that the initial weights are soon
-        forgotten. Source: Polyak and Juditsky 1992, doi 10.1137/0330046; first steps as in
-        TensorFlow's ExponentialMovingAverage.
+    `decay` is the weight of the old average at each step. It is smaller in the first steps, as in TensorFlow's
+    ExponentialMovingAverage, so that the initial weights are soon forgotten.
+    Source: Polyak and Juditsky 1992, doi 10.1137/0330046.
     """
 
     def __init__(self, net: UNet, decay: float) -> None:
@@ -106,32 +82,15 @@ class MovingAverage:
         self.num_step = state["num_step"]
 
 
-def compatible_state(first: str, second: str) -> bool:
-    """Whether one optimiser can continue from the state of another; Adam and AdamW differ only in weight decay.
-
-    Examples
-    --------
-    >>> compatible_state("adam", "adamw"), compatible_state("adam", "sgd")
-    (True, False)
-    """
-    return first == second or {first, second} <= {"adam", "adamw"}
-
-
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's moments and last learning rate; its other settings stay as the flags of this run.
-
-    Raises
-    ------
-    ValueError
-        The moments don't fit the weights.
-    """
+    """Load an optimiser's moments and last learning rate; its other settings stay as the flags of this run."""
     flags = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    # before loading, since `fused` decides on which device the count of steps is kept
+    # before loading, since `fused` decides on which device the count of steps lies
     groups = [group | values for group, values in zip(state["param_groups"], flags, strict=True)]
     optimizer.load_state_dict(state | {"param_groups": groups})
     for weight, moments in optimizer.state.items():
         if any(value.shape not in ((), weight.shape) for value in moments.values() if isinstance(value, Tensor)):
             raise ValueError(f"moments of other weights than {tuple(weight.shape)}")
-    kinds = {tuple((name, type(value)) for name, value in moments.items()) for moments in optimizer.state.values()}
-    if len(kinds) > 1:
+    layouts = {tuple((name, type(value)) for name, value in moments.items()) for moments in optimizer.state.values()}
+    if len(layouts) > 1:
         raise ValueError("moments that some weights lack")

@@ -1,66 +1,109 @@
-"""Which windows of the samples form the batches of a training."""
+"""Which windows of the samples form the batches of a training: random ones, where samples are annotated."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from dataset import Window
-from training.annotation import AnnotatedBlocks
+from description import DataInfo
+from distributed import World
+from samples import IGNORE, SampleFile
+from utils import UserError
 
 MIN_CROP = 24  # crops of an epoch, at least; see "Few annotated sections" in benchmarks/README.md
+BLOCK = 16  # [px] height and width of a block of a label
+BAND = 16 * BLOCK  # rows of a label that are read at once
 LARGE = 1024**2  # [px] area of an image, one crop each; up to 1.5 times that is one crop, too
 
 
-class PatchSampler(Sampler[list[Window]]):
-    """Batches of random windows of the samples; they depend on (seed, epoch) only.
+@dataclass(frozen=True)
+class AnnotatedBlocks:
+    """Blocks of a label that contain annotated pixels; 16 bytes for each of them."""
 
-    Parameters
-    ----------
-    shapes : list of (int, int)
-        Height and width of each sample [px].
-    crop : (int, int)
-        Height and width of a crop [px].
-    margin : int
-        Pixels read around the crop for the elastic displacement.
-    batch_size, seed : int
-        Windows per batch (the last may have fewer), and the random seed.
-    num_crop : int
-        Crops of an epoch, which the samples share by their area; 0: one crop per sample, more if that are few or a
-        sample is large.
-    annotated : list of AnnotatedBlocks, optional
-        Where each sample is annotated: there crops are drawn. None: all pixels are.
-    rank, num_process : int
-        This process gets every `num_process`-th window of a batch, starting with window `rank`. A process without a
-        window gets the batch's first one, whose loss is then scaled by 0.
+    anchors: np.ndarray  # (N, 2) of int32, position (y, x) of one annotated pixel of each block [px]
+    ends: np.ndarray  # (N,) of int64, annotated pixels in this block and those before it
+
+    @classmethod
+    def find(cls, label: np.ndarray) -> AnnotatedBlocks:
+        """Blocks of a label (H, W), which is read a few rows at a time."""
+        anchors, counts = [np.empty((0, 2), np.int32)], [np.empty(0, np.int64)]
+        for top in range(0, label.shape[0], BAND):
+            positions, numbers = _find_in_band(label[top : top + BAND] != IGNORE)
+            anchors.append((positions + np.array([top, 0])).astype(np.int32))
+            counts.append(numbers)
+        return cls(np.concatenate(anchors), np.concatenate(counts).cumsum())
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def draw(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        """Random anchors (num, 2), each block with a probability proportional to its number of annotated pixels."""
+        pixels = rng.integers(self.ends[-1], size=num)
+        return self.anchors[np.searchsorted(self.ends, pixels, side="right")]
+
+
+def _find_in_band(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First annotated pixel (N, 2) of each block of a band (H, W), and number (N,) of annotated pixels, if any."""
+    padded = np.pad(valid, [(0, -side % BLOCK) for side in valid.shape])
+    rows, columns = (side // BLOCK for side in padded.shape)
+    blocks = padded.reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2).reshape(rows, columns, BLOCK**2)
+    counts = np.count_nonzero(blocks, axis=-1)
+    row, column = counts.nonzero()
+    y, x = np.divmod(blocks[row, column].argmax(-1), BLOCK)
+    return np.stack([row * BLOCK + y, column * BLOCK + x], -1), counts[row, column]
+
+
+def find_annotated(files: list[SampleFile], info: DataInfo) -> list[AnnotatedBlocks] | None:
+    """Where each sample is annotated, which at least one must be; None where all pixels are."""
+    if not info.is_partial:
+        return None
+    labels = (cast(np.ndarray, file.open(info.class_values)[1]) for file in files)
+    annotated = [AnnotatedBlocks.find(label) for label in labels]
+    if not any(map(len, annotated)):
+        folder = files[0].input.parent
+        raise UserError(f"{folder}: no pixel is annotated, all have the label {info.ignore}: check --ignore")
+    return annotated
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """Flags that the batches of an epoch depend on, besides the samples."""
+
+    crop: tuple[int, int]  # height and width [px]
+    batch_size: int  # crops per batch over all processes; the last one may have fewer
+    seed: int
+    num_crop: int = 0  # per epoch, shared by area; 0: one per sample, more if those are few or a sample is large
+
+
+class PatchSampler(Sampler[list[Window]]):
+    """Batches of random windows of samples; they depend on (seed, epoch) only.
+
+    Windows have a margin [px] around the crop, for the elastic displacement. Crops are drawn where the samples are
+    annotated; None: everywhere. Each process of the world gets every n-th window of a batch, or the first window, whose
+    loss is then scaled by 0, if the batch has too few.
     """
 
     def __init__(
         self,
-        shapes: list,
-        crop: tuple[int, int],
+        shapes: list[tuple[int, int]],
         margin: int,
-        batch_size: int,
-        seed: int,
-        *,
-        num_crop: int = 0,
+        settings: BatchSettings,
         annotated: list[AnnotatedBlocks] | None = None,
-        rank: int = 0,
-        num_process: int = 1,
+        world: World | None = None,
     ) -> None:
-        self.shapes, self.crop, self.margin = np.array(shapes), crop, margin
-        self.batch_size, self.seed = batch_size, seed
-        self.annotated = annotated
-        self.rank, self.num_process = rank, num_process
+        self.shapes, self.margin = np.array(shapes), margin
+        self.settings, self.annotated, self.world = settings, annotated, world or World()
         self.epoch, self.first_step = 1, 0
         sizes = _relative_sizes(self.shapes)
         if annotated is not None:
             sizes = sizes * [len(blocks) > 0 for blocks in annotated]
-        self.num_crop = num_crop or max(MIN_CROP, round(sizes.sum()))
+        self.num_crop = settings.num_crop or max(MIN_CROP, round(sizes.sum()))
         self.expected = sizes * (self.num_crop / sizes.sum())  # crops of each sample, on average over the epochs
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -69,14 +112,19 @@ class PatchSampler(Sampler[list[Window]]):
 
     @property
     def batch_settings(self) -> dict[str, Any]:
-        """Settings that the batches of an epoch depend on, besides the image sizes and what is annotated."""
-        crop = [int(side) for side in self.crop]
-        batch_settings = {"seed": self.seed, "batch_size": self.batch_size, "crop": crop, "samples": len(self.shapes)}
-        return batch_settings | {"num_crop": self.num_crop}
+        """Settings for a checkpoint: if they change, so do the batches of an epoch."""
+        return {
+            "seed": self.settings.seed,
+            "batch_size": self.settings.batch_size,
+            "crop": [int(side) for side in self.settings.crop],
+            "samples": len(self.shapes),
+            "num_crop": self.num_crop,
+        }
 
     def batches(self, epoch: int) -> list[list[Window]]:
         """All batches of an epoch, for all processes together."""
-        rng = np.random.default_rng((self.seed, epoch))
+        size, crop = self.settings.batch_size, self.settings.crop
+        rng = np.random.default_rng((self.settings.seed, epoch))
         rounding, anchoring = rng.spawn(2)  # leaves the numbers of `rng` as they are
         counts = self._draw_counts(rounding)
         samples = np.repeat(np.arange(len(counts)), counts)
@@ -84,10 +132,10 @@ class PatchSampler(Sampler[list[Window]]):
         order = rng.permutation(len(samples))
         low, high = self._corner_range(counts, anchoring)
         corners = low + (rng.random(low.shape) * (high - low + 1)).astype(int) - self.margin
-        height, width = (side + 2 * self.margin for side in self.crop)
+        height, width = (side + 2 * self.margin for side in crop)
         drawn = zip(samples.tolist(), corners.tolist(), numbers.tolist(), strict=True)
         windows = [Window(index, top, left, height, width, number) for index, (top, left), number in drawn]
-        return [[windows[i] for i in order[k : k + self.batch_size]] for k in range(0, len(order), self.batch_size)]
+        return [[windows[i] for i in order[k : k + size]] for k in range(0, len(order), size)]
 
     def _draw_counts(self, rng: np.random.Generator) -> np.ndarray:
         """Crops of each sample (N,) in an epoch: its expected number, rounded up or down at random; the sum is fixed.
@@ -100,28 +148,27 @@ class PatchSampler(Sampler[list[Window]]):
 
     def _corner_range(self, counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """First and last possible top left corner (num_crop, 2) of each crop, given the number of each sample."""
-        high = np.maximum(np.repeat(self.shapes, counts, axis=0) - self.crop, 0)
+        crop = np.array(self.settings.crop)
+        high = np.maximum(np.repeat(self.shapes, counts, axis=0) - crop, 0)
         if self.annotated is None:
             return np.zeros_like(high), high
         drawn = zip(self.annotated, counts, strict=True)
         anchors = np.concatenate([blocks.draw(rng, num) for blocks, num in drawn if num])
-        # so far inside the crop, if the image has room, that no displacement moves the anchor out of it
-        inside = np.minimum(self.margin, (np.array(self.crop) - 1) // 2)
-        return np.clip(anchors + inside + 1 - self.crop, 0, high), np.clip(anchors - inside, 0, high)
+        # at least a margin inside the crop, if the image has room: no displacement moves the anchor out of it
+        inside = np.minimum(self.margin, (crop - 1) // 2)
+        return np.clip(anchors + inside + 1 - crop, 0, high), np.clip(anchors - inside, 0, high)
 
     def __iter__(self) -> Iterator[list[Window]]:
         for batch in self.batches(self.epoch)[self.first_step :]:
-            yield batch[self.rank :: self.num_process] or batch[:1]
+            yield batch[self.world.rank :: self.world.size] or batch[:1]
 
     def __len__(self) -> int:
-        return math.ceil(self.num_crop / self.batch_size)
+        return math.ceil(self.num_crop / self.settings.batch_size)
 
 
 def _relative_sizes(shapes: np.ndarray) -> np.ndarray:
     """Crops (N,) for which an image is large enough, given the heights and widths (N, 2) [px].
 
-    Examples
-    --------
     >>> _relative_sizes(np.array([(512, 512), (1200, 1200), (2048, 2048)])).tolist()
     [1.0, 1.0, 4.0]
     """

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import distributed
 from checkpoint import Checkpoint, explain_mismatch
 from config import Config
 from description import DataInfo
@@ -17,12 +16,13 @@ from device import to_device
 from flags import as_typed
 from model import NUM_LEVEL, UNet, init_weights
 from training.cpu_layers import speed_up
-from training.optim import OPTIMS, MovingAverage, compatible_state, load_optimizer_state
+from training.optim import OPTIMS, MovingAverage, load_optimizer_state
 from utils import UserError
 
 # flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 PER_RUN |= {"init_from", "patience"}
+SAVED = ("batch_settings", "threshold", "best_epoch", "best_score")  # of a state, and of a checkpoint as well
 NEW_TRAINING = "add --train_continue off for a new one"
 HPARAM_GROUPS = ("model", "training", "data", "augmentation")  # groups of flags that results depend on
 
@@ -37,66 +37,29 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 @dataclass
 class TrainState:
-    """State of a training.
-
-    Attributes
-    ----------
-    net, optimizer
-        The network and its optimiser.
-    scaler : GradScaler
-        Scaler of the loss, for float16; otherwise it does nothing.
-    info : DataInfo
-        Description of the data that the network was first trained on.
-    epoch : int
-        The current epoch, from 1.
-    losses : list of float
-        Loss of each batch of the current epoch until now.
-    last_losses : list of float
-        Those of the epoch before.
-    steps : list of Tensor
-        Loss of each batch since those in `losses`, still on the device, so that a step waits for nothing.
-    batch_settings : dict
-        Settings that the batches of the current epoch depend on, see `TrainingBatches.batch_settings`.
-    database : str
-        Identity of the database, see `dataset.identity`.
-    saved_epoch : int
-        Epoch of the checkpoint it was loaded from; 0 for none.
-    average : MovingAverage or None
-        Moving average of the weights, if wanted.
-    threshold : float
-        Threshold for the probability of class 1 that scored best on the validation set.
-    seconds : float
-        Time trained before this process [s].
-    best_epoch, best_score
-        The epoch with the best validation score until now, and that score; 0 and None without one.
-    """
+    """State of a training: what a checkpoint holds of it, and what has happened since."""
 
     net: UNet
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    info: DataInfo
-    epoch: int = 1
-    losses: list[float] = field(default_factory=list)
-    last_losses: list[float] = field(default_factory=list)
-    steps: list[Tensor] = field(default_factory=list)
-    batch_settings: dict[str, Any] = field(default_factory=dict)
-    database: str = ""
-    saved_epoch: int = 0
-    average: MovingAverage | None = None
-    threshold: float = 0.5
-    seconds: float = 0.0
-    best_epoch: int = 0
+    scaler: torch.amp.GradScaler  # of the loss, for float16; otherwise it does nothing
+    info: DataInfo  # of the data that the network was first trained on
+    config: Config  # flags of the run, with the architecture of the network
+    epoch: int = 1  # the current one
+    losses: list[float] = field(default_factory=list)  # of each batch of the current epoch until now
+    last_losses: list[float] = field(default_factory=list)  # of the epoch before
+    steps: list[Tensor] = field(default_factory=list)  # losses since `losses`, on the device: a step waits for nothing
+    batch_settings: dict[str, Any] = field(default_factory=dict)  # that the batches of the current epoch depend on
+    database: str = ""  # `description.identity` of the database
+    saved_epoch: int = 0  # epoch of the checkpoint it was loaded from; 0: none
+    average: MovingAverage | None = None  # of the weights
+    threshold: float = 0.5  # for the probability of class 1, which scored best on the validation set
+    seconds: float = 0.0  # time trained before this process
+    best_epoch: int = 0  # with the best validation score until now; 0: none
     best_score: float | None = None
 
     @classmethod
     def begin(cls, config: Config, info: DataInfo, device: torch.device, precision: torch.dtype | None) -> TrainState:
-        """State of a new training, with random weights.
-
-        Raises
-        ------
-        UserError
-            The flags ask for channels or classes that the data don't have.
-        """
+        """State of a new training, with random weights."""
         if config.nch_in not in (0, info.nch_in):
             what = f"the images of the database have {info.nch_in} channel(s)"
             raise UserError(f"--nch_in {config.nch_in}: {what}: leave it out, or make another database")
@@ -104,8 +67,8 @@ class TrainState:
         if config.nch_out not in (0, *allowed):
             needed = " or ".join(map(str, allowed))
             raise UserError(f"--nch_out {config.nch_out}: {info.num_class} classes need {needed}: leave it out")
-        shape = (config.nch_ker, config.norm, config.pool, config.dropout, config.num_level)
-        net = UNet(info.nch_in, config.nch_out or allowed[0], *shape)
+        shape = {name: getattr(config, name) for name in ("nch_ker", "norm", "pool", "dropout", "num_level")}
+        net = UNet(info.nch_in, config.nch_out or allowed[0], **shape)
         init_weights(net, config.init, config.seed)
         return cls._around(net, config, info, device, precision)
 
@@ -113,35 +76,30 @@ class TrainState:
     def resume(
         cls, saved: Checkpoint, path: Path, config: Config, device: torch.device, precision: torch.dtype | None
     ) -> TrainState:
-        """State from a checkpoint; the flags apply, except to the architecture.
-
-        Raises
-        ------
-        UserError
-            The flags name another architecture or another start, or parts of the checkpoint don't fit the network.
-        """
+        """State from a checkpoint; the flags apply, except to the architecture."""
         if config.init_from and config.init_from != saved.config.get("init_from", ""):
             what = f"the training of {path} did not begin with it"
             raise UserError(f"--init_from {config.init_from}: {what}: leave it out to resume that, or {NEW_TRAINING}")
-        for name, value in kept_architecture(saved, config).items():
-            if given := config.given(name):
+        architecture = saved_architecture(saved, config)
+        for name, value in architecture.items():
+            if flag := config.given(name):
                 what = f"{path} was trained with --{name} {value}"
-                raise UserError(f"{given}: {what}: leave it out to resume that, or {NEW_TRAINING}")
+                raise UserError(f"{flag}: {what}: leave it out to resume that, or {NEW_TRAINING}")
         net = saved.network(path, averaged=False, dropout=config.dropout)
-        state = cls._around(net, config, saved.info, device, precision)
+        state = cls._around(net, replace(config, **architecture), saved.info, device, precision)
         with explain_mismatch(path):
             if state.average and saved.average:
                 state.average.load_state_dict(saved.average)
-            if compatible_state(saved.config["optim"], config.optim):
+            optims = {saved.config["optim"], config.optim}
+            if len(optims) == 1 or optims == {"adam", "adamw"}:  # which differ only in weight decay
                 load_optimizer_state(state.optimizer, saved.optim)
             if state.scaler.is_enabled() and saved.scaler:
                 state.scaler.load_state_dict(saved.scaler)
-        state.epoch, state.losses = saved.epoch, saved.losses
+        for name in ("epoch", "losses", "seconds", *SAVED):
+            setattr(state, name, getattr(saved, name))
+        state.saved_epoch = saved.epoch
         if saved.epoch_complete:
             state.next_epoch()
-        state.saved_epoch, state.batch_settings = saved.epoch, saved.batch_settings
-        state.threshold, state.seconds = saved.threshold, saved.seconds
-        state.best_epoch, state.best_score = saved.best_epoch, saved.best_score
         return state
 
     @classmethod
@@ -155,7 +113,7 @@ class TrainState:
         optimizer = OPTIMS[config.optim](net.parameters(), config.lr, config.beta1)
         scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         average = MovingAverage(net, config.average) if config.average else None
-        return cls(net, optimizer, scaler, info, average=average)
+        return cls(net, optimizer, scaler, info, config, average=average)
 
     @property
     def averaged_net(self) -> UNet:
@@ -164,14 +122,11 @@ class TrainState:
 
     def note_batch_settings(self, batch_settings: dict[str, Any], num_step: int) -> str:
         """Start an interrupted epoch again if its batches have changed; return why, or an empty text."""
-        one_each = (
-            {"num_crop": self.batch_settings["samples"]} if "samples" in self.batch_settings else {}
-        )  # of earlier versions
-        before, self.batch_settings = batch_settings | one_each | self.batch_settings, batch_settings
+        before, self.batch_settings = batch_settings | self.batch_settings, batch_settings
         changed = [
-            f"{name} changed from {before[name]} to {batch_settings[name]}"
-            for name in batch_settings
-            if before[name] != batch_settings[name]
+            f"{name} changed from {before[name]} to {value}"
+            for name, value in batch_settings.items()
+            if before[name] != value
         ]
         if not self.losses or not (changed or len(self.losses) > num_step):
             return ""
@@ -180,8 +135,8 @@ class TrainState:
 
     def use_database(self, info: DataInfo) -> None:
         """Go on with a database that was made again; images are scaled as the network knows them."""
-        own = self.info
-        self.info = replace(info, mean=own.mean, std=own.std, normalize=own.normalize)
+        before = self.info
+        self.info = replace(info, mean=before.mean, std=before.std, normalize=before.normalize)
         self.losses = []  # the epoch starts again
 
     @property
@@ -194,10 +149,9 @@ class TrainState:
         """Start the next epoch."""
         self.epoch, self.last_losses, self.losses = self.epoch + 1, self.losses, []
 
-    def checkpoint(self, config: Config, *, epoch_complete: bool, seconds: float) -> Checkpoint:
+    def checkpoint(self, *, epoch_complete: bool, seconds: float) -> Checkpoint:
         """Checkpoint of this state; an epoch without a step is saved as the end of the one before."""
-        epoch = self.epoch
-        losses = self.losses
+        epoch, losses = self.epoch, self.losses
         if not losses and epoch > 1:
             epoch, epoch_complete, losses = epoch - 1, True, self.last_losses
         return Checkpoint(
@@ -206,45 +160,41 @@ class TrainState:
             scaler=self.scaler.state_dict(),
             arch=self.net.arguments,
             info=self.info,
-            config=asdict(config),
+            config=asdict(self.config),
             epoch=epoch,
             epoch_complete=epoch_complete,
             losses=losses,
-            batch_settings=self.batch_settings,
-            threshold=self.threshold,
             seconds=seconds,
-            run=distributed.run_id(),
             database=self.database,
             average=self.average.state_dict() if self.average else None,
-            best_epoch=self.best_epoch,
-            best_score=self.best_score,
+            **{name: getattr(self, name) for name in SAVED},
         )
 
 
-def kept_architecture(saved: Checkpoint, config: Config) -> dict[str, Any]:
-    """Flags of the architecture that differ from the checkpoint's, which a resumed run keeps, and its values."""
+def saved_architecture(saved: Checkpoint, config: Config) -> dict[str, Any]:
+    """Flags of the architecture with the values of a checkpoint, where those differ; a resumed run uses them."""
     architecture = {"num_level": NUM_LEVEL} | saved.arch
     return {name: value for name, value in architecture.items() if getattr(config, name) not in (0, value)}
 
 
 def changed_flags(saved: Checkpoint, config: Config) -> list[str]:
     """Notes on the flags that differ from those of the checkpoint."""
-    kept, before = kept_architecture(saved, config), as_typed(saved.config)
-    others = before.keys() - {f"--{name}" for name in PER_RUN | kept.keys()}
+    architecture, before = saved_architecture(saved, config), as_typed(saved.config)
+    others = before.keys() - {f"--{name}" for name in PER_RUN | architecture.keys()}
     notes = [
         f"{name} changed from {before[name]} to {value}"
         for name, value in config.as_typed().items()
         if name in others and not name.startswith("--dir_") and value != before[name]
     ]
-    if kept:
-        notes.append(f"{' '.join(f'--{name} {value}' for name, value in kept.items())}, as in the checkpoint")
+    if architecture:
+        notes.append(f"{' '.join(f'--{name} {value}' for name, value in architecture.items())}, as in the checkpoint")
     if config.normalize != saved.info.normalize:
         notes.append(f"--normalize stays {saved.info.normalize}, as in the checkpoint")
     if saved.config.keys() <= {"optim"}:
         return [*notes, "the checkpoint of pytorch-UNET tells no other flags: those of this command apply"]
-    unknown = {name: value for name, value in hyperparameters(config).items() if name not in before}
-    if unknown:
-        flags = " ".join(f"{name} {value}" for name, value in unknown.items())
+    added = {name: value for name, value in hyperparameters(config).items() if name not in before}
+    if added:
+        flags = " ".join(f"{name} {value}" for name, value in added.items())
         notes.append(f"{flags}: the checkpoint is of an older version, which had no such flag")
     return notes
 

@@ -13,43 +13,23 @@ from utils import UserError
 
 
 def start_from(state: TrainState, path: Path) -> str:
-    """Replace the weights of a training that begins by those of a checkpoint, where they fit.
+    """Copy the weights of a checkpoint that fit into a new training; return a message about them.
 
-    Parameters
-    ----------
-    state : TrainState
-        Its network and the average of that are changed.
-    path : Path
-        A `.pth` of this program or of pytorch-UNET, or a folder, of which the newest is taken.
-
-    Returns
-    -------
-    str
-        What was taken.
-
-    Raises
-    ------
-    UserError
-        There is no checkpoint, it can't be used, or nothing of it fits.
+    The path is that of a `.pth` of this program or of pytorch-UNET, or of a folder, whose newest checkpoint is loaded.
     """
-    path, saved = _load(path)
+    what = "no checkpoint there" if path.is_dir() else "no such file or folder"
+    if not path.exists() or (path.is_dir() and not checkpoint.list_newest(path)):
+        raise UserError(f"--init_from {path}: {what}: name a .pth, or the folder that it lies in")
+    path, saved = checkpoint.load_epoch(path) if path.is_dir() else (path, Checkpoint.load(path))
     source = saved.network(path)
-    num_taken, others = take_weights(state.net, source)
-    if not num_taken:
+    num_copied, others = copy_weights(state.net, source)
+    if not num_copied:
         shape = " ".join(f"--{name} {source.arguments[name]}" for name in ("nch_ker", "num_level"))
         raise UserError(f"--init_from {path}: none of its weights fit this network: it has {shape}")
     if state.average:
         state.average.net.load_state_dict(state.net.state_dict())
     drawn = f"; drawn at random: {', '.join(others)}" if others else ""
-    return f"{num_taken:,} of {num_weight(state.net):,} weights taken from {path}{drawn}"
-
-
-def _load(path: Path) -> tuple[Path, Checkpoint]:
-    """File that `--init_from` names, and what it holds."""
-    what = "no checkpoint there" if path.is_dir() else "no such file or folder"
-    if not path.exists() or (path.is_dir() and not checkpoint.list_newest(path)):
-        raise UserError(f"--init_from {path}: {what}: name a .pth, or the folder that it lies in")
-    return checkpoint.load_epoch(path) if path.is_dir() else (path, Checkpoint.load(path))
+    return f"{num_copied:,} of {num_weight(state.net):,} weights taken from {path}{drawn}"
 
 
 def role_of(name: str, num_level: int) -> str:
@@ -57,50 +37,28 @@ def role_of(name: str, num_level: int) -> str:
 
     The decoders are listed from the bottom, and the two convolutions at the bottom are those of one more level.
 
-    Parameters
-    ----------
-    name : str
-        As in the state of a `UNet`.
-    num_level : int
-        Levels of that network.
-
-    Examples
-    --------
     >>> role_of("decoders.0.up.weight", 4), role_of("bottom.0.conv.weight", 4), role_of("fc.bias", 4)
     ('decoders.3.up.weight', 'encoders.4.0.conv.weight', 'fc.bias')
     """
     name = re.sub(r"^bottom\.", f"encoders.{num_level}.", name)
-    return re.sub(r"^decoders\.(\d+)", lambda found: f"decoders.{num_level - 1 - int(found[1])}", name)
+    return re.sub(r"^decoders\.(\d+)", lambda match: f"decoders.{num_level - 1 - int(match[1])}", name)
 
 
-def take_weights(net: UNet, source: UNet) -> tuple[int, list[str]]:
+def copy_weights(net: UNet, source: UNet) -> tuple[int, list[str]]:
     """Copy the weights and statistics of another network that have the same role and shape here.
 
-    A bias or a statistic is taken only where the weights of its layer fit.
-
-    Parameters
-    ----------
-    net : UNet
-        Changed in place.
-    source : UNet
-        May have other channels, classes, normalisation and levels.
-
-    Returns
-    -------
-    num_taken : int
-        Number of weights that were taken, without statistics.
-    others : list of str
-        Layers of `net` whose weights were not.
+    A bias or a statistic is copied only where the weights of its layer fit. Returns the number of the copied weights,
+    without statistics, and the other layers. The networks may differ in channels, classes, normalisation and levels.
     """
-    own = net.state_dict()
+    state = net.state_dict()
     theirs = {role_of(name, source.num_level): tensor for name, tensor in source.state_dict().items()}
-    roles = {name: role_of(name, net.num_level) for name in own}
-    fits = {name for name, role in roles.items() if role in theirs and theirs[role].shape == own[name].shape}
-    taken = {name for name in fits if f"{_layer_of(name)}.weight" in fits}
-    net.load_state_dict(own | {name: theirs[roles[name]] for name in taken})
+    roles = {name: role_of(name, net.num_level) for name in state}
+    fits = {name for name, role in roles.items() if role in theirs and theirs[role].shape == state[name].shape}
+    copied = {name for name in fits if f"{_layer_of(name)}.weight" in fits}
+    net.load_state_dict(state | {name: theirs[roles[name]] for name in copied})
     parameters = dict(net.named_parameters())
-    others = dict.fromkeys(_layer_of(name) for name in parameters if name.endswith(".weight") and name not in taken)
-    return sum(parameters[name].numel() for name in taken & parameters.keys()), list(others)
+    others = dict.fromkeys(_layer_of(name) for name in parameters if name.endswith(".weight") and name not in copied)
+    return sum(parameters[name].numel() for name in copied & parameters.keys()), list(others)
 
 
 def _layer_of(name: str) -> str:

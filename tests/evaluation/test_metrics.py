@@ -1,10 +1,10 @@
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SHARED
+from golden_cases import GOLDEN, load_case
 from scipy.optimize import linear_sum_assignment
 
 from evaluation.metrics import (
@@ -20,10 +20,8 @@ from evaluation.metrics import (
     object_scores,
     pixel_error,
     rand_error,
-    thin_borders,
     v_info,
     v_rand,
-    warping_scores,
 )
 
 PERFECT = dict.fromkeys(("object_f1", "matched_iou", "ap", "ap_50", "ap_75"), 1.0)
@@ -31,7 +29,7 @@ LABEL = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 PREDICTION = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 
 
-def test_scores_of_a_mask_worked_out_by_hand():
+def test_confusion_matrix_and_its_scores_worked_out_by_hand():
     matrix = confusion_matrix(LABEL, PREDICTION, 2)
     assert matrix.tolist() == [[11, 1], [1, 3]]
     assert dice(matrix) == pytest.approx([22 / 24, 6 / 8])
@@ -39,7 +37,7 @@ def test_scores_of_a_mask_worked_out_by_hand():
     assert pixel_error(matrix) == 2 / 16
 
 
-def test_all_scores_of_all_small_masks_lie_in_0_to_1():
+def test_dice_iou_pixel_error_of_all_small_masks_lie_in_0_to_1():
     masks = np.array(list(itertools.product((0, 1), repeat=4))).reshape(16, 2, 2)
     matrices = np.array([[confusion_matrix(label, found, 2) for found in masks] for label in masks])
     for score in (dice(matrices), iou(matrices), pixel_error(matrices)):
@@ -49,35 +47,21 @@ def test_all_scores_of_all_small_masks_lie_in_0_to_1():
     assert (dice(matrices)[itself, itself] == 1).all() and (pixel_error(matrices)[itself, itself] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("label", "prediction"), [([[0, 255]], [[0, 1]]), ([[0, 1]], [[0, 2]]), ([[0, 1]], [[0, -1]]), ([[0]], [[0, 1]])]
-)
-def test_what_is_no_class_map_is_refused(label, prediction):
-    with pytest.raises(ValueError, match="must"):
-        confusion_matrix(np.array(label), np.array(prediction), 2)
-
-
-def test_scores_carry_the_names_of_their_classes():
+def test_confusion_scores_carry_the_names_of_their_classes():
     scores = confusion_scores(np.array([[1, 1, 0], [0, 2, 0], [0, 0, 0]]), ["a", "b", "c"])
     assert scores["dice_a"] == pytest.approx(2 / 3)
     assert scores["iou_c"] == 1
     assert mean_scores([scores, scores]) == pytest.approx(scores)
 
 
-def load_case(path):
-    """Label and probability of a golden case; the levels are divided in float32 and compared in float64."""
-    with np.load(path) as case:
-        return case["label"], (case["prob"].astype(np.float32) / np.float32(255)).astype(np.float64)
-
-
 def golden_cases():
-    local = sorted((Path(__file__).parents[1] / "golden").glob("voronoi_*.npz"))
+    local = sorted(GOLDEN.glob("voronoi_*.npz"))
     real = SHARED / "golden" / "isbi_metrics" / "isbi_real.npz"
     return [*local, pytest.param(real, marks=pytest.mark.skipif(not real.exists(), reason="needs ../shared/golden"))]
 
 
 @pytest.mark.parametrize("path", golden_cases(), ids=lambda path: path.stem)
-def test_scores_agree_with_fijis_own_code(path):
+def test_challenge_scores_agree_with_fijis_own_code(path):
     expected = json.loads((path.parent / "expected.json").read_text())[path.stem]
     labels, probabilities = load_case(path)
     thresholds = tuple(expected["thresholds"][:-1])  # at 1.0 the truth has no cell left
@@ -105,18 +89,8 @@ def test_v_rand_and_v_info_of_a_split_and_a_merger_by_hand():
     assert v_rand(lost) == pytest.approx(2 * 1 / (64 + 1)) and v_info(lost) == pytest.approx(0, abs=1e-12)
 
 
-def test_thin_borders_are_one_pixel_wide_and_part_the_segments():
-    mask = np.zeros((9, 11), bool)
-    mask[2:7, 1:4] = mask[1:8, 8:10] = True
-    segments = thin_borders(mask)
-    assert np.array_equal(segments[mask] > 0, np.ones(mask.sum(), bool))
-    assert ((segments == 0).sum(1) == 1).all()  # one border pixel a row
-    left, right = np.unique(segments[2:7, 1:4]), np.unique(segments[1:8, 8:10])
-    assert len(left) == len(right) == 1 and left != right
-
-
 @pytest.mark.parametrize("value", [0, 1])
-def test_empty_and_full_masks_have_scores_from_0_to_1(value):
+def test_mask_scores_of_empty_and_full_masks_lie_in_0_to_1(value):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, (16, 16))
     constant = np.full((16, 16), float(value))
@@ -130,7 +104,7 @@ def test_empty_and_full_masks_have_scores_from_0_to_1(value):
     assert challenge_scores(constant, constant)["v_rand"].tolist() == [1.0] * 9
 
 
-def test_objects_are_matched_by_half_or_more():
+def test_object_scores_match_objects_by_half_or_more():
     truth = np.array([[1, 1, 1, 0, 2, 2, 2, 0, 3, 3]])
     proposal = np.array([[7, 7, 0, 0, 9, 9, 9, 9, 0, 0]])
     scores = object_scores(truth, proposal)  # 2 of 3 and 3 of 4 pixels; object 3 is missed
@@ -141,7 +115,7 @@ def test_objects_are_matched_by_half_or_more():
     assert object_scores(truth.clip(1), truth.clip(1))["object_f1"] == 1.0  # no background at all
 
 
-def test_objects_of_exactly_the_limit_match_as_in_stardist_and_cellpose():
+def test_object_scores_match_at_the_limit_as_in_stardist_and_cellpose():
     truth = np.repeat([1, 0, 2], [20, 3, 20])[None]
     half = np.repeat([1, 0, 2], [10, 13, 20])[None]
     assert object_scores(truth, half)["object_f1"] == 1.0 and object_scores(truth, half)["matched_iou"] == 0.75
@@ -150,13 +124,13 @@ def test_objects_of_exactly_the_limit_match_as_in_stardist_and_cellpose():
         assert object_scores(truth, part)["ap"] == pytest.approx(((pixels - 9) + (19 - pixels) / 3) / 10)
 
 
-def test_objects_have_one_match_even_where_two_halves_reach_the_limit():
+def test_object_scores_match_one_of_two_halves():
     whole, halves = np.repeat([1, 0, 4], [6, 2, 5])[None], np.repeat([1, 2, 0, 3], [3, 3, 2, 5])[None]
     expected = {"object_f1": 4 / 5, "matched_iou": 0.75, "ap": (2 / 3 + 9 * 1 / 4) / 10, "ap_50": 2 / 3, "ap_75": 1 / 4}
     assert object_scores(whole, halves) == pytest.approx(expected) == object_scores(halves, whole)
 
 
-def test_average_precision_worked_out_by_hand():
+def test_object_scores_average_precision_by_hand():
     truth = np.repeat([1, 2, 3], 20)[None]
     found = np.repeat([1, 0, 2, 0, 4], [19, 1, 14, 6, 20])[None]  # overlaps of 0.95, 0.7 and 1
     scores = object_scores(truth, found)
@@ -166,7 +140,7 @@ def test_average_precision_worked_out_by_hand():
     assert object_scores(0 * truth, 0 * truth) == PERFECT
 
 
-def test_average_precision_is_that_of_an_assignment_of_the_objects():
+def test_object_scores_average_precision_is_that_of_an_assignment():
     rng = np.random.default_rng(0)
     for _ in range(20):
         truth, proposal = (np.repeat(rng.integers(0, 6, (12, 12)), 2, 1) for _ in range(2))
@@ -181,44 +155,7 @@ def test_average_precision_is_that_of_an_assignment_of_the_objects():
         assert 0 < object_scores(truth, proposal)["ap"] == pytest.approx(np.mean(expected))
 
 
-def test_a_deformed_cell_is_no_topological_error_and_a_hole_is_neither_split_nor_merger():
-    label, moved = np.zeros((2, 24, 24), bool)
-    label[4:16, 4:16] = moved[6:20, 2:12] = True
-    assert warping_scores(label, moved) == {"warping_error": 0.0, "num_split": 0, "num_merger": 0}
-    moved[12, 7] = False
-    assert warping_scores(label, moved) == {"warping_error": 1 / 576, "num_split": 0, "num_merger": 0}
-
-
-def test_splits_and_mergers_of_cells_in_a_row():
-    label = np.ones((20, 40), bool)
-    label[:, ::10] = False  # four cells between walls at 0, 10, 20, 30
-    mask = np.roll(label, 1, axis=1)
-    mask[:, 0] = False
-    assert warping_scores(label, mask)["warping_error"] == 0  # the walls shifted
-    mask[5:15, 11] = mask[5:15, 21] = True  # two walls broken
-    mask[:, 36:38] = False  # and a cell cut in two by a broad line
-    scores = warping_scores(label, mask)
-    assert (scores["num_split"], scores["num_merger"]) == (1, 2)
-    assert scores["warping_error"] == (1 + 1 + 20) / 800  # a pixel joins, a line of 20 cuts
-
-
-def test_large_images_are_thinned_to_lines_as_others_are(monkeypatch):
-    label, probability = (
-        stack[0] for stack in load_case(Path(__file__).parents[1] / "golden" / "voronoi_a_blurred.npz")
-    )
-    usual = challenge_scores(label, probability)
-    monkeypatch.setattr("evaluation.metrics.LARGE", 0)
-    large = challenge_scores(label, probability)
-    for name in ("v_rand", "v_info"):
-        np.testing.assert_allclose(large[name], usual[name], atol=2e-3)
-    segments = thin_borders(probability > 0.5)
-    for axis in (0, 1):  # no two segments touch
-        first, second = np.moveaxis(segments, axis, 0)[:-1], np.moveaxis(segments, axis, 0)[1:]
-        assert ((first == second) | (first == 0) | (second == 0)).all()
-    assert thin_borders(np.zeros((5, 5), bool)).max() == 0 and thin_borders(np.ones((5, 5), bool)).min() == 1
-
-
-def test_scores_of_random_masks_lie_in_their_ranges():
+def test_mask_scores_of_random_masks_lie_in_their_ranges():
     rng = np.random.default_rng(0)
     for density in (0.1, 0.5, 0.9):
         label, mask = rng.random((2, 24, 24)) < density
@@ -227,7 +164,7 @@ def test_scores_of_random_masks_lie_in_their_ranges():
         assert all(0 <= value <= 1 for value in scores.values()) and all(count >= 0 for count in counts.values())
 
 
-def test_many_objects_need_no_table_of_all_pairs():
+def test_object_scores_need_no_table_of_all_pairs():
     numbers = np.arange(1, 250_001).reshape(500, 500)  # all pairs would be 500 GB
     assert object_scores(numbers, numbers + 7) == PERFECT
 
@@ -237,7 +174,7 @@ def grid(*rows):
     return np.array([[-1 if digit == "." else int(digit) for digit in row] for row in rows])
 
 
-def test_segments_are_scored_where_they_are_annotated():
+def test_challenge_scores_count_annotated_pixels_only():
     label = np.ones((6, 6), bool)
     label[:, 2] = False
     valid = np.zeros((6, 6), bool)
@@ -253,32 +190,16 @@ def test_segments_are_scored_where_they_are_annotated():
     assert scores["rand_counts"].tolist() == [[8**2 + 12**2, 8**2 + 12**2, 20**2]]
 
 
-def test_unassigned_pixels_weigh_by_the_annotated_ones():
+def test_contingency_counts_unassigned_among_annotated_pixels():
     table = contingency(grid("1110.."), grid("110010"))
     assert (table.num_unassigned, table.num_pixel) == (1, 4)
     assert v_rand(table) == pytest.approx(2 * (4 + 1 / 4) / (9 + 4 + 1 / 4))
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_a_segment_that_leaves_the_annotation_and_comes_back_is_two_as_in_the_label(monkeypatch, large):
-    monkeypatch.setattr("evaluation.metrics.LARGE", 0 if large else 2**22)
-    valid = np.ones((6, 6), bool)
-    valid[:, 3] = False  # through a cell that fills the image
-    segments = thin_borders(np.ones((6, 6), bool), valid)
-    assert segments.tolist() == [[1, 1, 1, 0, 2, 2]] * 6
-    ring = np.ones((6, 6), bool)
-    ring[1:5, 1:5] = False  # a cell with a large hole, of which the left and the right side are annotated
-    valid[:, 2:4] = False
-    valid[:, 1] = valid[:, 4] = True
-    segments = thin_borders(ring, valid)
-    assert segments.tolist() == [[1, 1, 0, 0, 2, 2]] * 6
-    assert challenge_scores(ring, ring * 1.0, (0.5,), valid)["v_rand"] == 1
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_segments_of_a_window_score_as_the_window_cut_out(monkeypatch, large):
-    monkeypatch.setattr("evaluation.metrics.LARGE", 0 if large else 2**22)
-    labels, probabilities = load_case(Path(__file__).parents[1] / "golden" / "voronoi_a_blurred.npz")
+def test_challenge_scores_of_a_window_are_those_of_the_crop(monkeypatch, large):
+    monkeypatch.setattr("evaluation.thinning.LARGE", 0 if large else 2**22)
+    labels, probabilities = load_case(GOLDEN / "voronoi_a_blurred.npz")
     window = np.s_[12:76, 20:90]  # of even offset: the large way floods by the fields of a chessboard
     valid = np.zeros(labels[0].shape, bool)
     valid[window] = True
@@ -290,7 +211,7 @@ def test_segments_of_a_window_score_as_the_window_cut_out(monkeypatch, large):
             np.testing.assert_allclose(inside[name], values, rtol=1e-12)
 
 
-def test_objects_that_the_annotation_cuts_are_neither_hit_nor_missed():
+def test_object_scores_ignore_objects_that_the_annotation_cuts():
     truth = grid("0000..", "0110..", "0110..", "0000..", "0022..", "0022..")  # 1 is whole, 2 is cut
     whole = grid("000000", "011000", "011000", "000000", "000000", "000000")
     found = whole + grid("000000", "000000", "000000", "000000", "002222", "002222")
@@ -299,7 +220,7 @@ def test_objects_that_the_annotation_cuts_are_neither_hit_nor_missed():
     assert object_scores(truth, halves) == PERFECT  # both lie at 2
 
 
-def test_found_objects_count_if_half_of_them_is_annotated():
+def test_object_scores_count_objects_annotated_by_half():
     truth = grid("0000..", "0110..", "0110..", "0000..", "0000..", "0000..")
     whole = truth.clip(0)
     for row, counts in (("000555", False), ("005555", True), ("005550", True), ("000055", False), ("050000", True)):
@@ -315,7 +236,7 @@ def test_found_objects_count_if_half_of_them_is_annotated():
     assert (scores["ap_50"], scores["ap_75"], scores["ap"]) == (1.0, 1.0, 0.7)  # and above 0.8 it is a miss
 
 
-def test_no_object_score_where_none_can_be_judged():
+def test_object_scores_are_empty_where_none_can_be_judged():
     stroke = grid("......", ".1111.", "......", ".0000.", "......", "......")
     assert object_scores(stroke, stroke.clip(0)) == {}
     assert object_scores(stroke, grid(*["000000"] * 6)) == {}
@@ -324,17 +245,7 @@ def test_no_object_score_where_none_can_be_judged():
     assert object_scores(empty, grid("011111", "010000", *["000000"] * 4))["object_f1"] == 0  # half of it is annotated
 
 
-def test_topological_errors_are_counted_among_the_annotated_pixels():
-    label = np.ones((6, 6), bool)
-    label[:, 3] = False
-    valid = np.arange(36).reshape(6, 6) < 24
-    mask = label.copy()
-    mask[1, 3] = True  # a hole in the border
-    assert warping_scores(label, mask, valid) == {"warping_error": 1 / 24, "num_split": 0, "num_merger": 1}
-    assert warping_scores(label, label ^ ~valid, valid) == {"warping_error": 0.0, "num_split": 0, "num_merger": 0}
-
-
-def test_what_a_label_holds_where_it_is_not_annotated_has_no_part_in_any_score():
+def test_valid_hides_what_the_label_holds_elsewhere():
     rng = np.random.default_rng(0)
     label, other, mask, valid = rng.random((4, 24, 24)) < 0.6
     other[valid] = label[valid]
@@ -345,7 +256,7 @@ def test_what_a_label_holds_where_it_is_not_annotated_has_no_part_in_any_score()
     assert mask_scores(label, mask, objects, valid) != mask_scores(label, mask, objects)
 
 
-def test_a_label_that_is_annotated_everywhere_scores_as_one_without_a_mask():
+def test_valid_everywhere_scores_as_none():
     rng = np.random.default_rng(0)
     label, mask, everywhere = rng.random((24, 24)) < 0.7, rng.random((24, 24)) < 0.7, np.ones((24, 24), bool)
     assert mask_scores(label, mask, None, everywhere) == mask_scores(label, mask)
@@ -353,7 +264,7 @@ def test_a_label_that_is_annotated_everywhere_scores_as_one_without_a_mask():
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_an_output_that_is_right_wherever_it_is_annotated_has_no_error():
+def test_valid_strokes_that_are_right_have_no_error():
     rng = np.random.default_rng(1)
     label = number_segments(rng.random((40, 40)) < 0.8) > 0
     strokes = np.zeros((40, 40), bool)

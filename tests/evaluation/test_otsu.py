@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage.filters import threshold_otsu
 
-from evaluation import otsu
+from evaluation import pictures
 from evaluation.otsu import otsu_mask, otsu_threshold
 
 
@@ -12,10 +12,10 @@ def two_peaks(dtype, shape=(40, 50)):
     return (rng.normal(30, 8, shape) + 60 * rng.integers(0, 2, shape)).clip(0, 120).astype(dtype)
 
 
-@pytest.mark.parametrize("tall", [512, 7])
+@pytest.mark.parametrize("band", [512, 7])
 @pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", ">i2", "i4", "f4", "f8"])
-def test_the_threshold_is_that_of_scikit_image_whatever_the_type_and_the_bands(monkeypatch, dtype, tall):
-    monkeypatch.setattr(otsu, "TALL", tall)
+def test_otsu_threshold_is_that_of_scikit_image_for_each_type(monkeypatch, dtype, band):
+    monkeypatch.setattr(pictures, "BAND", band)
     image = two_peaks(dtype)
     expected = threshold_otsu(image.astype(image.dtype.newbyteorder("=")))
     assert otsu_threshold(image) == pytest.approx(expected, rel=1e-6)
@@ -24,13 +24,13 @@ def test_the_threshold_is_that_of_scikit_image_whatever_the_type_and_the_bands(m
 
 
 @pytest.mark.parametrize(("scale", "dtype"), [(2.0**25, "i8"), (2.0**18, "i4"), (2.0**-6, "f2"), (-1.0, "f8")])
-def test_integers_far_apart_and_numbers_that_are_small_or_negative_are_parted(scale, dtype):
+def test_otsu_threshold_of_wide_integers_and_small_or_negative_floats(scale, dtype):
     image = (two_peaks("f8") * scale).astype(dtype)
     assert 50 < otsu_threshold(image) / scale < 70
     assert otsu_mask(image, bright=scale > 0).sum() == np.sum(image / scale > otsu_threshold(image) / scale)
 
 
-def test_a_constant_image_has_no_bright_pixel():
+def test_otsu_mask_of_a_constant_image_has_no_bright_pixel():
     for image in (np.full((4, 4), 7, np.uint8), np.full((4, 4), 0.5), np.zeros((3, 1), bool)):
         assert otsu_threshold(image) == image[0, 0]
         assert not otsu_mask(image, bright=True).any() and otsu_mask(image, bright=False).all()

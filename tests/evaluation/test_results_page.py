@@ -6,7 +6,6 @@ import numpy as np
 import pages
 import pytest
 
-from evaluation.curves import charts, read_curves, ticks
 from evaluation.pictures import save_images, wrong_pixels
 from evaluation.results_page import Card, link_to, write_index
 
@@ -49,7 +48,7 @@ def data_of(folder):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
 
 
-def test_the_page_is_whole_escaped_and_names_only_pictures_that_are_there(tmp_path):
+def test_page_is_complete_escaped_and_names_existing_pictures(tmp_path):
     save_images(tmp_path / "images", 0, {"input": np.zeros((2, 2), np.uint8), "output": np.zeros((2, 2), np.uint8)})
     nasty = "</script><b>&\"'\x1b\udcff.tif"
     card = Card("0000", "00000.npy", (2, 2), {"loss": 0.5}, nasty)
@@ -65,13 +64,13 @@ def test_the_page_is_whole_escaped_and_names_only_pictures_that_are_there(tmp_pa
     assert data_of(tmp_path)["images"]["0000"]["title"] == shown
 
 
-def test_nothing_comes_from_a_network(tmp_path):
+def test_page_needs_no_network(tmp_path):
     pages.write_two_classes(tmp_path)
     text = (tmp_path / "index.html").read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
     assert "//" not in re.sub(r"^ *//.*| // .*", "", text, flags=re.MULTILINE)
 
 
-def test_the_worst_image_comes_first_and_one_without_scores_last(tmp_path):
+def test_page_shows_the_worst_image_first_and_one_without_scores_last(tmp_path):
     cards = [
         Card(f"{k:04d}", f"{k}.npy", (2, 2), scores)
         for k, scores in enumerate([{"pixel_error": 0.1}, {}, {"pixel_error": 0.3}, {"pixel_error": 0.2}])
@@ -84,7 +83,7 @@ def test_the_worst_image_comes_first_and_one_without_scores_last(tmp_path):
 
 
 @pytest.mark.parametrize("cards", [[], None])
-def test_a_page_without_labels_has_no_scores_and_no_charts(tmp_path, cards):
+def test_page_without_labels_has_no_scores_and_no_charts(tmp_path, cards):
     save_images(tmp_path / "images", 0, {"input": np.zeros((2, 2), np.uint8)})
     cards = [Card("0000", "0.npy", (2, 2), {})] if cards is None else cards
     write_index(tmp_path, tmp_path, pages.run_of(), pages.summary_of() | {"mean": {}, "majority": {}}, cards)
@@ -92,7 +91,7 @@ def test_a_page_without_labels_has_no_scores_and_no_charts(tmp_path, cards):
     assert 'data-layer="errors"' not in (tmp_path / "index.html").read_text()
 
 
-def test_both_baselines_and_the_confusion_matrix_are_shown(tmp_path):
+def test_page_shows_both_baselines_and_the_confusion_matrix(tmp_path):
     pages.write_three_classes(tmp_path)
     text = outline(tmp_path).text
     assert '<svg id="chart"' not in (tmp_path / "index.html").read_text()  # of a single image
@@ -102,17 +101,17 @@ def test_both_baselines_and_the_confusion_matrix_are_shown(tmp_path):
     assert re.search(r"pixel_error\s+0\.0500\s+0\.1000\s*0\.0700", outline(tmp_path).text)
 
 
-def test_a_scale_bar_has_a_round_length_and_needs_a_pixel_size():
+def test_scale_bar_has_a_round_length_and_needs_a_pixel_size():
     assert Card("0000", "", (100, 400), {}, pixel_size=(0.1, 0.1)).scale_bar == (25.0, "10 µm")
     assert Card("0000", "", (100, 512), {}, pixel_size=(0.004, 0.004)).scale_bar[1] == "500 nm"
     assert Card("0000", "", (100, 400), {}).scale_bar is None
 
 
-def test_links_lead_to_checkpoints_of_any_name(tmp_path):
+def test_link_to_checkpoints_of_any_name(tmp_path):
     assert link_to(tmp_path / "a b" / "ü#1.pth", tmp_path / "results" / "x") == "../../a%20b/%C3%BC%231.pth"
 
 
-def test_the_wrong_pixels_of_each_threshold_are_counted():
+def test_wrong_pixels_are_counted_for_each_threshold():
     rng = np.random.default_rng(0)
     inside, output = rng.integers(0, 2, (40, 30)).astype(bool), rng.integers(0, 256, (40, 30)).astype(np.uint8)
     valid = rng.integers(0, 2, (40, 30)).astype(bool)
@@ -120,49 +119,3 @@ def test_the_wrong_pixels_of_each_threshold_are_counted():
         chosen = np.ones_like(inside) if mask is None else mask
         expected = [int(((output > k) != inside)[chosen].sum()) for k in range(256)]
         assert wrong_pixels(inside, output, mask) == expected
-
-
-# --- curves
-
-
-def test_curves_of_a_training_are_drawn_within_their_chart():
-    found = charts({"loss/train": [(1, 1.0), (2, 0.5), (3, 0.25)], "loss/val": [(1, 0.9), (3, 0.3)], "lr": [(1, 1)]}, 3)
-    assert [chart.title for chart in found] == ["loss"]
-    train, validation = found[0].lines
-    assert (train.name, train.last, validation.last) == ("loss train", 0.25, 0.3)
-    assert train.points == "44.0,8.0 195.0,113.3 346.0,166.0" and found[0].marked == 346.0
-    assert [text for _, text in found[0].x_ticks] == ["1", "2", "3"]
-
-
-def test_a_few_outliers_do_not_flatten_the_other_values():
-    usual = [(step, 1 / step) for step in range(1, 31)]
-    begins_high = charts({"loss/train": usual, "loss/val": [(1, 6.0), (2, 7.7), *usual[2:]]})[0]
-    plain = charts({"loss/train": usual, "loss/val": usual})[0]
-    assert begins_high.lines[0] == plain.lines[0] and begins_high.y_ticks == plain.y_ticks
-    assert (begins_high.cut, plain.cut) == (7.7, None)
-    level = charts({"loss/train": [(step, float(step == 5)) for step in range(30)]})[0]
-    assert level.cut is None
-
-
-def test_curves_that_are_level_short_or_not_finite_are_no_error():
-    nan = float("nan")
-    assert charts({"loss/train": [(1, 1.0)], "loss/val": [(1, nan), (2, nan)]}) == []
-    assert charts({}) == []
-    level = charts({"loss/train": [(1, 0.5), (2, 0.5), (3, nan)]}, 9)[0]
-    assert level.marked is None and level.lines[0].points == "44.0,87.0 346.0,87.0"
-
-
-def test_a_folder_without_a_log_that_can_be_read_has_no_curves(tmp_path, capsys):
-    assert read_curves(tmp_path) == {} and read_curves(tmp_path / "none") == {}
-    (tmp_path / "events.out.tfevents.1").write_bytes(b"damaged")
-    (tmp_path / "events.out.tfevents.0").write_bytes(b"\xff" * 99)  # an event of exabytes
-    assert read_curves(tmp_path) == {} and capsys.readouterr().err == ""
-    (tmp_path / "events.out.tfevents.2").mkdir()
-    assert read_curves(tmp_path) == {} and "no training curves" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("low,high", [(0, 1e-6), (1, 3), (-2.5, 1e6), (0.999, 1.001), (1, 10_000)])
-def test_ticks_are_distinct_and_in_range(low, high):
-    numbers, texts = zip(*ticks(low, high), strict=True)
-    assert 3 <= len(numbers) <= 8 and len({*texts}) == len(texts)
-    assert all(low - 1e-9 <= number <= high + 1e-9 for number in numbers)

@@ -142,7 +142,7 @@ def open_card(page, address, image, *layers):
     return f"#image-{image} .stage"
 
 
-def test_images_are_sorted_by_any_score_filtered_and_led_to(page, two):
+def test_cards_are_sorted_by_any_score_filtered_and_led_to(page, two):
     page.open(two)
     assert page.order() == ["0002", "0001", "0000"] and page.find("#sort").get_property("value") == "pixel_error"
     page.click("#direction")
@@ -160,7 +160,7 @@ def test_images_are_sorted_by_any_score_filtered_and_led_to(page, two):
     assert page.run("document.querySelector('.card.found').dataset.image") == "0000"
 
 
-def test_the_threshold_changes_mask_and_error_as_the_scores_say(page, two):
+def test_threshold_changes_mask_and_error_as_the_scores_say(page, two):
     stage = open_card(page, two, "0001", "output-fill")
     assert page.text("#image-0001 .live") == f"pixel error {100 * 40 / 64**2:.2f} % at threshold 0.50"
     output = pages.scene(1)[2]
@@ -203,14 +203,14 @@ def test_outlines_follow_the_borders_of_label_and_output(page, two):
     assert np.nonzero(is_near(shown, BLUE, 10))[1].min() == pytest.approx(8 * scale, abs=1)
 
 
-def test_the_wipe_uncovers_the_output(page, two):
+def test_wipe_uncovers_the_output(page, two):
     stage = open_card(page, two, "0001")
     page.slide("#image-0001 .wipe", 50)
     shown, output = page.picture(stage)[:50, :, 0], pages.scene(1)[2][:50]  # above the scale bar
     assert np.array_equal(shown[:, :31], output[:, :31]) and (shown[:, 33:] == 120).all()
 
 
-def test_the_large_view_zooms_all_panels_and_is_steered_by_keys(page, two):
+def test_large_view_zooms_all_panels_and_is_steered_by_keys(page, two):
     page.open(two)
     page.click("#image-0002 .stage")
     assert page.text("#large-title") == "cell_c2.tif"
@@ -267,7 +267,7 @@ def test_classes_are_switched_on_and_off(page, three):
     assert {int(column + 0.5) for column in columns} == {8, 20, 30, 48}
 
 
-def test_what_is_not_annotated_is_grey_in_the_label_and_borders_nothing(page, tmp_path):
+def test_annotation_ends_in_grey_and_without_an_outline(page, tmp_path):
     stage = open_card(page, pages.write_three_classes(tmp_path, 30), "0000", "label-line")
     shown = page.shot(stage)
     middle = shown[shown.shape[0] * 25 // 64]  # crosses the left borders of the cell and of the nucleus in it
@@ -278,7 +278,7 @@ def test_what_is_not_annotated_is_grey_in_the_label_and_borders_nothing(page, tm
     assert grey == pytest.approx(page.run("sizes().imageWidth") ** 2 * 34 / 64, rel=0.02)
 
 
-def test_curves_stand_side_by_side_beside_the_scores(page, tmp_path):
+def test_curves_stand_next_to_the_scores(page, tmp_path):
     curves = charts({name: [(1, 0.5), (2, 0.4)] for name in ("loss/val", "pixel_error", "dice/cell")})
     page.open(pages.write_two_classes(tmp_path, charts={"unet": curves}))
     places = [page.find(selector).rect for selector in (".scores", "figure:nth-child(1)", "figure:nth-child(2)")]
@@ -286,7 +286,7 @@ def test_curves_stand_side_by_side_beside_the_scores(page, tmp_path):
     assert left == sorted(left) and top[1] == top[2] < top[0] + places[0]["height"]
 
 
-def test_the_page_fits_every_window_and_is_accessible(page, two, three):
+def test_page_fits_every_window_and_is_accessible(page, two, three):
     from axe_core_python.selenium import Axe
 
     for address in (two, three):
@@ -322,7 +322,7 @@ def test_scores_and_layers_are_made_only_near_the_window(page, tmp_path):
     assert page.run(scores, last) == ["loss0.1000", "pixel_error0.0000", "dice_cell1.0000"]
 
 
-def test_an_image_without_a_label_shows_input_and_output(page, tmp_path):
+def test_unlabelled_image_shows_input_and_output(page, tmp_path):
     stage = open_card(page, pages.write_unlabelled(tmp_path), "0000", "errors", "label-line", "output-fill")
     shown, output = page.picture(stage), pages.scene(0)[2]
     assert np.array_equal(shown[..., 0] > shown[..., 2], output > 127)

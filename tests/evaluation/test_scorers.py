@@ -12,19 +12,11 @@ import torch
 from description import DataInfo, describe
 from distributed import World
 from evaluation import metrics
-from evaluation.scorers import (
-    Challenge,
-    Segmented,
-    SegmentScorer,
-    TestScorer,
-    ValidationScorer,
-    checked_samples,
-    pictures_of,
-    scoring_threads,
-    segment,
-)
+from evaluation.report import Report
+from evaluation.scorers import Challenge, PixelScores, TestScorer, scoring_threads, segment_scores
+from evaluation.segment import Segmented, checked_samples, segment
 from model import UNet
-from prediction.objects import ObjectFilter
+from prediction.objects import KEEP_ALL, ObjectFilter
 from prediction.predictor import Member, Predictor
 from samples import IGNORE, SampleFile, write_sample
 from utils import UserError
@@ -49,6 +41,15 @@ def predictor(info=INFO, threshold=0.5, background=0):
     return Predictor((Member(torch.nn.Identity(), info),), threshold, torch.device("cpu"), background=background)
 
 
+def report_on(folder, network, *images, files=None, object_filter=KEEP_ALL):
+    """What a test says of some images."""
+    scorer = TestScorer(folder, network, object_filter)
+    for image in images:
+        scorer(image)
+    files = files or [SampleFile(Path(f"{number:05d}.npy")) for number in range(len(images))]
+    return Report(scorer.finish(), files, network, {}, object_filter)
+
+
 @pytest.mark.parametrize(
     ("highs", "context", "legend"),
     [
@@ -65,12 +66,12 @@ def test_pictures_have_the_contrast_of_the_channels_that_they_show(highs, contex
     info = describe([(pixels, np.zeros((64, 64), np.uint8))], [0, 255], context=context)
     info = DataInfo.from_dict(json.loads(json.dumps(asdict(info))), tmp_path)
     image = replace(segmented(np.zeros((64, 64)), np.zeros((64, 64))), image=pixels)
-    picture = pictures_of(image, info)["input"]
+    picture = image.pictures(info)["input"]
     assert (picture.reshape(4096, -1).max(0) > 120).all() and picture.min() == 0
-    assert legend in TestScorer(tmp_path, [], predictor(info)).legend
+    assert legend in Report([], [], predictor(info), {}).legend
 
 
-def test_a_stacks_challenge_scores_are_the_golden_maxima():
+def test_challenge_of_a_stack_has_the_golden_maxima():
     expected = json.loads((GOLDEN / "expected.json").read_text())["voronoi_b_blurred"]
     scores = []
     with np.load(GOLDEN / "voronoi_b_blurred.npz") as case, ThreadPoolExecutor(3) as threads:
@@ -86,13 +87,13 @@ def test_a_stacks_challenge_scores_are_the_golden_maxima():
 
 
 @pytest.mark.parametrize(("side", "cores", "expected"), [(512, 16, 16), (2048, 16, 2), (2048, 1, 1), (2897, 16, 1)])
-def test_fewer_threads_score_a_large_image(side, cores, expected, monkeypatch):
+def test_scoring_threads_are_fewer_for_a_large_image(side, cores, expected, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     with scoring_threads(side**2) as threads:
         assert threads._max_workers == expected
 
 
-def test_calls_that_wait_for_a_thread_are_dropped_after_an_error(monkeypatch):
+def test_scoring_threads_drop_waiting_calls_after_an_error(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     begun, done = threading.Event(), []
     with pytest.raises(KeyboardInterrupt), scoring_threads(1) as threads:
@@ -103,36 +104,29 @@ def test_calls_that_wait_for_a_thread_are_dropped_after_an_error(monkeypatch):
     assert not done
 
 
-def test_pictures_that_cannot_be_written_fail_the_test(tmp_path):
-    scorer = TestScorer(tmp_path / "none" / "none", [], predictor())
+def test_test_scorer_fails_if_pictures_cannot_be_written(tmp_path):
+    scorer = TestScorer(tmp_path / "none" / "none", predictor())
     with pytest.raises(FileNotFoundError):
         scorer(segmented(np.eye(8), np.eye(8)))
 
 
-def test_tested_images_come_back_in_their_order(tmp_path):
-    scorer = TestScorer(tmp_path, [], predictor())
-    for index in (2, 0, 1):
-        scorer(segmented(np.eye(8), np.eye(8), index))
-    scorer.finish()
-    assert [image.index for image in scorer.images] == [0, 1, 2]
+def test_test_scorer_returns_images_in_their_order(tmp_path):
+    report = report_on(tmp_path, predictor(), *(segmented(np.eye(8), np.eye(8), index) for index in (2, 0, 1)))
+    assert [image.index for image in report.images] == [0, 1, 2]
     assert {path.name for path in tmp_path.iterdir()} >= {"0000-output.png", "0002-label.png"}
 
 
-def test_validation_scores_are_means_over_images_and_keep_the_first_pictures():
+def test_pixel_scores_are_means_over_images():
     rng = np.random.default_rng(0)
-    scorer, segments = ValidationScorer(INFO, pictures=True), SegmentScorer(0)
     labels, masks = rng.integers(0, 2, (2, 2, 16, 16))
-    for index in (0, 1):
-        for take in (scorer, segments):
-            take(segmented(labels[index], np.where(masks[index], 0.9, 0.1), index))
-    scorer.finish()
-    scores = scorer.scores(segments.finish())
+    images = [segmented(label, np.where(mask, 0.9, 0.1)) for label, mask in zip(labels, masks, strict=True)]
+    pixels = PixelScores(INFO, [image.loss for image in images], [image.matrix for image in images], None)
+    scores = pixels.scores(Challenge([segment_scores(image, 0) for image in images]))
     by_hand = [2 * np.sum(a & b) / (a.sum() + b.sum()) for a, b in zip(labels, masks, strict=True)]
-    assert scores["dice/cell"] == pytest.approx(np.mean(by_hand))
+    assert scores["dice/cell"] == pytest.approx(np.mean(by_hand)) and scores["loss/val"] == 0.5
     assert scores["pixel_error"] == pytest.approx(np.mean(labels != masks))
     assert {"max/v_rand", "max/v_info", "rand_error"} <= scores.keys()
-    assert np.array_equal(scorer.pictures["label"], labels[0] * 255)
-    assert "max/v_rand" not in scorer.scores()
+    assert "max/v_rand" not in pixels.scores()
 
 
 def discs(threshold, sharp=2.0):
@@ -143,13 +137,11 @@ def discs(threshold, sharp=2.0):
 
 
 def best_threshold(*pairs, background=0, valid=None):
-    scorer = SegmentScorer(background)
-    for index, (label, probability) in enumerate(pairs):
-        scorer(segmented(label, probability, index, valid=valid))
-    return scorer.finish().best_threshold
+    images = [segmented(*pair, valid=valid) for pair in pairs]
+    return Challenge([segment_scores(image, background) for image in images]).best_threshold
 
 
-def test_the_threshold_of_objects_that_lie_apart_is_that_of_the_least_pixel_error():
+def test_best_threshold_of_separate_objects_has_the_least_pixel_error():
     label, probability = discs(0.5)
     assert best_threshold((label, probability)) == 0.5
     fat = np.where(np.roll(label, 2, 0) | label, np.maximum(probability, 0.65), probability)
@@ -158,7 +150,7 @@ def test_the_threshold_of_objects_that_lie_apart_is_that_of_the_least_pixel_erro
     assert best_threshold((label, fat), (empty, np.zeros((64, 64)))) == 0.7
 
 
-def test_the_threshold_of_cells_that_touch_is_that_of_the_best_segments():
+def test_best_threshold_of_touching_cells_has_the_best_segments():
     label = np.ones((32, 32), bool)
     label[:, 15:17] = False
     probability = np.where(label, 0.95, 0.75)
@@ -166,17 +158,19 @@ def test_the_threshold_of_cells_that_touch_is_that_of_the_best_segments():
     assert best_threshold((label, probability)) == 0.8
 
 
-def test_the_threshold_is_a_half_where_nothing_decides():
+def test_best_threshold_is_a_half_where_nothing_decides():
     noise = np.random.default_rng(0).random((32, 32))
     assert best_threshold((np.zeros((32, 32)), noise)) == 0.5
     assert best_threshold((np.eye(32, dtype=int), np.eye(32))) == 0.5
 
 
-def test_the_foreground_may_be_class_0():
+def test_foreground_may_be_class_0():
     label, probability = discs(0.5)
     assert best_threshold((~label, 1 - probability), background=1) == 0.5
-    scorer = TestScorer(Path(), [SampleFile(Path("a.npy"))], predictor(threshold=0.3, background=1))
-    assert scorer.threshold == 0.7 and "foreground is membrane" in scorer.legend
+    network = predictor(threshold=0.3, background=1)
+    assert TestScorer(Path(), network).threshold == 0.7
+    legend = Report([], [], network, {}).legend
+    assert "foreground is membrane" in legend and "segments at 0.7" in legend
 
 
 def test_segments_are_scored_at_their_threshold_and_pixels_at_a_half(tmp_path):
@@ -184,112 +178,107 @@ def test_segments_are_scored_at_their_threshold_and_pixels_at_a_half(tmp_path):
     label[:, 7:9] = 0
     probability = np.where(label, 0.8, 0.6)
     for threshold, v_rand in ((0.5, 2 / 3), (0.7, 1.0)):  # the gap between the two cells is closed at 0.5
-        scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(threshold=threshold))
-        scorer(segmented(label, probability))
-        scorer.finish()
-        summary = scorer.summary()
+        report = report_on(tmp_path, predictor(threshold=threshold), segmented(label, probability))
+        summary = report.summary()
         assert summary["mean"]["v_rand"] == pytest.approx(v_rand)
         assert summary["mean"]["pixel_error"] == summary["majority"]["pixel_error"] == 2 / 16
         assert summary["challenge"]["max_v_rand"] == 1 and summary["challenge"]["min_pixel_error"] == 0
-        assert f"segments at {threshold}" in scorer.legend
+        assert f"segments at {threshold}" in report.legend
     assert summary["mean"]["object_f1"] == 1 and summary["majority"]["object_f1"] < 1
-    assert scorer.predicted == {1}
+    assert report.images[0].predicted == {1}
 
 
-def test_three_classes_have_no_challenge_scores(tmp_path):
+def test_report_on_three_classes_has_no_challenge_scores(tmp_path):
     info = DataInfo(1, [0, 1, 2], ["a", "b", "c"], [0.5, 0.3, 0.2], [0.0], [1.0], [0.0, 255.0])
     label = np.random.default_rng(0).integers(0, 3, (16, 16))
-    scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(info))
-    scorer(segmented(label, np.moveaxis(np.eye(3)[label], -1, 0), num_class=3))
-    scorer.finish()
-    summary = scorer.summary()
+    image = segmented(label, np.moveaxis(np.eye(3)[label], -1, 0), num_class=3)
+    report = report_on(tmp_path, predictor(info), image)
+    summary = report.summary()
     assert summary["mean"]["dice_c"] == summary["mean"]["object_f1"] == 1
     assert summary["challenge"] is None and summary["segment_threshold"] is None and summary["background"] == "a"
     counts = [int(np.sum(label == k)) for k in range(3)]
     assert summary["confusion_matrix"] == {"names": ["a", "b", "c"], "counts": np.diag(counts).tolist()}
     assert summary["baseline_otsu"] is None
-    assert "background is a" in scorer.legend
+    assert "background is a" in report.legend
 
 
-def test_holes_of_a_class_are_filled_with_it_and_specks_are_not_scored(tmp_path):
+def test_object_filter_fills_holes_and_drops_debris_of_classes(tmp_path):
     info = DataInfo(1, [0, 1, 2], ["a", "b", "c"], [0.5, 0.3, 0.2], [0.0], [1.0], [0.0, 255.0])
     label = np.zeros((20, 30), int)
     label[2:12, 2:12], label[2:12, 15:25] = 1, 2
     output = label.copy()
     output[3:11, 3:11], output[6, 6], output[15, 15] = 0, 2, 1  # a ring around a speck of the other class, and a speck
-    found = []
-    for chosen in (ObjectFilter(), ObjectFilter(5), ObjectFilter(5, True)):
-        scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(info), chosen)
-        scorer(segmented(label, np.moveaxis(np.eye(3)[output], -1, 0), num_class=3))
-        scorer.finish()
-        found.append(scorer.summary()["mean"]["object_f1"])
-    assert found[0] < found[1] == 0.5 and found[2] == 1
+    image, scores = segmented(label, np.moveaxis(np.eye(3)[output], -1, 0), num_class=3), []
+    for object_filter in (ObjectFilter(), ObjectFilter(5), ObjectFilter(5, True)):
+        report = report_on(tmp_path, predictor(info), image, object_filter=object_filter)
+        scores.append(report.summary()["mean"]["object_f1"])
+    assert scores[0] < scores[1] == 0.5 and scores[2] == 1
 
 
-def test_touching_objects_that_the_watershed_parts_are_scored_as_predict_writes_them(tmp_path):
+def test_objects_are_scored_as_predict_writes_them(tmp_path):
     y, x = np.mgrid[:30, :50]
     left, right = np.hypot(y - 15, x - 15), np.hypot(y - 15, x - 33)
     label = (np.minimum(left, right) < 10) & (x != 24)  # parted by a line in the label,
     probability = 1 / (1 + np.exp(np.minimum(left, right) - 10))  # and joined in the mask
-    scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor())
-    scorer(segmented(label, probability))
-    scorer.finish()
+    report = report_on(tmp_path, predictor(), segmented(label, probability))
     assert metrics.mask_scores(label, probability > 0.5)["object_f1"] < 1
-    assert scorer.summary()["mean"]["object_f1"] == 1
+    assert report.summary()["mean"]["object_f1"] == 1
 
 
 PARTIAL = replace(INFO, ignore=128)
 UNKNOWN = np.arange(24 * 24).reshape(24, 24) % 24 > 9  # right of a window of 10 columns
 
 
-def scorer_of(folder, info, image, label, background=0, valid=None):
-    """What a test of one image says, whose output is its label."""
+def report_on_right_output(folder, info, image, label, background=0, valid=None):
+    """What a test says of an image whose output is its label."""
     label = np.asarray(label, np.uint8)
-    scorer = TestScorer(folder, [SampleFile(Path("a.npy"))], predictor(info, background=background))
-    shown = segmented(label, np.where(label == 1, 0.9, 0.1), valid=valid)
-    scorer(replace(shown, image=image))
-    scorer.finish()
-    return scorer
+    sample = segmented(label, np.where(label == 1, 0.9, 0.1), valid=valid)
+    return report_on(folder, predictor(info, background=background), replace(sample, image=image))
 
 
 @pytest.mark.parametrize("background", [0, 1])
 @pytest.mark.parametrize("means", [[50.0, 150.0], [150.0, 50.0]])
-def test_otsus_threshold_takes_the_side_that_the_foreground_had_in_training(tmp_path, means, background):
+def test_otsu_scores_take_the_side_of_the_foreground_in_training(tmp_path, means, background):
     label, rng = np.zeros((32, 32), int), np.random.default_rng(0)
     label[4:14, 4:14] = label[18:28, 18:28] = 1
     image = np.uint8(np.take(means, label)[..., None] + rng.normal(0, 5, (32, 32, 1)))
     info = replace(INFO, class_mean=means)
-    scores = scorer_of(tmp_path, info, image, label, background).summary()["baseline_otsu"]
+    scores = report_on_right_output(tmp_path, info, image, label, background).summary()["baseline_otsu"]
     assert scores["pixel_error"] == 0 and scores["dice_membrane"] == scores["dice_cell"] == 1
     assert scores["object_f1"] == scores["v_rand"] == scores["ap"] == 1 and "loss" not in scores
-    inverted = scorer_of(tmp_path, info, 200 - image, label, background).summary()["baseline_otsu"]
+    inverted = report_on_right_output(tmp_path, info, 200 - image, label, background).summary()["baseline_otsu"]
     assert inverted["pixel_error"] == 1  # no label of the test chooses the side
     image[:16, :16] = np.take(means, 1 - label[:16, :16])[..., None]
-    scores = scorer_of(tmp_path, info, image, label, background).summary()["baseline_otsu"]
+    scores = report_on_right_output(tmp_path, info, image, label, background).summary()["baseline_otsu"]
     assert scores["pixel_error"] == 1 / 4
     assert scores["dice_cell"] == pytest.approx(2 * 100 / (200 + 100 + 156))
     valid = np.arange(32)[:, None] + np.zeros(32) >= 16
     partial, seen = replace(info, ignore=128), np.where(valid, label, IGNORE)
-    assert scorer_of(tmp_path, partial, image, seen, background, valid).summary()["baseline_otsu"]["pixel_error"] == 0
+    assert (
+        report_on_right_output(tmp_path, partial, image, seen, background, valid).summary()["baseline_otsu"][
+            "pixel_error"
+        ]
+        == 0
+    )
 
 
-def test_otsus_threshold_is_that_of_the_section_itself(tmp_path):
+def test_otsu_scores_are_of_the_section_itself(tmp_path):
     label = np.eye(32)
     image = np.stack([1 - label, 0 * label, label, label, 1 - label, 0 * label], -1)  # a neighbour, itself, a neighbour
     numbers = [0.0] * 6
     info = DataInfo(
         6, [0, 255], ["a", "b"], [0.5, 0.5], numbers, [1.0] * 6, [0.0, 1.0], "data", 1, class_mean=[0.2, 0.8]
     )
-    scorer = scorer_of(tmp_path, info, image, label)
-    assert scorer.summary()["baseline_otsu"]["pixel_error"] == 0
-    assert [row["image"] for row in scorer.table()] == ["0000", "mean", "all a", "otsu"]
+    report = report_on_right_output(tmp_path, info, image, label)
+    assert report.summary()["baseline_otsu"]["pixel_error"] == 0
+    assert [row["image"] for row in report.table()] == ["0000", "mean", "all a", "otsu"]
 
 
 @pytest.mark.parametrize("means", [None, [7.0, 7.0]])
-def test_there_is_no_row_of_otsu_where_no_side_is_known(tmp_path, means):
-    scorer = scorer_of(tmp_path, replace(INFO, class_mean=means), np.eye(24)[..., None], np.eye(24))
-    assert scorer.summary()["baseline_otsu"] is None
-    assert [row["image"] for row in scorer.table()] == ["0000", "mean", "all cell"]
+def test_otsu_scores_are_missing_where_no_side_is_known(tmp_path, means):
+    report = report_on_right_output(tmp_path, replace(INFO, class_mean=means), np.eye(24)[..., None], np.eye(24))
+    assert report.summary()["baseline_otsu"] is None
+    assert [row["image"] for row in report.table()] == ["0000", "mean", "all cell"]
 
 
 @pytest.fixture
@@ -306,7 +295,7 @@ def parts(tmp_path):
     return files, Predictor((Member(net, PARTIAL),), 0.5, torch.device("cpu"))
 
 
-def test_loss_and_counts_are_of_the_annotated_pixels(parts):
+def test_segment_counts_annotated_pixels_only(parts):
     files, network = parts
     whole, inside, outside, nothing = segment(network, files, World(), tta=False, tile=0)
     num_inside, num_outside = 24 * 10, 24 * 14
@@ -324,51 +313,44 @@ def test_loss_and_counts_are_of_the_annotated_pixels(parts):
     assert again.loss == whole.loss and np.array_equal(again.matrix, whole.matrix)
 
 
-def test_an_image_without_annotation_is_tested_without_scores_and_no_validation_image(parts, tmp_path):
+def test_checked_samples_without_annotation_are_tested_without_scores(parts, tmp_path):
     files, network = parts
     assert checked_samples(files, PARTIAL, labelled=False) == files
     with pytest.raises(UserError, match="no pixel is annotated"):
         checked_samples(files, PARTIAL, labelled=True)
-    scorer = TestScorer(tmp_path, files, network)
-    for image in segment(network, files, World(), tta=False, tile=0):
-        scorer(image)
-    scorer.finish()
-    *scored, last = scorer.rows
+    report = report_on(tmp_path, network, *segment(network, files, World(), tta=False, tile=0), files=files)
+    *scored, last = report.rows
     assert last == {"image": "0003", "sample": "00003.npy"} and not (tmp_path / "0003-label.png").exists()
     assert [row["annotated"] for row in scored] == [1.0, 10 / 24, 14 / 24]
-    assert scorer.summary()["mean"]["loss"] == np.mean([row["loss"] for row in scored])
-    assert "not annotated" in scorer.legend
+    assert report.summary()["mean"]["loss"] == np.mean([row["loss"] for row in scored])
+    assert "not annotated" in report.legend
 
 
-def test_the_majority_baseline_is_of_the_annotated_pixels(tmp_path):
+def test_majority_baseline_counts_annotated_pixels_only(tmp_path):
     label = np.zeros((24, 24), np.uint8)
     label[:, :4] = 1
     label[UNKNOWN] = IGNORE
-    scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(PARTIAL))
-    scorer(segmented(label, np.where(label == 1, 0.9, 0.1), valid=~UNKNOWN))
-    scorer.finish()
-    summary = scorer.summary()
+    image = segmented(label, np.where(label == 1, 0.9, 0.1), valid=~UNKNOWN)
+    summary = report_on(tmp_path, predictor(PARTIAL), image).summary()
     assert summary["majority"]["pixel_error"] == pytest.approx(6 / 10) and summary["mean"]["pixel_error"] == 0
     assert summary["majority"]["v_rand"] == 1  # a single cell is annotated
     assert summary["mean"]["v_rand"] == summary["mean"]["object_f1"] == 1
     assert summary["challenge"]["min_pixel_error"] == 0
 
 
-def test_classes_of_objects_are_scored_where_they_are_annotated(tmp_path):
+def test_object_scores_of_classes_count_annotated_pixels_only(tmp_path):
     info = DataInfo(1, [0, 1, 2], ["a", "b", "c"], [0.5, 0.3, 0.2], [0.0], [1.0], [0.0, 255.0], ignore=9)
     label = np.zeros((24, 24), np.uint8)
     label[2:8, 2:6], label[12:18, 2:6] = 1, 2
     output = label.copy()
     output[:, 12:] = 1  # anything at all where nothing is annotated
     label[UNKNOWN] = IGNORE
-    scorer = TestScorer(tmp_path, [SampleFile(Path("a.npy"))], predictor(info))
-    scorer(segmented(label, np.moveaxis(np.eye(3)[output], -1, 0), num_class=3, valid=~UNKNOWN))
-    scorer.finish()
-    mean = scorer.summary()["mean"]
+    image = segmented(label, np.moveaxis(np.eye(3)[output], -1, 0), num_class=3, valid=~UNKNOWN)
+    mean = report_on(tmp_path, predictor(info), image).summary()["mean"]
     assert mean["dice_b"] == mean["dice_c"] == mean["object_f1"] == 1 and mean["pixel_error"] == 0
 
 
-def test_the_threshold_is_chosen_where_it_is_annotated():
+def test_best_threshold_counts_annotated_pixels_only():
     label, probability = discs(0.5)
     fat = np.where(np.roll(label, 2, 0) | label, np.maximum(probability, 0.65), probability)
     left = np.arange(64) < 32
@@ -380,12 +362,9 @@ def test_the_threshold_is_chosen_where_it_is_annotated():
     assert best_threshold((empty, np.random.default_rng(0).random((64, 64))), valid=valid) == 0.5
 
 
-def test_pictures_of_the_validation_show_what_is_annotated():
+def test_pictures_and_pixel_scores_of_a_partial_label():
     label = np.where(UNKNOWN, IGNORE, np.eye(24, dtype=np.uint8))
     image = segmented(label, np.zeros((24, 24)), valid=~UNKNOWN)
-    scorer = ValidationScorer(PARTIAL, pictures=True)
-    scorer(image)
-    assert np.array_equal(scorer.pictures["label"], np.where(UNKNOWN, 128, np.eye(24) * 255))
-    assert np.array_equal(pictures_of(image, PARTIAL)["label"], scorer.pictures["label"])
-    scorer.finish()
-    assert scorer.scores()["pixel_error"] == pytest.approx(10 / 240)
+    assert np.array_equal(image.pictures(PARTIAL)["label"], np.where(UNKNOWN, 128, np.eye(24) * 255))
+    scores = PixelScores(PARTIAL, [image.loss], [image.matrix], None).scores()
+    assert scores["pixel_error"] == pytest.approx(10 / 240)

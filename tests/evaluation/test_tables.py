@@ -7,7 +7,7 @@ import pytest
 from evaluation.tables import format_confusion, write_metrics
 
 
-def test_metrics_are_written_as_json_and_csv(tmp_path):
+def test_write_metrics_writes_json_and_csv(tmp_path):
     rows = [{"image": "0000", "sample": "a", "dice_cell": 0.5}, {"image": "0001", "sample": "b"}]
     write_metrics(tmp_path, {"mean": {"dice_cell": 0.5}}, rows)
     assert json.loads((tmp_path / "metrics.json").read_text())["images"] == rows
@@ -15,7 +15,7 @@ def test_metrics_are_written_as_json_and_csv(tmp_path):
     assert [(row["image"], row["dice_cell"]) for row in table] == [("0000", "0.5"), ("0001", ""), ("mean", "0.5")]
 
 
-def test_the_first_image_may_lack_scores_that_others_have(tmp_path):
+def test_write_metrics_of_a_first_image_without_scores(tmp_path):
     rows = [{"image": "0000", "sample": "a"}, {"image": "0001", "sample": "b", "loss": 0.25}]
     write_metrics(tmp_path, {"mean": {"loss": 0.25}}, rows)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
@@ -27,7 +27,7 @@ def test_the_first_image_may_lack_scores_that_others_have(tmp_path):
 
 
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\uff1d"])
-def test_cells_that_a_spreadsheet_would_compute_are_text_and_numbers_stay_numbers(tmp_path, begin):
+def test_write_metrics_writes_formulas_as_text_and_numbers_as_numbers(tmp_path, begin):
     name = f"{begin}HYPERLINK(1)"
     rows = [{"image": "0000", "source": name, name: -1.5}, {"image": "-7", "source": "a" + name, name: -1e-9}]
     write_metrics(tmp_path, {"mean": {name: -2.0}}, rows)
@@ -39,13 +39,13 @@ def test_cells_that_a_spreadsheet_would_compute_are_text_and_numbers_stay_number
 
 
 @pytest.mark.parametrize("begin", ["\t", "\r", "\n", "a\r", "a\r\n"])
-def test_cells_have_no_tabs_and_line_breaks_behind_which_a_formula_would_begin(tmp_path, begin):
+def test_write_metrics_escapes_tabs_and_line_breaks(tmp_path, begin):
     write_metrics(tmp_path, {"mean": {}}, [{"image": f"{begin}=1+1", "loss": 1}])
     lines = (tmp_path / "metrics.csv").read_bytes().splitlines()
     assert lines[1:] == [repr(begin)[1:-1].encode() + b"=1+1,1", b"mean,"]
 
 
-def test_a_confusion_matrix_is_printed_in_at_most_100_columns():
+def test_format_confusion_fits_100_columns():
     counts = np.diag(np.arange(12))
     counts[1, 0] = 3
     names = ["background", *(f"class {k}" for k in range(1, 12))]

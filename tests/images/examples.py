@@ -23,10 +23,10 @@ def read_frames(path):
     return [frame.open() for frame in list_frames(path)]
 
 
-def bands(pixels, tall):
+def bands(pixels, height):
     """Frame, first row and band (C, h, W) of pixels (N, C, H, W), last first."""
-    places = [(frame, top) for frame in range(len(pixels)) for top in range(0, pixels.shape[2], tall)]
-    return [(frame, top, pixels[frame, :, top : top + tall]) for frame, top in reversed(places)]
+    tops = [(frame, top) for frame in range(len(pixels)) for top in range(0, pixels.shape[2], height)]
+    return [(frame, top, pixels[frame, :, top : top + height]) for frame, top in reversed(tops)]
 
 
 def write(path, value, kill_at=None, compression=""):
@@ -38,7 +38,8 @@ def write(path, value, kill_at=None, compression=""):
         if kill_at is not None:
             kill_before(patch, ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"), kill_at)
         if path.suffix == ".zarr":
-            writer = ZarrWriter(path, layout, True, 16, chunk=16)
+            patch.setattr("images.zarr_writer.CHUNK", 16)  # two levels
+            writer = ZarrWriter(path, layout, True, 16)
         else:
             writer = TIFF_WRITERS[compression](path, layout, True)
         for band in bands(np.full(layout.shape, value, np.uint8), 16):
@@ -47,7 +48,7 @@ def write(path, value, kill_at=None, compression=""):
 
 
 def value_of(path):
-    """Value of an image that is whole."""
+    """Value of a complete image."""
     if path.is_file():
         return int(np.unique(tifffile.imread(path)).item())
     import zarr

@@ -89,14 +89,14 @@ def write_nd2(path, pixels, um=0.5, colours=False):
         b"CustomData|AcqTimesCache!": bytes(8),
         b"ImageDataSeq|0!": bytes(8) + pixels[:: -1 if colours else 1].transpose(1, 2, 0).tobytes(),
     }
-    out, found = chunk(b"ND2 FILE SIGNATURE CHUNK NAME01!", b"Ver2.0".ljust(64, b"\0"), 32), b""
+    out, entries = chunk(b"ND2 FILE SIGNATURE CHUNK NAME01!", b"Ver2.0".ljust(64, b"\0"), 32), b""
     for name, data in chunks.items():
-        found += name + struct.pack("<QQ", len(out), len(data))
+        entries += name + struct.pack("<QQ", len(out), len(data))
         out += chunk(name, data, 4072)  # pixels begin at 4096
     end = b"ND2 CHUNK MAP SIGNATURE 0000001!"
-    place = struct.pack("<Q", len(out))
-    out += chunk(b"ND2 FILEMAP SIGNATURE NAME 0001!", found + end + place, 32)
-    path.write_bytes(out + end + place)
+    offset = struct.pack("<Q", len(out))
+    out += chunk(b"ND2 FILEMAP SIGNATURE NAME 0001!", entries + end + offset, 32)
+    path.write_bytes(out + end + offset)
 
 
 def variant(name, inside):

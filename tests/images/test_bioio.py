@@ -21,7 +21,7 @@ def volume(*shape):
     return RNG.integers(0, 60000, shape).astype(np.uint16)
 
 
-def test_a_czi_is_read_by_planes_with_axes_pixel_size_and_channels(tmp_path):
+def test_czi_is_read_by_planes_with_axes_pixel_size_and_channels(tmp_path):
     pytest.importorskip("bioio_czi")
     pixels = volume(2, 3, 2, 20, 30)
     write_czi(tmp_path / "a.czi", pixels, ("DAPI", "GFP"), 0.5e-6)
@@ -65,7 +65,7 @@ def test_colours_of_microscopes_are_red_green_and_blue(tmp_path, kind):
         assert np.array_equal(frame.read(), pixels) and np.array_equal(frame.open()[3:9], pixels[3:9])
 
 
-def test_scenes_of_which_the_metadata_say_nothing_are_not_lost_in_silence(tmp_path, capsys):
+def test_scenes_that_the_metadata_lack_are_not_lost_in_silence(tmp_path, capsys):
     pytest.importorskip("bioio_czi")
     czi = pytest.importorskip("pylibCZIrw.czi")
     with czi.create_czi(str(tmp_path / "a.czi")) as file:
@@ -76,7 +76,7 @@ def test_scenes_of_which_the_metadata_say_nothing_are_not_lost_in_silence(tmp_pa
     assert "a.czi: 2 scenes, of which its metadata name 1" in capsys.readouterr().out
 
 
-def test_the_images_of_a_lif_are_series(tmp_path):
+def test_lif_images_are_series(tmp_path):
     pytest.importorskip("bioio_lif")
     images = {"Eye/A": volume(3, 2, 20, 30), "Eye/B": volume(3, 2, 20, 30), "Macro Image": volume(3, 2, 20, 30)}
     write_lif(tmp_path / "a.lif", images)
@@ -92,7 +92,7 @@ def test_the_images_of_a_lif_are_series(tmp_path):
     assert np.array_equal(chosen[0].read(), expected[8].transpose(1, 2, 0)) and len(chosen) == 1
 
 
-def test_series_of_a_lif_are_each_read_or_have_a_problem(tmp_path, capsys):
+def test_lif_series_are_each_read_or_have_a_problem(tmp_path, capsys):
     pytest.importorskip("bioio_lif")
     grey, spectrum, section, both = volume(2, 2, 20, 30), volume(4, 20, 30), volume(25, 30), volume(2, 4, 20, 30)
     images = {
@@ -124,7 +124,7 @@ def test_series_of_a_lif_are_each_read_or_have_a_problem(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("axes", ["TZ", "ZC"])
-def test_an_aborted_czi_is_refused_but_its_planes_are_read_by_section(tmp_path, axes):
+def test_aborted_czi_is_refused_but_its_planes_are_read_by_section(tmp_path, axes):
     pytest.importorskip("bioio_czi")
     czi, pixels = pytest.importorskip("pylibCZIrw.czi"), volume(2, 4, 20, 30)
     with czi.create_czi(str(tmp_path / "a.czi")) as file:
@@ -142,7 +142,7 @@ def test_an_aborted_czi_is_refused_but_its_planes_are_read_by_section(tmp_path, 
 
 
 @pytest.mark.parametrize("lacks", ["scale", "channels"])
-def test_a_czi_without_scale_or_channels_is_read(tmp_path, lacks):
+def test_czi_without_scale_or_channels_is_read(tmp_path, lacks):
     pytest.importorskip("bioio_czi")
     pixels, path = volume(1, 2, 1, 20, 30), tmp_path / "a.czi"
     write_czi(path, pixels, ("DAPI",), 0.5e-6)
@@ -154,7 +154,7 @@ def test_a_czi_without_scale_or_channels_is_read(tmp_path, lacks):
     assert read_geometry(frames).axes == "Z" and ("X" in read_geometry(frames).pixel) == (lacks == "channels")
 
 
-def test_an_nd2_is_read(tmp_path):
+def test_nd2_is_read(tmp_path):
     pytest.importorskip("bioio_nd2")
     pixels = volume(2, 20, 30)
     write_nd2(tmp_path / "a.nd2", pixels)
@@ -164,20 +164,20 @@ def test_an_nd2_is_read(tmp_path):
     assert (g.pixel["X"], g.pixel["Y"], g.channels) == (0.5, 0.5, ("Dye0", "Dye1"))
 
 
-def test_a_plane_is_decoded_once_and_no_other(tmp_path, monkeypatch):
+def test_planes_are_decoded_once_and_no_others(tmp_path, monkeypatch):
     pytest.importorskip("bioio_lif")
     write_lif(tmp_path / "a.lif", {"A": volume(4, 1, 200, 30)})
-    frames, places = list_frames(tmp_path / "a.lif"), []
+    frames, indices = list_frames(tmp_path / "a.lif"), []
     read = Planes.__getitem__
-    monkeypatch.setattr(Planes, "__getitem__", lambda self, place: places.append(place) or read(self, place))
+    monkeypatch.setattr(Planes, "__getitem__", lambda self, index: indices.append(index) or read(self, index))
     image = frames[2].open()
     for top in range(0, 200, 40):
         assert image[top : top + 40].shape == (40, 30, 1)
-    assert [place[0] for place in places] == [slice(2, 3)]
+    assert [index[0] for index in indices] == [slice(2, 3)]
 
 
 @pytest.mark.parametrize("missing", ["bioio", "bioio_lif"])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, missing):
+def test_missing_package_is_named(tmp_path, monkeypatch, missing):
     write_lif(tmp_path / "a.lif", {"A": volume(1, 1, 20, 30)})
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=r"a\.lif: LIF needs the packages bioio and bioio-lif: pip install bioio"):
@@ -197,7 +197,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_kind_that_is_not_read_is_called_by_its_name(tmp_path, work, fails, name):
+def test_refusal_calls_a_kind_that_is_not_read_by_its_name(tmp_path, work, fails, name):
     if name == "a.mrxs":
         Image.fromarray(COLOURS[0]).save(tmp_path / name, format="jpeg")
     elif name in ("a.vsi", "a.NEF"):
@@ -211,7 +211,7 @@ def test_a_kind_that_is_not_read_is_called_by_its_name(tmp_path, work, fails, na
     assert re.search(f"{name}: {NAMED[name]}", line) and "damaged" not in line
 
 
-def test_a_format_that_no_installed_plug_in_reads_is_said(tmp_path):
+def test_refusal_names_the_plug_in_that_is_not_installed(tmp_path):
     (tmp_path / "a.dv").write_bytes(b"no image" * 99)
     with pytest.raises(UserError, match=r"a\.dv: .* pip install bioio bioio-dv"):
         list_frames(tmp_path / "a.dv")
@@ -219,7 +219,7 @@ def test_a_format_that_no_installed_plug_in_reads_is_said(tmp_path):
 
 @pytest.mark.parametrize("length", [40, 300, 1500])
 @pytest.mark.parametrize("kind", ["czi", "lif", "nd2"])
-def test_a_damaged_file_is_refused(tmp_path, kind, length):
+def test_damaged_files_of_microscopes_are_refused(tmp_path, kind, length):
     pytest.importorskip(f"bioio_{kind}")
     path = tmp_path / f"a.{kind}"
     if kind == "lif":

@@ -10,7 +10,7 @@ Type="uint8" SizeX="8" SizeY="8" SizeZ="2" SizeC="1" SizeT="1" PhysicalSizeZ="{}
 
 
 @pytest.mark.parametrize("kind", ["imagej", "imagej, µm", "ome", "ome, nm", "baseline", "none"])
-def test_the_size_of_a_pixel_is_read(tmp_path, kind):
+def test_geometry_has_the_size_of_a_pixel(tmp_path, kind):
     options = {
         "imagej": {"imagej": True, "resolution": (4, 2), "metadata": {"axes": "ZYX", "unit": "micron", "spacing": 3}},
         "imagej, µm": {"imagej": True, "resolution": (4, 2), "metadata": {"axes": "ZYX", "unit": "\\u00B5m"}},
@@ -29,7 +29,7 @@ def test_the_size_of_a_pixel_is_read(tmp_path, kind):
     assert g.pixel == expected and g.unit == ("" if kind == "none" else "micron")
 
 
-def test_the_time_between_frames_and_their_names_are_read(tmp_path):
+def test_geometry_has_the_time_between_frames_and_their_names(tmp_path):
     pixels = stack(6, 8).reshape(3, 2, 8, 8)
     names = [f"{time} {channel}" for time in range(3) for channel in "ab"]
     imagej = {"axes": "TCYX", "finterval": 2.5, "Labels": names}
@@ -47,7 +47,7 @@ def test_the_time_between_frames_and_their_names_are_read(tmp_path):
 
 @pytest.mark.parametrize("size", ["abc", "0", "-1", "nan", "inf", "1</OME>"])
 @pytest.mark.parametrize("text", ["ImageJ=1.53t\nimages=2\nslices=2\nunit=1\nspacing={}\n", OME])
-def test_a_size_that_is_none_is_left_out(tmp_path, text, size):
+def test_geometry_has_no_size_that_is_no_number(tmp_path, text, size):
     tifffile.imwrite(
         tmp_path / "a.tif", stack(2, 8), photometric="minisblack", description=text.format(size), metadata=None
     )

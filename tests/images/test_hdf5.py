@@ -18,7 +18,7 @@ def write(path, **sets):
             file.create_dataset(name, data=pixels, chunks=True if pixels.ndim > 1 else None)
 
 
-def test_a_data_set_is_named_or_the_only_image_of_the_file(tmp_path):
+def test_data_set_is_named_or_the_only_image_of_the_file(tmp_path):
     raw, label = stack(5), stack(5)
     write(tmp_path / "a.h5", raw=raw, label=label, times=np.arange(5))
     for name, pixels in (("raw", raw), ("label", label)):
@@ -38,7 +38,7 @@ def test_a_data_set_is_named_or_the_only_image_of_the_file(tmp_path):
     assert len(list_frames(tmp_path / "b.dat")) == 5
 
 
-def test_patterns_and_folders_of_files(tmp_path):
+def test_patterns_of_files_take_a_data_set_of_each(tmp_path):
     for number in (2, 10):
         write(tmp_path / f"{number}.h5", raw=stack(1)[0], label=stack(1)[0])
     frames = list_frames(f"{tmp_path}/*.h5:/raw")
@@ -46,7 +46,7 @@ def test_patterns_and_folders_of_files(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["labels", "ilastik"])
-def test_axes_and_pixel_size_are_taken_from_the_attributes(tmp_path, kind):
+def test_axes_and_pixel_size_are_read_from_the_attributes(tmp_path, kind):
     pixels = RNG.integers(0, 255, (2, 3, 8, 9)).astype(np.uint16)  # C, Z, Y, X
     with h5py.File(tmp_path / "a.h5", "w") as file:
         data = file.create_dataset("volume/data", data=pixels)
@@ -63,13 +63,13 @@ def test_axes_and_pixel_size_are_taken_from_the_attributes(tmp_path, kind):
     assert g.pixel == pytest.approx({"Z": 0.05, "Y": 0.004, "X": 0.005})
 
 
-def test_only_the_chunks_of_a_section_are_read(tmp_path):
+def test_chunks_of_a_section_are_read_and_no_others(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         data = file.create_dataset("raw", (6, 64, 32), np.uint8, chunks=(2, 32, 32), compression="gzip")
         data[:] = 7
-        place = data.id.get_chunk_info(4).byte_offset  # of sections 4 and 5
+        offset = data.id.get_chunk_info(4).byte_offset  # of sections 4 and 5
     with (tmp_path / "a.h5").open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes(8))
     frames = list_frames(tmp_path / "a.h5")
     assert (frames[0].read() == 7).all() and (frames[3].read() == 7).all()
@@ -77,7 +77,7 @@ def test_only_the_chunks_of_a_section_are_read(tmp_path):
         frames[4].read()
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_hdf5_without_images_is_refused(tmp_path):
     write(tmp_path / "a.h5", times=np.arange(5))
     with pytest.raises(UserError, match=r"a\.h5: holds no image \(/times: shape \(5,\)"):
         list_frames(tmp_path / "a.h5")
@@ -107,19 +107,19 @@ def test_messages_name_the_data_set(tmp_path, work, fails):
     assert "a.h5:/wide, image 1 is uint16, a.h5:/raw, image 1 uint8" in line
 
 
-def test_of_many_data_sets_the_first_are_named(tmp_path):
+def test_data_sets_are_named_and_of_many_the_first(tmp_path):
     write(tmp_path / "a.h5", **{f"s{number:02d}": stack(1, 8)[0] for number in range(30)})
     with pytest.raises(UserError, match=r"holds 30 data sets: name one of them \(.*a\.h5:/s19, \.\.\.\)"):
         list_frames(tmp_path / "a.h5")
 
 
-def test_only_hdf5_has_data_sets(tmp_path):
+def test_data_sets_are_in_hdf5_only(tmp_path):
     np.save(tmp_path / "a.npy", stack(2))
     with pytest.raises(UserError, match=r"a\.npy is no HDF5 file: leave out :/raw"):
         list_frames(f"{tmp_path}/a.npy:/raw")
 
 
-def test_the_missing_package_is_named(tmp_path, monkeypatch):
+def test_missing_h5py_is_named(tmp_path, monkeypatch):
     write(tmp_path / "a.h5", raw=stack(2))
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match=r"a\.h5 needs the package h5py"):
@@ -200,7 +200,7 @@ def test_virtual_data_sets_and_links_within_the_folder_are_read(folders):
             assert np.array_equal(np.stack([frame.read()[..., 0] for frame in frames]), pixels)
 
 
-def test_a_compression_that_needs_a_plug_in_is_named(tmp_path):
+def test_compression_that_needs_a_plug_in_is_named(tmp_path):
     if h5py.h5z.filter_avail(32001):
         pytest.skip("hdf5plugin is loaded")
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -215,7 +215,7 @@ def test_a_compression_that_needs_a_plug_in_is_named(tmp_path):
     assert "damaged" not in str(refused.value)
 
 
-def test_an_imaris_file_is_known_whatever_its_name(tmp_path):
+def test_imaris_file_is_recognised_whatever_its_name(tmp_path):
     write(tmp_path / "a.h5", **{"DataSet": stack(5)})
     with h5py.File(tmp_path / "a.h5", "a") as file:
         file.attrs["ImarisDataSet"] = np.frombuffer(b"ImarisDataSet", "S1")

@@ -16,7 +16,7 @@ def info(capfd, *argv):
     return capfd.readouterr().out.splitlines()
 
 
-def test_axes_channels_and_pixel_size_of_a_tiff_are_printed(work, capfd):
+def test_info_prints_axes_channels_and_pixel_size_of_a_tiff(work, capfd):
     pixels = RNG.integers(0, 255, (2, 3, 2, 8, 9)).astype(np.uint16)
     metadata = {"axes": "TZCYX", "Channel": {"Name": ["DAPI", "GFP"]}, "PhysicalSizeX": 0.5, "TimeIncrement": 2}
     tifffile.imwrite("a.ome.tif", pixels, metadata=metadata)
@@ -32,7 +32,7 @@ def test_axes_channels_and_pixel_size_of_a_tiff_are_printed(work, capfd):
     assert not (work / "datasets").exists()
 
 
-def test_every_format_is_described(work, capfd):
+def test_info_describes_every_format(work, capfd):
     np.save("a.npy", stack(2, 8))
     Image.fromarray(stack(1, 8)[0]).save("a.png")
     write_plate(work / "p.zarr", {"A/1/0": stack(1, 8)[0], "A/1/1": stack(1, 8)[0]})
@@ -48,7 +48,7 @@ def test_every_format_is_described(work, capfd):
     ]
 
 
-def test_data_sets_of_which_one_must_be_chosen_are_listed(work, capfd):
+def test_info_lists_data_sets_if_one_must_be_chosen(work, capfd):
     h5py = pytest.importorskip("h5py")
     with h5py.File("a.h5", "w") as file:
         file["raw"], file["label"], file["names"] = stack(2, 8), stack(2, 8), b"text"
@@ -61,7 +61,7 @@ def test_data_sets_of_which_one_must_be_chosen_are_listed(work, capfd):
     assert info(capfd, "C:/a.h5")[-1].startswith("  to be read, one must be chosen: holds 2 data sets")
 
 
-def test_the_plug_in_is_named(work, capfd):
+def test_info_names_the_plug_in(work, capfd):
     pytest.importorskip("bioio_lif")
     write_lif(work / "a.lif", {"A": RNG.integers(0, 255, (2, 2, 8, 9)).astype(np.uint8), "B": stack(1, 8)[None]})
     lines = info(capfd, "a.lif")
@@ -69,7 +69,7 @@ def test_the_plug_in_is_named(work, capfd):
     assert lines[-1].startswith("  read as 2 image(s) of 8 x 9 px, 2 channel(s) of uint8; 1 image(s) of 8 x 8 px, 1")
 
 
-def test_a_damaged_file_is_one_line_after_the_others(work, capfd):
+def test_info_of_a_damaged_file_is_one_line_after_the_others(work, capfd):
     (work / "a.tif").write_bytes(b"II*\0" + bytes(4))
     Image.fromarray(stack(1, 8)[0]).save("b.png")
     assert main(["--info", "."]) == 1
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_one_line_after_the_others(work, capfd):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])
-def test_a_truncated_picture_is_told_though_its_header_is_whole(work, capfd, ending):
+def test_info_refuses_a_truncated_picture_though_its_header_is_complete(work, capfd, ending):
     name = f"a.{ending}"
     for folder in (work, work / "whole"):
         folder.mkdir(exist_ok=True)
@@ -91,14 +91,14 @@ def test_a_truncated_picture_is_told_though_its_header_is_whole(work, capfd, end
     assert err.startswith(f"error: {name}: damaged or truncated") and len(err.splitlines()) == 1
 
 
-def test_a_large_picture_is_not_decoded_which_is_said(work, capfd, monkeypatch):
+def test_info_does_not_decode_a_large_picture_and_tells_so(work, capfd, monkeypatch):
     monkeypatch.setattr("images.info.HARMLESS", 2**20)
     Image.fromarray(np.zeros((1024, 1025), np.uint8)).save("a.png")
     (work / "a.png").write_bytes((work / "a.png").read_bytes()[:-100])
     assert info(capfd, "a.png")[-1].endswith("of uint8; not checked for damage, since an image has over 1 MiB")
 
 
-def test_a_damaged_czi_is_one_line_too(work, fails, caplog):
+def test_info_of_a_damaged_czi_is_one_line_too(work, fails, caplog):
     pytest.importorskip("bioio_czi")
     write_czi(work / "a.czi", RNG.integers(0, 255, (1, 1, 1, 8, 9)).astype(np.uint8))
     (work / "a.czi").write_bytes((work / "a.czi").read_bytes()[:900])
@@ -106,7 +106,7 @@ def test_a_damaged_czi_is_one_line_too(work, fails, caplog):
     assert not [record for record in caplog.records if record.name.startswith("bioio")]  # a shell would print them
 
 
-def test_what_a_file_does_not_have_is_refused(work, fails):
+def test_info_refuses_what_a_file_does_not_have(work, fails):
     np.save("a.npy", stack(2, 8))
     assert "a.npy: no section 2: it has 2, 0 to 1" in fails(main, ["--info", "a.npy", "--section", "2"])
     assert "--section x" in fails(main, ["--info", "a.npy", "--section", "x"], status=2)

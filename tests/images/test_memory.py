@@ -8,7 +8,7 @@ from images.readers import list_frames
 from utils import UserError
 
 
-def test_what_does_not_fit_in_memory_is_refused_before_it_is_allocated(tmp_path):
+def test_check_size_refuses_a_strip_that_does_not_fit_in_memory(tmp_path):
     whole = tmp_path / "a.tif"
     tifffile.imwrite(whole, stack(1)[0], photometric="minisblack", compression="zlib", metadata=None)
     data = whole.read_bytes()

@@ -22,14 +22,14 @@ SEEN = {  # what a camera that stores rows 1 2 3 and 4 5 6 has seen, by the defi
 
 def exif(orientation):
     """EXIF with an orientation."""
-    found = Image.Exif()
-    found[274] = orientation
-    return found
+    tags = Image.Exif()
+    tags[274] = orientation
+    return tags
 
 
 @pytest.mark.parametrize("orientation", SEEN)
 @pytest.mark.parametrize("name", ["a.png", "a.webp", "map.tif", "strips.tif", "big.tif", "palette.png"])
-def test_an_orientation_is_applied_in_every_format(tmp_path, name, orientation):
+def test_orientation_is_applied_in_every_format(tmp_path, name, orientation):
     stored, path = np.uint8([[1, 2, 3], [4, 5, 6]]), tmp_path / name
     if name.endswith("tif"):
         options = {"compression": "zlib", "rowsperstrip": 1} if name == "strips.tif" else {}
@@ -53,7 +53,7 @@ def test_an_orientation_is_applied_in_every_format(tmp_path, name, orientation):
         assert pixel["Y"] / pixel["X"] == pytest.approx(2 if orientation in (5, 6, 7, 8) else 0.5)
 
 
-def test_16_bit_colours_are_turned(tmp_path):
+def test_orientation_is_applied_to_16_bit_colours(tmp_path):
     codecs = pytest.importorskip("imagecodecs")
     pixels = RNG.integers(0, 65535, (8, 9, 3)).astype(np.uint16)
     data = codecs.png_encode(pixels)
@@ -73,7 +73,7 @@ def blob():
 
 
 @pytest.mark.parametrize("turned", ["image", "label", "both"])
-def test_images_and_labels_of_a_camera_agree_and_one_line_says_so(work, capfd, turned):
+def test_orientation_of_images_and_labels_agrees_and_one_line_says_so(work, capfd, turned):
     image, label = blob()
     for folder in ("images", "labels"):
         (work / folder).mkdir()
@@ -104,7 +104,7 @@ def test_info_shows_the_turned_size(work, capfd):
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_does_not_exist_is_none(tmp_path, orientation):
+def test_orientation_that_does_not_exist_is_none(tmp_path, orientation):
     Image.fromarray(blob()[0]).save(tmp_path / "a.png", exif=exif(orientation))
     tifffile.imwrite(tmp_path / "a.tif", blob()[0], extratags=[(274, "H", 1, orientation, True)])
     for name in ("a.png", "a.tif"):

@@ -7,14 +7,14 @@ from utils import UserError
 
 @pytest.mark.parametrize("entry", ["notes.txt", "0/c/0/notes.txt", "labels/zarr.json"])
 @pytest.mark.parametrize("ending", ["", ".old", ".partial"])
-def test_a_zarr_with_something_else_in_it_is_not_replaced(tmp_path, entry, ending):
+def test_check_replaceable_refuses_a_zarr_with_something_else_in_it(tmp_path, entry, ending):
     pytest.importorskip("zarr")
     path = tmp_path / "out.zarr"
     write(path, 1)
     check_replaceable(path)
-    place = path.with_name(path.name + ending) / entry
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text("mine")
+    entry_path = path.with_name(path.name + ending) / entry
+    entry_path.parent.mkdir(parents=True, exist_ok=True)
+    entry_path.write_text("mine")
     with pytest.raises(UserError, match=r"is not a Zarr image that --mode predict wrote \(it holds"):
         check_replaceable(path)
-    assert place.read_text() == "mine"
+    assert entry_path.read_text() == "mine"

@@ -11,7 +11,7 @@ from images.readers import Frame, list_frames, with_neighbours
 from utils import UserError
 
 
-def test_a_folder_is_read_in_natural_order(tmp_path):
+def test_list_frames_reads_a_folder_in_natural_order(tmp_path):
     for name in ("im10.png", "im9.png", "im1.tif", "notes.txt", ".hidden.png"):
         (tmp_path / name).write_bytes(b"")
     for name in ("im10.png", "im9.png"):
@@ -27,20 +27,20 @@ def test_a_folder_is_read_in_natural_order(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
 @pytest.mark.parametrize("content", [b"", b"no image at all", bytes(200), b"II*\0" + bytes(4)])
-def test_what_is_no_image_is_refused(tmp_path, name, content):
+def test_read_file_refuses_what_is_no_image(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
         read_frames(tmp_path / name)
 
 
-def test_a_missing_source_and_an_empty_folder_are_refused(tmp_path):
+def test_list_frames_refuses_a_missing_source_and_an_empty_folder(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         list_frames(tmp_path / "none.tif")
     with pytest.raises(UserError, match="no image"):
         list_frames(tmp_path)
 
 
-def test_neighbours_stay_within_their_stack(tmp_path):
+def test_with_neighbours_stays_within_a_stack(tmp_path):
     for name in ("a.tif", "b.tif"):
         tifffile.imwrite(tmp_path / name, stack(3, 8), photometric="minisblack")
     frames = list_frames(tmp_path)
@@ -56,7 +56,7 @@ def test_neighbours_stay_within_their_stack(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["imagej", "ome"])
-def test_neighbours_are_of_one_time(tmp_path, kind):
+def test_with_neighbours_stays_within_one_time(tmp_path, kind):
     times = stack(6, 8).reshape(2, 3, 8, 8)
     tifffile.imwrite(tmp_path / "a.tif", times, **{kind: True}, metadata={"axes": "TZYX"})
     around = with_neighbours(list_frames(tmp_path / "a.tif"), 1)
@@ -64,7 +64,7 @@ def test_neighbours_are_of_one_time(tmp_path, kind):
     assert numbers == [[0, 0, 1], [0, 1, 2], [1, 2, 2], [3, 3, 4], [3, 4, 5], [4, 5, 5]]
 
 
-def test_complex_pixels_are_refused(tmp_path):
+def test_read_file_refuses_complex_pixels(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", stack(2).astype(np.complex64))
     with pytest.raises(UserError, match="pixels of complex64"):
         list_frames(tmp_path / "a.tif")
@@ -89,7 +89,7 @@ BY_SECTION = [[0, 0, 2], [1, 1, 3], [0, 2, 4], [1, 3, 5], [2, 4, 4], [3, 5, 5]]
     [("TYX", (6,), ALONE), ("TZYX", (2, 3), BY_TIME), ("ZTYX", (3, 2), BY_SECTION), ("ZTCYX", (3, 2, 2), BY_SECTION)],
 )
 @pytest.mark.parametrize("kind", ["ome", "zarr"])
-def test_neighbours_are_along_z_alone(tmp_path, axes, shape, expected, kind):
+def test_with_neighbours_goes_along_z_alone(tmp_path, axes, shape, expected, kind):
     pixels = RNG.integers(0, 255, (*shape, 8, 9)).astype(np.uint8)
     if kind == "zarr":
         named = [{"name": axis} for axis in axes.lower()]
@@ -99,7 +99,7 @@ def test_neighbours_are_along_z_alone(tmp_path, axes, shape, expected, kind):
     assert numbers(next(tmp_path.iterdir())) == expected
 
 
-def test_neighbours_are_of_one_position_but_pages_written_one_by_one_are_a_stack(tmp_path):
+def test_with_neighbours_stays_in_one_position_and_pages_written_alone_are_a_stack(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tif:
         for _ in range(2):
             tif.write(stack(3, 8), metadata={"axes": "ZYX"}, photometric="minisblack")
@@ -111,14 +111,14 @@ def test_neighbours_are_of_one_position_but_pages_written_one_by_one_are_a_stack
         assert numbers(tmp_path / name) == BY_TIME[:3]
 
 
-def test_arrays_and_pictures_are_known_by_their_first_bytes(tmp_path):
+def test_read_file_recognises_arrays_and_pictures_by_their_first_bytes(tmp_path):
     with (tmp_path / "a.tif").open("wb") as file:
         np.save(file, stack(2, 8))
     Image.fromarray(stack(1, 8)[0]).save(tmp_path / "b.tif", format="png")
     assert [frame.path.name for frame in list_frames(tmp_path)] == ["a.tif", "a.tif", "b.tif"]
 
 
-def test_pipes_devices_and_folders_are_refused_and_not_opened(tmp_path):
+def test_list_files_refuses_pipes_devices_and_folders_unopened(tmp_path):
     os.mkfifo(tmp_path / "pipe.tif")
     (tmp_path / "folder.tif").mkdir()
     (tmp_path / "link.tif").symlink_to("nowhere")
@@ -132,7 +132,7 @@ def test_pipes_devices_and_folders_are_refused_and_not_opened(tmp_path):
         list_frames(tmp_path)
 
 
-def test_an_array_whose_header_is_too_long_is_one_line_without_numpys_advice(tmp_path):
+def test_npy_whose_header_is_too_long_is_one_line_without_numpys_advice(tmp_path):
     with (tmp_path / "a.npy").open("wb") as file:
         np.lib.format.write_array_header_2_0(file, {"descr": "|u1", "fortran_order": False, "shape": (1,) * 5000})
     with pytest.raises(UserError) as refused:
@@ -140,7 +140,7 @@ def test_an_array_whose_header_is_too_long_is_one_line_without_numpys_advice(tmp
     assert "\n" not in str(refused.value) and "pickle" not in str(refused.value)
 
 
-def test_types_are_named_in_words(tmp_path):
+def test_npy_of_wrong_axes_has_its_type_named_in_words(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 2, 2, 2, 2), ">u2"))
     with pytest.raises(UserError, match="of uint16"):
         list_frames(tmp_path / "a.npy")
@@ -149,7 +149,7 @@ def test_types_are_named_in_words(tmp_path):
     assert frame.read().dtype == np.uint16 and frame.read()[2, 3, 0] == 11
 
 
-def test_patterns_name_folders_too_and_folders_that_exist_are_no_patterns(tmp_path):
+def test_patterns_name_folders_and_existing_folders_are_no_patterns(tmp_path):
     for folder in ("a", "b", "b/c", "d[1]*"):
         (tmp_path / folder).mkdir()
         Image.fromarray(stack(1, 8)[0]).save(tmp_path / folder / "im.png")
@@ -164,13 +164,13 @@ def test_patterns_name_folders_too_and_folders_that_exist_are_no_patterns(tmp_pa
         names("[xyz]/*.png")
 
 
-def test_two_links_to_one_file_are_two_images(tmp_path):
+def test_links_to_one_file_are_two_images(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", stack(1, 8)[0])
     (tmp_path / "b.tif").symlink_to("a.tif")
     assert len(list_frames(tmp_path)) == 2
 
 
-def test_several_sources_are_read_in_natural_order_and_urls_are_not_read(tmp_path):
+def test_list_frames_reads_several_sources_in_natural_order_and_no_urls(tmp_path):
     for number in (1, 2, 10):
         np.save(tmp_path / f"{number}.npy", np.full((2, 8, 8), number))
     paths = [str(tmp_path / f"{number}.npy") for number in (1, 10, 2)]
@@ -189,13 +189,13 @@ def mutants(data, rng):
     for _ in range(6):
         yield data[: rng.integers(len(data))]
         flipped = bytearray(data)
-        for place in rng.integers(0, min(len(data), 400), 3):
-            flipped[place] = rng.integers(256)
+        for offset in rng.integers(0, min(len(data), 400), 3):
+            flipped[offset] = rng.integers(256)
         yield bytes(flipped)
 
 
 @pytest.mark.parametrize("kind", ["plain.tif", "tiles.tif", "a.png", "a.npy", "zarr.json", "chunk"])
-def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, kind):
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, kind):
     path, damaged = tmp_path / kind, tmp_path / kind
     if kind.endswith(".tif"):
         options = {"tile": (16, 16), "compression": "zlib"} if kind == "tiles.tif" else {}
@@ -228,7 +228,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_what_lies_under_the_name_of_an_image_is_named_and_not_called_damaged(tmp_path, name):
+def test_content_under_the_name_of_an_image_is_named_and_not_called_damaged(tmp_path, name):
     content, words = CONTENTS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name}: {words}") as refused:
@@ -236,7 +236,7 @@ def test_what_lies_under_the_name_of_an_image_is_named_and_not_called_damaged(tm
     assert "damaged" not in str(refused.value)
 
 
-def test_the_masks_of_cellpose_are_named(tmp_path):
+def test_cellpose_masks_are_named(tmp_path):
     np.save(tmp_path / "a_seg.npy", {"masks": stack(1)[0]}, allow_pickle=True)
     with pytest.raises(UserError, match=r"a_seg\.npy: Python objects, as Cellpose's .*: save the masks as PNG or TIFF"):
         list_frames(tmp_path / "a_seg.npy")

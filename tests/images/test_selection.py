@@ -14,7 +14,7 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize("text", SECTIONS)
-def test_sections_are_numbers_and_ranges(tmp_path, text):
+def test_section_is_numbers_and_ranges(tmp_path, text):
     pixels = stack(8, 8)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack")
     frames = list_frames(tmp_path / "a.tif", Choice(section=text))
@@ -23,19 +23,19 @@ def test_sections_are_numbers_and_ranges(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["8", "-1", "0,8", "4-8", "8:", "0:9", "5-2", "-3-2", "99999999999999999"])
-def test_sections_that_do_not_exist_are_refused_with_what_there_is(tmp_path, text):
+def test_section_that_does_not_exist_is_refused_with_what_there_is(tmp_path, text):
     tifffile.imwrite(tmp_path / "a.tif", stack(8, 8), photometric="minisblack")
     with pytest.raises(UserError, match=r"a\.tif: no section .*: it has 8, 0 to 7"):
         list_frames(tmp_path / "a.tif", Choice(section=text))
 
 
-@pytest.mark.parametrize("text", ["a", "1-", "1,,2", "1;2", "0:8:0", "1.5", "-"])
-def test_what_is_no_number_is_refused_before_a_file_is_read(text):
+@pytest.mark.parametrize("text", ["a", "1-", "1,,2", "1;2", "0:8:0", "1.5", "-", "-:5"])
+def test_section_that_is_no_number_is_refused_before_a_file_is_read(text):
     with pytest.raises(FlagError, match="no number or range"):
         Choice(section=text)
 
 
-def test_sections_are_along_z_at_each_time(tmp_path):
+def test_section_is_along_z_at_each_time(tmp_path):
     pixels = RNG.integers(0, 255, (2, 5, 8, 9)).astype(np.uint8)
     metadata = {"axes": "TZYX", "PhysicalSizeX": 0.1, "PhysicalSizeZ": 0.5, "TimeIncrement": 3}
     tifffile.imwrite(tmp_path / "a.ome.tif", pixels, metadata=metadata)
@@ -47,14 +47,14 @@ def test_sections_are_along_z_at_each_time(tmp_path):
     assert (g.lengths, g.pixel) == ((2, 3), {"X": 0.1})  # sections at uneven distances
 
 
-def test_the_time_between_chosen_images_is_theirs(tmp_path):
+def test_section_changes_the_time_between_images(tmp_path):
     metadata = {"axes": "TYX", "TimeIncrement": 3}
     tifffile.imwrite(tmp_path / "a.ome.tif", stack(7, 8), metadata=metadata)
     for text, interval in (("::2", 6), ("4", 3), ("0,1,4", None)):
         assert read_geometry(list_frames(tmp_path / "a.ome.tif", Choice(section=text))).interval == interval
 
 
-def test_neighbours_of_chosen_sections_are_those_in_the_file(tmp_path):
+def test_section_has_its_neighbours_in_the_file(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", stack(8, 8), photometric="minisblack")
     around = with_neighbours(list_frames(tmp_path / "a.tif", Choice(section="0,4")), 1)
     assert [[frame.index for frame in frames] for frames in around] == [[0, 0, 1], [3, 4, 5]]
@@ -80,7 +80,7 @@ def test_series_are_chosen_by_number_or_name(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["2", "pos", "-1", "0,pos 2"])
-def test_an_unknown_series_is_refused_with_those_there_are(tmp_path, text):
+def test_series_that_does_not_exist_is_refused_with_those_there_are(tmp_path, text):
     write_series(tmp_path / "a.ome.tif")
     with pytest.raises(UserError, match=r"no series .*: it has 2, 0 \(pos 0\), 1 \(pos 1\)"):
         list_frames(tmp_path / "a.ome.tif", Choice(series=text))
@@ -117,7 +117,7 @@ def write_slide(path):
     return pixels
 
 
-def test_label_and_thumbnail_of_a_slide_are_only_taken_if_they_are_named(tmp_path):
+def test_slide_label_and_thumbnail_are_only_read_if_they_are_named(tmp_path):
     pixels = write_slide(tmp_path / "a.svs")
     (frame,) = list_frames(tmp_path / "a.svs")
     assert np.array_equal(frame.read(), pixels)
@@ -126,14 +126,14 @@ def test_label_and_thumbnail_of_a_slide_are_only_taken_if_they_are_named(tmp_pat
     assert len(list_frames(tmp_path / "a.svs", Choice(series="0-3"))) == 4
 
 
-def test_slides_are_one_stack_although_they_have_labels(tmp_path):
+def test_slide_files_are_one_stack_although_they_have_labels(tmp_path):
     for name in ("a.svs", "b.svs"):
         write_slide(tmp_path / name)
     around = with_neighbours(list_frames(tmp_path), 1)
     assert [[frame.path.stem for frame in frames] for frames in around] == [["a", "a", "b"], ["a", "b", "b"]]
 
 
-def test_a_damaged_label_does_not_prevent_the_reading_of_a_slide(tmp_path):
+def test_slide_is_read_although_its_label_is_damaged(tmp_path):
     pixels = write_slide(tmp_path / "a.svs")
     with tifffile.TiffFile(tmp_path / "a.svs", mode="r+b") as tif:
         tif.pages[3].tags["StripOffsets"].overwrite(10**9)

@@ -7,21 +7,21 @@ from images.statistics import ObjectSizes, image_statistics
 from utils import UserError
 
 
-def test_statistics_of_a_large_image_are_of_all_its_pixels():
+def test_image_statistics_of_a_large_image_are_of_all_its_pixels():
     image = np.full((2100, 2100, 1), 140, np.uint8)
     image[::2] += 60  # a pattern that a part of the rows would miss
     assert image_statistics(image) == ([170.0], [30.0])
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 1e300])
-def test_numbers_that_nothing_can_be_computed_with_are_refused_without_a_warning(value):
+def test_image_statistics_refuse_numbers_without_squares_and_do_not_warn(value):
     image = np.ones((9, 9, 1))
     image[4, 4] = value
     with pytest.raises(UserError, match="NaN, infinity or numbers beyond"):
         image_statistics(image)
 
 
-def test_statistics_of_a_large_image_keep_no_more_of_it_than_their_pixels():
+def test_image_statistics_keep_no_more_of_a_large_image_than_their_rows():
     class Rows:
         shape, alive = (4096, 4096, 1), []
 
@@ -54,7 +54,7 @@ def squares(*sides, hole=False):
     return label
 
 
-def test_the_least_size_of_objects_is_half_of_the_smallest_that_is_no_speck():
+def test_min_size_is_half_of_the_smallest_object_that_is_no_speck():
     assert sizes_of(squares(4, 5, 6)).min_size[1] == 16 // 2
     specks = np.zeros((40, 40), np.uint8)
     specks[2::4, 2:30:4] = 1  # 70 of one pixel
@@ -64,7 +64,7 @@ def test_the_least_size_of_objects_is_half_of_the_smallest_that_is_no_speck():
     assert sizes_of(np.zeros((9, 9)), np.ones((9, 9))).min_size == [0, 0]
 
 
-def test_cut_objects_are_not_measured():
+def test_min_size_is_not_that_of_cut_objects():
     label = squares(9)
     label[4:6, 9:] = 1  # reaches the border
     assert sizes_of(label).min_size == [0, 0]
@@ -76,7 +76,7 @@ def test_cut_objects_are_not_measured():
     assert sizes_of(label).min_size[1] == 8
 
 
-def test_holes_are_filled_where_the_labels_have_next_to_none():
+def test_fill_holes_where_the_labels_have_next_to_none():
     full, ring = squares(*[5] * 100), squares(5, hole=True)
     assert sizes_of(full).fill_holes == [False, True]
     assert sizes_of(full, ring).fill_holes[1] and not sizes_of(full, ring, ring).fill_holes[1]
@@ -86,14 +86,14 @@ def test_holes_are_filled_where_the_labels_have_next_to_none():
     assert not sizes_of(np.zeros((9, 9))).fill_holes[1]  # no object says that there are no holes
 
 
-def test_objects_of_a_large_label_are_measured_in_tiles(monkeypatch):
+def test_object_sizes_of_a_large_label_are_measured_in_tiles(monkeypatch):
     label = np.tile(squares(3, 4, 5), (9, 9))
     whole = sizes_of(label)
     monkeypatch.setattr("images.statistics.LABEL_TILE", 40)
     assert sizes_of(label).min_size == [0, 4] == whole.min_size and sizes_of(label).fill_holes == whole.fill_holes
 
 
-def test_each_class_has_its_own_sizes():
+def test_object_sizes_are_of_each_class():
     label = np.pad(squares(6, 3), 1)
     label[:, 9:][label[:, 9:] == 1] = 2
     assert sizes_of(label, num_class=3).min_size == [0, 18, 4]

@@ -17,7 +17,7 @@ from utils import UserError
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32, np.float32, np.float64, ">u2"])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_a_tiff_stack_keeps_its_type_and_pixels(tmp_path, dtype, compression):
+def test_tiff_stack_keeps_its_type_and_pixels(tmp_path, dtype, compression):
     pixels = stack(dtype=dtype)
     order = ">" if dtype == ">u2" else "<"
     path = tmp_path / "a.tif"
@@ -30,21 +30,21 @@ def test_a_tiff_stack_keeps_its_type_and_pixels(tmp_path, dtype, compression):
 
 
 @pytest.mark.parametrize(("num", "size"), [(3, 32), (4, 32), (1, 32)])
-def test_three_or_four_pages_are_no_colours(tmp_path, num, size):
+def test_pages_are_no_colours_if_there_are_three_or_four(tmp_path, num, size):
     tifffile.imwrite(tmp_path / "a.tif", stack(num, size), photometric="minisblack")
     assert [frame.read().shape for frame in list_frames(tmp_path / "a.tif")] == [(size, size, 1)] * num
 
 
-@pytest.mark.parametrize(("channels", "kept"), [(3, 3), (4, 3)])
-def test_rgb_keeps_its_channels_and_drops_alpha(tmp_path, channels, kept):
+@pytest.mark.parametrize(("channels", "num_colour"), [(3, 3), (4, 3)])
+def test_rgb_keeps_its_channels_and_drops_alpha(tmp_path, channels, num_colour):
     pixels = RNG.integers(0, 255, (2, 8, 9, channels)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
     Image.fromarray(pixels[0]).save(tmp_path / "a.png")
-    assert np.array_equal(np.stack(read_frames(tmp_path / "a.tif")), pixels[..., :kept])
-    assert np.array_equal(read_frames(tmp_path / "a.png")[0], pixels[0, ..., :kept])
+    assert np.array_equal(np.stack(read_frames(tmp_path / "a.tif")), pixels[..., :num_colour])
+    assert np.array_equal(read_frames(tmp_path / "a.png")[0], pixels[0, ..., :num_colour])
 
 
-def test_an_imagej_hyperstack_has_its_channels_last(tmp_path):
+def test_imagej_hyperstack_has_its_channels_last(tmp_path):
     pixels = RNG.integers(0, 255, (4, 2, 8, 9)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "ZCYX"})
     assert np.array_equal(np.stack(read_frames(tmp_path / "a.tif")), pixels.transpose(0, 2, 3, 1))
@@ -59,7 +59,7 @@ def test_pages_of_different_size_are_frames_in_order(tmp_path):
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.9, 0.97])
-def test_a_truncated_tiff_is_refused_wherever_it_ends(tmp_path, compression, fraction):
+def test_truncated_tiff_is_refused_wherever_it_ends(tmp_path, compression, fraction):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, stack(10), photometric="minisblack", compression=compression)
     data = path.read_bytes()
@@ -68,7 +68,13 @@ def test_a_truncated_tiff_is_refused_wherever_it_ends(tmp_path, compression, fra
         read_frames(path)
 
 
-def test_a_compression_that_needs_a_package_names_it(tmp_path):
+def test_tiff_without_pages_is_refused_as_such(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(4))
+    with pytest.raises(UserError, match=r"a\.tif: holds no page with pixels"):
+        list_frames(tmp_path / "a.tif")
+
+
+def test_compression_that_needs_a_package_names_it(tmp_path):
     if importlib.util.find_spec("imagecodecs"):
         pytest.skip("imagecodecs is installed")
     Image.fromarray(stack(1, 64)[0]).save(tmp_path / "a.tif", compression="tiff_lzw")
@@ -101,17 +107,17 @@ def test_rows_of_a_tiff_are_read_by_its_strips_and_tiles(tmp_path, options, plan
     frames = read_frames(tmp_path / "a.tif")
     assert [frame.shape for frame in frames] == [(45, 70, pixels.shape[3])] * 3
     for frame, expected in zip(frames, pixels, strict=True):
-        for rows in (slice(0, 5), slice(3, 20), slice(18, 45), slice(44, 99), slice(0, 45, 4)):
+        for rows in (slice(0, 5), slice(3, 20), slice(18, 45), slice(44, 99), slice(0, 45, 4), slice(9, 9)):
             assert np.array_equal(frame[rows], expected[rows])
 
 
-@pytest.mark.parametrize(("tag", "place", "value"), [(277, 8, 3), (323, 8, 0), (296, 2, 2), (296, 2, 7), (282, 8, 0)])
-def test_a_damaged_tag_is_one_line_or_does_no_harm(tmp_path, tag, place, value):
+@pytest.mark.parametrize(("tag", "field", "value"), [(277, 8, 3), (323, 8, 0), (296, 2, 2), (296, 2, 7), (282, 8, 0)])
+def test_damaged_tag_is_one_line_or_does_no_harm(tmp_path, tag, field, value):
     tifffile.imwrite(tmp_path / "a.tif", stack(2), tile=(16, 16), compression="zlib", resolution=(4, 4))
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
         offset = tif.pages[0].tags[tag].offset
     damaged = bytearray((tmp_path / "a.tif").read_bytes())
-    damaged[offset + place : offset + place + 2] = value.to_bytes(2, "little")
+    damaged[offset + field : offset + field + 2] = value.to_bytes(2, "little")
     (tmp_path / "a.tif").write_bytes(damaged)
     try:
         frames = list_frames(tmp_path / "a.tif")
@@ -138,7 +144,7 @@ def test_pages_of_any_compression_are_read_by_rows(tmp_path, compression, colour
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
-def test_where_white_is_zero_the_picture_is_no_negative(tmp_path, dtype, options):
+def test_white_is_zero_gives_no_negative(tmp_path, dtype, options):
     pixels = stack(2, 8, dtype)
     top = {np.uint8: 255, np.uint16: 65535, np.int16: -1, np.float32: 0}[dtype]
     tifffile.imwrite(tmp_path / "a.tif", (top - pixels).astype(dtype), photometric="miniswhite", **options)
@@ -146,7 +152,7 @@ def test_where_white_is_zero_the_picture_is_no_negative(tmp_path, dtype, options
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "group3", "group4"])
-def test_one_bit_is_0_and_255_whatever_the_compression(tmp_path, compression):
+def test_bilevel_is_0_and_255_whatever_the_compression(tmp_path, compression):
     pytest.importorskip("imagecodecs")
     mask = stack(1, 40)[0] > 99
     Image.fromarray(mask).save(tmp_path / "a.tif", compression=compression)
@@ -158,7 +164,7 @@ def test_one_bit_is_0_and_255_whatever_the_compression(tmp_path, compression):
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize(
-    ("colour", "samples", "extra", "kept"),
+    ("colour", "samples", "extra", "left"),
     [
         ("minisblack", 2, None, [0, 1]),
         ("minisblack", 2, [2], [0]),
@@ -168,12 +174,12 @@ def test_one_bit_is_0_and_255_whatever_the_compression(tmp_path, compression):
         ("rgb", 5, [2, 0], [0, 1, 2, 4]),
     ],
 )
-def test_only_what_the_file_calls_alpha_is_dropped(tmp_path, colour, samples, extra, kept, compression, planar):
+def test_alpha_is_dropped_and_no_other_sample(tmp_path, colour, samples, extra, left, compression, planar):
     pixels = RNG.integers(0, 255, (8, 9, samples)).astype(np.uint8)
     stored = pixels if planar == "contig" else pixels.transpose(2, 0, 1)
     options = {"photometric": colour, "extrasamples": extra, "planarconfig": planar, "compression": compression}
     tifffile.imwrite(tmp_path / "a.tif", stored, **options)
-    assert np.array_equal(list_frames(tmp_path / "a.tif")[0].read(), pixels[..., kept])
+    assert np.array_equal(list_frames(tmp_path / "a.tif")[0].read(), pixels[..., left])
 
 
 def test_inks_become_the_colours_that_pillow_makes_of_them(tmp_path):
@@ -189,7 +195,7 @@ def test_inks_become_the_colours_that_pillow_makes_of_them(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.lsm", "a.stk", "a.btf", "a.qptiff", "a.weird", "a", "a.png", "a.npy"])
 @pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"bigtiff": True}, {"bigtiff": True, "byteorder": ">"}])
-def test_a_tiff_is_known_by_its_first_bytes(tmp_path, name, options):
+def test_tiff_is_recognised_by_its_first_bytes(tmp_path, name, options):
     pixels = stack(3, 8)
     tifffile.imwrite(tmp_path / name, pixels, photometric="minisblack", **options)
     assert np.array_equal(np.stack(read_frames(tmp_path / name))[..., 0], pixels)
@@ -216,7 +222,7 @@ def write_in_files(folder, num=3, compression=None, count=' PlaneCount="1"'):
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_an_image_in_several_files_is_read_from_each_and_once(tmp_path, compression):
+def test_ome_image_in_several_files_is_read_from_each_and_once(tmp_path, compression):
     pixels = write_in_files(tmp_path, compression=compression)
     for source in (tmp_path / "z1.ome.tif", tmp_path):
         frames = list_frames(source)
@@ -224,12 +230,12 @@ def test_an_image_in_several_files_is_read_from_each_and_once(tmp_path, compress
         assert read_geometry(frames).axes == "Z"
         assert {path.name for path in files_of(frames)} == {"z0.ome.tif", "z1.ome.tif", "z2.ome.tif"}
     (tmp_path / "z2.ome.tif").unlink()
-    os.utime(tmp_path / "z0.ome.tif", (0, 0))  # what was read of it is kept until it changes
+    os.utime(tmp_path / "z0.ome.tif", (0, 0))  # what was read of it stays in the cache until it changes
     with pytest.raises(UserError, match=r"1 of 3 images are missing: put z2\.ome\.tif next to it"):
         list_frames(tmp_path / "z0.ome.tif")
 
 
-def test_a_part_of_an_image_that_does_not_count_its_pages_names_the_missing_file(tmp_path):
+def test_ome_part_that_does_not_count_its_pages_names_the_missing_file(tmp_path):
     write_in_files(tmp_path, count="")
     assert len(list_frames(tmp_path)) == 3
     (tmp_path / "z0.ome.tif").unlink()
@@ -260,7 +266,7 @@ def test_threads_that_read_a_broken_file_disturb_no_others(tmp_path):
     assert results == {"good": [3] * 75, "bad": ["refused"] * 75}
 
 
-def test_of_a_slide_the_image_is_taken_at_its_full_size(tmp_path):
+def test_slide_is_read_at_its_full_size_without_label_and_macro(tmp_path):
     pixels, plain = RNG.integers(0, 255, (64, 64, 3)).astype(np.uint8), {"photometric": "rgb", "metadata": None}
     with tifffile.TiffWriter(tmp_path / "slide.tif") as tif:
         tif.write(pixels, tile=(32, 32), description="Aperio Image Library v10", **plain)
@@ -296,7 +302,7 @@ def aborted(path, axes, shape, claimed, compression=None):
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_an_aborted_acquisition_is_refused_but_its_planes_are_read_by_section(tmp_path, capsys, compression):
+def test_aborted_ome_tiff_is_refused_but_its_planes_are_read_by_section(tmp_path, capsys, compression):
     pixels = aborted(tmp_path / "z.ome.tif", "ZYX", (6,), 9, compression)
     with pytest.raises(UserError, match=r"3 of 9 images are missing: .* by --section 0-5$"):
         list_frames(tmp_path / "z.ome.tif")
@@ -312,7 +318,7 @@ def test_an_aborted_acquisition_is_refused_but_its_planes_are_read_by_section(tm
     assert read_geometry(frames).axes == "TZ"
 
 
-def test_what_the_reading_package_logs_is_one_line_of_ours(tmp_path, capsys):
+def test_messages_of_tifffile_are_one_line_of_ours(tmp_path, capsys):
     for number in range(3):
         path = tmp_path / f"{number}.ome.tif"
         tifffile.imwrite(path, stack(6, 8), photometric="minisblack", metadata={"axes": "ZYX"})
@@ -356,7 +362,7 @@ SMOOTH[..., 2] = 90 + SMOOTH[..., 0] // 3
     ("mode", "compression"),
     [("YCbCr", "raw"), ("YCbCr", "tiff_lzw"), ("YCbCr", "jpeg"), ("LAB", "raw"), ("LAB", "tiff_lzw")],
 )
-def test_other_colours_become_red_green_and_blue(tmp_path, mode, compression):
+def test_colours_of_other_spaces_become_red_green_and_blue(tmp_path, mode, compression):
     image = Image.fromarray(SMOOTH)
     if mode == "LAB":
         profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
@@ -409,7 +415,7 @@ def test_ccitt_t4_is_read_in_one_and_two_dimensions(tmp_path, options):
     assert np.array_equal(list_frames(tmp_path / "a.tif")[0].read()[..., 0], mask * np.uint8(255))
 
 
-def test_a_series_of_a_kind_that_is_not_read_does_not_hide_the_others(tmp_path, capsys):
+def test_series_that_is_not_read_does_not_hide_the_others(tmp_path, capsys):
     with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
         tif.write(stack(1, 8)[0].astype(np.complex64), photometric="minisblack")
         tif.write(stack(1, 16)[0], photometric="minisblack")
@@ -419,7 +425,7 @@ def test_a_series_of_a_kind_that_is_not_read_does_not_hide_the_others(tmp_path, 
         list_frames(tmp_path / "a.tif", Choice(series="0"))
 
 
-def test_a_path_that_holds_the_name_of_a_package_is_no_advice_to_install_it(tmp_path):
+def test_path_that_contains_the_name_of_a_package_is_no_advice_to_install_it(tmp_path):
     folder = tmp_path / "imagecodecs"
     folder.mkdir()
     tifffile.imwrite(folder / "a.tif", stack(3, 8), photometric="minisblack")
@@ -432,7 +438,7 @@ def test_a_path_that_holds_the_name_of_a_package_is_no_advice_to_install_it(tmp_
 
 
 @pytest.mark.parametrize("compression", [34888, 48124])
-def test_a_compression_that_nothing_reads_is_not_called_damage(tmp_path, compression):
+def test_compression_that_nothing_reads_is_not_called_damage(tmp_path, compression):
     tifffile.imwrite(tmp_path / "a.tif", stack(1)[0], compression="zlib", metadata=None)
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
         tif.pages[0].tags[259].overwrite(compression)

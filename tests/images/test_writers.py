@@ -21,7 +21,7 @@ from utils import UserError
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "uint32"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ["out.tif", "out.npy", "zlib.tif"])
-def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channels, dtype, big):
+def test_writer_makes_the_file_of_bands_in_any_order(tmp_path, monkeypatch, name, channels, dtype, big):
     monkeypatch.setattr(writers, "BIG", 1000 if big else 2**32)
     pixels = np.random.default_rng(0).integers(0, 255, (4, channels, 50, 33)).astype(dtype)
     layout = Layout(
@@ -49,7 +49,7 @@ def test_bands_in_any_order_become_the_file(tmp_path, monkeypatch, name, channel
 
 
 @pytest.mark.parametrize("compression", ["none", "zlib"])
-def test_colours_are_the_last_axis_of_a_tiff(tmp_path, compression):
+def test_writer_makes_colours_the_last_axis_of_a_tiff(tmp_path, compression):
     pixels = np.random.default_rng(0).integers(0, 255, (2, 1, 50, 33, 3)).astype(np.uint8)
     layout = Layout(pixels.shape[:4], pixels.dtype, Geometry("Z", (2,), {"X": 0.25, "Y": 0.5}, "micron"), rgb=True)
     writer = TIFF_WRITERS[compression](tmp_path / "out.tif", layout, create=True)
@@ -62,7 +62,7 @@ def test_colours_are_the_last_axis_of_a_tiff(tmp_path, compression):
         assert np.array_equal(tif.asarray(), pixels[:, 0])
 
 
-def test_a_compressed_tiff_is_read_strip_by_strip(tmp_path):
+def test_zlib_tiff_is_read_strip_by_strip(tmp_path):
     layout = Layout((1, 1, 4000, 600), np.dtype("uint8"))
     writer = TIFF_WRITERS["zlib"](tmp_path / "out.tif", layout, create=True)
     for top in range(0, 4000, 500):
@@ -72,10 +72,10 @@ def test_a_compressed_tiff_is_read_strip_by_strip(tmp_path):
         assert tif.pages[0].rowsperstrip * 600 <= writers.STRIP < 4000 * 600
     image = list_frames(tmp_path / "out.tif")[0].open()
     assert set(np.unique(image[990:1010])) == {1, 2}
-    assert sum(segment.nbytes for segment, _ in image._kept.values()) <= writers.STRIP
+    assert sum(segment.nbytes for segment, _ in image._decoded.values()) <= writers.STRIP
 
 
-def test_a_disk_too_full_for_the_compressed_file_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+def test_zlib_tiff_for_which_the_disk_is_too_full_is_refused_and_removed(tmp_path, monkeypatch):
     writer = TIFF_WRITERS["zlib"](tmp_path / "out.tif", Layout((1, 1, 8, 8), np.dtype("uint8")), create=True)
     writer.write(0, 0, np.zeros((1, 8, 8), np.uint8))
     monkeypatch.setattr(writers.zlib, "compress", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
@@ -85,7 +85,7 @@ def test_a_disk_too_full_for_the_compressed_file_is_told_and_nothing_is_left(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_takes_only_a_part_of_a_band_is_told_and_nothing_is_left(tmp_path):
+def test_flat_writer_of_which_the_disk_holds_only_a_part_is_refused_and_removed(tmp_path):
     resource = pytest.importorskip("resource")
     writer = FlatWriter(tmp_path / "out.npy", Layout((1, 1, 8, 8), np.dtype("uint8")), create=True)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -100,7 +100,7 @@ def test_a_disk_that_takes_only_a_part_of_a_band_is_told_and_nothing_is_left(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_are_kept_on_the_disk_and_a_full_one_is_told(tmp_path, monkeypatch):
+def test_row_file_returns_its_rows_and_a_full_disk_is_an_error(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).random((10, 7), np.float32)
     with RowFile(tmp_path / "new" / "out.tif") as rows:
         for top in (0, 4, 8):
@@ -112,13 +112,13 @@ def test_rows_are_kept_on_the_disk_and_a_full_one_is_told(tmp_path, monkeypatch)
         rows.append(pixels)
 
 
-def test_a_png_counts_to_65535(tmp_path):
+def test_png_writer_counts_to_65535(tmp_path):
     with pytest.raises(UserError, match="70000 objects"):
         PngWriter([tmp_path / "a"], [2]).write(0, 0, np.full((1, 2, 2), 70000, np.uint32))
 
 
 @pytest.mark.parametrize(("name", "again"), [("out.tif", ""), ("zlib.tif", ""), ("zlib.tif", "none"), ("out.zarr", "")])
-def test_a_kill_at_any_point_leaves_the_old_or_the_new_or_what_the_next_run_mends(tmp_path, name, again):
+def test_writer_that_is_killed_leaves_the_old_or_the_new_or_what_the_next_mends(tmp_path, name, again):
     if name.endswith("zarr"):
         pytest.importorskip("zarr")
     path = tmp_path / name
@@ -133,7 +133,7 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_or_what_the_next_run_mend
     assert 2 < point < 150
 
 
-def test_a_writer_whose_file_can_not_be_flushed_leaves_nothing(tmp_path, monkeypatch):
+def test_flat_writer_whose_file_can_not_be_flushed_leaves_nothing(tmp_path, monkeypatch):
     writer = FlatWriter(tmp_path / "out.npy", Layout((1, 1, 8, 8), np.dtype("uint8")), create=True)
     writer.write(0, 0, np.zeros((1, 4, 8), np.uint8))
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))

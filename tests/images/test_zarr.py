@@ -1,6 +1,5 @@
 import re
 import shutil
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -35,7 +34,7 @@ def test_ome_zarr_of_any_version_is_read(tmp_path, axes, transforms, version, sh
         assert (g.pixel, g.unit) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "micron")
 
 
-def test_the_only_image_in_a_zarr_group_is_taken_and_several_are_named(tmp_path):
+def test_zarr_group_of_one_image_is_read_and_members_are_named_if_several(tmp_path):
     zarr = pytest.importorskip("zarr")
     image = {"axes": [{"name": "y"}, {"name": "x"}], "datasets": [{"path": "0"}]}
     zarr.open_group(tmp_path / "a.zarr", mode="w").attrs["ome"] = {"bioformats2raw.layout": 3}
@@ -52,7 +51,7 @@ IN_ORDER = ["A/2/0", "A/2/1", "A/10/1", "B/2/0"]
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_a_plate_is_read_well_by_well(tmp_path, version):
+def test_plate_is_read_well_by_well(tmp_path, version):
     fields = {name: stack(2) for name in FIELDS}
     write_plate(tmp_path / "p.zarr", fields, version)
     frames = list_frames(tmp_path / "p.zarr")
@@ -78,7 +77,7 @@ def test_wells_may_be_read_alone_and_missing_ones_are_named(tmp_path):
         list_frames(tmp_path / "p.zarr")
 
 
-def test_a_damaged_chunk_of_a_zarr_is_named(tmp_path):
+def test_damaged_chunk_of_a_zarr_is_named(tmp_path):
     zarr = pytest.importorskip("zarr")
     zarr.create_array(tmp_path / "a.zarr", data=stack(2), chunks=(1, 32, 32))
     chunk = tmp_path / "a.zarr" / "c" / "1" / "0" / "0"
@@ -93,7 +92,7 @@ def test_a_damaged_chunk_of_a_zarr_is_named(tmp_path):
     ("pixels", "axes"),
     [(stack(1, 8)[0, 0], None), (stack(2, 8).astype(complex), None), (stack(2, 8), "yx"), (stack(2, 8), "zab")],
 )
-def test_a_zarr_that_is_no_image_is_refused(tmp_path, pixels, axes):
+def test_zarr_that_is_no_image_is_refused(tmp_path, pixels, axes):
     zarr = pytest.importorskip("zarr")
     if axes:
         named = [{"name": axis} for axis in axes]
@@ -104,7 +103,7 @@ def test_a_zarr_that_is_no_image_is_refused(tmp_path, pixels, axes):
         list_frames(tmp_path / "a.zarr")
 
 
-def test_a_chunk_that_sections_share_is_decoded_once(tmp_path):
+def test_chunk_that_sections_share_is_decoded_once(tmp_path):
     zarr = pytest.importorskip("zarr")
     pixels = RNG.integers(0, 255, (10, 20, 30)).astype(np.uint16)
     array = zarr.create_array(tmp_path / "a.zarr", shape=pixels.shape, chunks=(4, 8, 16), dtype="uint16")
@@ -121,11 +120,12 @@ def test_a_chunk_that_sections_share_is_decoded_once(tmp_path):
     ("old", "new", "reason"),
     [
         ('"shape":[3,', '"shape":[1000000000,', "claims 1000000000 images"),
-        ('"chunk_shape":[3,32,32]', '"chunk_shape":[3,100000,100000]', "a chunk: 30 GB"),
+        ('"chunk_shape":[3,32,32]', '"chunk_shape":[3,100000,100000]', "a chunk: 60 GB of memory are needed"),
     ],
 )
-def test_a_zarr_that_claims_too_much_is_refused(tmp_path, old, new, reason):
+def test_zarr_that_claims_too_much_is_refused(tmp_path, monkeypatch, old, new, reason):
     zarr = pytest.importorskip("zarr")
+    monkeypatch.setattr("images.memory.available", lambda: 10**10)
     zarr.create_array(tmp_path / "a.zarr", data=stack(3), chunks=(3, 32, 32))
     text = "".join((tmp_path / "a.zarr" / "zarr.json").read_text().split())
     assert old in text
@@ -134,21 +134,16 @@ def test_a_zarr_that_claims_too_much_is_refused(tmp_path, old, new, reason):
         list_frames(tmp_path / "a.zarr")
 
 
-def test_a_chunk_that_claims_more_than_its_size_is_refused_before_it_is_decoded(tmp_path):
+def test_chunk_that_unpacks_to_more_than_its_size_is_damaged(tmp_path):
     zarr = pytest.importorskip("zarr")
     codecs = pytest.importorskip("numcodecs")
     array = zarr.create_array(tmp_path / "a.zarr", data=stack(1)[0], compressors=zarr.codecs.ZstdCodec())
     assert array.chunks == (32, 32)
-    bomb = codecs.Zstd(1).encode(bytes(10**8))
-    next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file()).write_bytes(bomb)
-    frame = list_frames(tmp_path / "a.zarr")[0]
-    tracemalloc.start()
-    try:
-        with pytest.raises(UserError, match="damaged chunk"):
-            frame.read()
-        assert tracemalloc.get_traced_memory()[1] < 10**7
-    finally:
-        tracemalloc.stop()
+    larger = codecs.Zstd(1).encode(bytes(10**6))
+    next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file()).write_bytes(larger)
+    with pytest.raises(UserError, match="damaged chunk") as refused:
+        list_frames(tmp_path / "a.zarr")[0].read()
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -170,7 +165,7 @@ def test_links_in_a_zarr_folder_are_not_followed(tmp_path, member, version):
 
 
 @pytest.mark.parametrize("way", ["link", ".."])
-def test_a_plate_does_not_lead_to_other_folders(tmp_path, way):
+def test_plate_does_not_lead_to_other_folders(tmp_path, way):
     fields = {name: stack(1)[0] for name in ("A/1/0", "A/1/1")}
     write_plate(tmp_path / "p.zarr", fields)
     write_zarr(tmp_path / "other.zarr", stack(1)[0], [{"axes": AXES_YX, "datasets": [{"path": "0"}]}])
@@ -185,14 +180,14 @@ def test_a_plate_does_not_lead_to_other_folders(tmp_path, way):
         list_frames(tmp_path / "p.zarr")
 
 
-def test_a_zarr_that_is_a_link_itself_is_read(tmp_path):
+def test_zarr_that_is_a_link_itself_is_read(tmp_path):
     write_zarr(tmp_path / "a.zarr", stack(1)[0], [{"axes": AXES_YX, "datasets": [{"path": "0"}]}])
     (tmp_path / "b.zarr").symlink_to("a.zarr")
     assert list_frames(tmp_path / "b.zarr")[0].read().shape == (32, 32, 1)
 
 
 @pytest.mark.parametrize("axes", [True, False])
-def test_a_later_version_of_ome_zarr_is_named(tmp_path, axes):
+def test_ome_zarr_of_a_later_version_is_named(tmp_path, axes):
     zarr = pytest.importorskip("zarr")
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
     group.create_array("0", data=stack(1)[0])

@@ -3,16 +3,18 @@ import pytest
 from conftest import Killed
 from examples import bands, value_of, write
 
+from images import zarr_writer
 from images.geometry import Geometry
 from images.layout import Layout
 from images.zarr_writer import ZarrWriter
 
 
-def test_a_pyramid_halves_odd_sizes(tmp_path):
+def test_pyramid_halves_odd_sizes(tmp_path, monkeypatch):
     zarr = pytest.importorskip("zarr")
     pixels = np.arange(2 * 35 * 21, dtype=np.uint32).reshape(2, 1, 35, 21)
     layout = Layout(pixels.shape, np.dtype("uint32"), Geometry("Z", (2,)), labels=True)
-    writer = ZarrWriter(tmp_path / "out.zarr", layout, True, 16, chunk=16)
+    monkeypatch.setattr(zarr_writer, "CHUNK", 16)
+    writer = ZarrWriter(tmp_path / "out.zarr", layout, True, 16)
     for band in bands(pixels, 16):
         writer.write(*band)
     writer.finish()
@@ -28,16 +30,17 @@ def test_a_pyramid_halves_odd_sizes(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "labels", "half"), [("u1", False, [2, 5]), ("f4", False, [1.75, 5]), ("u1", True, [0, 4])]
 )
-def test_the_mean_of_four_pixels_by_hand(tmp_path, dtype, labels, half):
+def test_pyramid_of_four_pixels_is_their_mean(tmp_path, monkeypatch, dtype, labels, half):
     zarr = pytest.importorskip("zarr")
     pixels = np.array([[[[0, 2, 4], [2, 3, 6]]]], dtype)
-    writer = ZarrWriter(tmp_path / "out.zarr", Layout(pixels.shape, pixels.dtype, labels=labels), True, 2, chunk=2)
+    monkeypatch.setattr(zarr_writer, "CHUNK", 2)
+    writer = ZarrWriter(tmp_path / "out.zarr", Layout(pixels.shape, pixels.dtype, labels=labels), True, 2)
     writer.write(0, 0, pixels[0])
     writer.finish()
     assert zarr.open_array(tmp_path / "out.zarr" / "1", mode="r")[:].tolist() == [half]
 
 
-def test_the_older_image_comes_back_when_a_run_after_a_kill_fails_too(tmp_path):
+def test_zarr_that_is_older_comes_back_when_a_run_after_a_kill_fails_too(tmp_path):
     pytest.importorskip("zarr")
     path = tmp_path / "out.zarr"
     write(path, 1)

@@ -38,7 +38,7 @@ def test_channel_and_sections_of_a_stack(trained, work, fails):
         assert line in fails(main.main, ["--mode", "predict", "--input", "in.ome.tif", "--output", "b.tif", *flags])
 
 
-def test_a_data_set_of_hdf5_is_segmented(trained, work):
+def test_data_set_of_hdf5_is_segmented(trained, work):
     h5py = pytest.importorskip("h5py")
     pixels = noise(3, 32, 48)
     with h5py.File("in.h5", "w") as file:

@@ -12,7 +12,7 @@ import main
 import run_make_database
 from model import NORMS
 from predict import load, predict_array
-from prediction import export
+from prediction import bioimageio, export
 
 EXPORT = ["--mode", "export", "--gpu_ids", "-1"]
 SCRIPT = [*EXPORT, "--format", "torchscript", "--output", "net.pt"]
@@ -136,7 +136,7 @@ def test_torchscript_of_several_channels_and_classes_gives_the_probability_of_ea
 @pytest.mark.slow
 @needs("bioimageio")
 @pytest.mark.parametrize(("num_level", "halo"), [("2", 24), ("5", 192)])
-def test_a_package_of_the_model_zoo_gives_the_whole_images_result_by_blocks(database, work, capsys, num_level, halo):
+def test_package_gives_the_result_of_the_image_by_blocks(database, work, capsys, num_level, halo):
     from bioimageio.core import predict
 
     assert main.main([*SMALL, "--num_epoch", "1", "--num_level", num_level]) == 0
@@ -177,7 +177,7 @@ VARIANTS = [  # channels, classes, context, and flags of the training
 @pytest.mark.slow
 @needs("bioimageio")
 @pytest.mark.parametrize(("channels", "classes", "context", "flags"), VARIANTS)
-def test_a_package_passes_the_model_zoos_own_test(work, channels, classes, context, flags):
+def test_package_passes_the_test_of_the_model_zoo(work, channels, classes, context, flags):
     from bioimageio.core import test_model
 
     values = (0, 100, 255) if classes == 3 else (0, 255)
@@ -193,16 +193,16 @@ def test_a_package_passes_the_model_zoos_own_test(work, channels, classes, conte
 
 
 @needs("bioimageio")
-def test_a_package_that_does_not_reproduce_its_output_is_not_written(trained, work, fails, monkeypatch):
-    image, probability = export._test_images(newest(work))
-    monkeypatch.setattr(export, "_test_images", lambda _: (image, 1 - probability))
+def test_package_that_does_not_reproduce_its_output_is_not_written(trained, work, fails, monkeypatch):
+    image, probability = bioimageio._test_images(newest(work))
+    monkeypatch.setattr(bioimageio, "_test_images", lambda _: (image, 1 - probability))
     assert "not passed" in fails(main.main, PACKAGE)
     assert not list(work.glob("net*"))
 
 
 @pytest.mark.slow
 @needs("bioimageio")
-def test_a_package_holds_what_the_flags_and_the_checkpoint_say(database, work):
+def test_package_holds_what_the_flags_and_the_checkpoint_say(database, work):
     assert main.main([*SMALL, "--num_epoch", "1", "--normalize", "data"]) == 0
     assert main.main([*PACKAGE, "--author", "A. Bee, C. Dee", "--license", "CC-BY-4.0"]) == 0
     model, _ = describe("net.zip")
@@ -216,7 +216,7 @@ def test_a_package_holds_what_the_flags_and_the_checkpoint_say(database, work):
 
 @needs_golden
 @needs("bioimageio")
-def test_the_originals_checkpoint_whose_classes_are_numbers_becomes_a_package(work):
+def test_package_of_the_originals_checkpoint_whose_classes_are_numbers(work):
     folder = work / "checkpoints" / "unet" / "em"
     folder.mkdir(parents=True)
     (folder / "model_epoch0003.pth").symlink_to(SHARED / "golden" / "upstream" / "inorm_model_epoch0003.pth")
@@ -224,32 +224,33 @@ def test_the_originals_checkpoint_whose_classes_are_numbers_becomes_a_package(wo
 
 
 @needs("bioimageio")
-def test_a_licence_that_is_none_and_flags_without_a_place_are_refused(trained, work, fails):
+def test_licence_that_is_none_and_flags_without_a_place_are_refused(trained, work, fails):
     assert "--license none" in fails(main.main, [*PACKAGE, "--license", "none"], status=2)
     assert "--author A" in fails(main.main, [*SCRIPT, "--author", "A"], status=2)
     assert "--author A/B" in fails(main.main, [*PACKAGE, "--author", "A/B"], status=2)
     assert not list(work.glob("net*"))
 
 
-def test_an_export_says_nothing_of_a_gpu_that_it_does_not_use(trained, work, capsys):
+def test_export_says_nothing_of_a_gpu_that_it_does_not_use(trained, work, capsys):
     assert main.main(["--mode", "export", "--format", "torchscript", "--output", "net.pt", "--gpu_ids", "99"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_an_export_that_computes_something_else_is_not_written(trained, work, fails, monkeypatch):
+def test_export_that_computes_something_else_is_not_written(trained, work, fails, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "net.pt: differs from" in fails(main.main, SCRIPT)
     assert not list(work.glob("net*"))
 
 
-def test_a_wrong_ending_and_a_missing_package_are_refused(trained, work, fails, monkeypatch):
+def test_ending_of_another_format_and_a_missing_package_are_refused(trained, work, fails, monkeypatch):
     assert "--format onnx writes .onnx" in fails(main.main, [*EXPORT, "--output", "net.pt"])
     assert "needs --output FILE" in fails(main.main, EXPORT)
-    monkeypatch.setattr(export, "PACKAGES", {"torchscript": ["no_such_package"]})
+    needing = export.FORMATS["torchscript"]._replace(packages=["no_such_package"])
+    monkeypatch.setitem(export.FORMATS, "torchscript", needing)
     assert "needs the package no_such_package" in fails(main.main, SCRIPT)
 
 
-def test_a_target_that_cannot_be_written_is_refused_and_other_files_stay(trained, work, fails):
+def test_target_that_cannot_be_written_is_refused_and_other_files_stay(trained, work, fails):
     (work / "net.pt.pt").write_text("mine")
     (work / "net.pt").mkdir()
     assert "net.pt is a folder" in fails(main.main, SCRIPT)

@@ -66,7 +66,7 @@ def test_predict_filters_by_the_training_labels_unless_flags_say_otherwise(stack
     assert np.array_equal(predict_array(predictor, stack[0], **options, min_size=30, fill_holes=False), given[0])
 
 
-def test_a_checkpoint_of_before_and_the_mildest_member_keep_what_they_kept(stack, work):
+def test_filter_of_an_older_checkpoint_and_of_an_ensemble_is_the_mildest(stack, work):
     write_network("old", {"nch_ker": 2})
     write_network("mild", {"nch_ker": 2}, replace(TRAINED, min_size=[0, 5], fill_holes=[True, False]))
     paths = [f"checkpoints/{scope}/em/model_epoch0001.pth" for scope in ("unet", "mild", "old")]
@@ -78,12 +78,12 @@ def test_a_checkpoint_of_before_and_the_mildest_member_keep_what_they_kept(stack
 
 
 @pytest.mark.parametrize(("name", "value"), [("min_size", [1]), ("min_size", [0, -1]), ("fill_holes", [1, 0])])
-def test_a_description_with_other_sizes_is_refused(name, value):
+def test_description_with_other_sizes_is_refused(name, value):
     with pytest.raises(UserError, match=f"{name} is"):
         DataInfo.from_dict(asdict(TRAINED) | {name: value}, Path("dataset.json"))
 
 
-def test_a_database_has_the_sizes_of_its_labels_and_a_training_keeps_them(trained, work):
+def test_database_has_the_sizes_of_its_labels_and_a_training_keeps_them(trained, work):
     info = load_info(trained)
     assert len(info.min_size) == len(info.fill_holes) == 2
     assert load("checkpoints/unet/em/model_epoch0001.pth").info.min_size == info.min_size
@@ -131,7 +131,7 @@ def test_stacks_are_not_linked_with_each_other_and_processes_share_them(stack, t
     assert "a whole stack: 1 of 3 have nothing to do" in text
 
 
-def test_a_table_of_several_stacks_tells_which_objects_are_one(stack, work):
+def test_table_of_several_stacks_tells_which_objects_are_one(stack, work):
     two = np.stack([stack, stack[::-1]])
     tifffile.imwrite("tz.tif", two, imagej=True, metadata={"axes": "TZYX"})
     for target in ("tz.npy", "out/", "tz.npy"):  # the last one replaces the table
@@ -155,7 +155,7 @@ def test_flags_of_objects_need_objects(stack, fails, flag):
     assert f"{flag}: applies to objects: add cells to --what mask" in fails(main.main, argv, 2)
 
 
-def test_an_image_that_is_no_stack_is_not_linked(stack, fails):
+def test_image_that_is_no_stack_is_not_linked(stack, fails):
     tifffile.imwrite("time.tif", stack, imagej=True, metadata={"axes": "TYX"})
     tifffile.imwrite("one.tif", stack[0])
     argv = ["--mode", "predict", "--gpu_ids", "-1", "--output", "o.npy", "--what", "cells", "--link", "0.5", "--input"]
@@ -170,7 +170,7 @@ def test_an_image_that_is_no_stack_is_not_linked(stack, fails):
 
 
 @pytest.mark.parametrize("link", ["0", "0.2"])
-def test_the_table_of_several_classes_lists_the_objects_that_were_written(stack, link):
+def test_table_of_several_classes_lists_the_objects_that_were_written(stack, link):
     write_network("three", {"nch_ker": 2}, THREE)
     segment("out.npy", "--scope", "three", "--min_size", "6", "--fill_holes", "on", "--link", link)
     raw, cells = segment("raw.npy", "--scope", "three", *ALL), np.load("out.npy")
@@ -190,7 +190,7 @@ def test_the_table_of_several_classes_lists_the_objects_that_were_written(stack,
         assert {number: "abc"[found.class_id[number] - 1] for number in of_page} == of_page
 
 
-def test_a_test_filters_objects_only_where_it_is_told_to(trained, capsys):
+def test_test_mode_filters_objects_only_where_it_is_told_to(trained, capsys):
     test = ["--mode", "test", "--gpu_ids", "-1", "--tta", "off"]
     results = Path("results/unet/em/metrics.json")
     found = []

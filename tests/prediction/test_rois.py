@@ -9,7 +9,7 @@ from scipy import ndimage
 from files import partial_of
 from prediction import rois
 from prediction.measure import runs_of
-from prediction.rois import ObjectOutlines, Position, RoiWriter, is_roi_file, outline_of
+from prediction.rois import ObjectOutlines, Position, RoiPlane, RoiWriter, is_roi_file, outline_of
 from utils import UserError
 
 
@@ -34,7 +34,7 @@ def outlined(objects, tall):
 
 
 @pytest.mark.parametrize("tall", [7, 90])
-def test_the_pixels_in_an_outline_are_those_of_the_object_and_its_holes(tall):
+def test_outline_holds_the_pixels_of_the_object_and_its_holes(tall):
     objects = blobs()
     _, found = outlined(objects, tall)
     assert sorted(number for number, _ in found) == np.unique(objects)[1:].tolist()
@@ -43,14 +43,14 @@ def test_the_pixels_in_an_outline_are_those_of_the_object_and_its_holes(tall):
         assert np.array_equal(inside(outline, objects.shape), filled), number
 
 
-def test_of_two_pieces_the_larger_one_is_outlined():
+def test_outline_is_that_of_the_larger_of_two_pieces():
     objects = np.zeros((20, 20), np.uint32)
     objects[2:4, 2:4] = objects[8:18, 8:18] = 5
     outline = outline_of(runs_of(objects, 0))
     assert outline.min(0).tolist() == [8, 8] and outline.max(0).tolist() == [18, 18] and len(outline) == 8
 
 
-def test_an_object_too_large_to_be_outlined_is_left_out_and_takes_no_memory(monkeypatch):
+def test_object_too_large_to_be_outlined_is_left_out_and_takes_no_memory(monkeypatch):
     monkeypatch.setattr(rois, "LARGEST", 300)
     objects = np.zeros((100, 20), np.uint32)
     objects[10:90, 0:15], objects[20:25, 16:19] = 1, 2
@@ -62,9 +62,11 @@ def test_files_hold_the_outlines_of_one_process_after_the_other(tmp_path):
     roifile = pytest.importorskip("roifile")
     paths = [tmp_path / "a.zip", tmp_path / "b.zip"]
     square = np.array([[1.0, 1], [40001, 1], [40001, 4], [1, 4]])  # beyond the 16 bits of whole numbers
-    first, second = RoiWriter(paths), RoiWriter(paths)
-    first.keep(0, "one", Position(z=2, t=3), square)
-    second.keep(0, "two", Position(3), square + 0.5)
+    planes = [RoiPlane(paths[0], 1, Position(z=2, t=3)), RoiPlane(paths[0], 2, Position(3))]
+    planes.append(RoiPlane(paths[1], 1, Position()))
+    first, second = RoiWriter(planes), RoiWriter(planes)
+    first.write(0, 0, [(7, square)])
+    second.write(1, 0, [(8, square + 0.5)])
     first.append(create=True)
     second.append(create=False)
     first.close()
@@ -72,26 +74,26 @@ def test_files_hold_the_outlines_of_one_process_after_the_other(tmp_path):
     assert not any(path.exists() for path in paths)
     first.finish()
     one, two = roifile.roiread(paths[0])
-    assert (one.name, one.position, one.c_position, one.z_position, one.t_position) == ("one", 0, 0, 2, 3)
-    assert (two.name, two.position, two.c_position, two.z_position, two.t_position) == ("two", 3, 0, 0, 0)
+    assert (one.name, one.position, one.c_position, one.z_position, one.t_position) == ("0001-000007", 0, 0, 2, 3)
+    assert (two.name, two.position, two.c_position, two.z_position, two.t_position) == ("0002-000008", 3, 0, 0, 0)
     assert np.array_equal(two.coordinates(), square + 0.5) and one.roitype == roifile.ROI_TYPE.POLYGON
     assert is_roi_file(paths[1]) and zipfile.is_zipfile(paths[1])  # without outlines
     assert sorted(tmp_path.iterdir()) == paths
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+def test_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
     pytest.importorskip("roifile")
-    writer = RoiWriter([tmp_path / "a.zip"])
-    writer.keep(0, "one", Position(), np.eye(3, 2))
+    writer = RoiWriter([RoiPlane(tmp_path / "a.zip", 1, Position())])
+    writer.write(0, 0, [(1, np.eye(3, 2))])
     partial_of(tmp_path / "a.zip").write_bytes(b"")
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot write .*a.zip: full"):
         patch.setattr(pickle, "dump", lambda *_: (_ for _ in ()).throw(OSError("full")))
-        writer.keep(0, "two", Position(), np.eye(3, 2))
+        writer.write(0, 0, [(2, np.eye(3, 2))])
     writer.discard()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
+def test_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "roifile", None)
     with pytest.raises(UserError, match=r"--what rois needs the package roifile: pip install -r requirements-extra"):
-        RoiWriter([tmp_path / "a.zip"])
+        RoiWriter([RoiPlane(tmp_path / "a.zip", 1, Position())])

@@ -74,7 +74,7 @@ def make_killed(point, argv):
 
 
 @pytest.mark.parametrize("point", [1, 2, 5, 8, 11])
-def test_a_database_whose_exchange_was_cut_off_is_completed_by_who_reads_it(trained, work, start, point):
+def test_exchange_that_was_cut_off_is_completed_by_the_next_reader(trained, work, start, point):
     flags = ["--overwrite", "--synthetic", "12", "--size", "48", "--num_test", "2"]
     process = start(partial(make_killed, point), *flags)
     process.communicate()
@@ -122,15 +122,15 @@ def _a_sample_is_a_pipe(folder):
         (_a_sample_is_a_pipe, "00000.npy"),
     ],
 )
-def test_entries_that_are_missing_or_of_another_kind_are_one_line(database, fails, spoil, words):
+def test_entries_that_are_missing_or_of_another_type_are_one_line(database, fails, spoil, words):
     spoil(database)
     assert words in fails(main.main, [*SMALL, "--num_epoch", "1"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs flock")
 @pytest.mark.parametrize("shared", [True, False], ids=["read", "written"])
-def test_a_database_in_use_is_not_replaced(database, fails, shared):
-    code = "import sys, pathlib, files\nwith files.locked(pathlib.Path(sys.argv[1]), '', shared=bool(sys.argv[2])):"
+def test_overwrite_does_not_replace_a_database_in_use(database, fails, shared):
+    code = "import sys, pathlib, locks\nwith locks.locked(pathlib.Path(sys.argv[1]), '', shared=bool(sys.argv[2])):"
     command = [sys.executable, "-c", f"{code} print(flush=True), input()", str(database), "yes" * shared]
     before = (database / "dataset.json").read_bytes()
     with subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True) as other:
@@ -160,13 +160,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("entry", "value"), WRONG)
-def test_an_entry_of_a_wrong_type_or_range_is_named(database, fails, entry, value):
+def test_description_with_a_wrong_type_or_range_names_the_entry(database, fails, entry, value):
     text = json.dumps(json.loads((database / "dataset.json").read_text()) | {entry: value})
     (database / "dataset.json").write_text(text)
     assert f"dataset.json: {entry} is" in fails(main.main, [*SMALL, "--normalize", "data"])
 
 
-def test_a_description_that_is_nested_too_deep_is_one_line(database, fails):
+def test_description_that_is_nested_too_deep_is_one_line(database, fails):
     (database / "dataset.json").write_text("[" * 100_000)
     assert "too deep" in fails(main.main, SMALL)
 
@@ -181,7 +181,7 @@ def test_help_imports_no_torch():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
-def test_ctrl_c_while_the_program_starts_is_one_line(work):
+def test_interrupt_while_the_program_starts_is_one_line(work):
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run_make_database.py"), "--synthetic"],
         cwd=work,
@@ -207,19 +207,19 @@ def test_ctrl_c_while_the_program_starts_is_one_line(work):
         ["--context", "99999999999999999999"],
     ],
 )
-def test_numbers_beyond_sense_are_bad_flags(work, fails, argv):
+def test_flags_with_numbers_beyond_sense_are_refused(work, fails, argv):
     assert argv[0] in fails(make, argv, status=2)
     assert list(work.iterdir()) == []
 
 
 @pytest.mark.parametrize("argv", [["--synthetic", "2"], ["--synthetic", "4", "--class_names", "a,b,c"]])
-def test_a_synthetic_stack_that_makes_no_database_is_not_written(work, fails, argv):
+def test_synthetic_stack_that_makes_no_database_is_not_written(work, fails, argv):
     fails(make, ["--name_data", "new", "--size", "32", *argv])
     assert list(work.rglob("*.tif")) == []
     assert make(["--name_data", "new", "--size", "32", "--synthetic", "4"]) == 0
 
 
-def test_an_empty_split_is_named_with_what_chooses_it(database, work, fails):
+def test_split_that_is_empty_is_named_with_its_flags(database, work, fails):
     assert make(["--overwrite", "--num_test", "0"]) == 0
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     line = fails(main.main, TEST)
@@ -230,12 +230,12 @@ def test_an_empty_split_is_named_with_what_chooses_it(database, work, fails):
 
 
 @pytest.mark.parametrize("value", ["300", "-1"])
-def test_a_threshold_that_leaves_a_class_empty_is_refused(work, fails, value):
+def test_threshold_that_leaves_a_class_empty_is_refused(work, fails, value):
     write_stacks(work / "datasets" / "em")
     assert "from 0 to 255" in fails(make, ["--threshold", value])
 
 
-def test_the_foreground_of_inverted_labels_is_class_1(database, work):
+def test_foreground_of_inverted_labels_is_class_1(database, work):
     before, share = labels(work)[0], info(work)["class_share"]
     assert make(["--overwrite", "--foreground", "0", "--class_names", "membrane,cell"]) == 0
     assert np.array_equal(labels(work)[0], 1 - before)
@@ -262,7 +262,7 @@ def test_folders_that_hold_the_same_files_are_refused(work, fails):
         (noise(5, 64, 64).astype(np.uint16) + 400, [400, 599]),
     ],
 )
-def test_pictures_show_the_grey_values_that_are_there(work, image, expected):
+def test_value_range_of_pictures_is_that_of_the_pixels(work, image, expected):
     folder = write_stacks(work / "datasets" / "em", shape=(64, 64))
     image = image.copy()
     image[:, :2, 0] = 255 if image.dtype == np.uint8 else 65535  # rare bright pixels
@@ -279,7 +279,7 @@ def test_images_of_one_value_are_named_and_have_no_spread(work, capsys):
     assert "warning: 5 image(s) have one value everywhere" in out and "mean 7, standard deviation 0" in out
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(work):
+def test_sources_of_one_name_are_told_apart_by_their_folders(work):
     for number in (1, 2, 10):
         write(work / f"all/{number}/images/img.tif", noise())
         for mask, pixels in enumerate((halves(), halves()[:, ::-1])):
@@ -293,7 +293,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(work):
     assert sample_origins(work / "datasets/em", "test") == {"00000.npy": Origin("10/images/img.tif")}
 
 
-def test_more_samples_than_files_may_be_open_make_a_database(work, capsys):
+def test_samples_may_be_more_than_files_may_be_open(work, capsys):
     resource = pytest.importorskip("resource")
     partial = halves()
     partial[:8] = 7
@@ -308,7 +308,7 @@ def test_more_samples_than_files_may_be_open_make_a_database(work, capsys):
     assert "annotated: 75.0% of train, 75.0% of val, 75.0% of test" in capsys.readouterr().out
 
 
-def test_a_database_and_a_checkpoint_of_before_are_used_without_what_came_later(trained, work):
+def test_database_and_checkpoint_without_later_entries_are_used(trained, work):
     """Neither has sizes, holes and grey values of classes, pixel sizes and places in a series."""
     later, of_sample = {"min_size", "fill_holes", "class_mean"}, {"pixel_size", "series", "frame_of_series", "frame"}
     description, path = info(work), work / "checkpoints/unet/em/model_epoch0001.pth"
@@ -339,7 +339,7 @@ def test_a_database_and_a_checkpoint_of_before_are_used_without_what_came_later(
         ({}, None),
     ],
 )
-def test_the_size_of_a_pixel_is_kept_where_the_image_has_one(work, options, expected):
+def test_pixel_size_is_stored_where_the_image_has_one(work, options, expected):
     folder = write_stacks(work / "datasets" / "em")
     tifffile.imwrite(folder / "train-volume.tif", noise(5, 32, 32), photometric="minisblack", **options)
     assert make([]) == 0

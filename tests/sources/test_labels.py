@@ -49,7 +49,7 @@ def stripes(num, period=8, size=32):
 
 
 @pytest.mark.parametrize("ending", ["png", "gif", "tif"])
-def test_classes_of_a_palette_are_in_the_order_of_its_indices(work, capsys, ending):
+def test_palette_gives_classes_in_the_order_of_its_indices(work, capsys, ending):
     masks = stripes(4)
     write(masks, save_palette, ending)
     assert make_database(MADE) == 0
@@ -68,7 +68,7 @@ def test_palettes_that_differ_are_colours(work, capsys):
     assert "masks/1.png: the palette differs from earlier files" in capsys.readouterr().out
 
 
-def test_labels_that_seem_to_number_objects_are_told_of_the_flag_and_class_maps_are_not(work, capsys):
+def test_objects_hint_is_for_numbered_objects_and_not_for_class_maps(work, capsys):
     objects = np.zeros((32, 32), np.uint8)
     objects[2:8, 2:8], objects[2:8, 12:20], objects[20:30, 4:9] = 1, 2, 3
     write([objects, objects.T, objects % 3])
@@ -89,7 +89,7 @@ def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_refused(work, fails):
     assert not (work / "datasets").exists()
 
 
-def test_a_threshold_beyond_the_labels_is_one_line(work, fails):
+def test_threshold_beyond_the_labels_is_one_line(work, fails):
     write([mask * 255 for mask in stripes(2)])
     line = fails(make_database, [*MADE, "--threshold", "300"])
     assert "--threshold 300: the label values go from 0 to 255, which is one class: choose a threshold between" in line
@@ -104,7 +104,7 @@ def test_a_threshold_beyond_the_labels_is_one_line(work, fails):
         (["--background", "0"], [0, 7, 9], ["a", "b", "c"]),
     ],
 )
-def test_the_background_is_class_0_and_the_names_go_along(work, capsys, flags, values, names):
+def test_background_is_class_0_and_the_names_go_along(work, capsys, flags, values, names):
     masks = [np.array([0, 7, 9], np.uint8)[mask] for mask in stripes(3)]
     write(masks)
     assert make_database([*MADE, "--class_names", "a,b,c", *flags]) == 0
@@ -115,7 +115,7 @@ def test_the_background_is_class_0_and_the_names_go_along(work, capsys, flags, v
     assert f"class 0 (background): {names[0]}, label value {values[0]}, " in out and "foreground" not in out
 
 
-def test_the_background_of_colours_is_named_by_red_green_and_blue(work, fails):
+def test_background_of_colours_is_typed_as_red_green_and_blue(work, fails):
     masks = stripes(3)
     write([COLOURS[mask] for mask in masks])
     assert make_database([*MADE, "--background", "9, 200, 9"]) == 0
@@ -134,17 +134,17 @@ def test_the_background_of_colours_is_named_by_red_green_and_blue(work, fails):
         (["--background", "x"], "--background x: no class has that value"),
     ],
 )
-def test_a_class_that_is_not_there_is_one_line(work, fails, flags, words):
+def test_background_or_foreground_that_is_no_class_is_one_line(work, fails, flags, words):
     write([mask * 255 for mask in stripes(2)])
     assert words in fails(make_database, [*MADE, *flags])
 
 
-def test_a_foreground_among_three_classes_is_one_line(work, fails):
+def test_foreground_among_three_classes_is_one_line(work, fails):
     write(stripes(3))
     assert "there are 3 classes, not 2: use --background" in fails(make_database, [*MADE, "--foreground", "1"])
 
 
-def test_weight_map_and_cells_are_of_the_foreground_that_is_chosen(work, capsys):
+def test_foreground_is_what_weight_map_and_cells_are_of(work, capsys):
     dark = np.full((48, 48), 255, np.uint8)
     dark[6:22, 6:22], dark[6:22, 26:42], dark[28:42, 10:40] = 0, 0, 0  # objects are 0, between them is 255
     write([dark, dark.T, dark])
@@ -175,7 +175,7 @@ TOUCHING = [*APART, (16, 28), (56, 68), (76, 28)]  # each in an 8 or a row of th
 
 @pytest.mark.parametrize(("centres", "is_said"), [(APART, False), (TOUCHING, True)])
 @pytest.mark.parametrize("value", [1, 255])
-def test_masks_of_objects_that_touch_are_told_that_objects_can_be_numbered(work, capsys, centres, is_said, value):
+def test_touching_objects_in_masks_give_a_hint_at_numbered_objects(work, capsys, centres, is_said, value):
     write([np.minimum(discs(centres), value).astype(np.uint8)] * 3)
     assert make_database(MADE) == 0
     out = capsys.readouterr().out
@@ -183,7 +183,7 @@ def test_masks_of_objects_that_touch_are_told_that_objects_can_be_numbered(work,
 
 
 @pytest.mark.parametrize("phantom", ["em", "rare"])
-def test_masks_of_cells_between_membranes_and_of_nuclei_apart_are_not(work, capsys, phantom):
+def test_touching_hint_is_not_given_for_membranes_and_nuclei_apart(work, capsys, phantom):
     assert make_database(["--synthetic", "4", "--size", "128", "--phantom", phantom]) == 0
     images = ("train-volume.tif", "train-labels.tif") if phantom == "em" else ("images", "labels")
     source, target = (f"datasets/em/{name}" for name in images)
@@ -198,7 +198,7 @@ def numbered(ground):
     return list(labels)
 
 
-def test_a_background_that_has_a_number_is_asked_for_and_taken_from_the_flag(work, capsys):
+def test_background_with_a_number_gives_a_hint_and_is_taken_from_the_flag(work, capsys):
     write(numbered(0))
     assert make_database([*MADE, "--objects", "on"]) == 0
     assert "hint" not in capsys.readouterr().out
@@ -215,7 +215,7 @@ def test_a_background_that_has_a_number_is_asked_for_and_taken_from_the_flag(wor
     assert "hint" not in capsys.readouterr().out
 
 
-def test_a_background_beyond_the_numbers_of_the_objects_is_one_line(work, fails):
+def test_background_beyond_the_numbers_of_the_objects_is_one_line(work, fails):
     write(numbered(1))
     line = fails(make_database, [*MADE, "--objects", "on", "--background", "9"])
     assert "--background 9: the numbers go from 1 to 4: choose one of them" in line
@@ -226,7 +226,7 @@ def test_a_background_beyond_the_numbers_of_the_objects_is_one_line(work, fails)
 IGNORE = 255
 
 
-def unknown(mask, value, seed=0):
+def unannotated(mask, value, seed=0):
     """A mask with a value at random pixels, and where these are."""
     where = np.random.default_rng(seed).random(mask.shape[:2]) < 0.4
     mask = mask.copy()
@@ -235,9 +235,9 @@ def unknown(mask, value, seed=0):
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_ignored_grey_values_are_no_class_and_count_in_no_fraction(work, capsys, value):
+def test_ignored_grey_value_is_no_class_and_counts_in_no_fraction(work, capsys, value):
     values = np.array([v for v in (0, 7, 9, 255) if v != value][:3], np.uint8)
-    masks, where = zip(*[unknown(values[mask], value, seed) for seed, mask in enumerate(stripes(3))], strict=True)
+    masks, where = zip(*[unannotated(values[mask], value, seed) for seed, mask in enumerate(stripes(3))], strict=True)
     write(masks)
     assert make_database([*MADE, "--ignore", str(value), "--class_names", "a,b,c"]) == 0
     expected = np.where(where[0], IGNORE, stripes(3)[0])
@@ -247,16 +247,16 @@ def test_ignored_grey_values_are_no_class_and_count_in_no_fraction(work, capsys,
     assert f"annotated: {1 - where[0].mean():.1%} of train" in capsys.readouterr().out
 
 
-def test_ignored_pixels_stay_so_when_the_background_is_chosen(work):
-    masks, where = zip(*[unknown(mask + 1, 0, seed) for seed, mask in enumerate(stripes(3))], strict=True)
+def test_ignored_pixels_stay_ignored_with_another_background(work):
+    masks, where = zip(*[unannotated(mask + 1, 0, seed) for seed, mask in enumerate(stripes(3))], strict=True)
     write(masks)
     assert make_database([*MADE, "--ignore", "0", "--background", "3"]) == 0
     assert info(work)["class_values"] == [3, 1, 2]
     assert np.array_equal(label(work), np.where(where[0], IGNORE, np.array([1, 2, 0])[stripes(3)[0]]))
 
 
-def test_an_ignored_value_can_be_no_foreground(work, fails):
-    masks, _ = zip(*[unknown(mask * 2, 1) for mask in stripes(2)], strict=True)
+def test_ignored_value_can_be_no_foreground(work, fails):
+    masks, _ = zip(*[unannotated(mask * 2, 1) for mask in stripes(2)], strict=True)
     write(masks)
     assert "no class has that value: choose from 0; 2" in fails(
         make_database, [*MADE, "--ignore", "1", "--foreground", "1"]
@@ -264,7 +264,7 @@ def test_an_ignored_value_can_be_no_foreground(work, fails):
 
 
 @pytest.mark.parametrize(("save", "ignore"), [("palette", "2"), ("colour", "9, 9,90")])
-def test_a_palette_index_or_a_colour_is_ignored(work, save, ignore):
+def test_ignored_value_may_be_a_palette_index_or_a_colour(work, save, ignore):
     masks = stripes(3)
     write(masks if save == "palette" else [COLOURS[mask] for mask in masks], *[save_palette] * (save == "palette"))
     assert make_database([*MADE, "--ignore", ignore]) == 0
@@ -272,9 +272,9 @@ def test_a_palette_index_or_a_colour_is_ignored(work, save, ignore):
     assert info(work)["ignore"] == (2 if save == "palette" else [9, 9, 90])
 
 
-def test_the_ignored_value_is_taken_out_before_the_threshold(work, fails):
+def test_ignored_value_is_left_out_before_the_threshold(work, fails):
     grey = [np.tile(np.arange(64, dtype=np.uint8) * 3, (32, 1)) for _ in range(3)]
-    masks, where = zip(*[unknown(mask, 255) for mask in grey], strict=True)
+    masks, where = zip(*[unannotated(mask, 255) for mask in grey], strict=True)
     write(masks)
     assert "from 0 to 189, which is one class" in fails(make_database, [*MADE, "--threshold", "200", "--ignore", "255"])
     assert make_database([*MADE, "--threshold", "90", "--ignore", "255"]) == 0
@@ -282,7 +282,7 @@ def test_the_ignored_value_is_taken_out_before_the_threshold(work, fails):
     assert (info(work)["class_values"], info(work)["ignore"]) == (["<= 90", "> 90"], 255)
 
 
-def test_unknown_pixels_in_numbered_objects_erode_no_object(work):
+def test_ignored_pixels_next_to_numbered_objects_erode_none(work):
     numbers = np.zeros((32, 32), np.uint8)
     numbers[4:12, 4:12], numbers[4:12, 12:20], numbers[4:12, 20:28] = 7, 255, 3
     write([numbers] * 3)
@@ -292,7 +292,7 @@ def test_unknown_pixels_in_numbered_objects_erode_no_object(work):
     assert info(work)["class_values"] == ["background", "object"]
 
 
-def test_a_value_in_masks_per_object_is_ignored(work):
+def test_ignored_value_in_masks_per_object_is_no_object(work):
     first, second = np.zeros((2, 32, 32), np.uint8)
     first[4:12, 4:12], second[4:12, 14:20], second[4:12, 18:24], second[20:25] = 255, 255, 128, 128
     for number in range(3):
@@ -306,7 +306,7 @@ def test_a_value_in_masks_per_object_is_ignored(work):
     assert np.array_equal(label(work), expected)
 
 
-def test_images_without_an_annotated_pixel_are_left_out(work, capsys):
+def test_ignored_everywhere_an_image_is_left_out(work, capsys):
     masks = [np.full((32, 32), 9, np.uint8)] * 2 + stripes(2) + [np.full((32, 32), 9, np.uint8)]
     write(masks)
     assert make_database([*MADE, "--ignore", "9"]) == 0
@@ -326,19 +326,19 @@ def test_images_without_an_annotated_pixel_are_left_out(work, capsys):
         (["--ignore", "1,2,3", "--objects", "on"], "are grey: give one number"),
     ],
 )
-def test_an_ignored_value_that_is_not_there_is_one_line(work, fails, flags, words):
+def test_ignored_value_that_no_label_has_is_one_line(work, fails, flags, words):
     write([np.array([0, 1, 9], np.uint8)[mask] for mask in stripes(3)])
     assert words in fails(make_database, [*MADE, *flags])
     assert not (work / "datasets").exists()
 
 
-def test_images_and_labels_that_are_swapped_are_asked_about(work, fails):
+def test_swapped_images_and_labels_give_a_hint(work, fails):
     write(stripes(2))
     assert "are --input and --label swapped?" in fails(make_database, ["--input", "masks", "--label", "raw"])
 
 
 @pytest.mark.parametrize(("value", "flags"), [(np.nan, []), (np.inf, []), (np.nan, ["--threshold", "0"])])
-def test_a_label_without_a_number_is_told_of_ignore(work, fails, value, flags):
+def test_label_of_nan_or_infinity_is_refused_with_advice(work, fails, value, flags):
     masks = [mask.astype(np.float32) for mask in stripes(2)]
     masks[1][:8] = value
     write(masks, tifffile.imwrite, "tif")
@@ -359,7 +359,7 @@ def test_labels_with_nothing_annotated_are_one_line(work, fails, value, flags, w
     assert words in fails(make_database, [*MADE, "--ignore", str(value), *flags])
 
 
-def test_too_few_annotated_images_are_one_line_that_counts_the_others(work, fails):
+def test_annotated_images_that_are_too_few_are_one_line(work, fails):
     write([stripes(2)[0], stripes(2)[1], np.full((32, 32), 9, np.uint8)])
     line = fails(make_database, [*MADE, "--ignore", "9"])
     assert line.startswith("error: 2 image(s), 1 for validation, 1 for testing: none is left for training")
@@ -367,7 +367,7 @@ def test_too_few_annotated_images_are_one_line_that_counts_the_others(work, fail
 
 
 @pytest.mark.parametrize("flags", [[], ["--threshold", "1"]])
-def test_a_negative_value_is_ignored(work, flags):
+def test_ignored_value_may_be_negative(work, flags):
     masks = [mask.astype(np.int16) - 1 for mask in stripes(4)]
     write(masks, lambda path, mask: tifffile.imwrite(path, mask), "tif")
     assert make_database([*MADE, "--ignore", "-1", *flags]) == 0
@@ -375,7 +375,7 @@ def test_a_negative_value_is_ignored(work, flags):
     assert np.array_equal(label(work), np.where(masks[0] == -1, IGNORE, expected)) and info(work)["ignore"] == -1
 
 
-def test_one_class_beside_the_ignored_value_is_one_line(work, fails):
+def test_ignored_value_that_leaves_one_class_is_one_line(work, fails):
     write([mask * 255 for mask in stripes(2)])
     line = fails(make_database, [*MADE, "--ignore", "0"])
     assert "without --ignore 0 all labels have the same value 255: annotate at least two classes" in line
@@ -395,7 +395,7 @@ BLANK = np.zeros((32, 32), np.uint8)
         (stripes(3), [], ""),
     ],
 )
-def test_label_images_that_are_mostly_blank_are_asked_about(work, capsys, masks, flags, hint):
+def test_blank_label_images_give_a_hint_at_ignore(work, capsys, masks, flags, hint):
     write(masks)
     assert make_database([*MADE, *flags]) == 0
     out = capsys.readouterr().out
@@ -410,7 +410,7 @@ def test_blank_label_images_that_are_ignored_are_not_asked_about(work, capsys):
     assert "hint" not in capsys.readouterr().out
 
 
-def test_a_database_without_ignore_has_no_entry_for_it(work):
+def test_ignore_that_is_not_used_has_no_entry(work):
     write(stripes(2))
     assert make_database(MADE) == 0
     assert "ignore" not in info(work)

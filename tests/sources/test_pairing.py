@@ -46,7 +46,7 @@ def info():
 
 
 @pytest.mark.parametrize("order", [[0, 3, 0], [3, 0, 3]])
-def test_grey_images_beside_colours_become_colours(work, capsys, order):
+def test_grey_images_among_colours_become_colours(work, capsys, order):
     images = [noise(number, channels) for number, channels in enumerate(order)]
     write(images)
     assert main(MADE) == 0
@@ -59,7 +59,7 @@ def test_grey_images_beside_colours_become_colours(work, capsys, order):
 
 
 @pytest.mark.parametrize("order", [[0, 3, 0], [3, 0, 3]])
-def test_colours_that_are_copies_of_grey_become_grey_beside_grey(work, capsys, order):
+def test_colours_that_are_copies_of_grey_become_grey(work, capsys, order):
     images = [noise(number) for number in range(3)]
     write([np.repeat(i[..., None], 3, 2) if channels else i for i, channels in zip(images, order, strict=True)])
     assert main(MADE) == 0
@@ -93,7 +93,7 @@ def test_images_and_masks_may_lie_in_one_folder(work, fails, capfd, source):
     )
 
 
-def test_images_that_have_one_name_are_paired_by_their_folders(work):
+def test_images_of_one_name_are_paired_by_their_folders(work):
     for number in range(3):
         save(f"raw/id{number}/img.tif", noise(number))
         save(f"raw/id{number}/mask.tif", mask(number))
@@ -114,7 +114,7 @@ def write_objects():
     return left, right
 
 
-def test_folders_of_an_image_with_one_mask_per_object_are_read(work, capfd, fails):
+def test_masks_per_object_are_read_from_a_folder_per_image(work, capfd, fails):
     left, right = write_objects()
     argv = ["--input", "raw/*/images/*.png", "--label", "raw/*/masks/*.png"]
     assert main(argv) == 0
@@ -130,7 +130,7 @@ def test_folders_of_an_image_with_one_mask_per_object_are_read(work, capfd, fail
     assert "raw/id1/masks/b1.png has (height, width) (24, 31)" in line and "must agree" in line
 
 
-def test_what_is_said_of_many_paths_is_short(work, fails):
+def test_message_about_many_paths_is_short(work, fails):
     for number in range(60):
         save(f"raw/{number}.tif", noise(number))
         save(f"masks/{number}.tif", mask(number))
@@ -156,7 +156,7 @@ def write_stacks(num=8):
 
 
 @pytest.mark.parametrize("is_small", [False, True])
-def test_labels_follow_the_choice_of_sections_or_are_those_of_the_chosen(work, is_small):
+def test_sections_choose_labels_too_unless_they_are_of_the_chosen(work, is_small):
     pixels, masks = write_stacks()
     if is_small:
         tifffile.imwrite("masks.tif", masks[[1, 4, 6]], photometric="minisblack")
@@ -170,7 +170,7 @@ def test_labels_follow_the_choice_of_sections_or_are_those_of_the_chosen(work, i
     assert facts["samples"]["val"] == [{"file": "00000.npy", "source": "raw.ome.tif", "frame": 4, "channels": [1]}]
 
 
-def test_labels_of_another_number_of_sections_are_refused(work, fails):
+def test_sections_of_another_number_than_labels_are_refused(work, fails):
     _, masks = write_stacks()
     tifffile.imwrite("masks.tif", masks[:5], photometric="minisblack")
     given = ["--input", "raw.ome.tif", "--label", "masks.tif", "--section", "1,4,6"]
@@ -211,7 +211,7 @@ def test_images_and_labels_may_be_data_sets_of_one_file(work):
     assert np.array_equal(sample("test")["label"] * 255, mask(3))
 
 
-def test_the_database_knows_well_and_field(work):
+def test_series_of_a_sample_is_well_and_field(work):
     names = ("A/1/0", "A/1/1", "B/2/0")
     write_plate(work / "p.zarr", {name: noise(number) for number, name in enumerate(names)})
     tifffile.imwrite("masks.tif", np.stack([mask(number) for number in range(3)]), photometric="minisblack")

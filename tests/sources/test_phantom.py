@@ -3,13 +3,13 @@ import numpy as np
 from sources.phantom import CELL, MEMBRANE, NUCLEUS, em_stack, nuclei_images
 
 
-def test_the_stack_is_a_function_of_its_seed():
+def test_em_stack_is_a_function_of_its_seed():
     first, again, other = em_stack(2, 64, 1), em_stack(2, 64, 1), em_stack(2, 64, 2)
     assert np.array_equal(first, again)
     assert not np.array_equal(first[0], other[0])
 
 
-def test_membranes_are_the_smaller_part_and_darker_but_not_by_their_grey_value_alone():
+def test_em_stack_has_dark_membranes_that_no_threshold_finds():
     images, labels = em_stack(3, 128)
     assert set(np.unique(labels)) == {MEMBRANE, CELL}
     assert 0.15 < (labels == MEMBRANE).mean() < 0.3
@@ -19,12 +19,12 @@ def test_membranes_are_the_smaller_part_and_darker_but_not_by_their_grey_value_a
     assert best < 0.95
 
 
-def test_neighbouring_sections_look_more_alike_than_distant_ones():
+def test_em_stack_changes_slowly_from_section_to_section():
     labels = em_stack(8, 128)[1]
     assert np.mean(labels[0] != labels[1]) < 0.7 * np.mean(labels[0] != labels[7])
 
 
-def test_nuclei_cover_the_given_fraction_and_differ_in_size():
+def test_nuclei_images_cover_the_fraction_and_differ_in_size():
     for fraction, limit in ((0.15, 0.2), (0.02, 0.05)):
         images, labels = nuclei_images(6, size=128, seed=1, fraction=fraction)
         assert all(fraction <= (label == NUCLEUS).mean() < limit for label in labels)

@@ -38,13 +38,13 @@ def write_image(shape, folder="em", label=None):
 def test_regions_of_one_image_are_disjoint_and_apart(work, capsys, shape, margin):
     assert main([*write_image(shape), "--split", "region"]) == 0
     wide, length = shape[1] > shape[0], max(shape)
-    found = {split: sample(work, split)["input"][..., 0] for split in ALL}
-    lines = {split: np.unique(pixels).tolist() for split, pixels in found.items()}  # grey value = place
+    regions = {split: sample(work, split)["input"][..., 0] for split in ALL}
+    lines = {split: np.unique(pixels).tolist() for split, pixels in regions.items()}  # grey value = position
     assert all(of == list(range(of[0], of[-1] + 1)) for of in lines.values())
     assert lines["train"][0] == 0 and lines["test"][-1] == length - 1
     assert lines["val"][0] - lines["train"][-1] == lines["test"][0] - lines["val"][-1] == margin + 1
     assert all(len(lines[split]) == max(32, -(-length // 10)) for split in ("val", "test"))
-    assert all(pixels.shape[1 - wide] == min(shape) for pixels in found.values())
+    assert all(pixels.shape[1 - wide] == min(shape) for pixels in regions.values())
     key = "columns" if wide else "rows"
     assert all(info(work)["samples"][s][0][key] == [lines[s][0], lines[s][-1]] for s in ALL)
     out = capsys.readouterr().out
@@ -60,7 +60,7 @@ def test_regions_of_one_image_are_trained_and_tested(work):
         assert output.size == (32, 40)
 
 
-def test_labels_and_neighbouring_sections_are_cut_with_the_image(work):
+def test_regions_cut_labels_and_neighbouring_sections_with_the_image(work):
     folder = write_stacks(work / "datasets" / "em", num=3, shape=(40, 200))
     assert main(["--split", "region", "--context", "1"]) == 0
     volume, labels = (tifffile.imread(folder / f"train-{name}.tif") for name in ("volume", "labels"))
@@ -72,7 +72,7 @@ def test_labels_and_neighbouring_sections_are_cut_with_the_image(work):
 
 
 @pytest.mark.parametrize(("flag", "left"), [("--num_val", ("train", "test")), ("--num_test", ("train", "val"))])
-def test_a_region_is_left_out_by_0(work, flag, left):
+def test_regions_leave_out_a_split_of_0(work, flag, left):
     assert main([*write_image((40, 300)), "--split", "region", flag, "0"]) == 0
     columns = {split: of[0]["columns"] for split, of in info(work)["samples"].items() if of}
     assert columns == dict(zip(left, ([0, 259], [268, 299]), strict=True))
@@ -99,7 +99,7 @@ def test_regions_of_any_strokes_are_apart_and_annotated(seed):
     assert [regions[split].start for split in ("val", "test")] == [end + margin for end in ends]
 
 
-def test_pages_of_a_stack_are_cut_at_the_same_place_and_blank_ones_are_left_out(work, capsys):
+def test_regions_of_all_pages_are_the_same_and_blank_ones_are_left_out(work, capsys):
     write_image((40, 300))
     label = np.full((4, 40, 300), 9, np.uint8)
     label[0, :, :150] = label[1, :, 150:] = label[3, :, 140:200] = np.arange(40)[:, None] % 2
@@ -125,7 +125,7 @@ def test_pages_of_a_stack_are_cut_at_the_same_place_and_blank_ones_are_left_out(
         ((71, 71), ["--num_val", "0"], "too short for 2 regions"),
     ],
 )
-def test_an_image_too_small_to_cut_is_one_line(work, fails, shape, flags, words):
+def test_regions_of_an_image_that_is_too_small_are_one_line(work, fails, shape, flags, words):
     line = fails(main, [*write_image(shape), "--split", "region", *flags])
     assert words in line and line.startswith("error: raw.tif, page 1: ")
     assert not (work / "datasets").exists()
@@ -137,7 +137,7 @@ def test_an_image_too_small_to_cut_is_one_line(work, fails, shape, flags, words)
 
 @pytest.mark.parametrize("split", ["contiguous", "random"])
 @pytest.mark.parametrize(("num", "total"), [(7, 3), (5, 5), (10, 4)])
-def test_each_sample_is_tested_in_one_fold_and_is_in_one_split_of_each(work, split, num, total):
+def test_folds_test_each_sample_once_and_have_it_in_one_split(work, split, num, total):
     folder = write_stacks(work / "s", num=num)
     stacks = ["--input", str(folder / "train-volume.tif"), "--label", str(folder / "train-labels.tif")]
     folds = []

@@ -20,14 +20,14 @@ def of(batch):
     return batch["input"], batch["label"]
 
 
-def test_all_switched_off_changes_nothing():
+def test_augmentation_switched_off_changes_nothing():
     image, label = torch.randn(2, 1, 16, 16), torch.randint(0, 2, (2, 16, 16))
     out, out_label = augmented(image, label)
     torch.testing.assert_close(out, image, atol=1e-4, rtol=0)
     assert out_label.equal(label)
 
 
-def test_flips_and_turns_are_the_eight_of_the_square_exactly():
+def test_augmentation_flips_and_turns_to_the_eight_of_the_square_exactly():
     image = torch.rand(1, 1, 8, 8)
     label = (image[:, 0] > 0.5).long()
     eight = [torch.rot90(m, k, (-2, -1)) for m in (image, image.flip(-1)) for k in range(4)]
@@ -44,7 +44,7 @@ def test_flips_and_turns_are_the_eight_of_the_square_exactly():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel(seed):
+def test_augmentation_leaves_a_grid_and_its_label_aligned_to_a_pixel(seed):
     size, margin = 64, 30
     y, x = torch.meshgrid(*(2 * (torch.arange(float(size + 2 * margin)),)), indexing="ij")
     label = ((y // 8 + x // 8) % 2).long()
@@ -66,7 +66,7 @@ def test_a_grid_and_its_label_stay_aligned_through_every_augmentation_to_a_pixel
 
 
 @pytest.mark.parametrize("fraction", [1, 0.5])
-def test_elastic_displacement_has_its_standard_deviation_its_bound_and_its_fraction(fraction):
+def test_elastic_displacement_has_its_deviation_bound_and_fraction(fraction):
     y = torch.arange(93.0)  # 30 px around the crop
     places = torch.stack(torch.meshgrid(y, y, indexing="ij")).expand(400, -1, -1, -1)
     augment = Augmentation((33, 33), 2, elastic=10.0, elastic_share=fraction)
@@ -79,7 +79,7 @@ def test_elastic_displacement_has_its_standard_deviation_its_bound_and_its_fract
     assert field.abs().max() <= augment.margin + 1e-3 and augment.margin == 30
 
 
-def test_brightness_and_contrast_keep_their_limits():
+def test_brightness_and_contrast_stay_within_their_limits():
     image, label = torch.ones(200, 1, 4, 4), torch.zeros(200, 4, 4)
     out = augmented(image, label, brightness=0.3)[0] - 1
     assert 0.25 < out.abs().max() <= 0.3 and out.std((1, 2, 3)).max() < 1e-6
@@ -87,7 +87,7 @@ def test_brightness_and_contrast_keep_their_limits():
     assert 0.9 <= gain.min() < 0.92 and 1.08 < gain.max() <= 1.1
 
 
-def test_gamma_keeps_the_ends_of_each_image_and_the_order_of_its_values():
+def test_gamma_preserves_the_ends_of_each_image_and_the_order_of_its_values():
     image = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(0)).sort(-1).values * 3 - 1
     out = augmented(image, torch.zeros(50, 6, 6), gamma=0.5)[0]
     assert (out.diff(dim=-1) >= -1e-6).all()
@@ -122,7 +122,7 @@ def test_augmentation_is_a_function_of_its_generator():
     assert first.equal(again) and not first.equal(other)
 
 
-def test_a_sample_is_augmented_alike_in_any_batch():
+def test_augmentation_of_a_sample_is_the_same_in_any_batch():
     image, label = torch.randn(3, 1, 44, 44), torch.randint(0, 2, (3, 44, 44))
     grey = {"brightness": 0.2, "contrast": 0.2, "gamma": 0.2, "blur": 1.0, "noise": 0.2}
     augment = Augmentation((32, 32), 2, flip=True, turn=True, elastic=2.0, **grey)
@@ -132,7 +132,7 @@ def test_a_sample_is_augmented_alike_in_any_batch():
     assert whole["label"][2:].equal(alone["label"])
 
 
-def test_a_crop_that_is_not_square_is_turned_by_halves():
+def test_turn_of_a_crop_that_is_not_square_is_by_halves():
     augment = Augmentation((8, 16), 2, turn=True)
     image = torch.rand(20, 1, 8, 16)
     out, _ = of(augment({"input": image, "label": torch.zeros(20, 8, 16)}, generators(20)))
@@ -142,7 +142,7 @@ def test_a_crop_that_is_not_square_is_turned_by_halves():
 
 
 @pytest.mark.parametrize("num_class", [2, 4])
-def test_what_is_read_from_unknown_stays_unknown(num_class):
+def test_augmentation_moves_ignored_pixels_with_the_image(num_class):
     size, margin = 64, 30
     y, x = torch.meshgrid(*(2 * (torch.arange(float(size + 2 * margin)),)), indexing="ij")
     label = ((y // 8 + x // 8) % num_class).long()
@@ -159,7 +159,7 @@ def test_what_is_read_from_unknown_stays_unknown(num_class):
     assert (label[nearest[:, 0], nearest[:, 1]] == out_label)[far].float().mean() > 0.8
 
 
-def test_a_partial_label_that_is_all_annotated_is_augmented_as_a_whole_one():
+def test_augmentation_of_a_complete_partial_label_is_that_of_a_whole_one():
     image, label = torch.randn(4, 1, 44, 44), torch.randint(0, 2, (4, 11, 11)).repeat_interleave(4, 1)
     batch = {"input": image, "label": label.repeat_interleave(4, 2)}
     more = {"flip": True, "turn": True, "elastic": 2.0, "brightness": 0.2}
@@ -168,7 +168,7 @@ def test_a_partial_label_that_is_all_annotated_is_augmented_as_a_whole_one():
     assert (whole["label"] == partial["label"]).float().mean() > 0.999
 
 
-def test_a_crop_that_would_lose_its_annotated_pixel_is_not_displaced():
+def test_augmentation_does_not_displace_the_last_annotated_pixel_out():
     label = torch.full((60, 93, 93), IGNORE)
     label[:, 46, 46] = 1  # alone: between two of its neighbours it has no majority
     image = torch.randn(60, 1, 93, 93)

@@ -21,7 +21,7 @@ CHECKPOINTS = "checkpoints/unet/em"
 
 def same_epoch(one, other):
     """Whether two checkpoints hold the same training, wherever and however fast it ran."""
-    left_out = {"seconds", "config", "run"}
+    left_out = {"seconds", "config"}
     return all(same(value, getattr(other, name)) for name, value in vars(one).items() if name not in left_out)
 
 
@@ -36,7 +36,7 @@ def score_curve(work, score, scope):
 
 
 @pytest.mark.slow
-def test_the_best_epoch_by_each_score_is_kept_with_the_threshold_of_its_weights(database, work):
+def test_best_epoch_by_each_score_has_the_threshold_of_its_weights(database, work):
     assert main.main([*FLAGS, "--scope", "all", "--num_epoch", "7", "--num_freq_save", "1"]) == 0
     best_epochs = []
     for score in ("loss", "pixel_error", "dice", "v_info"):
@@ -69,9 +69,7 @@ def unbroken(made, tmp_path_factory):
 
 # an epoch calls the network three times to train, once to validate, and eight times to choose a threshold
 @pytest.mark.parametrize("calls", [[14], [16], [20], [6, 9], [14, 18]])
-def test_a_resumed_run_has_the_best_epoch_of_the_unbroken_one_bit_for_bit(
-    database, work, unbroken, stop_at_forward, calls
-):
+def test_best_epoch_of_a_resumed_run_is_that_of_the_unbroken_one(database, work, unbroken, stop_at_forward, calls):
     for call in calls:  # a second Ctrl-C ends the choice of a threshold
         stop_at_forward(signal.SIGINT, call)
     assert main.main(SEVEN) == 130
@@ -80,7 +78,7 @@ def test_a_resumed_run_has_the_best_epoch_of_the_unbroken_one_bit_for_bit(
         assert same_epoch(checkpoint_of(work, epoch), unbroken[epoch])
 
 
-def test_a_run_whose_validation_fails_resumes_with_the_best_epoch(database, work, unbroken, monkeypatch, fails):
+def test_best_epoch_is_there_when_a_run_whose_validation_fails_resumes(database, work, unbroken, monkeypatch, fails):
     forward, calls = predictor.forward_tile, []
 
     def failing(*arguments):
@@ -102,9 +100,7 @@ def test_a_run_whose_validation_fails_resumes_with_the_best_epoch(database, work
 
 
 @pytest.mark.parametrize("name", ["model_epoch0004.pth", "model_best.pth"])
-def test_a_run_that_is_killed_before_a_file_is_written_resumes_with_the_best_epoch(
-    database, work, unbroken, monkeypatch, name
-):
+def test_best_epoch_is_there_when_a_run_killed_before_a_write_resumes(database, work, unbroken, monkeypatch, name):
     flags = [*SEVEN, "--num_freq_save", "2"]
     save, written = Checkpoint.save, []
 
@@ -123,7 +119,7 @@ def test_a_run_that_is_killed_before_a_file_is_written_resumes_with_the_best_epo
         assert same_epoch(checkpoint_of(work, epoch), unbroken[epoch])
 
 
-def test_a_best_epoch_that_a_resumed_run_has_not_reached_is_set_aside(database, work, capsys):
+def test_best_epoch_that_a_resumed_run_has_not_reached_is_moved_aside(database, work, capsys):
     flags = [*FLAGS, "--num_freq_save", "1"]
     assert main.main([*flags, "--num_epoch", "7"]) == 0
     whole, before = checkpoint_of(work, "best"), (work / CHECKPOINTS / "model_best.pth").read_bytes()
@@ -138,7 +134,7 @@ def test_a_best_epoch_that_a_resumed_run_has_not_reached_is_set_aside(database, 
 
 
 @pytest.mark.parametrize("spoil", ["damaged", "missing", "another score"])
-def test_a_best_epoch_that_cannot_be_had_is_looked_for_anew(database, work, spoil, capsys):
+def test_best_epoch_that_can_not_be_loaded_is_sought_again(database, work, spoil, capsys):
     flags = [*FLAGS, "--num_freq_save", "4"]
     assert main.main([*flags, "--num_epoch", "7"]) == 0
     path, more = work / CHECKPOINTS / "model_best.pth", []
@@ -155,7 +151,7 @@ def test_a_best_epoch_that_cannot_be_had_is_looked_for_anew(database, work, spoi
     assert (path.parent / "earlier-1" / path.name).exists() == (spoil != "missing")
 
 
-def test_the_best_epoch_is_tested_used_to_predict_exported_and_resumed_from(database, work, capsys):
+def test_best_epoch_is_tested_used_to_predict_exported_and_resumed_from(database, work, capsys):
     assert main.main([*FLAGS, "--num_epoch", "7"]) == 0
     best = checkpoint_of(work, "best").epoch
     assert best < 7
@@ -174,7 +170,7 @@ def test_the_best_epoch_is_tested_used_to_predict_exported_and_resumed_from(data
     assert checkpoint_of(work, "best").epoch == best
 
 
-def test_without_a_validation_set_there_is_no_best_epoch_and_no_patience(database, work, fails):
+def test_best_epoch_and_patience_need_a_validation_set(database, work, fails):
     for file in (database / "val").iterdir():
         file.unlink()
     (database / "val").rmdir()
@@ -185,7 +181,7 @@ def test_without_a_validation_set_there_is_no_best_epoch_and_no_patience(databas
     assert "no model_best.pth" in fails(main.main, ["--mode", "test", "--gpu_ids", "-1", "--epoch", "best"])
 
 
-def test_v_info_of_three_classes_is_refused_and_their_best_epoch_kept(work, fails):
+def test_best_score_v_info_of_three_classes_is_refused(work, fails):
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         (work / "datasets" / "em" / split).mkdir(parents=True)
@@ -200,7 +196,7 @@ def test_v_info_of_three_classes_is_refused_and_their_best_epoch_kept(work, fail
 
 
 @pytest.mark.parametrize("flags", [[], ["--max_minutes", "9"], ["--best_score", "v_info", "--num_freq_score", "1"]])
-def test_a_training_ends_after_so_many_epochs_without_a_better_score(database, work, capsys, flags):
+def test_patience_ends_after_so_many_epochs_without_a_better_score(database, work, capsys, flags):
     assert main.main([*STILL, *flags, "--patience", "3"]) == 0
     assert "trained to epoch 4 (3 epochs without a better " in capsys.readouterr().out
     saved, lines = checkpoint_of(work, 0), curves(work, every_epoch=False)
@@ -213,20 +209,20 @@ def test_a_training_ends_after_so_many_epochs_without_a_better_score(database, w
     assert checkpoint_of(work, 0).epoch == 6 and "--patience is" not in capsys.readouterr().out
 
 
-def test_v_info_is_scored_when_patience_runs_out_and_not_before_the_first_score(database, work):
+def test_patience_scores_v_info_when_it_ends_and_begins_at_the_first_score(database, work):
     flags = ["--best_score", "v_info", "--num_freq_score", "4", "--patience", "2"]
     assert main.main([*STILL, *flags]) == 0
     assert (checkpoint_of(work, 0).epoch, checkpoint_of(work, 0).best_epoch) == (6, 4)
 
 
-def test_a_resumed_run_goes_on_counting_the_epochs_without_a_better_score(database, work, stop_at_forward):
+def test_patience_goes_on_counting_in_a_resumed_run(database, work, stop_at_forward):
     stop_at_forward(signal.SIGTERM, 2 + 1 + 2 + 1 + 1)  # in epoch 3; an epoch has two steps and one validation
     assert main.main([*STILL, "--patience", "4"]) == 143
     assert main.main([*STILL, "--patience", "4", "--train_continue", "on"]) == 0
     assert checkpoint.find(work / CHECKPOINTS).name == "model_epoch0005.pth"
 
 
-def test_a_threshold_that_was_not_chosen_is_chosen_by_the_resumed_run(database, work):
+def test_choose_threshold_is_done_by_the_resumed_run_if_it_was_left_out(database, work):
     assert main.main([*STILL, "--num_epoch", "1"]) == 0
     saved = checkpoint_of(work, "best")
     chosen, saved.threshold = saved.threshold, 0.123  # as where a second Ctrl-C left the choice out

@@ -22,7 +22,7 @@ from training.compiled import LONG_MINUTES, LONG_STEPS, maybe_compile
         ("auto", 10**6, LONG_MINUTES - 1, False),
     ],
 )
-def test_auto_compiles_a_long_training_on_a_gpu(monkeypatch, choice, num_step, max_minutes, compiles):
+def test_maybe_compile_compiles_a_long_training_on_a_gpu(monkeypatch, choice, num_step, max_minutes, compiles):
     monkeypatch.setattr(compiled, "can_compile", lambda device: device.type == "cuda")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     net = nn.Conv2d(1, 1, 3)
@@ -30,12 +30,12 @@ def test_auto_compiles_a_long_training_on_a_gpu(monkeypatch, choice, num_step, m
         assert (maybe_compile(net, choice, torch.device("cuda"), num_step, max_minutes) is not net) == compiles
 
 
-def test_auto_does_not_compile_on_a_cpu():
+def test_maybe_compile_does_not_compile_on_a_cpu():
     net = nn.Conv2d(1, 1, 3)
     assert maybe_compile(net, "auto", torch.device("cpu"), 10**6, 0) is net
 
 
-def test_what_can_not_be_compiled_runs_as_it_is(monkeypatch):
+def test_maybe_compile_runs_what_can_not_be_compiled_as_it_is(monkeypatch):
     def broken(*_):
         raise RuntimeError("no compiler here")
 
@@ -47,7 +47,7 @@ def test_what_can_not_be_compiled_runs_as_it_is(monkeypatch):
         assert other is not net and torch.equal(other(image), net(image))
 
 
-def test_a_compiled_training_saves_the_names_and_weights_of_one_that_is_not(database, work, monkeypatch):
+def test_compile_on_saves_the_names_and_weights_of_compile_off(database, work, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # inductor takes minutes
     for compile in ("on", "off"):
         flags = ["--compile", compile, "--amp", "off", "--num_epoch", "2", "--batch_size", "3"]

@@ -5,7 +5,7 @@ from torch import nn
 
 from model import UNet
 from training import cpu_layers as layers
-from training.cpu_layers import FastConv2d, FastConvTranspose2d, FastDecoder, concat, speed_up
+from training.cpu_layers import FastConv2d, FastConvTranspose2d, FastDecoder, speed_up
 
 ORDERS = [torch.contiguous_format, torch.channels_last]
 
@@ -24,7 +24,7 @@ def results(function, inputs):
 @pytest.mark.parametrize("nch", [(6, 4), (32, 40)])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_upsampling_has_the_values_and_gradients_of_torchs_own(order, precision, nch, capability, monkeypatch):
+def test_upsampling_has_the_values_and_gradients_of_torch(order, precision, nch, capability, monkeypatch):
     monkeypatch.setattr(layers, "CAPABILITY", capability)
     monkeypatch.setattr(layers, "LARGE", 1)
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def test_the_upsampling_has_the_values_and_gradients_of_torchs_own(order, precis
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, 10, 7), (1, 1, 1), (2, 4, 32)])
-def test_a_convolution_without_avx512_has_the_values_and_gradients_of_torchs_own(bias, shape, monkeypatch):
+def test_convolution_without_avx512_has_the_values_and_gradients_of_torch(bias, shape, monkeypatch):
     monkeypatch.setattr(layers, "CAPABILITY", "AVX2")
     monkeypatch.setattr(layers, "LARGE", 1)
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_a_convolution_without_avx512_has_the_values_and_gradients_of_torchs_own
 
 
 @pytest.mark.parametrize("case", ["large", "small", "narrow", "planes", "bfloat16", "AVX512", "frozen", "no gradient"])
-def test_only_large_convolutions_without_avx512_have_their_own_gradient(case, monkeypatch):
+def test_convolution_has_another_gradient_only_if_large_without_avx512(case, monkeypatch):
     monkeypatch.setattr(layers, "CAPABILITY", "AVX512" if case == "AVX512" else "AVX2")
     called = []
     monkeypatch.setattr(layers._Conv2d, "apply", lambda x, *_: called.append(x) or x)
@@ -71,7 +71,7 @@ def test_only_large_convolutions_without_avx512_have_their_own_gradient(case, mo
     assert bool(called) == (case == "large")
 
 
-def test_the_upsampling_without_a_gradient_of_the_image_trains_its_weights():
+def test_upsampling_without_a_gradient_of_the_image_trains_its_weights():
     net = FastConvTranspose2d(2, 2, 2, stride=2)
     net(torch.ones(1, 2, 3, 3)).sum().backward()
     assert net.bias.grad.tolist() == [36, 36]
@@ -79,10 +79,10 @@ def test_the_upsampling_without_a_gradient_of_the_image_trains_its_weights():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_gradients_of_a_concatenation_are_dense_and_those_of_torchs_own(order):
+def test_concatenation_has_dense_gradients_with_the_values_of_torch(order):
     torch.manual_seed(0)
     parts = [torch.randn(2, nch, 6, 4).to(memory_format=order).requires_grad_() for nch in (3, 5)]
-    found = results(concat, parts)
+    found = results(layers._Concat.apply, parts)
     expected = results(lambda *both: torch.cat(both, dim=1), parts)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert all(grad.is_contiguous(memory_format=order) for grad in found[1:])

@@ -5,14 +5,14 @@ import torch
 from training.losses import LOSSES, cross_entropy, dice_loss
 
 
-def test_both_cross_entropies_agree_on_two_classes_with_and_without_weights():
+def test_cross_entropy_of_one_and_two_channels_agree_with_and_without_weights():
     logits, label, weight = torch.randn(2, 1, 4, 4), torch.randint(0, 2, (2, 4, 4)), torch.rand(2, 4, 4)
     two = torch.cat([torch.zeros_like(logits), logits], 1)
     for w in (None, weight):
         torch.testing.assert_close(cross_entropy(logits, label, w), cross_entropy(two, label, w))
 
 
-def test_a_weighted_cross_entropy_is_worked_out_by_hand():
+def test_cross_entropy_with_weights_is_worked_out_by_hand():
     logits, label = torch.tensor([[[[0.0, 0.0]]]]), torch.tensor([[[0, 1]]])
     logits[..., 1] = np.log(3)  # -log(3 / 4) for class 1
     expected = (3 * np.log(2) + 1 * np.log(4 / 3)) / 2
@@ -33,7 +33,7 @@ def test_dice_loss_is_0_for_the_truth_and_near_1_for_its_opposite(nch):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("nch", [1, 4])
-def test_every_loss_has_a_finite_gradient_that_points_to_the_truth(name, nch):
+def test_losses_have_finite_gradients_that_point_to_the_truth(name, nch):
     label = torch.randint(0, max(nch, 2), (2, 8, 8))
     logits = torch.zeros(2, nch, 8, 8, requires_grad=True)
     LOSSES[name](logits, label, torch.rand(2, 8, 8) if name == "wbce" else None).backward()
@@ -44,7 +44,7 @@ def test_every_loss_has_a_finite_gradient_that_points_to_the_truth(name, nch):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("nch", [1, 3])
-def test_a_pixel_of_weight_0_has_no_gradient_and_no_part_in_the_loss(name, nch):
+def test_losses_give_a_pixel_of_weight_0_no_gradient_and_no_part(name, nch):
     label = torch.randint(0, max(nch, 2), (2, 8, 8))
     valid = torch.rand(2, 8, 8) < 0.3
     weight = valid / valid.float().mean()
@@ -59,7 +59,7 @@ def test_a_pixel_of_weight_0_has_no_gradient_and_no_part_in_the_loss(name, nch):
 
 
 @pytest.mark.parametrize("nch", [1, 3])
-def test_the_losses_of_a_partial_label_are_those_of_its_annotated_pixels(nch):
+def test_losses_of_a_partial_label_are_those_of_its_annotated_pixels(nch):
     label, logits = torch.randint(0, max(nch, 2), (2, 8, 8)), torch.randn(2, nch, 8, 8)
     valid = torch.zeros(2, 8, 8).bool()
     valid[:, 2:5, 1:7] = True

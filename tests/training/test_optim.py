@@ -8,7 +8,7 @@ from torch import nn
 from training.optim import OPTIMS, MovingAverage, learning_rate, load_optimizer_state
 
 
-def test_the_rate_rises_then_falls_to_the_end():
+def test_learning_rate_rises_then_falls_to_the_end():
     rates = [learning_rate(step / 100, 2.0, "cosine", warmup=0.1) for step in range(100)]
     assert rates[0] == 0 and rates[5] == pytest.approx(1.0) and rates[10] == max(rates) == 2.0
     assert rates[55] == pytest.approx(1.0) and 0 < rates[99] < 0.01
@@ -16,7 +16,7 @@ def test_the_rate_rises_then_falls_to_the_end():
     assert {learning_rate(step / 100, 2.0, "constant", warmup=0.0) for step in range(101)} == {2.0}
 
 
-def test_the_average_of_two_steps_by_hand():
+def test_moving_average_of_two_steps_is_worked_out_by_hand():
     net = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(net.weight)
     average = MovingAverage(net, decay=0.5)
@@ -27,7 +27,7 @@ def test_the_average_of_two_steps_by_hand():
     assert average.net.weight.item() == pytest.approx(1 - 2 / 11 * 3 / 12)
 
 
-def test_the_average_holds_statistics_and_goes_on_from_its_state():
+def test_moving_average_holds_statistics_and_goes_on_from_its_state():
     net = nn.BatchNorm1d(2)
     first = MovingAverage(net, 0.9)
     second = MovingAverage(net, 0.9)
@@ -52,7 +52,7 @@ PYTORCHS = {
 
 
 @pytest.mark.parametrize("name", OPTIMS)
-def test_steps_and_state_are_those_of_pytorchs_optimiser(name):
+def test_optims_have_the_steps_and_state_of_pytorch(name):
     rng = torch.Generator().manual_seed(0)
     first, second = (nn.Parameter(torch.ones(4, 3)) for _ in range(2))
     ours, theirs = OPTIMS[name]([first], 0.1, 0.5), PYTORCHS[name]([second])
@@ -81,7 +81,7 @@ def moments_of(*shape):
     return adam.state_dict()
 
 
-def test_moments_go_to_the_device_of_the_weights_as_this_runs_optimiser_wants_them():
+def test_load_optimizer_state_moves_moments_to_the_device_of_the_weights():
     # on a GPU a fused step takes all of them from there; "meta" is a device that a CPU can tell apart
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2, 3, device="meta"))], 1e-2)
     optimizer.param_groups[0]["fused"] = True
@@ -90,12 +90,12 @@ def test_moments_go_to_the_device_of_the_weights_as_this_runs_optimiser_wants_th
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999) and optimizer.param_groups[0]["lr"] == 1e-4
 
 
-def test_moments_of_other_weights_are_refused():
+def test_load_optimizer_state_refuses_moments_of_other_weights():
     with pytest.raises(ValueError, match="other weights"):
         load_optimizer_state(OPTIMS["adam"]([nn.Parameter(torch.zeros(3, 2))], 1e-2, 0.9), moments_of(2, 3))
 
 
-def test_moments_that_some_weights_lack_are_refused():
+def test_load_optimizer_state_refuses_moments_that_some_weights_lack():
     weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
     optimizer = OPTIMS["adamw"](weights, 0.1, 0.9)
     for weight in weights:

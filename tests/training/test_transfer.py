@@ -8,7 +8,7 @@ from conftest import SHARED, SMALL, checkpoint_of, needs_golden, same, write_inf
 import main
 from model import UNet, init_weights
 from samples import write_sample
-from training.transfer import take_weights
+from training.transfer import copy_weights
 
 STILL = [*SMALL, "--lr", "1e-30", "--num_epoch", "1"]  # no step changes a weight
 OWN = "checkpoints/unet/em"
@@ -20,7 +20,7 @@ def network(*arguments, seed=0, **options):
     return net
 
 
-def test_a_new_run_begins_with_the_averaged_weights_of_another(database, work, capsys):
+def test_init_from_begins_with_the_averaged_weights_of_another(database, work, capsys):
     assert main.main([*SMALL, "--lr", "0.1", "--num_epoch", "3"]) == 0
     assert main.main([*STILL, "--scope", "new", "--init_from", OWN, "--seed", "5"]) == 0
     source, new = checkpoint_of(work, 3), checkpoint_of(work, 1, "new")
@@ -33,16 +33,16 @@ def test_a_new_run_begins_with_the_averaged_weights_of_another(database, work, c
     assert new.config["init_from"] == OWN
 
 
-def test_statistics_are_taken_and_the_first_validation_is_that_of_the_other_network(database, work):
+def test_init_from_copies_statistics_so_the_first_validation_is_the_same(database, work):
     assert main.main([*SMALL, "--lr", "0.1", "--num_epoch", "3"]) == 0
     net, source = network(1, 1, 2, num_level=2), checkpoint_of(work, 3).network("a.pth")
-    assert take_weights(net, source) == (1471, [])
+    assert copy_weights(net, source) == (1471, [])
     assert same(net.state_dict(), source.state_dict())
 
 
-def test_first_and_last_layer_are_drawn_anew_for_other_channels_and_classes():
+def test_copy_weights_leaves_first_and_last_layer_for_other_channels():
     net, source = network(3, 4, 2), network(1, 1, 2, seed=1)
-    num_taken, others = take_weights(net, source)
+    num_taken, others = copy_weights(net, source)
     assert others == ["encoders.0.0.conv", "fc"]
     missing = ("encoders.0.0.conv.weight", "fc.weight", "fc.bias")
     own, drawn, theirs = net.state_dict(), network(3, 4, 2).state_dict(), source.state_dict()
@@ -51,9 +51,9 @@ def test_first_and_last_layer_are_drawn_anew_for_other_channels_and_classes():
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(4, 3), (3, 4), (2, 5), (1, 2)])
-def test_networks_of_other_depth_share_the_levels_from_the_top(ours, theirs):
+def test_copy_weights_shares_the_levels_from_the_top(ours, theirs):
     net, source = network(1, 1, 2, num_level=ours), network(1, 1, 2, num_level=theirs, seed=1)
-    _, others = take_weights(net, source)
+    _, others = copy_weights(net, source)
     common = min(ours, theirs)
     for level in range(common):
         assert same(net.encoders[level].state_dict(), source.encoders[level].state_dict())
@@ -67,14 +67,14 @@ def test_networks_of_other_depth_share_the_levels_from_the_top(ours, theirs):
     assert {name.rpartition(".")[0].partition(".convs")[0] for name in others} >= set(levels)
 
 
-def test_convolutions_fit_with_another_normalisation_and_a_bias_alone_does_not():
+def test_copy_weights_fits_convolutions_of_another_norm_and_no_bias_alone():
     net, source = network(1, 1, 2, norm="inorm"), network(1, 1, 2, norm="bnorm", seed=1)
-    assert take_weights(net, source)[1] == []
+    assert copy_weights(net, source)[1] == []
     assert net.bottom[0].conv.weight.equal(source.bottom[0].conv.weight) and not net.bottom[0].conv.bias.any()
-    assert take_weights(network(1, 1, 3), source)[0] == 0  # though the bias of the last layer has one value in both
+    assert copy_weights(network(1, 1, 3), source)[0] == 0  # though the bias of the last layer has one value in both
 
 
-def test_a_network_of_other_channels_and_classes_trains_from_a_checkpoint(trained, work, capsys):
+def test_init_from_trains_a_network_of_other_channels_and_classes(trained, work, capsys):
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         (work / "datasets" / "three" / split).mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_a_network_of_other_channels_and_classes_trains_from_a_checkpoint(traine
 
 
 @needs_golden
-def test_a_checkpoint_of_the_original_is_a_start(database, work, capsys):
+def test_init_from_takes_a_checkpoint_of_the_original(database, work, capsys):
     source = SHARED / "golden" / "upstream" / "bnorm_model_epoch0003.pth"
     assert main.main([*STILL, "--num_level", "4", "--init_from", str(source)]) == 0
     assert "23,175 of 23,175 weights" in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_the_original_is_a_start(database, work, capsys):
         ("datasets/em/dataset.json", [], "not a checkpoint: use a checkpoint that"),
     ],
 )
-def test_a_start_that_is_none_is_refused_in_one_line(trained, work, fails, path, flags, words):
+def test_init_from_refuses_what_is_no_start_in_one_line(trained, work, fails, path, flags, words):
     line = fails(main.main, [*SMALL, "--num_epoch", "1", "--scope", "new", *flags, "--init_from", path])
     assert words in line and path in line
     assert not (work / "checkpoints" / "new").exists()
@@ -123,7 +123,7 @@ def test_init_from_is_for_a_training_that_begins(trained, work, capfd, fails):
     assert "taken" not in capfd.readouterr().out and checkpoint_of(work, 2, "new").epoch == 2
 
 
-def test_resuming_without_the_flag_is_no_change_of_flags(trained, work, capsys):
+def test_init_from_left_out_on_resuming_is_no_change_of_flags(trained, work, capsys):
     assert main.main([*STILL, "--scope", "new", "--init_from", OWN]) == 0
     capsys.readouterr()
     assert main.main([*STILL, "--scope", "new", "--num_epoch", "2", "--train_continue", "on"]) == 0

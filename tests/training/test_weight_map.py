@@ -36,7 +36,7 @@ def test_border_distance_is_that_of_all_pairs_of_pixels(seed):
     assert np.allclose(border_distance(label), nearest_two(label), atol=0.02)
 
 
-def test_border_distance_of_a_large_label_takes_few_bytes_and_is_that_of_all_pairs_of_pixels():
+def test_border_distance_of_a_large_label_takes_few_bytes_and_is_exact():
     label = np.zeros((3000, 400), np.uint8)
     label[::60, :120:40] = label[5::90, 150::70] = 1
     label[500:900, 340:] = 2
@@ -52,7 +52,7 @@ def test_border_distance_of_a_large_label_takes_few_bytes_and_is_that_of_all_pai
         assert distance[y, x] == pytest.approx(min(sum(nearest[:2]), FAR), abs=0.02)
 
 
-def test_border_distance_beyond_its_reach_and_without_a_second_object_is_far():
+def test_border_distance_beyond_its_limit_or_of_one_object_is_far():
     label = np.zeros((20, 200), int)
     assert (border_distance(label) == FAR).all()
     label[5:9, 5:9] = 1
@@ -62,7 +62,7 @@ def test_border_distance_beyond_its_reach_and_without_a_second_object_is_far():
     assert distance[6, 100] == FAR and distance.max() <= FAR
 
 
-def test_pixels_that_are_not_annotated_are_neither_object_nor_background():
+def test_border_distance_takes_ignored_pixels_for_no_object():
     label = np.zeros((20, 60), np.uint8)
     label[5:9, 5:9] = label[5:9, 12:16] = 1
     partial = label.copy()
@@ -72,7 +72,7 @@ def test_pixels_that_are_not_annotated_are_neither_object_nor_background():
     assert np.isfinite(distance).all()
 
 
-def test_a_slice_with_300_cells_takes_less_than_a_second():
+def test_border_distance_of_300_cells_takes_less_than_a_second():
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 512, (300, 2))
     owner = cKDTree(points).query(np.argwhere(np.ones((512, 512))))[1].reshape(512, 512)
@@ -119,7 +119,7 @@ def cached(folder):
 
 @pytest.mark.parametrize("layout", ["structured", "pair"])
 @pytest.mark.parametrize("seconds", [-1e6, 0, 1e6])
-def test_distances_are_made_again_when_the_label_is_another_whatever_its_time(tmp_path, layout, seconds):
+def test_cache_is_made_again_for_another_label_whatever_its_time(tmp_path, layout, seconds):
     path = save_label(tmp_path, layout, LABEL)
     assert np.array_equal(cached(tmp_path), border_distance(LABEL))
     time_ns = path.stat().st_mtime_ns + int(seconds * 1e9)
@@ -131,7 +131,7 @@ def test_distances_are_made_again_when_the_label_is_another_whatever_its_time(tm
 
 @pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2])
 @pytest.mark.parametrize("layout", ["structured", "pair"])
-def test_distances_of_a_copied_database_are_those_of_its_labels(tmp_path, layout, copy):
+def test_cache_of_a_copied_database_is_that_of_its_labels(tmp_path, layout, copy):
     for name, label in (("one", LABEL), ("other", OTHER)):
         (tmp_path / name).mkdir()
         save_label(tmp_path / name, layout, label)
@@ -146,7 +146,7 @@ def test_distances_of_a_copied_database_are_those_of_its_labels(tmp_path, layout
     assert np.array_equal(cached(tmp_path / "copy"), border_distance(OTHER))
 
 
-def test_distances_are_made_again_when_the_values_of_the_classes_are_others(tmp_path):
+def test_cache_is_made_again_for_other_class_values(tmp_path):
     save_label(tmp_path, "pair", LABEL)
     first = cached(tmp_path)
     info = replace(INFO, class_values=[255, 0])  # the background is the foreground now
@@ -156,7 +156,7 @@ def test_distances_are_made_again_when_the_values_of_the_classes_are_others(tmp_
 
 
 @pytest.mark.parametrize("layout", ["structured", "pair"])
-def test_distances_of_an_earlier_version_are_made_again_unless_right(tmp_path, layout):
+def test_cache_of_an_earlier_version_is_made_again(tmp_path, layout):
     save_label(tmp_path, layout, LABEL)
     file = list_samples(tmp_path)[0]
     np.save(file.distance, border_distance(OTHER))  # newer than the label, as after a label of an older time
@@ -166,7 +166,7 @@ def test_distances_of_an_earlier_version_are_made_again_unless_right(tmp_path, l
     assert file.distance.stat().st_ino == kept
 
 
-def test_distances_that_are_right_serve_where_nothing_can_be_written(tmp_path, monkeypatch):
+def test_cache_that_is_right_serves_where_nothing_can_be_written(tmp_path, monkeypatch):
     save_label(tmp_path, "structured", LABEL)
     np.save(list_samples(tmp_path)[0].distance, border_distance(LABEL))
 
@@ -184,7 +184,7 @@ def test_distances_that_are_right_serve_where_nothing_can_be_written(tmp_path, m
         cached(tmp_path)
 
 
-def test_distances_that_a_database_was_made_with_are_not_made_again(work):
+def test_cache_that_a_database_was_made_with_is_not_made_again(work):
     assert run_make_database.main(["--synthetic", "4", "--size", "48"]) == 0
     kept = {path: path.stat().st_ctime_ns for path in Path("datasets/em/train").glob("*.distance.npy")}
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
@@ -198,7 +198,7 @@ def pytorch_unet_lists(folder):
     return [sorted(of, key=lambda name: int("".join(filter(str.isdigit, name)))) for of in listed]
 
 
-def test_a_pair_database_is_the_same_for_pytorch_unet_after_a_training(work):
+def test_cache_leaves_a_pair_database_the_same_for_pytorch_unet(work):
     rng = np.random.default_rng(0)
     for split, num in (("train", 24), ("val", 3)):
         folder = work / "datasets" / "em" / split

@@ -13,11 +13,13 @@ from conftest import SMALL, finish
 from PIL import Image
 from skimage.measure import regionprops_table
 
+import config
 import main
 import run_make_database
 from images.drawing import outlines, overlay_picture
 from images.readers import list_frames, read_geometry
-from prediction.object_outputs import display_range, outline_colours, with_rows_beside
+from prediction import outputs
+from prediction.outputs import Output, display_range, object_bands, outline_colours
 from prediction.tiling import Band
 
 ALL = "mask,cells,table,overlay,rois"
@@ -50,7 +52,7 @@ def stack(trained):
     return pixels
 
 
-def test_a_table_has_no_cells_that_a_spreadsheet_computes(stack, work):
+def test_table_has_no_cells_that_a_spreadsheet_computes(stack, work):
     (work / "in.tif").rename("=1+1.tif")
     assert segment("=1+1.tif", "out.csv", "--what", "table", "--section", "0") == 0
     rows = rows_of(work / "out.csv")
@@ -58,7 +60,7 @@ def test_a_table_has_no_cells_that_a_spreadsheet_computes(stack, work):
     assert segment("./=1+1.tif", "out.csv", "--what", "table", "--section", "0") == 0  # replaces its own table
 
 
-def test_the_outputs_of_the_objects_agree_with_the_cells(stack, work, capsys):
+def test_outputs_of_the_objects_agree_with_the_cells(stack, work, capsys):
     pytest.importorskip("roifile")
     assert segment("in.tif", "out.tif", "--what", ALL, "--tile", "64") == 0
     assert "out-table.csv" in capsys.readouterr().out
@@ -140,7 +142,7 @@ def test_sections_chosen_count_in_what_fiji_can_open(trained, work):
             assert {row["z"] for row in rows} == {"2", "3"}  # of the input
 
 
-def test_an_overlay_is_the_image_with_the_outlines_of_the_cells(stack, work):
+def test_overlay_is_the_image_with_the_outlines_of_the_cells(stack, work):
     assert segment("in.tif", "out.tif", "--what", "cells,overlay", "--compression", "zlib") == 0
     with tifffile.TiffFile("out-overlay.tif") as tif:
         assert tif.series[0].axes == "ZYXS" and tif.pages[0].photometric == 2 and tif.pages[0].compression == 8
@@ -152,12 +154,12 @@ def test_an_overlay_is_the_image_with_the_outlines_of_the_cells(stack, work):
 
 
 @pytest.mark.parametrize("output", ["out.npy", "out.zarr", "out.tif/"])
-def test_a_compression_needs_a_tiff(stack, fails, output):
+def test_compression_needs_a_tiff(stack, fails, output):
     argv = ["--mode", "predict", "--gpu_ids", "-1", "--input", "in.tif", "--output", output, "--compression", "none"]
     assert "--compression none: applies to TIFFs" in fails(main.main, argv, 2)
 
 
-def test_a_folder_has_pictures_by_section_one_table_and_outlines_by_file(stack, work):
+def test_folder_has_pictures_by_section_one_table_and_outlines_by_file(stack, work):
     pytest.importorskip("roifile")
     (work / "raw").mkdir()
     (work / "in.tif").rename(work / "raw" / "a.tif")
@@ -208,7 +210,7 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
         ("in-kept.tif", "overlay,table", "--output in-kept-table.csv would replace the input"),
     ],
 )
-def test_what_can_not_be_written_is_one_line(trained, work, fails, target, what, words):
+def test_output_that_can_not_be_written_is_one_line(trained, work, fails, target, what, words):
     for name in ("in.tif", "in.png"):
         Image.fromarray(np.zeros((40, 50), np.uint8)).save(name)
     for name in ("notes.csv", "notes.zip"):
@@ -224,7 +226,7 @@ def test_what_can_not_be_written_is_one_line(trained, work, fails, target, what,
     assert sorted(work.iterdir()) == before and (work / "notes.csv").read_text() == "mine"
 
 
-def test_a_table_names_each_series_which_has_its_own_pixel_size(stack, work, capsys):
+def test_table_names_each_series_which_has_its_own_pixel_size(stack, work, capsys):
     h5py = pytest.importorskip("h5py")
     with h5py.File("a.h5", "w") as file:
         file["raw"], file["g/other"] = stack[:2, :64], stack[:1, :64]  # in a file "g" comes first
@@ -241,7 +243,7 @@ def test_a_table_names_each_series_which_has_its_own_pixel_size(stack, work, cap
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8")
-def test_a_name_that_is_no_text_is_escaped_in_the_table(stack, work):
+def test_name_that_is_no_text_is_escaped_in_the_table(stack, work):
     Image.fromarray(stack[0, :64]).save(os.fsdecode(b"a\xff.png"))
     assert segment(os.fsdecode(b"a\xff.png"), "t.csv", "--what", "table") == 0
     assert {row["image"] for row in rows_of(work / "t.csv")} == {r"a\udcff.png"}
@@ -256,7 +258,7 @@ def test_positions_of_an_ome_tiff_have_a_pixel_size_each(stack, work):
     assert found == {("1", 0.25), ("2", 0.0625)}
 
 
-def test_outlines_without_their_package_are_refused(stack, work, fails, monkeypatch):
+def test_rois_without_their_package_are_refused(stack, work, fails, monkeypatch):
     monkeypatch.setitem(sys.modules, "roifile", None)
     line = fails(main.main, predict("in.tif", "out.zip", "--what", "rois"))
     assert "--what rois needs the package roifile: pip install -r requirements-extra.txt" in line
@@ -264,7 +266,7 @@ def test_outlines_without_their_package_are_refused(stack, work, fails, monkeypa
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(stack, work, together):
+def test_processes_write_together_what_one_writes(stack, work, together):
     pytest.importorskip("roifile")
     assert segment("in.tif", "out.tif", "--what", ALL, "--tile", "64") == 0
     finish(together(2, *predict("in.tif", "two.tif", "--what", ALL, "--tile", "64")))
@@ -278,16 +280,16 @@ def test_two_processes_write_what_one_writes(stack, work, together):
 STAGES = {  # where a run is stopped, some with temporary files of filter and linker; True: files may be new by then
     "prediction.job.filter_bands": False,
     "prediction.linking._overlaps": False,
-    "prediction.object_outputs.overlay_picture": False,
-    "prediction.rois.RoiWriter.keep": False,
+    "prediction.outputs.overlay_picture": False,
+    "prediction.rois.RoiWriter.write": False,
     "prediction.rois.RoiWriter.append": False,
     "images.writers._strip_height": True,
     "prediction.rois.RoiWriter.finish": True,
-    "prediction.object_outputs._columns_in_px": True,
+    "prediction.object_table._measures_of": True,
 }
 
 
-def test_a_run_that_is_stopped_anywhere_leaves_no_part_of_a_file(stack, work, monkeypatch):
+def test_stopped_run_leaves_no_part_of_a_file(stack, work, monkeypatch):
     pytest.importorskip("roifile")
     tifffile.imwrite("small.tif", stack[:, :64], photometric="minisblack")
     flags = ["--what", ALL, "--link", "0.1", "--min_size", "2", "--fill_holes", "on"]
@@ -327,7 +329,7 @@ def _check_whole(path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
 @pytest.mark.parametrize("name", ["out-table.csv", "out-overlay.tif", "out-rois.zip"])
-def test_an_output_that_another_run_writes_is_refused(stack, work, fails, name):
+def test_output_that_another_run_writes_is_refused(stack, work, fails, name):
     import fcntl
 
     with (work / f".{name}.lock").open("w") as file:
@@ -336,7 +338,7 @@ def test_an_output_that_another_run_writes_is_refused(stack, work, fails, name):
     assert not list(work.glob("out*"))
 
 
-def test_an_older_table_and_outlines_are_replaced_and_counted(stack, work, capsys):
+def test_older_table_and_outlines_are_replaced_and_counted(stack, work, capsys):
     pytest.importorskip("roifile")
     (work / "out-table.csv").write_text("image,object,class,area_px\n")  # of an earlier version
     for replaced in (1, 2):
@@ -344,7 +346,7 @@ def test_an_older_table_and_outlines_are_replaced_and_counted(stack, work, capsy
         assert capsys.readouterr().out.count("(replaced 1 older file(s))") == replaced
 
 
-def test_an_empty_image_has_a_table_of_names_and_no_outlines(work, stack):
+def test_empty_image_has_a_table_of_names_and_no_outlines(work, stack):
     pytest.importorskip("roifile")
     assert run_make_database.main(["--synthetic", "4", "--size", "32", "--phantom", "rare", "--name_data", "r"]) == 0
     assert main.main([*SMALL, "--num_epoch", "1", "--name_data", "r", "--lr", "1e-9"]) == 0
@@ -355,10 +357,26 @@ def test_an_empty_image_has_a_table_of_names_and_no_outlines(work, stack):
     assert (work / "out-table.csv").read_text().startswith("image,section,object,area_px,")
 
 
+def test_output_is_added_by_one_class_and_its_name(stack, work, monkeypatch):
+    class Borders(Output):
+        name, of_objects = "borders", True
+
+        def of(self, band):
+            return outlines(band.objects, band.above, band.below)[None] * np.uint8(255)
+
+    monkeypatch.setitem(outputs.OUTPUTS, "borders", Borders)
+    monkeypatch.setattr(config, "WHAT", (*config.WHAT, "borders"))
+    assert segment("in.tif", "out.tif", "--what", "cells,borders") == 0
+    expected = np.stack([outlines(page) for page in tifffile.imread("out-cells.tif")]) * 255
+    assert np.array_equal(tifffile.imread("out-borders.tif"), expected)
+    assert segment("in.tif", "out/", "--what", "borders") == 0
+    assert np.array_equal(np.asarray(Image.open("out/in-0001.png")), expected[1])
+
+
 def test_outlines_in_bands_are_those_of_the_image():
     objects = np.random.default_rng(0).integers(0, 4, (11, 30)).repeat(3, 0)[:31]
     bands = [Band(slice(top, top + 4), objects[top : top + 4]) for top in range(0, 31, 4)]
-    joined = [outlines(band.values, *beside) for band, beside in with_rows_beside(bands)]
+    joined = [outlines(band.objects, band.above, band.below) for band in object_bands(None, bands, None, 1)]
     assert np.array_equal(np.concatenate(joined), outlines(objects))
 
 
@@ -369,7 +387,7 @@ def test_colours_of_outlines_by_class_have_the_black_of_the_background():
     assert picture.tolist() == [[[7, 7, 7], [230, 159, 0]]]
 
 
-def test_the_contrast_of_a_stack_is_that_of_all_its_sections(work):
+def test_contrast_of_a_stack_is_that_of_all_its_sections(work):
     pixels = np.arange(20, dtype=np.uint16)[:, None, None] * np.full((50, 60), 100, np.uint16)
     tifffile.imwrite("in.tif", pixels, photometric="minisblack")
     low, high = display_range(list_frames("in.tif"))

@@ -1,0 +1,121 @@
+"""Wording of a test: the legend, the summary, rows and cards of the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from description import DataInfo, Origin
+from evaluation import metrics
+from evaluation.pictures import image_name
+from evaluation.results_page import Card
+from evaluation.scorers import Challenge, ImageScores
+from prediction.objects import KEEP_ALL, ObjectFilter
+from prediction.predictor import Predictor
+from samples import SampleFile
+
+
+@dataclass(frozen=True)
+class Report:
+    """Texts and tables of a test."""
+
+    images: list[ImageScores]  # in their order
+    files: list[SampleFile]  # the samples, by `ImageScores.index`
+    predictor: Predictor  # classes, background and threshold
+    origins: dict[str, Origin]  # of each sample by the name of its file, where it is known
+    object_filter: ObjectFilter = KEEP_ALL  # objects that were scored
+
+    @property
+    def info(self) -> DataInfo:
+        """Channels and classes."""
+        return self.predictor.info
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether any image has pixels that are not annotated."""
+        return any(image.annotated < 1 for image in self.images)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Confusion matrix (K, K) of all images; row: class of the label, column: class of the output."""
+        return np.sum([image.matrix for image in self.images], axis=0)
+
+    @property
+    def legend(self) -> str:
+        """Text with the classes, the threshold of each kind of score, and what the pictures show."""
+        names, values, background = self.info.class_names, self.info.class_values, self.predictor.background
+        classes = [
+            name if name == str(value) else f"{name} = {value}" for name, value in zip(names, values, strict=True)
+        ]
+        parts = [f"classes {', '.join(classes)}"]
+        if len(names) == 2:
+            parts += [f"foreground is {names[1 - background]}"]
+            parts += [f"pixels at 0.5, segments at {self.predictor.object_threshold:g}"]
+        else:
+            parts += [f"background is {names[background]}"]
+        num = self.info.num_own
+        channels = "input" if num in (1, 3) else f"channel 1 of {num} of the input"
+        ranges = np.reshape(self.info.value_range, (-1, 2)).tolist()  # grey values that become black and white
+        parts += [f"{channels} shown from " + ", ".join(f"{low:.4g} to {high:.4g}" for low, high in ranges)]
+        parts += ["grey in a label is not annotated"] if self.is_partial else []
+        parts += [f"objects {self.object_filter}"] if self.object_filter.is_active else []
+        return "; ".join(parts)
+
+    def summary(self) -> dict[str, Any]:
+        """Classes, thresholds, mean scores, baselines, the challenge's maxima over the thresholds, confusion matrix."""
+        names, background, two = self.info.class_names, self.predictor.background, self.info.num_class == 2
+        challenge = Challenge([image.challenge for image in self.images if image.challenge is not None])
+        return {
+            "classes": dict(zip(names, self.info.class_values, strict=True)),
+            "foreground": names[1 - background] if two else None,
+            "background": names[background],
+            "pixel_threshold": 0.5 if two else None,
+            "segment_threshold": self.predictor.object_threshold if two else None,
+            "mean": metrics.mean_scores([image.scores for image in self.images]),
+            "majority_class": names[int(np.argmax(self.info.class_share))],
+            "majority": metrics.mean_scores([image.baseline for image in self.images]),
+            "baseline_otsu": metrics.mean_scores([image.otsu for image in self.images]) or None,
+            "challenge": challenge.summary() if challenge.scores else None,
+            "confusion_matrix": {"names": names, "counts": self.matrix.tolist()},
+        } | (self.object_filter._asdict() if self.object_filter.is_active else {})
+
+    @property
+    def rows(self) -> list[dict[str, str | float]]:
+        """Number, sample, source and scores of each image, and the annotated fraction if that is not always 1."""
+        rows: list[dict[str, str | float]] = []
+        is_partial = self.is_partial
+        for card in self.cards:
+            source = {"source": card.name} if card.sample in self.origins else {}
+            annotated = {"annotated": card.annotated} if is_partial and card.scores else {}
+            rows.append({"image": card.image, "sample": card.sample, **source, **annotated, **card.scores})
+        return rows
+
+    @property
+    def cards(self) -> list[Card]:
+        """The images as the page shows them."""
+        cards = []
+        for image in self.images:
+            sample = self.files[image.index].input.name
+            origin = self.origins.get(sample, Origin(""))
+            cards.append(
+                Card(
+                    image=image_name(image.index),
+                    sample=sample,
+                    shape=image.shape,
+                    scores=image.scores,
+                    name=origin.name,
+                    pixel_size=origin.pixel_size,
+                    wrong=image.wrong,
+                    annotated=image.annotated,
+                )
+            )
+        return cards
+
+    def table(self) -> list[dict[str, str | float]]:
+        """Rows of the images, of their mean, of always predicting the majority class, and of Otsu's threshold."""
+        summary = self.summary()
+        last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
+        last["otsu"] = summary["baseline_otsu"]
+        return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]
