@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from images.calibration import in_micron
 from images.chunks import ChunkedArray
 from images.czi import mark_missing, missing_scenes, patient_reader
 from images.foreign import refusal
-from images.geometry import Geometry, in_micron
+from images.geometry import Geometry
 from images.lif import unusual_image
 from images.rows import ABORTED, AUXILIARY, Frames, Series, converted
 from utils import UserError
@@ -153,9 +154,9 @@ def _geometry(path: Path, plugin: Plugin | None, number: int, axes: str, lengths
         image.set_scene(number)
         names = ("physical_pixel_sizes", "time_interval", "channel_names")
         sizes, interval, channels = (_read(image, name) for name in names)
-    pixel, unit = in_micron({axis: getattr(sizes, axis, None) for axis in "ZYX"}, dict.fromkeys("ZYX", "µm"))
+    pixel, unknown = in_micron({axis: getattr(sizes, axis, None) for axis in "ZYX"}, dict.fromkeys("ZYX", "µm"))
     seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else None
-    return Geometry(axes, lengths, pixel, unit, seconds or None, channels=tuple(map(str, channels or ())))
+    return Geometry(axes, lengths, pixel, unknown, seconds or None, channels=tuple(map(str, channels or ())))
 
 
 def _read(image: Any, name: str) -> Any:

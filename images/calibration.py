@@ -109,6 +109,21 @@ def tiff_sizes(tif: Any, number: int) -> tuple[Sizes, str]:
     return _of_tags(tif)
 
 
+def tiff_interval(tif: Any, number: int) -> float | None:
+    """Time [s] between two frames of a series of a TIFF; None if it is not named."""
+    if tif.ome_metadata:
+        found = _ome_entries(tif, number)
+        return in_seconds(found.get("TimeIncrement"), found.get("TimeIncrementUnit", "s"))
+    imagej = tif.imagej_metadata or {}
+    return in_seconds(imagej.get("finterval"), str(imagej.get("tunit", "s")))
+
+
+def _ome_entries(tif: Any, number: int) -> Mapping[str, str]:
+    """Entries of the element `Pixels` of a series."""
+    images = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels")
+    return images[number].attrib if number < len(images) else {}
+
+
 def _of_tags(tif: Any) -> tuple[Sizes, str]:
     """Pixel size from the tags of TIFF, which are there for printers: those of a print are none."""
     x, y, unit = (tif.pages[0].tags.valueof(code) for code in (282, 283, 296))
@@ -142,8 +157,7 @@ def _of_ome(tif: Any, number: int) -> Entry:
     """OME-XML: `PhysicalSizeX` and the like, in micron unless a unit is named."""
     if not tif.ome_metadata:
         return {}, {}
-    images = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels")
-    found = images[number].attrib if number < len(images) else {}
+    found = _ome_entries(tif, number)
     units = {axis: found.get(f"PhysicalSize{axis}Unit", "µm") for axis in "XYZ"}
     return {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}, units
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-
-# units in files, in micron and in seconds
-MICRON = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
-MICRON |= {"Å": 1e-4, "angstrom": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "inch": 25400.0}
-SECOND = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "millisecond": 1e-3}
-SECOND |= {"µs": 1e-6, "us": 1e-6, "microsecond": 1e-6, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -22,8 +15,8 @@ class Geometry:
 
     axes: str = ""  # of the frames, slowest first: "" for one image, "Z", "TZ"...
     lengths: tuple[int, ...] = ()  # of these axes; their product is the number of frames
-    pixel: dict[str, float] = field(default_factory=dict)  # size along X, Y and Z in `unit`, where the file has it
-    unit: str = ""  # "micron", or an unknown unit as in the file; empty if the file has none
+    pixel: dict[str, float] = field(default_factory=dict)  # [µm] along X and Y, or neither, and along Z if it is known
+    unknown: str = "the file gives none"  # why there is no size along X and Y; empty if there is
     interval: float | None = None  # time between two frames along T [s]
     labels: tuple[str, ...] = ()  # name of each frame, as ImageJ shows it
     channels: tuple[str, ...] = ()  # name of each channel
@@ -33,8 +26,8 @@ class Geometry:
 
         They become one axis Z if they are not all combinations of indices along each axis.
 
-        >>> Geometry("TZ", (2, 5), {"Z": 2.0}).of_frames([0, 3, 5, 8])
-        Geometry(axes='TZ', lengths=(2, 2), pixel={'Z': 6.0}, unit='', interval=None, labels=(), channels=())
+        >>> Geometry("TZ", (2, 5), {"Z": 2.0}, "no unit").of_frames([0, 3, 5, 8])
+        Geometry(axes='TZ', lengths=(2, 2), pixel={'Z': 6.0}, unknown='no unit', interval=None, labels=(), channels=())
         """
         num = math.prod(self.lengths)
         along: dict[str, np.ndarray] = {}  # axis -> indices along it, ascending
@@ -60,35 +53,3 @@ def numbers_along(axes: str, lengths: Sequence[int], index: int) -> dict[str, in
     """
     indices = np.unravel_index(index, tuple(lengths)) if lengths else ()
     return {axis: int(i) + 1 for axis, i, num in zip(axes, indices, lengths, strict=True) if num > 1}
-
-
-def in_micron(sizes: dict[str, Any], units: dict[str, str]) -> tuple[dict[str, float], str]:
-    """Pixel size along each axis in micron and `"micron"`, or both as in the file if a unit is unknown.
-
-    Sizes that are not positive numbers are left out.
-
-    >>> in_micron({"X": 4, "Z": 0.05}, {"X": "nm", "Z": "µm"}), in_micron({"X": 2}, {"X": "pixel"}), in_micron({}, {})
-    (({'X': 0.004, 'Z': 0.05}, 'micron'), ({'X': 2.0}, 'pixel'), ({}, ''))
-    """
-    pixel = {axis: number for axis, size in sizes.items() if (number := positive(size))}
-    if pixel and all(units[axis] in MICRON for axis in pixel):
-        return {axis: number * MICRON[units[axis]] for axis, number in pixel.items()}, "micron"
-    return pixel, next((units[axis] for axis in pixel), "")
-
-
-def in_seconds(interval: Any, unit: str) -> float | None:
-    """Time between two frames [s]; None if it is not a positive number or its unit is unknown.
-
-    >>> in_seconds("250", "ms"), in_seconds(0, "s"), in_seconds(1, "frame")
-    (0.25, None, None)
-    """
-    return positive(interval) * SECOND.get(unit, 0.0) or None
-
-
-def positive(value: Any) -> float:
-    """Value from a file as a number; 0 if it is not a number, not positive, or infinite."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return 0.0
-    return number if 0 < number < math.inf else 0.0

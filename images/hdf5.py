@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from images.calibration import in_micron
 from images.chunks import ChunkedArray, usual_axes
 from images.foreign import refusal
-from images.geometry import Geometry, in_micron
+from images.geometry import Geometry
 from images.rows import Frames, Series, full_name, listed
 from utils import check_module
 
@@ -176,5 +177,5 @@ def _geometry(path: Path, name: str, source: ChunkedArray) -> Geometry:
     with h5py.File(path, "r") as file:
         sizes = np.ravel(file[name].attrs.get("element_size_um", ())).tolist()
     space = [axis for axis in "ZYX" if axis in source.axes or len(sizes) == 3]
-    pixel, unit = in_micron(dict(zip(space, sizes, strict=False)), dict.fromkeys("XYZ", "µm"))
-    return Geometry(source.outer_axes, source.outer_lengths, pixel, unit)
+    pixel, unknown = in_micron(dict(zip(space, sizes, strict=False)), dict.fromkeys("XYZ", "µm"))
+    return Geometry(source.outer_axes, source.outer_lengths, pixel, unknown)

@@ -71,7 +71,8 @@ def _series_lines(content: Frames, number: int, series: Series) -> Iterator[str]
         names = ", ".join(f"{number} {name}" for number, name in enumerate(geometry.channels))
         yield f"    channels: {names}"
     sizes = [f"{axis} {geometry.pixel[axis]:.6g}" for axis in "XYZ" if axis in geometry.pixel]
-    size = f"{', '.join(sizes)} {geometry.unit or 'of unknown unit'}" if sizes else "unknown"
+    size = f"{', '.join(sizes)} micron" if sizes else ""
+    size += f"{', else ' if sizes else ''}unknown ({geometry.unknown})" if geometry.unknown else ""
     interval = f", {geometry.interval:.6g} s between two times" if geometry.interval else ""
     yield f"    pixel size: {size}{interval}"
 

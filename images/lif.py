@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from images.geometry import Geometry, in_micron, positive
+from images.calibration import in_micron, positive
+from images.geometry import Geometry
 
 USUAL = {"T", "C", "Z", "M", "Y", "X"}  # axes of which bioio-lif makes images
 COLOURS = ("S", "λ", "Λ")  # axes whose entries become channels: samples, wavelengths of emission and of excitation
@@ -82,8 +83,8 @@ def _geometry(planes: LifPlanes, image: Any) -> Geometry:
         axis, num = AXIS.get(entry.get("DimID")), int(entry.get("NumberOfElements"))
         if axis in letters and num > 1 and entry.get("Unit") == "m":
             sizes[letters[axis]] = abs(float(entry.get("Length"))) * 1e6 / (num - 1)
-    pixel, unit = in_micron({axis: positive(size) for axis, size in sizes.items()}, dict.fromkeys(sizes, "µm"))
+    pixel, unknown = in_micron({axis: positive(size) for axis, size in sizes.items()}, dict.fromkeys(sizes, "µm"))
     outer = {axis: num for axis, num in zip(planes.axes, image.shape, strict=True) if axis not in "CYX"}
     names = [entry.get("LUTName", "") for entry in image.xml_element.findall(".//ChannelDescription")]
     of_samples = "S" in image.dims and "C" not in image.dims
-    return Geometry("".join(outer), tuple(outer.values()), pixel, unit, channels=tuple(names if of_samples else ()))
+    return Geometry("".join(outer), tuple(outer.values()), pixel, unknown, channels=tuple(names if of_samples else ()))

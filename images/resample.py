@@ -7,33 +7,27 @@ import math
 import numpy as np
 from scipy import sparse
 
-from images.rows import Readable, Rows
+from images.rows import LazyImage, Rows
 
 
-class Resampled(Readable):
-    """Image (H, W, C) of `shape` (height, width), interpolated linearly from another; float32.
+def resampled(image: Rows, shape: tuple[int, int]) -> LazyImage:
+    """Image (height, width, C) of float32, interpolated linearly from an image (H, W, C).
 
     Where it is smaller, each pixel is a mean of those that it covers, by a triangle that is wider by the same factor,
     so that fine structures don't alias. A row is the same whichever rows are read with it.
     """
+    rows, columns = _weights(image.shape[0], shape[0]), _weights(image.shape[1], shape[1])
 
-    def __init__(self, image: Rows, shape: tuple[int, int]) -> None:
-        self._image = image
-        self.shape, self.dtype = (*shape, image.shape[2]), np.dtype(np.float32)
-        self._rows = _weights(image.shape[0], shape[0])
-        self._columns = _weights(image.shape[1], shape[1])
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W, C) of the image."""
-        weights = self._rows[rows]
-        if not weights.shape[0]:
-            return np.zeros((0, *self.shape[1:]), np.float32)
+    def read(top: int, bottom: int) -> np.ndarray:
+        weights = rows[top:bottom]
         first, last = weights.indices.min(), weights.indices.max() + 1
-        block = np.asarray(self._image[first:last], np.float32)
-        height, width, nch = block.shape
-        block = (weights[:, first:last] @ block.reshape(height, width * nch)).reshape(-1, width, nch)
-        across = self._columns @ block.transpose(1, 0, 2).reshape(width, -1)  # (w, h * C)
-        return across.reshape(self.shape[1], -1, nch).transpose(1, 0, 2)
+        pixels = np.asarray(image[first:last], np.float32)
+        height, width, nch = pixels.shape
+        pixels = (weights[:, first:last] @ pixels.reshape(height, width * nch)).reshape(-1, width, nch)
+        pixels = columns @ pixels.transpose(1, 0, 2).reshape(width, -1)  # (new width, h * C)
+        return pixels.reshape(shape[1], -1, nch).transpose(1, 0, 2)
+
+    return LazyImage((*shape, image.shape[2]), np.dtype(np.float32), read)
 
 
 def _weights(length: int, new: int) -> sparse.csr_array:

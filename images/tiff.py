@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from images.geometry import Geometry, in_micron, in_seconds
+from images.calibration import tiff_interval, tiff_sizes
+from images.geometry import Geometry
 from images.memory import check_size
 from images.orientation import NOTE, TAG, TURNS, turned
 from images.pillow import Picture
@@ -386,32 +387,13 @@ def tiff_geometry(path: Path, number: int) -> Geometry:
         images = ElementTree.fromstring(tif.ome_metadata).findall(".//{*}Pixels") if tif.ome_metadata else []
         image = images[number] if number < len(images) else ElementTree.Element("Pixels")
         channels = tuple(channel.get("Name", "") for channel in image.findall("{*}Channel"))
-        pixel, unit, interval = _ome_sizes(image) if tif.ome_metadata else _imagej_sizes(tif)
+        pixel, unknown = tiff_sizes(tif, number)
+        interval = tiff_interval(tif, number)
         if TURNS.get(_orientation(series), (False,))[0]:
             pixel = {{"X": "Y", "Y": "X"}.get(axis, axis): size for axis, size in pixel.items()}
         names = (tif.imagej_metadata or {}).get("Labels", [])
         names = [names] if isinstance(names, str) else names  # a single one is no list
         labels = tuple(map(str, names[:: sizes.get("C", 1)]))  # ImageJ has a name for each channel of a frame
         labels = labels if len(labels) == math.prod(lengths) else ()
-        return Geometry(axes, lengths, pixel, unit, interval, labels, channels)
-    return Geometry()
-
-
-def _ome_sizes(image: ElementTree.Element) -> tuple[dict[str, float], str, float | None]:
-    """Pixel size, its unit, and the time step [s] from the element `Pixels` of an OME-TIFF."""
-    sizes = {axis: image.get(f"PhysicalSize{axis}") for axis in "XYZ"}
-    units = {axis: image.get(f"PhysicalSize{axis}Unit", "µm") for axis in "XYZ"}
-    return *in_micron(sizes, units), in_seconds(image.get("TimeIncrement"), image.get("TimeIncrementUnit", "s"))
-
-
-def _imagej_sizes(tif: Any) -> tuple[dict[str, float], str, float | None]:
-    """Pixel size, its unit, and the time step [s] from the tags of ImageJ or of baseline TIFF."""
-    page, imagej = tif.pages[0], tif.imagej_metadata or {}
-    interval = in_seconds(imagej.get("finterval"), str(imagej.get("tunit", "s")))
-    x, y = page.resolution
-    unit = str(imagej.get("unit", {2: "inch", 3: "cm"}.get(int(page.resolutionunit), "")))
-    unit = unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")  # as ImageJ writes them
-    if not unit or not x or not y:
-        return {}, "", interval
-    sizes = {"X": 1 / x, "Y": 1 / y, "Z": imagej.get("spacing")}
-    return *in_micron(sizes, dict.fromkeys(sizes, unit)), interval
+        return Geometry(axes, lengths, pixel, unknown, interval, labels, channels)
+    return Geometry(unknown="its tags are damaged")

@@ -163,10 +163,9 @@ def _write_tiff(file: IO[bytes], path: Path, layout: Layout, strips: Iterator[by
     pixel = layout.geometry.pixel
     options: dict[str, Any] = {"photometric": "rgb" if layout.rgb else "minisblack"}
     if {"X", "Y"} <= pixel.keys():
-        in_cm = layout.geometry.unit == "micron" and not imagej  # an ImageJ file names the unit in its description
-        per = 1e4 if in_cm else 1
+        per = 1 if imagej else 1e4  # an ImageJ file names the unit in its description
         options["resolution"] = (per / pixel["X"], per / pixel["Y"])
-        options["resolutionunit"] = "CENTIMETER" if in_cm else "NONE"
+        options["resolutionunit"] = "NONE" if imagej else "CENTIMETER"
     if strips is not None:
         options |= {"compression": "zlib", "rowsperstrip": _strip_height(layout)}
     options["metadata"] = {"axes": layout.axes} | (_imagej_metadata if imagej else _ome_metadata)(layout)
@@ -177,7 +176,7 @@ def _write_tiff(file: IO[bytes], path: Path, layout: Layout, strips: Iterator[by
 def _imagej_metadata(layout: Layout) -> dict[str, Any]:
     """Pixel size, time step and frame names as ImageJ metadata."""
     geometry = layout.geometry
-    unit = geometry.unit if geometry.unit.isascii() else ""
+    unit = "micron" if geometry.pixel else ""
     metadata: dict[str, Any] = {"unit": unit, "spacing": geometry.pixel.get("Z"), "finterval": geometry.interval}
     if len(geometry.labels) == layout.shape[0]:
         planes = {layout.plane(f, c): label for f, label in enumerate(geometry.labels) for c in range(layout.shape[1])}
@@ -188,9 +187,8 @@ def _imagej_metadata(layout: Layout) -> dict[str, Any]:
 def _ome_metadata(layout: Layout) -> dict[str, Any]:
     """Pixel size and time step as OME metadata."""
     geometry = layout.geometry
-    unit = {"micron": "µm"}.get(geometry.unit, geometry.unit)
     metadata: dict[str, Any] = {f"PhysicalSize{axis}": size for axis, size in geometry.pixel.items()}
-    metadata |= {f"PhysicalSize{axis}Unit": unit for axis in geometry.pixel if unit}
+    metadata |= {f"PhysicalSize{axis}Unit": "µm" for axis in geometry.pixel}
     return metadata | ({"TimeIncrement": geometry.interval, "TimeIncrementUnit": "s"} if geometry.interval else {})
 
 

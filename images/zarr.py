@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from images.calibration import in_micron, in_seconds
 from images.chunks import ChunkedArray, usual_axes
-from images.geometry import Geometry, in_micron, in_seconds
+from images.geometry import Geometry
 from images.rows import Frames, Series, listed
 from utils import UserError, check_module, natural_key
 
@@ -51,9 +52,9 @@ def _geometry(image: ZarrImage, source: ChunkedArray) -> Geometry:
     """Axes of the frames of an image, pixel size, time step and names of the channels."""
     space = [axis for axis in "ZYX" if axis in image.sizes]
     steps, units = ({axis: image.sizes[axis][part] for axis in space} for part in (0, 1))
-    pixel, unit = in_micron(steps, units)
+    pixel, unknown = in_micron(steps, units)
     interval = in_seconds(*image.sizes["T"]) if "T" in image.sizes else None
-    return Geometry(source.outer_axes, source.outer_lengths, pixel, unit, interval, channels=image.channels)
+    return Geometry(source.outer_axes, source.outer_lengths, pixel, unknown, interval, channels=image.channels)
 
 
 def _open(path: Path) -> Any:
@@ -129,8 +130,11 @@ def _ome_image(group: Any) -> ZarrImage:
     named = [{"name": axis} if isinstance(axis, str) else axis for axis in named]
     axes = "".join(axis["name"] for axis in named).upper()
     full = scale["datasets"][0]
-    scales = (item["scale"] for item in full.get("coordinateTransformations", []) if "scale" in item)
-    steps: list[Any] = next(scales, [])
+    transformations = [*full.get("coordinateTransformations", []), *scale.get("coordinateTransformations", [])]
+    steps: list[Any] = []
+    for item in transformations:  # the scale of all levels multiplies that of the level
+        if "scale" in item:
+            steps = [a * b for a, b in zip(steps or [1] * len(axes), item["scale"], strict=False)]
     units = [str(axis.get("unit", "")) for axis in named]
     sizes = {axis: (step, unit) for axis, step, unit in zip(axes, steps, units, strict=False)}
     channels = tuple(str(channel.get("label", "")) for channel in _entry(group, "omero").get("channels", []))

@@ -103,8 +103,8 @@ class ZarrWriter(Writer):
         """Metadata after https://ngff.openmicroscopy.org/0.5; viewers open an image with `image-label` as labels."""
         geometry = self.layout.geometry
         types = {"T": "time", "C": "channel"}
-        units = {"T": "second" if geometry.interval else None}
-        units |= dict.fromkeys("ZYX", {"micron": "micrometer"}.get(geometry.unit))
+        units: dict[str, str | None] = {"T": "second" if geometry.interval else None}
+        units |= dict.fromkeys(geometry.pixel, "micrometer")
         sizes = geometry.pixel | {"T": geometry.interval or 1.0}
         axes, datasets = [], []
         for axis in self.layout.axes:

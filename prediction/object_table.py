@@ -88,8 +88,7 @@ def _pixel_sizes(frames: list[Frame]) -> list[PixelSize]:
     for frame, key in zip(frames, series, strict=True):
         if key not in sizes:
             geometry = read_geometry([frame])
-            is_valid = geometry.unit == "micron" and {"X", "Y"} <= geometry.pixel.keys()
-            sizes[key] = (geometry.pixel["Y"], geometry.pixel["X"]) if is_valid else None
+            sizes[key] = None if geometry.unknown else (geometry.pixel["Y"], geometry.pixel["X"])
     return [sizes[key] for key in series]
 
 

@@ -36,7 +36,6 @@ DRAWN = r"\d+\.tif"  # names of synthetic images in a folder
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
 NUM_SEEN = 64  # label images that are asked whether their objects touch
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
-PRINTED = 25  # [µm] of a pixel at 1016 dpi: larger ones are of a print, as of 72 dpi, which many programs write
 
 Files = dict[str, list[Path]]  # of the samples of each split
 
@@ -239,8 +238,7 @@ def _origin(pair: Pair) -> dict[str, Any]:
 def _pixel_size(frame: Frame) -> dict[str, list[float]]:
     """Height and width of a pixel [µm]; empty if the file doesn't give them."""
     geometry = read_geometry([frame])
-    size = [geometry.pixel.get(axis, 0.0) for axis in "YX"]
-    return {"pixel_size": size} if geometry.unit == "micron" and 0 < min(size) <= max(size) < PRINTED else {}
+    return {} if geometry.unknown else {"pixel_size": [geometry.pixel[axis] for axis in "YX"]}
 
 
 def _report(files: Files, info: DataInfo, dtype: np.dtype, notes: list[str]) -> str:

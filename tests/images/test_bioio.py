@@ -31,7 +31,7 @@ def test_czi_is_read_by_planes_with_axes_pixel_size_and_channels(tmp_path):
     for frame, expected in zip(frames, pixels.reshape(6, 2, 20, 30), strict=True):
         assert np.array_equal(frame.read(), expected.transpose(1, 2, 0))
     g = read_geometry(frames)
-    assert (g.axes, g.lengths, g.unit, g.channels) == ("TZ", (2, 3), "micron", ("DAPI", "GFP"))
+    assert (g.axes, g.lengths, g.unknown, g.channels) == ("TZ", (2, 3), "", ("DAPI", "GFP"))
     assert g.pixel == pytest.approx({"X": 0.5, "Y": 0.5, "Z": 2})
     (chosen,) = list_frames(tmp_path / "scan.dat", Choice("gfp", "", "1"))[1:]
     assert np.array_equal(chosen.read()[..., 0], pixels[1, 1, 1])

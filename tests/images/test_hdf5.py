@@ -59,7 +59,7 @@ def test_axes_and_pixel_size_are_read_from_the_attributes(tmp_path, kind):
     frames = list_frames(tmp_path / "a.h5")
     assert np.array_equal(frames[2].read(), pixels[:, 2].transpose(1, 2, 0))
     g = read_geometry(frames)
-    assert (g.axes, g.lengths, g.unit) == ("Z", (3,), "micron")
+    assert (g.axes, g.lengths, g.unknown) == ("Z", (3,), "")
     assert g.pixel == pytest.approx({"Z": 0.05, "Y": 0.004, "X": 0.005})
 
 

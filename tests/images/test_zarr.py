@@ -31,7 +31,7 @@ def test_ome_zarr_of_any_version_is_read(tmp_path, axes, transforms, version, sh
     g = read_geometry(frames)
     assert [frame.read().shape for frame in frames] == [(32, 32, 1)] * 3
     if transforms is SCALE:
-        assert (g.pixel, g.unit) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "micron")
+        assert (g.pixel, g.unknown) == ({"Z": 1, "Y": 0.5, "X": 0.5}, "")
 
 
 def test_zarr_group_of_one_image_is_read_and_members_are_named_if_several(tmp_path):
