@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from model import UNet, pad_to_multiple
@@ -36,8 +35,6 @@ def decoder_halos(num_level: int) -> list[int]:
     Two 3x3 convolutions read 2 px beyond their output, and a 2x2 transposed convolution reads half of it (rounded up)
     one level down.
 
-    Examples
-    --------
     >>> decoder_halos(4)
     [0, 1, 2, 2, 2]
     """
@@ -50,8 +47,6 @@ def decoder_halos(num_level: int) -> list[int]:
 def receptive_radius(num_level: int) -> int:
     """Pixels beyond each side of a tile, placed at a multiple of the stride, that its logits depend on.
 
-    Examples
-    --------
     >>> [receptive_radius(num_level) for num_level in (3, 4, 5)]
     [46, 94, 190]
     """
@@ -65,8 +60,6 @@ def receptive_radius(num_level: int) -> int:
 def halo(num_level: int) -> int:
     """Pixels that a tile reads beyond its output: the receptive radius rounded up to a multiple of the stride.
 
-    Examples
-    --------
     >>> [halo(num_level) for num_level in (3, 4, 5)]
     [48, 96, 192]
     """
@@ -76,15 +69,10 @@ def halo(num_level: int) -> int:
 
 def forward_tile(net: UNet, x: Tensor, sides: Sides) -> Tensor:
     """Logits of a tile (N, C, H, W) of any height and width, without the halo on its sides."""
-    height, width = size_without_halo(net, x, sides)
-    return forward_padded(net, pad_to_multiple(x, net.stride), sides)[..., :height, :width]
-
-
-def size_without_halo(net: UNet, x: Tensor, sides: Sides) -> torch.Size:
-    """Height and width of a tile without the halo on its sides [px]."""
     around = halo(net.num_level)
-    height, width = x.shape[-2:]
-    return torch.Size((height - around * (sides.top + sides.bottom), width - around * (sides.left + sides.right)))
+    height = x.shape[-2] - around * (sides.top + sides.bottom)
+    width = x.shape[-1] - around * (sides.left + sides.right)
+    return forward_padded(net, pad_to_multiple(x, net.stride), sides)[..., :height, :width]
 
 
 def forward_padded(net: UNet, x: Tensor, sides: Sides = WHOLE) -> Tensor:

@@ -173,7 +173,7 @@ class PredictionJob:
             return TIFF_WRITERS[auto if self.compression == "auto" else self.compression](path, layout, is_main)
         if path.suffix.lower() != ".zarr":
             return FlatWriter(path, layout, is_main)
-        band_height = min(TILE_HEIGHT, layout.shape[2]) if output == "cells" else self._grid(0).rows[0].core.stop
+        band_height = min(TILE_HEIGHT, layout.shape[2]) if output == "cells" else self._grid(0).rows[0].interior.stop
         return ZarrWriter(path, layout, is_main, band_height)
 
     def _layout(self, output: str, order: str) -> Layout:

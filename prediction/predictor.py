@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,36 +36,21 @@ OVERLAP = 32  # [px] width of the blend between tiles that were normalised diffe
 ALIKE = ("nch_in", "context", "class_values", "class_names")  # what the networks of an ensemble must share
 
 
-class TestTimeAugmentation(nn.Module):
-    """A network averaged over the eight flips and quarter turns of its input.
+def augmented_logits(net: UNet, x: Tensor, tile: TilePlace) -> Tensor:
+    """Float32 logits (N, K, H, W) of a tile with the mean probability of its eight flips and quarter turns.
 
-    `forward` returns float32 logits whose probability is the mean of the eight probabilities. Each view is padded to
-    multiples of the stride at its own bottom and right, so that a flipped or turned image has the same mean.
-
-    Parameters
-    ----------
-    net : UNet
-        (N, C, H, W) to logits (N, 1, H, W) or (N, K, H, W).
+    Each view is padded to multiples of the stride at its own bottom and right, so that a flipped or turned image has
+    the same mean.
     """
 
-    __test__ = False  # not a test class of pytest
+    def probability(part: Tensor, sides: Sides) -> Tensor:
+        return class_probability(forward_tile(net, part, sides).float())  # 16 bits would round the mean
 
-    def __init__(self, net: UNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, tile: TilePlace | None = None) -> Tensor:
-        """(N, C, H, W) of an image, or of a tile with its halo, to logits of the image or of the tile's output."""
-        tile = tile or TilePlace.of_image(*x.shape[-2:])
-        total = torch.zeros(())
-        for view in VIEWS:
-            total = total + tile.forward(self._probability, x, view)
-        logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))
-        return logits if self.net.fc.out_channels > 1 else logits[:, 1:] - logits[:, :1]
-
-    def _probability(self, x: Tensor, sides: Sides) -> Tensor:
-        """Probability (N, K, H, W) of one view; in 32 bits, since 16 would round the mean."""
-        return class_probability(forward_tile(self.net, x, sides).float())
+    total = torch.zeros(())
+    for view in VIEWS:
+        total = total + tile.forward(probability, x, view)
+    logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))
+    return logits if net.fc.out_channels > 1 else logits[:, 1:] - logits[:, :1]
 
 
 def fold_norm(net: UNet) -> UNet:
@@ -83,53 +69,21 @@ def fold_norm(net: UNet) -> UNet:
 
 @dataclass(frozen=True)
 class Member:
-    """A trained network: the only one of a `Predictor`, or one of an ensemble.
+    """A trained network: the only one of a `Predictor`, or one of an ensemble."""
 
-    Attributes
-    ----------
-    net : UNet
-        The averaged weights, with batch normalisation folded into the convolutions.
-    info : DataInfo
-        Channels, classes, and how images are normalised.
-    """
-
-    net: UNet
-    info: DataInfo
-
-    @property
-    def halo(self) -> int:
-        """Pixels that a tile reads beyond its output."""
-        return halo(self.net.num_level)
-
-    @property
-    def is_tile_dependent(self) -> bool:
-        """Whether the network normalises its feature maps by the tile it sees."""
-        return self.net.arguments["norm"] in ("inorm", "gnorm")
+    net: UNet  # the averaged weights, with batch normalisation folded into the convolutions
+    info: DataInfo  # channels, classes, and how images are normalised
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network, or an ensemble of them, with what is needed to segment an image; made by `load`.
+    """A trained network, or an ensemble of them, with what is needed to segment an image; made by `load`."""
 
-    Attributes
-    ----------
-    members : tuple of Member
-        Usually one; the probability is the mean of theirs.
-    threshold : float
-        Threshold for the probability of class 1 that scored best on the validation set; the mean of the members'.
-    device : torch.device
-        Device that it runs on.
-    precision : torch.dtype or None
-        Data type of mixed precision; None for float32.
-    background : int
-        Index of the class whose pixels belong to no object; with two classes the other one is the foreground.
-    """
-
-    members: tuple[Member, ...]
-    threshold: float
+    members: tuple[Member, ...]  # usually one; the probability is the mean of theirs
+    threshold: float  # of the probability of class 1, the best on the validation set; the mean of the members'
     device: torch.device
-    precision: torch.dtype | None = None
-    background: int = 0
+    precision: torch.dtype | None = None  # data type of mixed precision; None for float32
+    background: int = 0  # index of the class whose pixels belong to no object
 
     @property
     def info(self) -> DataInfo:
@@ -144,12 +98,12 @@ class Predictor:
     @property
     def halo(self) -> int:
         """Pixels that a tile reads beyond its output, enough for every member."""
-        return max(member.halo for member in self.members)
+        return max(halo(member.net.num_level) for member in self.members)
 
     @property
     def is_tile_dependent(self) -> bool:
         """Whether a member normalises its feature maps by the tile it sees."""
-        return any(member.is_tile_dependent for member in self.members)
+        return any(member.net.arguments["norm"] in ("inorm", "gnorm") for member in self.members)
 
     @property
     def object_threshold(self) -> float:
@@ -179,98 +133,73 @@ class Predictor:
         return [probability.max(0), foreground_class_ids(probability.argmax(0), self.background)]
 
     def bands(self, image: Rows, grid: TileGrid, *, tta: bool, every_class: bool = False) -> Bands:
-        """Probability of an image (H, W, C), computed by bands; `every_class`: also for class 0 of two classes.
-
-        Raises
-        ------
-        UserError
-            The image has a different number of channels than the network.
-        """
+        """Probability of an image (H, W, C), computed by bands; `every_class`: also for class 0 of two classes."""
         nch = image.shape[2]
         if nch != self.info.nch_in:
             raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: choose other images")
-        networks = [
-            self._network(member, statistics, tta, every_class)
-            for member, statistics in zip(self.members, self._statistics(image), strict=True)
-        ]
+        statistics = list(self._statistics(image))
+        first_class = 0 if every_class else self.info.num_class - self.num_channel
 
         def probability(tile: np.ndarray, rows: Tile, columns: Tile) -> Tensor:
-            """Mean over the networks of the probability of a tile."""
             pixels = as_tensor(np.array(tile))  # a copy, since torch refuses read-only arrays
-            total = networks[0](pixels, rows, columns)
-            for network in networks[1:]:
-                total += network(pixels, rows, columns)
+            total = torch.zeros(())
+            for member, (mean, std) in zip(self.members, statistics, strict=True):
+                x = normalise(pixels, mean, std)
+                place = TilePlace(rows, columns, unused=self.halo - halo(member.net.num_level))
+                total = total + self._member_probability(member.net, x, place, tta)
             if total.isnan().any():
                 in_range = "compute with --amp off, or " if self.precision is torch.float16 else ""
                 raise DivergenceError(
                     f"the network's output is NaN: {in_range}train with a lower --lr: it has diverged"
                 )
-            return total.div_(len(networks))
+            return total[first_class:] / len(self.members)
 
         return Bands(probability, lambda rows: image[rows], grid)
+
+    def _member_probability(self, net: UNet, x: Tensor, place: TilePlace, tta: bool) -> Tensor:
+        """Probability (K, h', w') of the output of a tile by one network, from normalised pixels (h, w, C)."""
+        if not x.isfinite().all():
+            raise UserError("it holds NaN or infinity: repair the image")
+        x = x.movedim(-1, 0)[None].to(self.device)  # (h, w, C) -> (1, C, h, w)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            logits = augmented_logits(net, x, place) if tta else place.forward(partial(forward_tile, net), x)
+        return class_probability(logits.float())[0]
+
+    def _statistics(self, image: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation by which each member normalises an image."""
+        statistics: dict[str, tuple[Tensor, Tensor]] = {}
+        for info in (member.info for member in self.members):
+            by = info.normalize
+            if by == "data" or by not in statistics:  # those of the image itself are measured once
+                mean, std = statistics_of(image, info)
+                statistics[by] = torch.from_numpy(mean), torch.from_numpy(std)
+            yield statistics[by]
 
     def tile_grid(self, shape: tuple[int, ...], tile: int) -> TileGrid:
         """Tiles of an image (H, W, ...); `tile` is their height [px], 0: as large as the free memory allows."""
         (height, width), stride = shape[:2], self.stride
         overlap = max(OVERLAP, stride) if self.is_tile_dependent else 0
-        most = self._max_pixels(height * width if overlap else 0)  # the fewer tiles, the fewer different statistics
-        band_cost = BAND_BYTES * self.num_channel / self._pixel_bytes
-        tile = max(-(-tile // stride) * stride, 2 * overlap) if tile else 0
-        tall, wide = (tile, 4 * tile) if tile else tile_shape(height, width, most, band_cost, stride)
-        return TileGrid(
-            tiles_along(height, tall, self.halo, overlap, stride), tiles_along(width, wide, self.halo, overlap, stride)
-        )
+        if tile:
+            tile_height = max(-(-tile // stride) * stride, 2 * overlap)
+            tile_width = 4 * tile_height
+        else:
+            pixel_bytes = TILE_BYTES * max(member.net.fc.in_channels for member in self.members)  # one runs at a time
+            wanted = height * width if overlap else 0  # the fewer tiles, the fewer different statistics
+            most = self._max_pixels(pixel_bytes, wanted)
+            band_cost = BAND_BYTES * self.num_channel / pixel_bytes
+            tile_height, tile_width = tile_shape(height, width, most, band_cost, stride)
+        sides = ((height, tile_height), (width, tile_width))
+        return TileGrid(*(tiles_along(length, size, self.halo, overlap, stride) for length, size in sides))
 
-    def _statistics(self, image: Rows) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mean and standard deviation by which each member normalises an image."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
-        for member in self.members:
-            by = member.info.normalize
-            if by == "data" or by not in found:  # those of the image itself are measured once
-                mean, std = statistics_of(image, member.info)
-                found[by] = torch.from_numpy(mean), torch.from_numpy(std)
-            yield found[by]
-
-    def _network(
-        self, member: Member, statistics: tuple[Tensor, Tensor], tta: bool, every_class: bool
-    ) -> Callable[[Tensor, Tile, Tile], Tensor]:
-        """Function from the grey values of a tile (h, w, C) to a member's probability (K, h', w') of its output."""
-        net = TestTimeAugmentation(member.net)
-        unused = self.halo - member.halo  # the tile's halo is that of the deepest member
-
-        def run(tile: Tensor, rows: Tile, columns: Tile) -> Tensor:
-            """Probability of a tile."""
-            pixels = normalise(tile, *statistics)
-            if not pixels.isfinite().all():
-                raise UserError("it holds NaN or infinity: repair the image")
-            pixels, place = pixels.movedim(-1, 0)[None].to(self.device), TilePlace(rows, columns, unused)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-                logits = net(pixels, place) if tta else place.forward(partial(forward_tile, member.net), pixels)
-            probability = class_probability(logits.float())[0]
-            return probability[1:] if self.num_channel == 1 and not every_class else probability
-
-        return run
-
-    @property
-    def _pixel_bytes(self) -> int:
-        """Memory per pixel of a tile [bytes]: of the largest member, since they run one after the other."""
-        return TILE_BYTES * max(member.net.fc.in_channels for member in self.members)
-
-    def _max_pixels(self, wanted: int) -> int:
-        """Largest number of pixels in a tile; at least `wanted`, if memory allows."""
+    def _max_pixels(self, pixel_bytes: int, wanted: int) -> int:
+        """Largest number of pixels in a tile that need so much memory each; at least `wanted`, if memory allows."""
         if self.device.type == "cuda":
-            room = torch.cuda.mem_get_info(self.device)[0] // 2
-            return room // self._pixel_bytes
-        room = _memory() // 4
-        return min(max(TILE_PIXELS, wanted), room // self._pixel_bytes)
-
-
-def _memory() -> int:
-    """Memory of the machine [bytes]; 4 GiB if unknown."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 2**32
+            return torch.cuda.mem_get_info(self.device)[0] // 2 // pixel_bytes
+        try:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, OSError, ValueError):
+            memory = 2**32
+        return min(max(TILE_PIXELS, wanted), memory // 4 // pixel_bytes)
 
 
 def load(
@@ -321,48 +250,40 @@ def predictor_of(
     background: str,
 ) -> Predictor:
     """Network of a checkpoint, or the ensemble of several, ready to segment."""
-    members: dict[Path, Member] = {}
-    backgrounds: dict[Path, int] = {}
-    thresholds = []
+    if not trained:
+        raise UserError("no checkpoint named: give the path of at least one")
+    members = []
     for path, saved in trained.items():
         net = to_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
-        members[path] = Member(net, saved.info)
-        backgrounds[path] = find_background(saved.info, background or saved.config.get("background", ""))
-        thresholds.append(saved.threshold)
-    if not members:
-        raise UserError("no checkpoint named: give the path of at least one")
-    _check_alike({path: member.info for path, member in members.items()}, backgrounds)
-    return Predictor(tuple(members.values()), fmean(thresholds), device, precision, next(iter(backgrounds.values())))
+        members.append(Member(net, saved.info))
+    threshold = fmean(saved.threshold for saved in trained.values())
+    return Predictor(tuple(members), threshold, device, precision, _common_background(trained, background))
 
 
-def _check_alike(infos: dict[Path, DataInfo], backgrounds: dict[Path, int]) -> None:
-    """Refuse networks whose probabilities have no mean, since their channels or classes differ."""
-    (first, info), *others = infos.items()
+def _common_background(trained: Mapping[Path, Checkpoint], name: str) -> int:
+    """Background of all networks; refuses those whose probabilities have no mean, since channels or classes differ."""
+    (first, one), *others = trained.items()
+    background = find_background(one.info, name or one.config.get("background", ""))
     for path, other in others:
-        for name in ALIKE:
-            ours, theirs = getattr(info, name), getattr(other, name)
+        for entry in ALIKE:
+            ours, theirs = getattr(one.info, entry), getattr(other.info, entry)
             if ours != theirs:
                 rule = "the networks of an ensemble must have the same channels and classes"
-                raise UserError(f"{first} was trained with {name} {ours}, {path} with {theirs}: {rule}")
-        if backgrounds[path] != backgrounds[first]:
+                raise UserError(f"{first} was trained with {entry} {ours}, {path} with {theirs}: {rule}")
+        if find_background(other.info, name or other.config.get("background", "")) != background:
             raise UserError(f"{first} and {path} were trained with different backgrounds: choose one by --background")
+    return background
 
 
 def find_background(info: DataInfo, name: str) -> int:
-    """Index of the class with the name or value given by `--background`; 0 if it is empty.
-
-    Raises
-    ------
-    UserError
-        There is no such class.
-    """
+    """Index of the class with the name or value of `--background`; 0 if it is empty."""
     if not name:
         return 0
     for names in (info.class_names, list(map(str, info.class_values))):
         if name in names:
             return names.index(name)
-    known = dict.fromkeys([*info.class_names, *map(str, info.class_values)])
-    raise UserError(f"--background {name}: no such class: {name_hint(name, known)}choose from {', '.join(known)}")
+    names = [*dict.fromkeys([*info.class_names, *map(str, info.class_values)])]
+    raise UserError(f"--background {name}: no such class: {name_hint(name, names)}choose from {', '.join(names)}")
 
 
 def predict_array(
@@ -393,7 +314,7 @@ def predict_array(
     what : {"probability", "cells"}
         What to return.
     min_size, fill_holes
-        Filter of the cells, see `ObjectFilter`; None: as in the training labels, `predictor.object_filter`.
+        Filter of the cells, as in `separate_objects`; None: as in the training labels, `predictor.object_filter`.
     link : float
         Give the cells of neighbouring sections of a stack (N, H, W) one number if their intersection over union is at
         least this; 0: numbers start again in each section.
@@ -418,31 +339,30 @@ def predict_array(
         raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
     if link and (what != "cells" or image.ndim != 4 or len(image) < 2):
         raise UserError(f"link={link:g} of an image of shape {image.shape}: links the cells of a stack (N, H, W)")
-    chosen = predictor.object_filter.with_given(min_size=min_size, fill_holes=fill_holes)
+    options = (("min_size", min_size), ("fill_holes", fill_holes))
+    filters: dict[str, Any] = {name: value for name, value in options if value is not None}
     result, linker = [], SectionLinker(link) if link else None
     for frame in image.reshape(-1, *image.shape[-3:]):
         bands = predictor.bands(frame, predictor.tile_grid(frame.shape, tile), tta=tta)
         probability = np.concatenate([band.values for band in bands.compute()], axis=1)
-        result.append(probability if what == "probability" else _cells(predictor, probability, chosen, linker)[None])
+        result.append(probability if what == "probability" else _cells(predictor, probability, filters, linker)[None])
     stacked = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
     return stacked[..., 0, :, :] if what == "cells" or predictor.num_channel == 1 else stacked
 
 
 def _cells(
-    predictor: Predictor, probability: np.ndarray, chosen: ObjectFilter, linker: SectionLinker | None
+    predictor: Predictor, probability: np.ndarray, filters: dict[str, Any], linker: SectionLinker | None
 ) -> np.ndarray:
     """Objects (H, W) of a probability (K, H, W), numbered in their stack if they are linked."""
     foreground, *class_ids = predictor.object_planes(probability)
     bands = separate_bands(foreground, predictor.object_threshold, class_ids=class_ids[0] if class_ids else None)
-    objects = filter_objects(join_bands(bands, foreground.shape), chosen)
+    objects = filter_objects(join_bands(bands, foreground.shape), predictor.object_filter._replace(**filters))
     return linker.link(objects, *class_ids)[objects] if linker else objects
 
 
 def _has_channels(shape: tuple[int, ...]) -> bool:
     """Whether the last axis of an array is channels, not columns.
 
-    Examples
-    --------
     >>> [_has_channels(shape) for shape in [(512, 512, 3), (512, 512, 1), (30, 512, 512), (30, 1, 1), (3, 200, 3)]]
     [True, True, False, False, False]
     """

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, pairwise
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
-Network = Callable[[np.ndarray, "Tile", "Tile"], Tensor]  # input (h, w, C), place along y and x -> output (K, h', w')
+Network = Callable[[np.ndarray, "Tile", "Tile"], Tensor]  # input (h, w, C), its tile along y and x -> (K, h', w')
 Read = Callable[[slice], np.ndarray]  # rows -> (h, W, C)
 
 MIN_SIDE = 64  # [px] smallest height and width of a tile
@@ -23,22 +22,12 @@ MIN_SIDE = 64  # [px] smallest height and width of a tile
 
 @dataclass(frozen=True)
 class Tile:
-    """Place of a tile along one axis of an image [px].
+    """Pixels of a tile along one axis of an image."""
 
-    Attributes
-    ----------
-    core : slice
-        Pixels that belong only to this tile; the cores of all tiles cover the image once.
-    output : slice
-        Pixels that are computed: the core, and the pixels blended with neighbouring tiles.
-    from_start, from_end : Window
-        What a network reads that pools from the first pixel of the image on, or, in a flipped image, from the last.
-    """
-
-    core: slice
-    output: slice
-    from_start: Window
-    from_end: Window
+    interior: slice  # pixels that belong only to this tile; the interiors of all tiles cover the image once
+    output: slice  # pixels that are computed: the interior, and those blended with adjacent tiles
+    from_start: Window  # what a network reads that pools from the first pixel of the image on
+    from_end: Window  # the same in a flipped image, from its last pixel on
 
     @property
     def input(self) -> slice:
@@ -71,40 +60,19 @@ class TileGrid:
 
 @dataclass(frozen=True)
 class Band:
-    """Some rows of an image over its full width.
-
-    Attributes
-    ----------
-    rows : slice
-        The rows.
-    values : ndarray
-        Values of these rows, (..., h, W).
-    """
+    """Some rows of an image over its full width."""
 
     rows: slice
-    values: np.ndarray
+    values: np.ndarray  # (..., h, W)
 
 
 def tiles_along(length: int, size: int, halo: int, overlap: int = 0, stride: int = 1) -> list[Tile]:
-    """Tiles along one axis.
+    """Tiles along an axis of `length` px, with an interior of `size` px and `overlap` px computed in adjacent tiles.
 
-    Parameters
-    ----------
-    length : int
-        Size of the image along the axis [px].
-    size : int
-        Size of the core of a tile [px], a multiple of the stride and at least twice the overlap.
-    halo : int
-        Pixels that the network reads beyond its output, a multiple of the stride.
-    overlap : int
-        Pixels that a tile computes within its neighbours, a multiple of the stride.
-    stride : int
-        Stride of the network [px], for windows that begin at the last pixel of the image.
+    Size, halo and overlap are multiples of the network's stride; the size is at least twice the overlap.
 
-    Examples
-    --------
     >>> for tile in tiles_along(300, size=160, halo=96, stride=16):
-    ...     print(tile.core, tile.from_start.input, tile.from_end.input)
+    ...     print(tile.interior, tile.from_start.input, tile.from_end.input)
     slice(0, 160, None) slice(0, 256, None) slice(0, 268, None)
     slice(160, 300, None) slice(64, 300, None) slice(60, 300, None)
     """
@@ -130,25 +98,12 @@ def _window(output: slice, length: int, halo: int, stride: int, shift: int) -> W
 
 
 def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, stride: int = 16) -> tuple[int, int]:
-    """Height and width of the tiles of an image.
+    """Height and width of the tiles of an image, of at most `num_pixel` px and multiples of the stride.
 
     Tiles are four times as wide as high: with a halo of 96 px those of 512 x 2048 px cost 1.23 times the arithmetic of
-    the whole image, while squares of 512 px cost 1.40.
+    the whole image, while squares of 512 px cost 1.40. `band_cost` is the additional memory per pixel of a band,
+    divided by that per pixel of a tile: a wide image has lower tiles, so that its bands need no more memory.
 
-    Parameters
-    ----------
-    height, width : int
-        Size of the image [px].
-    num_pixel : int
-        Largest number of pixels in a tile; a smaller image is one tile.
-    band_cost : float
-        Additional memory per pixel of a band, divided by the memory per pixel of a tile: a wide image has lower tiles,
-        so that its bands need no more memory.
-    stride : int
-        Stride of the network [px]; the sides are multiples of it.
-
-    Examples
-    --------
     >>> tile_shape(512, 512, 2**20), tile_shape(20000, 20000, 2**20), tile_shape(20000, 1000, 2**20)
     ((512, 512), (512, 2048), (1040, 1008))
     >>> tile_shape(20000, 20000, 2**20, band_cost=1 / 80)
@@ -160,8 +115,8 @@ def tile_shape(height: int, width: int, num_pixel: int, band_cost: float = 0, st
 
     if height * width <= num_pixel:
         return round_up(height), round_up(width)
-    across = min(round_up(width), round_up(2 * math.sqrt(num_pixel)))
-    return max(int(num_pixel / (across + band_cost * width)) // stride * stride, MIN_SIDE), across
+    tile_width = min(round_up(width), round_up(2 * math.sqrt(num_pixel)))
+    return max(int(num_pixel / (tile_width + band_cost * width)) // stride * stride, MIN_SIDE), tile_width
 
 
 def prefetch(items: Iterable[Item]) -> Iterator[Item]:
@@ -169,8 +124,7 @@ def prefetch(items: Iterable[Item]) -> Iterator[Item]:
     iterator = iter(items)
 
     def next_one() -> list[Item]:
-        """The next item in a list, which is empty at the end."""
-        return list(islice(iterator, 1))
+        return list(islice(iterator, 1))  # empty at the end
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next_one)
@@ -193,71 +147,68 @@ class Bands:
     """Result of a network on a large image, computed by bands: rows of tiles over the full width.
 
     Each pixel is computed with the same neighbourhood as in the whole image. If the normalisation takes its statistics
-    from the tile (`inorm`, `gnorm`), neighbouring tiles differ, so they overlap and are blended.
-
-    Parameters
-    ----------
-    network : callable
-        See `Network`; called without gradients.
-    read : callable
-        See `Read`; called in a thread.
-    grid : TileGrid
-        The tiles.
+    from the tile (`inorm`, `gnorm`), adjacent tiles differ, so they overlap and are blended. `read` is called in a
+    thread, `network` without gradients.
     """
 
     def __init__(self, network: Network, read: Read, grid: TileGrid) -> None:
         self.network, self.read, self.rows, self.columns = network, read, grid.rows, grid.columns
-        self.blends = any(tile.output != tile.core for tile in (*grid.rows, *grid.columns))
 
     def compute(self, numbers: Iterable[int] | None = None) -> Generator[Band, None, None]:
         """Bands (K, h, W) float32 with these numbers, or all bands, from top to bottom."""
-        todo = deque(range(len(self.rows)) if numbers is None else sorted(numbers))
-        reach = (-1, 0, 1) if self.blends else (0,)
-        needed = sorted({number + step for number in todo for step in reach} & {*range(len(self.rows))})
-        done: dict[int, Tensor] = {}
-        for number, pixels in prefetch((n, self.read(self.rows[n].input)) for n in needed):
-            done[number] = self._band(self.rows[number], pixels)
-            while todo and {todo[0] + step for step in reach} & {*range(len(self.rows))} <= done.keys():
-                yield Band(self.rows[todo[0]].core, self._blended(todo.popleft(), done).cpu().numpy())
-                done = {n: band for n, band in done.items() if todo and n >= todo[0] + reach[0]}
+        numbers = range(len(self.rows)) if numbers is None else sorted(numbers)
+        has_overlap = any(tile.output != tile.interior for tile in (*self.rows, *self.columns))
+        if has_overlap:
+            yield from self._blended(numbers)
+            return
+        for number, output in self._outputs(numbers):
+            yield Band(self.rows[number].interior, output.cpu().numpy())
+            del output  # before the next one is computed
 
-    @torch.inference_mode()
-    def _band(self, row: Tile, pixels: np.ndarray) -> Tensor:
-        """Output of a band (K, h, W) from its input (h', W, C)."""
-        return _blend((self._tile(row, column, pixels) for column in self.columns), self.columns, axis=2)
+    def _blended(self, numbers: Iterable[int]) -> Generator[Band, None, None]:
+        """Bands blended with the ones above and below: the last, this and the next output are in memory."""
+        adjacent = {n: range(max(n - 1, 0), min(n + 2, len(self.rows))) for n in numbers}
+        outputs = self._outputs(sorted({*chain(*adjacent.values())}))
+        near: dict[int, Tensor] = {}
+        for number, needed in adjacent.items():
+            near = {n: output for n, output in near.items() if n in needed}
+            near |= islice(outputs, len(needed) - len(near))
+            rows, interior = [self.rows[n] for n in needed], self.rows[number].interior
+            top = interior.start - rows[0].output.start
+            height = interior.stop - interior.start
+            yield Band(interior, _blend(near.values(), rows, axis=1)[:, top : top + height].cpu().numpy())
 
-    def _tile(self, row: Tile, column: Tile, pixels: np.ndarray) -> Tensor:
-        """Output of a tile (K, h, w) from the input of its band (h', W, C)."""
-        return self.network(pixels[:, column.input], row, column)
-
-    def _blended(self, number: int, done: dict[int, Tensor]) -> Tensor:
-        """Core of a band, blended with the neighbouring bands that overlap it."""
-        if not self.blends:
-            return done[number]
-        near = [n for n in (number - 1, number, number + 1) if n in done]
-        rows = [self.rows[n] for n in near]
-        core, top = self.rows[number].core, rows[0].output.start
-        return _blend([done[n] for n in near], rows, axis=1)[:, core.start - top : core.stop - top]
+    def _outputs(self, numbers: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+        """Number and output (K, h, W) of some bands."""
+        for number, pixels in prefetch((n, self.read(self.rows[n].input)) for n in numbers):
+            row = self.rows[number]
+            tiles = (self.network(pixels[:, column.input], row, column) for column in self.columns)
+            yield number, _blend(tiles, self.columns, axis=2)
 
 
+@torch.inference_mode()
 def _blend(parts: Iterable[Tensor], tiles: list[Tile], axis: int) -> Tensor:
-    """Join the outputs of tiles along an axis, one at a time; overlaps are blended linearly."""
+    """Join the outputs of tiles along an axis, one at a time; overlaps are blended linearly.
+
+    Weights where the outputs of two tiles overlap by two pixels:
+
+        1  1  0.75  0.25
+              0.25  0.75  1  1
+    """
     outputs = [tile.output for tile in tiles]
-    origin, total = outputs[0].start, torch.empty(0)  # replaced when type and shape of the first part are known
-    for number, (part, place) in enumerate(zip(parts, outputs, strict=True)):
-        if number == 0:
+    shared = [0, *(one.stop - other.start for one, other in pairwise(outputs)), 0]  # [px] before and after each tile
+    start, total = outputs[0].start, torch.empty(0)  # replaced when type and shape of the first part are known
+    for part, output, before, after in zip(parts, outputs, shared[:-1], shared[1:], strict=True):
+        if output is outputs[0]:
             shape = list(part.shape)
-            shape[axis] = outputs[-1].stop - origin
+            shape[axis] = outputs[-1].stop - start
             total = part.new_zeros(shape)
-        weight = part.new_ones(part.shape[axis])
-        if number > 0:
-            shared = outputs[number - 1].stop - place.start
-            weight[:shared] = _ramp(shared, part.device)
-        if number < len(outputs) - 1:
-            shared = place.stop - outputs[number + 1].start
-            weight[len(weight) - shared :] = 1 - _ramp(shared, part.device)
+        length = part.shape[axis]
+        weight = part.new_ones(length)
+        weight[:before] = _ramp(before, part.device)
+        weight[length - after :] = 1 - _ramp(after, part.device)
         weight = weight.view(-1, *[1] * (part.ndim - 1 - axis))
-        total.narrow(axis, place.start - origin, part.shape[axis]).add_(part * weight)
+        total.narrow(axis, output.start - start, length).add_(part * weight)
     return total
 
 

@@ -84,7 +84,7 @@ def test_tiles_of_networks_of_other_depths_give_what_the_whole_image_gives(three
 
 def test_tiles_of_an_ensemble_with_statistics_of_the_tile_are_blended(three):
     pixels, grid = image(250, 330), load(three).tile_grid((400, 2000), 64)
-    assert grid.rows[0].core.stop == 64 and grid.rows[0].output.stop == 96
+    assert grid.rows[0].interior.stop == 64 and grid.rows[0].output.stop == 96
     assert len(grid.rows) > 2 and all(tile.input.start % 16 == 0 for tile in (*grid.rows, *grid.columns))
     found, without = (predict_array(load(paths), pixels, tta=False, tile=64) for paths in (three, three[::2]))
     blended = 3 * found - 2 * without  # of b alone

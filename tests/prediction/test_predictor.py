@@ -4,7 +4,13 @@ import torch
 
 from description import DataInfo
 from model import NORMS, UNet, class_probability
-from prediction.predictor import Member, Predictor, TestTimeAugmentation, fold_norm, predict_array
+from prediction.predictor import Member, Predictor, augmented_logits, fold_norm, predict_array
+from prediction.views import TilePlace
+
+
+def augmented(net, x):
+    """Logits of an image (N, C, H, W) that is a single tile."""
+    return augmented_logits(net, x, TilePlace.of_image(*x.shape[-2:]))
 
 
 @pytest.mark.parametrize("nch_out", [1, 3])
@@ -12,8 +18,8 @@ def test_test_time_augmentation_turns_with_its_input(nch_out):
     net = UNet(1, nch_out, 2).eval()
     x = torch.randn(2, 1, 32, 48)
     with torch.no_grad():
-        one, eight = class_probability(net(x)), class_probability(TestTimeAugmentation(net)(x))
-        turned = class_probability(TestTimeAugmentation(net)(torch.rot90(x, 1, (-2, -1)).flip(-1)))
+        one, eight = class_probability(net(x)), class_probability(augmented(net, x))
+        turned = class_probability(augmented(net, torch.rot90(x, 1, (-2, -1)).flip(-1)))
     torch.testing.assert_close(torch.rot90(turned.flip(-1), -1, (-2, -1)), eight)
     torch.testing.assert_close(eight.sum(1), torch.ones(2, 32, 48))
     assert not torch.allclose(one, eight, atol=1e-4)
@@ -62,20 +68,20 @@ def test_test_time_augmentation_in_tiles_turns_with_the_image_too(nch_in, nch_ou
         assert len(predictor.tile_grid(view.shape, 64).rows) > 3
 
 
-def test_certain_pixels_keep_their_loss_with_test_time_augmentation():
+def test_test_time_augmentation_keeps_the_loss_of_certain_pixels():
     net = UNet(1, 1, 2).eval()
     with torch.no_grad():
         net.fc.weight.zero_()
         net.fc.bias.fill_(30)
-        assert TestTimeAugmentation(net)(torch.zeros(1, 1, 4, 4)).mean().item() == pytest.approx(30, abs=1e-3)
+        assert augmented(net, torch.zeros(1, 1, 4, 4)).mean().item() == pytest.approx(30, abs=1e-3)
 
 
-def test_the_mean_of_the_eight_views_is_not_rounded_to_16_bits():
+def test_test_time_augmentation_is_not_rounded_to_16_bits():
     torch.manual_seed(0)
     net = UNet(1, 1, 2).eval()
     x = torch.randn(1, 1, 32, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = class_probability(TestTimeAugmentation(net)(x))
+        found = class_probability(augmented(net, x))
         total = torch.zeros(1, 2, 32, 32)
         for flip in ([], [-1]):
             for quarters in range(4):
@@ -86,7 +92,7 @@ def test_the_mean_of_the_eight_views_is_not_rounded_to_16_bits():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_folded_network_gives_the_same_logits(norm):
+def test_fold_norm_gives_the_same_logits(norm):
     torch.manual_seed(0)
     net = UNet(2, 3, nch_ker=2, norm=norm)
     image = torch.randn(2, 2, 40, 33)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import NORMS, UNet
 from prediction.halo import WHOLE, Sides, forward_tile, halo, receptive_radius
-from prediction.predictor import TestTimeAugmentation
+from prediction.predictor import augmented_logits
 from prediction.tiling import Bands, TileGrid, prefetch, tile_shape, tiles_along, write_in_background
 from prediction.views import TilePlace
 
@@ -32,14 +32,14 @@ def tiled(net, image, tile, overlap=0, tta=False):
 
     def logits(part, rows, columns):
         x, place = torch.from_numpy(part).movedim(-1, 0)[None], TilePlace(rows, columns)
-        return (TestTimeAugmentation(net)(x, place) if tta else place.forward(partial(forward_tile, net), x))[0]
+        return (augmented_logits(net, x, place) if tta else place.forward(partial(forward_tile, net), x))[0]
 
     bands = Bands(logits, lambda rows: pixels[rows], grid)
     return np.concatenate([band.values for band in bands.compute()], axis=1), bands
 
 
 @LEVELS
-def test_the_receptive_radius_is_what_the_gradient_reaches(num_level):
+def test_receptive_radius_is_what_the_gradient_reaches(num_level):
     net = network(num_level=num_level)
     with torch.no_grad():
         for weight in net.parameters():
@@ -59,7 +59,7 @@ def test_the_receptive_radius_is_what_the_gradient_reaches(num_level):
 def test_tiles_give_what_the_whole_image_gives(size, tta):
     net, image = network(), torch.randn(1, 1, *size)
     with torch.no_grad():
-        whole = (TestTimeAugmentation(net) if tta else net)(image)[0].numpy()
+        whole = (augmented_logits(net, image, TilePlace.of_image(*size)) if tta else net(image))[0].numpy()
     for tile in ((64, 80), (96, 384)):
         np.testing.assert_allclose(tiled(net, image, tile, tta=tta)[0], whole, atol=1e-5)
 
@@ -83,21 +83,21 @@ def test_tiles_of_a_network_with_its_own_statistics_are_blended_without_a_step()
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 191, 193, 500])
 @pytest.mark.parametrize("overlap", [0, 32])
-def test_tiles_cover_the_image_once_and_read_the_halo(length, overlap):
+def test_tiles_along_cover_the_image_once_and_read_the_halo(length, overlap):
     tiles = tiles_along(length, 80, HALO, overlap, stride=16)
-    assert [0, *(tile.core.stop for tile in tiles)] == [*(tile.core.start for tile in tiles), length]
+    assert [0, *(tile.interior.stop for tile in tiles)] == [*(tile.interior.start for tile in tiles), length]
     for tile in tiles:
-        core, output = tile.core, tile.output
+        interior, output = tile.interior, tile.output
         read, has_halo, _ = tile.from_start
         assert read.start % 16 == output.start % 16 == 0
         assert read.start == (output.start - HALO if has_halo[0] else 0)
         assert read.stop == (output.stop + HALO if has_halo[1] else length)
         assert has_halo[0] or output.start < HALO
-        assert 0 <= output.start <= core.start < core.stop <= output.stop <= length
+        assert 0 <= output.start <= interior.start < interior.stop <= output.stop <= length
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 191, 193, 500, 507])
-def test_tiles_of_a_flipped_image_are_read_from_its_end_as_those_of_the_image_from_its_start(length):
+def test_tiles_along_a_flipped_image_are_read_from_its_end(length):
     for tile in tiles_along(length, 80, HALO, 0, stride=16):
         read, has_halo, _ = tile.from_end
         first, last = length - read.stop, length - read.start  # in the flipped image
@@ -108,15 +108,15 @@ def test_tiles_of_a_flipped_image_are_read_from_its_end_as_those_of_the_image_fr
         assert tile.input.start <= read.start and read.stop <= tile.input.stop <= length
 
 
-def test_some_bands_are_the_bands_of_the_whole():
+def test_bands_with_some_numbers_are_those_of_the_whole():
     net, image = network("gnorm"), torch.randn(1, 1, 500, 90)
     whole, bands = tiled(net, image, (128, 128), overlap=32)
     some = list(bands.compute([1, 3]))
-    assert [band.rows for band in some] == [bands.rows[number].core for number in (1, 3)]
+    assert [band.rows for band in some] == [bands.rows[number].interior for number in (1, 3)]
     assert all(np.array_equal(band.values, whole[:, band.rows]) for band in some)
 
 
-def test_tiles_of_512_px_cost_at_most_a_quarter_more():
+def test_tile_shape_costs_at_most_a_quarter_more():
     def flops(*shape, sides=WHOLE):
         with FlopCounterMode(display=False) as counter, torch.device("meta"):
             forward_tile(UNet(1, 1, 16), torch.zeros(1, 1, *shape), sides)
@@ -124,12 +124,14 @@ def test_tiles_of_512_px_cost_at_most_a_quarter_more():
 
     costs = []
     for num_pixel in (2**20, 2**22):
-        tall, wide = tile_shape(20000, 20000, num_pixel)
-        costs.append(flops(tall + 2 * HALO, wide + 2 * HALO, sides=Sides(True, True, True, True)) / flops(1024, 1024))
-    assert tall == 1024 and costs[0] < 1.25 and costs[1] < 1.15
+        height, width = tile_shape(20000, 20000, num_pixel)
+        costs.append(
+            flops(height + 2 * HALO, width + 2 * HALO, sides=Sides(True, True, True, True)) / flops(1024, 1024)
+        )
+    assert height == 1024 and costs[0] < 1.25 and costs[1] < 1.15
 
 
-def test_what_is_made_ahead_comes_in_order_with_its_errors():
+def test_prefetch_keeps_the_order_and_the_errors():
     def items():
         yield 1
         yield 2
@@ -141,7 +143,7 @@ def test_what_is_made_ahead_comes_in_order_with_its_errors():
         next(iterator)
 
 
-def test_what_is_used_behind_comes_in_order_with_its_errors():
+def test_write_in_background_keeps_the_order_and_the_errors():
     used = []
 
     def use(item):
@@ -158,6 +160,6 @@ def test_what_is_used_behind_comes_in_order_with_its_errors():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_several_classes_keep_their_planes(norm):
+def test_tiles_of_several_classes_keep_their_planes(norm):
     net, image = network(norm, nch_out=3), torch.randn(1, 1, 150, 150)
     assert tiled(net, image, (64, 128), 16 if norm in ("inorm", "gnorm") else 0)[0].shape == (3, 150, 150)
