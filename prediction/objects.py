@@ -1,10 +1,24 @@
-"""Objects from a probability by a seeded watershed; in bands of rows, for images larger than memory."""
+"""Objects from a probability by a seeded watershed; in bands of rows, for images larger than memory.
+
+All bands are read twice. First the markers and the regions to be flooded are labelled in each band, and numbered in the
+whole image. Then each band is flooded together with a halo, the rows of other bands next to it:
+
+    row 384  . . . . . . . . . .      first row of the halo of band 1
+             . 1 1 . . . . 2 2 .      pieces 1 and 2 of the markers, in band 0
+        511  . . 1 . . . . 2 . .
+      ------------------------------
+        512  . . 3 . . . . 3 . .      piece 3, in band 1, touches both: the three are one marker
+             . . 3 3 3 3 3 3 . .
+       1023  . . . . . . . . . .      last row of band 1
+      ------------------------------
+       1151  . . . . . . . . . .      last row of the halo; the watershed of band 1 floods rows 384 to 1151
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -12,47 +26,35 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from images.statistics import neighbours
+from images.writers import RowFile
 from prediction.tiling import Band
 
-SEED, SEED_FRACTION = 100, 0.25  # a core below both (100 px, and this fraction of its region's largest core) is no seed
-SPECK = 8  # [px] a smaller core is never a seed
-OUTSIDE = 0  # stands for what is beyond the image among the objects beside a region of background
+Plane = np.ndarray | RowFile  # (H, W), read by rows
+
+MARKER_SIZE, MARKER_FRACTION = 100, 0.25  # a marker below both (100 px, this fraction of its region's largest) is none
+MIN_MARKER_SIZE = 8  # [px] a smaller one never is
+BORDER = 0  # stands for the border of the image among the objects adjacent to a piece of background
 TILE_HEIGHT, TILE_WIDTH, TILE_HALO = 512, 2048, 128  # [px] of the watershed, which also floods a halo around each tile
-
-
-class Slices(Protocol):
-    """An array (H, W), or an object that reads one by rows."""
-
-    def __len__(self) -> int:
-        """Height."""
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows (h, W)."""
+LANDSCAPE = np.dtype(
+    [
+        ("height", np.uint8),  # low pixels are flooded first: 0 where the probability is 1, 255 where it is 0
+        ("marker", np.uint32),  # object that floods from this pixel, or 0
+        ("region", np.uint32),  # object of this pixel if no marker floods it, or 0
+        ("class_id", np.uint8),  # class + 1, or 0 for background; flooding stays within a class
+    ]
+)
 
 
 class ObjectFilter(NamedTuple):
-    """Which objects are kept, and whether their holes are filled.
+    """Which objects are dropped, and whether the holes of the others are filled."""
 
-    Attributes
-    ----------
-    min_size : int
-        Smaller objects are dropped [px]; 0 keeps all.
-    fill_holes : bool
-        Fill the holes of the objects that are kept: 4-connected regions of background enclosed by one object, which do
-        not reach the border of the image.
-    """
-
-    min_size: int = 0
-    fill_holes: bool = False
+    min_size: int = 0  # [px] smaller objects are dropped; 0 drops none
+    fill_holes: bool = False  # 4-connected regions of background enclosed by one object, not at the image's border
 
     @property
     def is_active(self) -> bool:
         """Whether anything may change."""
         return self.min_size > 1 or self.fill_holes
-
-    def with_given(self, **values: Any) -> ObjectFilter:
-        """The same with some other values, except where they are None."""
-        return self._replace(**{name: value for name, value in values.items() if value is not None})
 
     def __str__(self) -> str:
         """What happens to the objects, in words."""
@@ -71,11 +73,10 @@ def separate_objects(
     min_size: int = 0,
     fill_holes: bool = False,
 ) -> np.ndarray:
-    """Split the foreground into objects where the probability between two certain cores is lowest.
+    """Split the foreground into objects where the probability between two certain parts is lowest.
 
-    A seeded watershed: seeds are the 4-connected regions above the middle between the threshold and 1, and they grow
-    down to the threshold. A region without a seed is one object. Source: Meyer 1994, doi
-    10.1016/0165-1684(94)90060-4.
+    A watershed whose markers are the 4-connected regions above the middle between the threshold and 1. They grow down
+    to the threshold. A region without a marker is one object. Source: Meyer 1994, doi 10.1016/0165-1684(94)90060-4.
 
     Parameters
     ----------
@@ -85,8 +86,11 @@ def separate_objects(
         Pixels above it are foreground. With K classes a pixel belongs to the most probable one.
     background : int
         Index of the background among K classes. Objects of different classes never merge.
-    min_size, fill_holes
-        See `ObjectFilter`.
+    min_size : int
+        Smaller objects are dropped [px]; 0 drops none.
+    fill_holes : bool
+        Fill the holes of the remaining objects: 4-connected regions of background that are enclosed by one object and
+        do not touch the border of the image.
 
     Returns
     -------
@@ -106,17 +110,15 @@ def separate_objects(
     return filter_objects(objects, ObjectFilter(min_size, fill_holes))
 
 
-def filter_objects(objects: np.ndarray, chosen: ObjectFilter) -> np.ndarray:
+def filter_objects(objects: np.ndarray, object_filter: ObjectFilter) -> np.ndarray:
     """Image of objects (H, W) uint32 after a filter, in place; its numbers keep their order, without a gap.
 
-    Examples
-    --------
     >>> ring = np.array([[3, 0, 0, 0], [0, 4, 4, 4], [0, 4, 0, 4], [0, 4, 4, 4]], np.uint32)
     >>> filter_objects(np.pad(ring, 1), ObjectFilter(2, True))[1:-1, 1:-1].tolist()
     [[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
-    if chosen.is_active:
-        for band in filter_bands(objects, chosen):
+    if object_filter.is_active:
+        for band in filter_bands(objects, object_filter):
             objects[band.rows] = band.values
     return objects
 
@@ -132,8 +134,6 @@ def join_bands(bands: Iterable[Band], shape: tuple[int, ...]) -> np.ndarray:
 def foreground_class_ids(classes: np.ndarray, background: int) -> np.ndarray:
     """Classes (H, W) counted from 1, and 0 for the background.
 
-    Examples
-    --------
     >>> foreground_class_ids(np.array([[0, 1, 2]]), background=1).tolist()
     [[1, 0, 3]]
     """
@@ -141,89 +141,55 @@ def foreground_class_ids(classes: np.ndarray, background: int) -> np.ndarray:
 
 
 def separate_bands(
-    probability: Slices,
+    probability: Plane,
     threshold: float,
-    tall: int = TILE_HEIGHT,
-    wide: int = TILE_WIDTH,
+    tile_height: int = TILE_HEIGHT,
+    tile_width: int = TILE_WIDTH,
     halo: int = TILE_HALO,
-    class_ids: Slices | None = None,
+    class_ids: Plane | None = None,
 ) -> Iterator[Band]:
-    """Objects (h, W) uint32 of `separate_objects`, band by band.
+    """Objects (h, W) uint32 of `separate_objects`, band by band, with the same number in all bands.
 
-    Regions and seeds are found in the whole image, so an object has the same number in all bands. The watershed runs in
-    tiles; it equals that of the whole image except for pixels whose path to their seed is longer than the halo.
-
-    Parameters
-    ----------
-    probability : ndarray
-        (H, W), or an object with a length and slices of rows; it is read twice, band by band.
-    threshold : float
-        Pixels above it are foreground.
-    tall, wide, halo : int
-        Height and width of the tiles, and width of the halo around them [px].
-    class_ids : ndarray, optional
-        (H, W), or slices of rows: 0 for background, else class + 1 of the pixel, which `probability` belongs to.
-        Default: 1 where the probability is above the threshold.
+    The watershed equals that of the whole image except for pixels whose path to their marker is longer than the halo.
+    `class_ids` (H, W): class + 1 of each pixel, which `probability` belongs to, or 0; None: 1 above the threshold.
     """
-    tops = range(0, len(probability), tall)
-    masks = partial(_masks, probability, class_ids, threshold, tall)
-    cores, regions = _Regions(), _Regions()
-    seed_of, object_of = _assign_objects(cores, regions, map(masks, tops))
-
-    def prepared(number: int) -> _Planes:
-        """Input of the watershed of a band."""
-        pair = masks(tops[number])
-        core, region = (
-            _label(class_id, of.starts[number]) for of, class_id in zip((cores, regions), pair, strict=True)
-        )
-        objects = object_of[region]
-        seeds = np.where(objects > seed_of.max(), objects, seed_of[core])  # an object without a core is its own seed
-        height = np.round((1 - probability[tops[number] : tops[number] + tall]) * 255).astype(np.uint8)
-        return _Planes(height, seeds, objects, pair[1])
-
-    planes, above = prepared(0), 0  # rows of a band, after the first one with the halo above it
-    for number, top in enumerate(tops):
-        end = len(planes.height)
-        if number + 1 < len(tops):
-            planes = _Planes(*map(np.concatenate, zip(planes, prepared(number + 1), strict=True)))
-        yield Band(slice(top, top + end - above), _flood(planes.cut(slice(end + halo)), wide, halo)[above:end])
-        planes, above = planes.cut(slice(max(end - halo, 0), None)), min(halo, end)
+    empty = np.empty((0, probability.shape[1]), LANDSCAPE)
+    above, top = empty, 0
+    bands = _Landscape(probability, class_ids, threshold, tile_height).bands()
+    for band, below in pairwise(chain(bands, [empty])):
+        with_halo = np.concatenate([above, band, below[:halo]])
+        end = len(above) + len(band)
+        yield Band(slice(top, top + len(band)), _flood(with_halo, tile_width, halo)[len(above) : end])
+        above, top = with_halo[max(end - halo, 0) : end], top + len(band)
 
 
-def filter_bands(objects: Slices, chosen: ObjectFilter, tall: int = TILE_HEIGHT) -> Iterator[Band]:
+def filter_bands(objects: Plane, object_filter: ObjectFilter, band_height: int = TILE_HEIGHT) -> Iterator[Band]:
     """Objects (h, W) uint32 of `filter_objects`, band by band; the unfiltered ones are read two or three times."""
-    tops = range(0, len(objects), tall)
-    found = ObjectList()
-    for top in tops:
-        found.add(objects[top : top + tall])
-    is_kept = found.area >= chosen.min_size
-    is_kept[0] = False  # the background
-    number_of = np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint32)
+    bands = [slice(top, top + band_height) for top in range(0, objects.shape[0], band_height)]
+    sizes = ObjectList()
+    for rows in bands:
+        sizes.add(objects[rows])
+    remains = sizes.area >= object_filter.min_size
+    remains[0] = False  # the background
+    number_of = np.where(remains, np.cumsum(remains), 0).astype(np.uint32)
     holes = _Holes()
-    if chosen.fill_holes:
-        for top in tops:
-            holes.add(number_of[objects[top : top + tall]])
-    owner = holes.owners()
-    for number, top in enumerate(tops):
-        values = number_of[objects[top : top + tall]]
-        if chosen.fill_holes:
-            values += owner[_label((values == 0).astype(np.uint8), holes.regions.starts[number])]
-        yield Band(slice(top, top + len(values)), values)
+    if object_filter.fill_holes:
+        for rows in bands:
+            holes.add(number_of[objects[rows]])
+    enclosing = holes.enclosing_objects()
+    for number, rows in enumerate(bands):
+        values = number_of[objects[rows]]
+        if object_filter.fill_holes:
+            values += enclosing[_label(values == 0, holes.background.starts[number])]
+        yield Band(slice(rows.start, rows.start + len(values)), values)
 
 
 class ObjectList:
-    """Area and class of each object of an image given band by band.
-
-    Attributes
-    ----------
-    area : ndarray of int64
-        (N + 1,) [px] of each number, 0 included.
-    class_id : ndarray of uint8
-        (N + 1,) class + 1 of each.
-    """
+    """Area and class of each object of an image given band by band."""
 
     def __init__(self) -> None:
-        self.area, self.class_id = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+        self.area = np.zeros(1, np.int64)  # (N + 1,) [px] of each number, 0 included
+        self.class_id = np.zeros(1, np.uint8)  # (N + 1,) class + 1 of each
 
     def add(self, objects: np.ndarray, class_ids: np.ndarray | None = None) -> None:
         """Add the next band (h, W), with the class + 1 of each pixel; None: 1."""
@@ -236,173 +202,151 @@ class ObjectList:
         self.area, self.class_id = area, class_id
 
 
-class _Planes(NamedTuple):
-    """Input of the watershed for some rows, (h, W) each.
-
-    Attributes
-    ----------
-    height : ndarray
-        Low pixels are flooded first: 0 where the probability is 1, 255 where it is 0.
-    seeds, objects : ndarray
-        Object that floods from this pixel, and object of pixels that are not flooded; 0 for none.
-    class_ids : ndarray
-        Class + 1, or 0 for background; flooding stays within a class.
-    """
-
-    height: np.ndarray
-    seeds: np.ndarray
-    objects: np.ndarray
-    class_ids: np.ndarray
-
-    def cut(self, rows: slice) -> _Planes:
-        """Some of the rows."""
-        return _Planes(*(plane[rows] for plane in self))
-
-
-def _masks(
-    probability: Slices, class_ids: Slices | None, threshold: float, tall: int, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cores and regions of the band that starts at row `top`, (h, W) each: class + 1, or 0 outside."""
-    band = probability[top : top + tall]
-    class_id = (
-        (band > threshold).astype(np.uint8) if class_ids is None else np.asarray(class_ids[top : top + tall], np.uint8)
-    )
-    return class_id * (band > (1 + threshold) / 2), class_id
-
-
-def _flood(planes: _Planes, wide: int, halo: int) -> np.ndarray:
-    """Watershed (h, W) of some rows, tile by tile and class by class."""
-    from skimage.segmentation import watershed
-
-    height, seeds, objects, class_ids = planes
-    flooded = np.zeros(seeds.shape, np.uint32)
-    for left in range(0, seeds.shape[1], wide):
-        start = max(left - halo, 0)
-        tile, core = np.s_[:, start : left + wide + halo], np.s_[:, left - start : left - start + wide]
-        for class_id in _class_ids_in(class_ids[tile]):
-            mask = class_ids[tile] == class_id
-            found = watershed(height[tile], seeds[tile] * mask, mask=mask)
-            found = np.where(found > 0, found, objects[tile] * mask)
-            flooded[:, left : left + wide] += found[core].astype(np.uint32)
-    return flooded
-
-
-def _class_ids_in(class_ids: np.ndarray) -> np.ndarray:
-    """Classes that occur, without the background."""
-    return np.flatnonzero(np.bincount(class_ids.ravel(), minlength=1)[1:]) + 1
-
-
-class _Regions:
-    """4-connected regions of one class each, in an image given band by band: pieces per band, joined at the end.
-
-    Attributes
-    ----------
-    starts : list of int
-        Number of the first piece of each band, and of the next band; pieces count from 1.
-    """
+class _Pieces:
+    """4-connected pieces of each class in an image given band by band; those that touch form components."""
 
     def __init__(self) -> None:
-        self.starts = [1]
-        self._sizes = [np.zeros(1, np.int64)]
-        self._touching = [np.zeros((2, 0), np.int64)]  # pairs of pieces of two bands
-        self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # pieces and classes of the last row
+        self.starts = [1]  # first piece of each band and of the next one; 0 is the background
+        self._touching = [np.zeros((2, 0), np.int32)]  # (2, N) pieces of two bands
+        self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # pieces and classes
 
     def add(self, class_ids: np.ndarray) -> np.ndarray:
         """Pieces (h, W) of the next band, 0 where the class is 0."""
         pieces = _label(class_ids, self.starts[-1])
-        self._sizes.append(np.bincount(pieces[class_ids > 0] - self.starts[-1]))
-        self.starts.append(self.starts[-1] + len(self._sizes[-1]))
-        if self._last_row is not None:
-            (last, last_class_ids), first = self._last_row, pieces[0]
-            touching = (last_class_ids == class_ids[0]) & (class_ids[0] > 0)
-            self._touching.append(np.unique(np.stack([last, first])[:, touching], axis=1))
+        self.starts.append(max(self.starts[-1], int(pieces.max()) + 1))
+        if self._last_row:
+            last_pieces, last_class_ids = self._last_row
+            touches = (class_ids[0] == last_class_ids) & (class_ids[0] > 0)
+            pairs = np.stack([last_pieces[touches], pieces[0, touches]])
+            self._touching.append(np.unique(pairs, axis=1))
         self._last_row = pieces[-1].copy(), class_ids[-1].copy()
         return pieces
 
-    def joined(self) -> tuple[np.ndarray, np.ndarray]:
-        """First piece of the region of each piece, and size of the region [px] at its first piece."""
-        sizes, pairs = np.concatenate(self._sizes), np.concatenate(self._touching, axis=1)
-        graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(len(sizes),) * 2)
-        _, region = connected_components(graph, directed=False)
-        first = np.unique(region, return_index=True)[1][region]
-        return first, np.bincount(first, sizes, minlength=len(sizes))
+    def components(self) -> np.ndarray:
+        """Component (N + 1,) of each piece, numbered in the order of their first pieces; 0 is the background."""
+        pairs = np.concatenate(self._touching, axis=1)
+        graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(self.starts[-1],) * 2)
+        return connected_components(graph, directed=False)[1]
 
 
-class _Holes:
-    """Regions of background in an image of objects given band by band, and the objects beside each.
+class _Landscape:
+    """Input of the watershed, band by band; markers and regions are numbered as the objects that they become."""
 
-    Attributes
-    ----------
-    regions : _Regions
-        Pieces of the background.
+    def __init__(self, probability: Plane, class_ids: Plane | None, threshold: float, band_height: int) -> None:
+        self.probability, self.class_ids, self.threshold = probability, class_ids, threshold
+        self.rows = [slice(top, top + band_height) for top in range(0, probability.shape[0], band_height)]
+        self.markers, self.regions = _Pieces(), _Pieces()
+        size, region_of = np.zeros((2, 1), np.int64)  # of each piece of a marker: [px], and the piece it lies in
+        for rows in self.rows:
+            marker, region = map(_Pieces.add, (self.markers, self.regions), self._masks(rows))
+            more = np.zeros(self.markers.starts[-1] - len(size), np.int64)
+            size, region_of = np.append(size, more), np.append(region_of, more)
+            inside = marker > 0
+            size += np.bincount(marker[inside], minlength=len(size))
+            region_of[marker[inside]] = region[inside]
+        marker_of, component_of = self.markers.components(), self.regions.components()
+        home = np.zeros(marker_of.max() + 1, np.int64)  # region of each marker
+        home[marker_of] = component_of[region_of]
+        of_marker, of_region = _assign_objects(np.bincount(marker_of, size), home, component_of.max() + 1)
+        self.object_of_marker = of_marker[marker_of]  # object of each piece
+        self.object_of_region = of_region[component_of]
+
+    def _masks(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Markers and regions of a band, (h, W) each: class + 1, or 0 outside."""
+        band = self.probability[rows]
+        region = np.asarray(band > self.threshold if self.class_ids is None else self.class_ids[rows], np.uint8)
+        return region * (band > (1 + self.threshold) / 2), region
+
+    def bands(self) -> Iterator[np.ndarray]:
+        """Input (h, W) of type `LANDSCAPE` of each band."""
+        for number, rows in enumerate(self.rows):
+            marker_mask, region_mask = self._masks(rows)
+            band = np.empty(region_mask.shape, LANDSCAPE)
+            band["height"] = np.round((1 - self.probability[rows]) * 255)
+            band["class_id"] = region_mask
+            band["region"] = self.object_of_region[_label(region_mask, self.regions.starts[number])]
+            marker = self.object_of_marker[_label(marker_mask, self.markers.starts[number])]
+            is_alone = band["region"] > self.object_of_marker.max()  # a region without a marker, which is one itself
+            band["marker"] = np.where(is_alone, band["region"], marker)
+            yield band
+
+
+def _assign_objects(size: np.ndarray, region: np.ndarray, num_region: int) -> tuple[np.ndarray, np.ndarray]:
+    """Object of each marker, from its size [px] and region, and of each region: that of its first marker, or a new one.
+
+    A marker that is too small is no object.
     """
-
-    def __init__(self) -> None:
-        self.regions = _Regions()
-        self._beside = [np.zeros(0, np.int64)]  # pairs of a piece and an object, see `_pair`
-        self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # pieces and objects (1, W)
-
-    def add(self, objects: np.ndarray) -> None:
-        """Add the next band (h, W)."""
-        pieces = self.regions.add((objects == 0).astype(np.uint8))
-        outside = [pieces[:, 0], pieces[:, -1]] + ([pieces[0]] if self._last_row is None else [])
-        self._beside += [_pair(piece, OUTSIDE) for piece in outside]
-        last_row = pieces[-1:].copy(), objects[-1:].copy()
-        if self._last_row is not None:  # pixels may lie beside an object of the other band
-            pieces, objects = map(np.concatenate, zip(self._last_row, (pieces, objects), strict=True))
-        for piece, beside in neighbours(pieces, objects):
-            edge = (piece > 0) & (beside > 0)
-            self._beside.append(_pair(piece[edge], beside[edge]))
-        self._last_row = last_row
-
-    def owners(self) -> np.ndarray:
-        """Object that encloses the region of each piece; 0 if there are several, or the region reaches the border."""
-        if self._last_row is not None:
-            self._beside.append(_pair(self._last_row[0], OUTSIDE))
-        piece, beside = np.divmod(np.unique(np.concatenate(self._beside)), 2**32)
-        root, _ = self.regions.joined()
-        lowest, highest = np.full(len(root), 2**32), np.zeros(len(root), np.int64)
-        np.minimum.at(lowest, root[piece], beside)
-        np.maximum.at(highest, root[piece], beside)
-        return np.where(lowest == highest, lowest, 0).astype(np.uint32)[root]
+    largest = np.zeros(num_region)  # marker of each region [px]
+    np.maximum.at(largest, region, size)
+    is_marker = size >= np.clip(MARKER_FRACTION * largest[region], MIN_MARKER_SIZE, MARKER_SIZE)
+    object_of_marker = np.where(is_marker, np.cumsum(is_marker), 0).astype(np.uint32)
+    with_marker, first = np.unique(region[is_marker], return_index=True)
+    object_of_region = np.zeros(num_region, np.uint32)
+    object_of_region[with_marker] = first + 1
+    alone = np.flatnonzero(object_of_region == 0)[1:]  # region 0 is the background
+    object_of_region[alone] = is_marker.sum() + 1 + np.arange(len(alone))
+    return object_of_marker, object_of_region
 
 
-def _pair(piece: np.ndarray, beside: np.ndarray | int) -> np.ndarray:
-    """One integer per pair of a piece of background and an object beside it, each once."""
-    return np.unique(piece.astype(np.int64) * 2**32 + beside)
+def _flood(landscape: np.ndarray, tile_width: int, halo: int) -> np.ndarray:
+    """Watershed (h, W) of some rows, tile by tile and class by class."""
+    from skimage.segmentation import watershed
+
+    flooded = np.zeros(landscape.shape, np.uint32)
+    for left in range(0, landscape.shape[1], tile_width):
+        start = max(left - halo, 0)
+        tile = landscape[:, start : left + tile_width + halo]
+        basins = np.zeros(tile.shape, np.uint32)
+        for class_id in np.unique(tile["class_id"][tile["class_id"] > 0]):
+            mask = tile["class_id"] == class_id
+            basin = watershed(tile["height"], tile["marker"] * mask, mask=mask)
+            basins[mask] = np.where(basin > 0, basin, tile["region"])[mask]
+        flooded[:, left : left + tile_width] = basins[:, left - start : left - start + tile_width]
+    return flooded
 
 
 def _label(class_ids: np.ndarray, first: int) -> np.ndarray:
     """4-connected pieces (h, W) of one class each, numbered from `first` on; 0 where the class is 0."""
     pieces = np.zeros(class_ids.shape, np.int32)
-    for class_id in _class_ids_in(class_ids):
+    for class_id in np.unique(class_ids[class_ids > 0]):
         mask = class_ids == class_id
-        found, count = ndimage.label(mask)
-        pieces[mask] = found[mask] + (first - 1)
-        first += count
+        labels, num = ndimage.label(mask)
+        pieces[mask] = labels[mask] + (first - 1)
+        first += num
     return pieces
 
 
-def _assign_objects(
-    cores: _Regions, regions: _Regions, masks: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Object of each piece of the cores (0 for small ones) and of the regions (of their first core, or a new one)."""
-    homes = [np.zeros(1, np.int64)]  # region that each core lies in
-    for pair in masks:
-        core, region = (class_id.add(mask) for class_id, mask in zip((cores, regions), pair, strict=True))
-        homes.append(np.zeros(cores.starts[-1] - cores.starts[-2], np.int64))
-        homes[-1][core[core > 0] - cores.starts[-2]] = region[core > 0]
-    home = np.concatenate(homes)
-    first, size = cores.joined()
-    root, _ = regions.joined()
-    largest = np.zeros(len(root), np.int64)
-    np.maximum.at(largest, root[home], size)  # size of the largest core of each region
-    least = np.clip(SEED_FRACTION * largest[root[home]], SPECK, SEED)
-    seeds = np.flatnonzero((first == np.arange(len(first))) & (size >= least))
-    seed_of = np.zeros(len(first), np.uint32)
-    seed_of[seeds] = np.arange(len(seeds)) + 1
-    object_of = np.zeros(len(root), np.uint32)
-    object_of[root[home[seeds[::-1]]]] = seed_of[seeds[::-1]]  # the first core is written last
-    alone = np.flatnonzero((root == np.arange(len(root))) & (object_of == 0))[1:]  # entry 0 is the background
-    object_of[alone] = len(seeds) + 1 + np.arange(len(alone))
-    return seed_of[first], object_of[root]
+class _Holes:
+    """Pieces of background in an image of objects given band by band, and the objects adjacent to each."""
+
+    def __init__(self) -> None:
+        self.background = _Pieces()
+        self._lowest, self._highest = np.zeros((2, 1), np.uint32)  # (N + 1,) adjacent object of each piece
+        self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # pieces and objects
+
+    def add(self, objects: np.ndarray) -> None:
+        """Add the next band (h, W)."""
+        pieces = self.background.add(objects == 0)
+        more = np.zeros(self.background.starts[-1] - len(self._lowest), np.uint32)
+        self._lowest, self._highest = np.append(self._lowest, ~more), np.append(self._highest, more)
+        pairs = [*neighbours(pieces, objects)]
+        if self._last_row:
+            pairs += [(self._last_row[0], objects[0]), (pieces[0], self._last_row[1])]
+        else:
+            self._lowest[pieces[0]] = BORDER
+        self._lowest[pieces[:, [0, -1]]] = BORDER
+        for piece, adjacent in pairs:
+            edge = (piece > 0) & (adjacent > 0)
+            np.minimum.at(self._lowest, piece[edge], adjacent[edge])
+            np.maximum.at(self._highest, piece[edge], adjacent[edge])
+        self._last_row = pieces[-1].copy(), objects[-1].copy()
+
+    def enclosing_objects(self) -> np.ndarray:
+        """Object (N + 1,) around the component of each piece; 0 if there are several, or it touches the border."""
+        if self._last_row:
+            self._lowest[self._last_row[0]] = BORDER
+        component = self.background.components()
+        lowest, highest = ~np.zeros(len(component), np.uint32), np.zeros(len(component), np.uint32)
+        np.minimum.at(lowest, component, self._lowest)
+        np.maximum.at(highest, component, self._highest)
+        return np.where(lowest == highest, lowest, 0)[component]

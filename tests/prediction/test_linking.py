@@ -55,48 +55,48 @@ def names_of(linked, stack):
     return {(int(number), int(name)) for number, name in np.unique(np.stack([linked.ravel(), stack.ravel()]), axis=1).T}
 
 
-def test_neurites_keep_their_number_through_drift_split_and_merger_and_end_at_a_gap():
+def test_section_linker_numbers_neurites_through_drift_split_and_merger():
     stack, rng = neurites(), np.random.default_rng(0)
     linked = link([shuffled(section, rng) for section in stack], 0.3)
     pairs = names_of(linked, stack)
     assert len(pairs) == 8 == len({number for number, _ in pairs}) == len({name for _, name in pairs})
 
 
-def test_a_higher_threshold_ends_what_changes_its_shape():
+def test_section_linker_at_a_higher_threshold_ends_what_changes():
     stack = neurites()
     assert link(stack, 0.3).max() == 7
     assert link(stack, 0.9).max() > 9  # the drift, too
     assert link(stack, 1.0).max() == 10 + 3 + 3 + 2  # drift in each section; once a split, a merger and a gap
 
 
-def test_equal_overlaps_are_given_to_one_object_only():
+def test_section_linker_gives_equal_overlaps_to_one_object():
     one, two = np.zeros((2, 4, 8), np.uint32)
     one[:, :4], two[:, :2], two[:, 2:4], two[:, 5:] = 1, 2, 1, 3
     assert link([one, two, one], 0.5)[:, 0].tolist() == [[1] * 4 + [0] * 4, [2, 2, 1, 1, 0, 3, 3, 3], [1] * 4 + [0] * 4]
 
 
-def test_empty_sections_and_single_ones_have_their_objects():
+def test_section_linker_numbers_empty_and_single_sections():
     empty, full = np.zeros((2, 6, 7), np.uint32)
     full[2:4, 2:4] = 1
     assert link([empty], 0.5).max() == 0 and link([full], 0.5).max() == 1
     assert link([empty, full, empty, full, full], 0.5)[:, 3, 3].tolist() == [0, 1, 0, 2, 2]
 
 
-def test_objects_of_different_classes_are_not_linked():
+def test_section_linker_does_not_link_different_classes():
     section = np.ones((6, 6), np.uint32)
     class_ids = np.full((3, 6, 6), 2, np.uint8)
     class_ids[2] = 1
     assert link([section] * 3, 0.5, class_ids)[:, 0, 0].tolist() == [1, 1, 2]
 
 
-def test_sections_are_linked_alike_where_they_are_read_in_bands(monkeypatch):
+def test_section_linker_links_alike_in_bands(monkeypatch):
     stack = neurites()
     whole = link(stack, 0.3)
     monkeypatch.setattr("prediction.linking.TILE_HEIGHT", 7)
     assert np.array_equal(link(stack, 0.3), whole)
 
 
-def test_the_numbers_of_many_random_objects_agree_with_all_pairs_compared():
+def test_section_linker_agrees_with_all_pairs_compared():
     rng = np.random.default_rng(1)
     one, two = (rng.integers(0, 6, (12, 12)).repeat(3, 0).repeat(3, 1).astype(np.uint32) for _ in range(2))
     linked = link([one, two], 0.1)
@@ -113,7 +113,7 @@ def test_the_numbers_of_many_random_objects_agree_with_all_pairs_compared():
     assert linked.max() == 5 + 5 - len(expected)
 
 
-def test_what_is_no_stack_is_refused(tmp_path):
+def test_stacks_to_link_refuses_what_is_no_stack(tmp_path):
     one = [Frame(tmp_path / "a.png", 0)]
     times = [Frame(tmp_path / "t.tif", index, index) for index in range(3)]
     with pytest.raises(UserError, match=r"a.png is one image: name a stack"):

@@ -5,7 +5,7 @@ from scipy import ndimage
 from prediction.objects import ObjectFilter, ObjectList, filter_bands, filter_objects, separate_bands, separate_objects
 
 
-def test_touching_discs_are_two_objects_and_the_rest_is_background():
+def test_separate_objects_parts_touching_discs():
     y, x = np.mgrid[:40, :80]
     distance = np.minimum(np.hypot(y - 20, x - 28), np.hypot(y - 20, x - 52))
     probability = np.clip(1.2 - distance / 18, 0, 1)  # 0.53 in the middle between them
@@ -16,12 +16,12 @@ def test_touching_discs_are_two_objects_and_the_rest_is_background():
 
 
 @pytest.mark.parametrize(("value", "num"), [(0.0, 0), (0.6, 1), (1.0, 1)])
-def test_constant_images(value, num):
+def test_separate_objects_of_constant_images(value, num):
     objects = separate_objects(np.full((20, 30), value, np.float32), 0.5)
     assert objects.max() == num and objects.shape == (20, 30)
 
 
-def test_a_faint_region_without_a_core_is_an_object():
+def test_separate_objects_makes_a_region_without_a_marker_an_object():
     probability = np.zeros((20, 40))
     probability[5:15, 5:15], probability[5:15, 20:30] = 0.95, 0.6
     assert len(np.unique(separate_objects(probability, 0.5))) == 3
@@ -33,7 +33,7 @@ def smooth(shape, scale):
 
 
 @pytest.mark.parametrize("tiles", [(128, 128, 128), (100, 1000, 64), (37, 64, 90), (700, 64, 64)])
-def test_bands_have_the_objects_of_the_whole_image(tiles):
+def test_separate_bands_has_the_objects_of_the_whole_image(tiles):
     probability = smooth((300, 420), 8)
     whole = separate_objects(probability, 0.4)
     bands = list(separate_bands(probability, 0.4, *tiles))
@@ -43,9 +43,13 @@ def test_bands_have_the_objects_of_the_whole_image(tiles):
     assert (objects != whole).mean() < 1e-3  # where two floods meet on one height, the order decides
 
 
-def test_an_object_longer_than_its_halo_has_one_number_everywhere():
+def test_separate_bands_numbers_an_object_longer_than_its_halo_once():
     probability = np.zeros((90, 60), np.float32)
-    probability[5:85, 5:10], probability[5:10, 5:55], probability[5:85, 50:55] = 0.6, 0.6, 0.6  # a bow without a core,
+    probability[5:85, 5:10], probability[5:10, 5:55], probability[5:85, 50:55] = (
+        0.6,
+        0.6,
+        0.6,
+    )  # a bow without a marker,
     probability[2:22, 25:40] = 0.9  # but for one at its middle
     probability[60:80, 20:35] = 0.6  # an object without one
     for tiles in ((512, 512, 64), (16, 16, 4), (7, 60, 3)):
@@ -54,7 +58,7 @@ def test_an_object_longer_than_its_halo_has_one_number_everywhere():
         assert (objects[60:80, 20:35] == 2).all() and (objects == 2).sum() == 300
 
 
-def test_touching_small_discs_are_parted_however_many_and_specks_are_no_seeds():
+def test_separate_objects_parts_small_discs_and_makes_no_speck_a_marker():
     y, x = np.mgrid[:20, :200]
     centres = np.arange(10, 190, 9)  # discs of radius 5 overlap by a pixel
     distance = np.min([np.hypot(y - 10, x - centre) for centre in centres], axis=0)
@@ -66,7 +70,7 @@ def test_touching_small_discs_are_parted_however_many_and_specks_are_no_seeds():
     assert separate_objects(disc, 0.5).max() == 1
 
 
-def test_touching_objects_of_two_classes_are_two_and_the_background_is_none():
+def test_separate_objects_parts_touching_classes():
     classes = np.full((40, 60), 2)
     classes[10:30, 10:30], classes[10:30, 30:50] = 0, 1
     probability = np.moveaxis(np.eye(3)[classes] * 0.9 + 0.03, -1, 0)
@@ -77,7 +81,7 @@ def test_touching_objects_of_two_classes_are_two_and_the_background_is_none():
 
 
 @pytest.mark.parametrize("tiles", [(32, 64, 32), (20, 500, 16)])
-def test_bands_of_several_classes_have_the_objects_of_the_whole_image(tiles):
+def test_separate_bands_of_classes_has_the_objects_of_the_whole_image(tiles):
     class_ids = np.digitize(smooth((90, 120), 5), [0.4, 0.6]).astype(np.uint8)
     probability = np.full(class_ids.shape, 0.9, np.float32)
     whole = np.concatenate([band.values for band in separate_bands(probability, 0.5, class_ids=class_ids)])
@@ -111,11 +115,11 @@ def filtered_by_scikit_image(objects, min_size, fill):
 @pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize("min_size", [0, 12, 10**6])
 @pytest.mark.parametrize("threshold", [0.4, 0.5])  # one large object with many holes, or many objects
-def test_filtered_bands_are_what_scikit_image_does_to_the_whole_image(fill, min_size, threshold):
+def test_filter_bands_gives_what_scikit_image_makes_of_the_whole_image(fill, min_size, threshold):
     objects = scattered(threshold=threshold)
     expected = filtered_by_scikit_image(objects, min_size, fill)
-    for tall in (1, 7, 64, 150, 512):
-        bands = list(filter_bands(objects, ObjectFilter(min_size, fill), tall))
+    for band_height in (1, 7, 64, 150, 512):
+        bands = list(filter_bands(objects, ObjectFilter(min_size, fill), band_height))
         assert [row for band in bands for row in range(150)[band.rows]] == list(range(150))
         assert np.array_equal(np.concatenate([band.values for band in bands]), expected)
     assert np.array_equal(filter_objects(objects.copy(), ObjectFilter(min_size, fill)), expected)
@@ -123,7 +127,7 @@ def test_filtered_bands_are_what_scikit_image_does_to_the_whole_image(fill, min_
     assert changed == (fill or min_size > 0) and (expected.max() > 1) == (min_size < 10**6)
 
 
-def test_holes_of_objects_without_neighbours_are_those_of_binary_fill_holes():
+def test_filter_objects_fills_the_holes_that_binary_fill_holes_fills():
     objects = np.zeros((60, 90), np.uint32)
     y, x = np.mgrid[:60, :90]
     for number, (top, left) in enumerate([(15, 15), (15, 45), (45, 30), (40, 89)], 1):  # the last one is cut
@@ -134,7 +138,7 @@ def test_holes_of_objects_without_neighbours_are_those_of_binary_fill_holes():
     assert np.array_equal(filled, expected) and 0 < np.sum(filled != objects) < np.sum(objects == 0)
 
 
-def test_holes_are_judged_after_small_objects_are_dropped():
+def test_filter_objects_drops_small_objects_before_it_fills_holes():
     cells = np.ones((9, 9), np.uint32)
     cells[2:7, 2:7], cells[4, 4] = 0, 2  # a speck in a hole
     assert np.array_equal(filter_objects(cells.copy(), ObjectFilter(0, True)), cells)  # the hole lies between two
@@ -144,7 +148,7 @@ def test_holes_are_judged_after_small_objects_are_dropped():
     assert np.array_equal(filter_objects(cells.copy(), ObjectFilter(0, True)), cells)
 
 
-def test_separated_objects_are_filtered_also_of_several_classes():
+def test_separate_objects_filters_also_several_classes():
     classes = np.zeros((40, 60), int)
     classes[5:25, 5:25], classes[12:16, 12:16], classes[5:25, 25:45], classes[30:33, 30:33] = 1, 0, 2, 2
     probability = np.moveaxis(np.eye(3)[classes] * 0.9 + 0.03, -1, 0)
@@ -154,16 +158,16 @@ def test_separated_objects_are_filtered_also_of_several_classes():
     assert not separate_objects(np.zeros((5, 5)), min_size=3, fill_holes=True).any()
 
 
-def test_a_filter_says_what_it_does():
+def test_object_filter_says_what_it_does():
     assert not ObjectFilter(1).is_active and str(ObjectFilter()) == "all kept"
     assert str(ObjectFilter(20, True)) == "under 20 px dropped, holes filled"
 
 
-def test_an_object_has_the_class_of_its_pixels_and_not_of_a_filled_hole():
+def test_object_list_has_the_class_of_the_pixels_not_of_a_filled_hole():
     objects, class_ids = np.full((6, 6), 1), np.full((6, 6), 3, np.uint8)
     class_ids[2:4, 2:4], objects[5], class_ids[5] = 2, 3, 1
-    for tall in (6, 3, 1):
+    for band_height in (6, 3, 1):
         found = ObjectList()
-        for top in range(0, 6, tall):
-            found.add(objects[top : top + tall], class_ids[top : top + tall])
+        for top in range(0, 6, band_height):
+            found.add(objects[top : top + band_height], class_ids[top : top + band_height])
         assert found.area.tolist() == [0, 30, 0, 6] and found.class_id[[1, 3]].tolist() == [3, 1]
