@@ -233,56 +233,45 @@ def load(
         predictor = load("checkpoints/unet/em/model_epoch0300.pth")
         probability = predict_array(predictor, tifffile.imread("new.tif"))
     """
-    paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(each) for each in path]
+    paths = [Path(each) for each in ([path] if isinstance(path, str | os.PathLike) else path)]
     for each in paths:
         if not each.is_file():
             raise UserError(f"{each}: no such file: name a checkpoint that main.py --mode train wrote")
-    device = pick_device(gpu_ids)
-    return predictor_of(
-        {each: Checkpoint.load(each) for each in paths}, device, pick_precision(amp, device), background
-    )
+    device, trained = pick_device(gpu_ids), {each: Checkpoint.load(each) for each in paths}
+    return predictor_of(trained, device, pick_precision(amp, device), background)
 
 
 def predictor_of(
-    trained: Mapping[Path, Checkpoint],
-    device: torch.device,
-    precision: torch.dtype | None,
-    background: str,
+    trained: Mapping[Path, Checkpoint], device: torch.device, precision: torch.dtype | None, background: str
 ) -> Predictor:
     """Network of a checkpoint, or the ensemble of several, ready to segment."""
     if not trained:
         raise UserError("no checkpoint named: give the path of at least one")
-    members = []
+    members, backgrounds = [], []
+    first, one = next(iter(trained.items()))
     for path, saved in trained.items():
-        net = to_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
-        members.append(Member(net, saved.info))
-    threshold = fmean(saved.threshold for saved in trained.values())
-    return Predictor(tuple(members), threshold, device, precision, _common_background(trained, background))
-
-
-def _common_background(trained: Mapping[Path, Checkpoint], name: str) -> int:
-    """Background of all networks; refuses those whose probabilities have no mean, since channels or classes differ."""
-    (first, one), *others = trained.items()
-    background = find_background(one.info, name or one.config.get("background", ""))
-    for path, other in others:
         for entry in ALIKE:
-            ours, theirs = getattr(one.info, entry), getattr(other.info, entry)
+            ours, theirs = getattr(one.info, entry), getattr(saved.info, entry)
             if ours != theirs:
                 rule = "the networks of an ensemble must have the same channels and classes"
                 raise UserError(f"{first} was trained with {entry} {ours}, {path} with {theirs}: {rule}")
-        if find_background(other.info, name or other.config.get("background", "")) != background:
+        net = to_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
+        members.append(Member(net, saved.info))
+        backgrounds.append(find_background(saved.info, background or saved.config.get("background", "")))
+        if backgrounds[-1] != backgrounds[0]:
             raise UserError(f"{first} and {path} were trained with different backgrounds: choose one by --background")
-    return background
+    threshold = fmean(saved.threshold for saved in trained.values())
+    return Predictor(tuple(members), threshold, device, precision, backgrounds[0])
 
 
 def find_background(info: DataInfo, name: str) -> int:
     """Index of the class with the name or value of `--background`; 0 if it is empty."""
     if not name:
         return 0
-    for names in (info.class_names, list(map(str, info.class_values))):
-        if name in names:
-            return names.index(name)
-    names = [*dict.fromkeys([*info.class_names, *map(str, info.class_values)])]
+    choices = [*info.class_names, *map(str, info.class_values)]
+    if name in choices:
+        return choices.index(name) % info.num_class
+    names = [*dict.fromkeys(choices)]
     raise UserError(f"--background {name}: no such class: {name_hint(name, names)}choose from {', '.join(names)}")
 
 
