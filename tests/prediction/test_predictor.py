@@ -14,7 +14,7 @@ def augmented(net, x):
 
 
 @pytest.mark.parametrize("nch_out", [1, 3])
-def test_test_time_augmentation_turns_with_its_input(nch_out):
+def test_augmented_logits_turn_with_the_input(nch_out):
     net = UNet(1, nch_out, 2).eval()
     x = torch.randn(2, 1, 32, 48)
     with torch.no_grad():
@@ -49,7 +49,7 @@ SIZES = [(73, 90), (64, 96), (33, 65), (17, 40), (1, 1), (3, 50), (95, 31)]
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 @pytest.mark.parametrize("norm", ["bnorm", "inorm"])
-def test_test_time_augmentation_of_a_view_is_the_view_of_it(norm, size):
+def test_predict_array_of_a_view_is_the_view_of_it(norm, size):
     predictor = trained(norm)
     image = np.random.default_rng(0).integers(0, 200, (*size, 1)).astype(np.float32)
     expected = predict_array(predictor, image)
@@ -58,7 +58,7 @@ def test_test_time_augmentation_of_a_view_is_the_view_of_it(norm, size):
 
 
 @pytest.mark.parametrize(("nch_in", "nch_out"), [(1, 1), (3, 3)])
-def test_test_time_augmentation_in_tiles_turns_with_the_image_too(nch_in, nch_out):
+def test_predict_array_in_tiles_turns_with_the_image_too(nch_in, nch_out):
     predictor = trained("bnorm", nch_in, nch_out)
     image = np.random.default_rng(0).integers(0, 200, (201, 330, nch_in)).astype(np.float32)
     whole = predict_array(predictor, image)
@@ -68,7 +68,7 @@ def test_test_time_augmentation_in_tiles_turns_with_the_image_too(nch_in, nch_ou
         assert len(predictor.tile_grid(view.shape, 64).rows) > 3
 
 
-def test_test_time_augmentation_keeps_the_loss_of_certain_pixels():
+def test_augmented_logits_keep_the_loss_of_certain_pixels():
     net = UNet(1, 1, 2).eval()
     with torch.no_grad():
         net.fc.weight.zero_()
@@ -76,7 +76,7 @@ def test_test_time_augmentation_keeps_the_loss_of_certain_pixels():
         assert augmented(net, torch.zeros(1, 1, 4, 4)).mean().item() == pytest.approx(30, abs=1e-3)
 
 
-def test_test_time_augmentation_is_not_rounded_to_16_bits():
+def test_augmented_logits_are_not_rounded_to_16_bits():
     torch.manual_seed(0)
     net = UNet(1, 1, 2).eval()
     x = torch.randn(1, 1, 32, 32)
