@@ -106,9 +106,9 @@ def filtered_by_scikit_image(objects, min_size, fill):
     regions = label(np.pad(objects == 0, 1, constant_values=True), connectivity=1)[1:-1, 1:-1]
     around = ndimage.generate_binary_structure(2, 1)
     for number in range(2, regions.max() + 1) if fill else ():  # 1 reaches the border
-        beside = np.unique(objects[ndimage.binary_dilation(regions == number, around) & (regions != number)])
-        if len(beside) == 1:
-            filled[regions == number] = beside[0]
+        adjacent = np.unique(objects[ndimage.binary_dilation(regions == number, around) & (regions != number)])
+        if len(adjacent) == 1:
+            filled[regions == number] = adjacent[0]
     return relabel_sequential(filled)[0]
 
 
