@@ -328,27 +328,24 @@ def predict_array(
         raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
     if link and (what != "cells" or image.ndim != 4 or len(image) < 2):
         raise UserError(f"link={link:g} of an image of shape {image.shape}: links the cells of a stack (N, H, W)")
-    filters: dict[str, Any] = {"min_size": min_size, "fill_holes": fill_holes}
-    filters = {name: value for name, value in filters.items() if value is not None}
-    object_filter = predictor.object_filter._replace(**filters)
+    options = (("min_size", min_size), ("fill_holes", fill_holes))
+    filters: dict[str, Any] = {name: value for name, value in options if value is not None}
     result, linker = [], SectionLinker(link) if link else None
     for frame in image.reshape(-1, *image.shape[-3:]):
         bands = predictor.bands(frame, predictor.tile_grid(frame.shape, tile), tta=tta)
         probability = np.concatenate([band.values for band in bands.compute()], axis=1)
-        result.append(
-            probability if what == "probability" else _cells(predictor, probability, object_filter, linker)[None]
-        )
+        result.append(probability if what == "probability" else _cells(predictor, probability, filters, linker)[None])
     stacked = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
     return stacked[..., 0, :, :] if what == "cells" or predictor.num_channel == 1 else stacked
 
 
 def _cells(
-    predictor: Predictor, probability: np.ndarray, object_filter: ObjectFilter, linker: SectionLinker | None
+    predictor: Predictor, probability: np.ndarray, filters: dict[str, Any], linker: SectionLinker | None
 ) -> np.ndarray:
     """Objects (H, W) of a probability (K, H, W), numbered in their stack if they are linked."""
     foreground, *class_ids = predictor.object_planes(probability)
     bands = separate_bands(foreground, predictor.object_threshold, class_ids=class_ids[0] if class_ids else None)
-    objects = filter_objects(join_bands(bands, foreground.shape), object_filter)
+    objects = filter_objects(join_bands(bands, foreground.shape), predictor.object_filter._replace(**filters))
     return linker.link(objects, *class_ids)[objects] if linker else objects
 
 

@@ -197,11 +197,11 @@ def test_train_saves_the_epoch_whose_validation_fails(database, work, fails, mon
 
 
 @pytest.mark.parametrize("flags", [["--train_continue", "off"], ["--epoch", "1"]])
-def test_train_restarted_by_torchrun_is_not_begun_again(trained, work, monkeypatch, fails, capsys, flags):
+def test_train_restarted_by_torchrun_is_not_begun_again(trained, work, monkeypatch, fails, capfd, flags):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert "use --train_continue on, without --epoch" in fails(main.main, [*SMALL, "--num_epoch", "2", *flags])
     assert main.main([*SMALL, "--num_epoch", "2"]) == 0
-    assert "resuming from checkpoints/unet/em/model_epoch0001.pth" in capsys.readouterr().out
+    assert "resuming from checkpoints/unet/em/model_epoch0001.pth" in capfd.readouterr().out
     shutil.rmtree(work / "checkpoints")
     assert main.main([*SMALL, "--num_epoch", "1", "--train_continue", "off"]) == 0
 
