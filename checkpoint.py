@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from description import DataInfo, find_description, load_info
+from description import DataInfo, compare_databases, find_description, load_info
 from files import atomic_write, earlier_folders
 from flags import BEST
 from legacy import convert_legacy
@@ -121,6 +121,8 @@ class Checkpoint:
         if names != saved.info.class_names:
             before = ", ".join(saved.info.class_names)
             note(f"note: the classes are named {', '.join(names)}, as in {database}; {path} has {before}")
+        for line in compare_databases(saved.info, here, database):
+            note(f"warning: {line}")
         return replace(saved, info=replace(saved.info, ignore=here.ignore, class_names=names))
 
     @classmethod

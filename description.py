@@ -14,6 +14,7 @@ import numpy as np
 
 from exchange import finish_exchange
 from images.drawing import Range, grey_range, picture_channels
+from images.profile import Profile, channels_by_name, compare
 from images.rows import full_name
 from images.statistics import Moments, ObjectSizes
 from rules import is_integer, is_list, is_number
@@ -45,6 +46,7 @@ class DataInfo:
     fill_holes: list[bool] | None = None  # whether hardly any object of each class has a hole
     # grey value in the first channel of the section itself, over the annotated pixels; None: a class has no pixels
     class_mean: list[float] | None = None
+    profile: Profile | None = None  # of the images of the training split; None: the database is older
 
     @property
     def num_class(self) -> int:
@@ -77,6 +79,9 @@ class DataInfo:
         info = cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
         if isinstance(info.class_values, list):  # earlier versions wrote those of bool labels as they are
             info = replace(info, class_values=[_class_value(value) for value in info.class_values])
+        profile: Any = info.profile
+        if isinstance(profile, dict) and is_integer(info.context) and is_integer(info.nch_in, 1):
+            info = replace(info, profile=Profile.from_dict(profile, info.num_own) or profile)
         return info.checked(origin, advice)
 
     def checked(self, origin: Path, advice: str) -> DataInfo:
@@ -130,6 +135,7 @@ _RULES: dict[str, Callable[[DataInfo], bool]] = {
     "fill_holes": lambda info: (
         info.fill_holes is None or is_list(info.fill_holes, lambda fill: isinstance(fill, bool), info.num_class)
     ),
+    "profile": lambda info: info.profile is None or isinstance(info.profile, Profile),
     "class_mean": lambda info: info.class_mean is None or is_list(info.class_mean, _is_grey, info.num_class),
 }
 
@@ -141,6 +147,23 @@ def _is_name(name: Any) -> bool:
 def _are_classes(values: list) -> bool:
     """Whether values tell classes apart, and an index of 8 bits suffices for them."""
     return len(values) <= 256 and all(values.count(value) == 1 for value in values)
+
+
+def differences(trained: DataInfo, profile: Profile | None, source: object) -> list[str]:
+    """Notes on how images differ from those of a training; refuses those of another scale."""
+    if not (trained.profile and profile) or len(trained.profile.mean) != len(profile.mean):
+        return []
+    std = trained.std[trained.own_channels]
+    return compare(trained.profile, profile, std, source, by_data=trained.normalize == "data")
+
+
+def compare_databases(trained: DataInfo, new: DataInfo, source: object) -> list[str]:
+    """Notes on how a database differs from that of a training; refuses other channels, and another scale."""
+    if trained.profile and new.profile and channels_by_name(trained.profile.channels, new.profile.channels, source):
+        what = f"{source}: its channels are {', '.join(new.profile.channels)}"
+        order = ",".join(trained.profile.channels)
+        raise UserError(f"{what}, the network was trained on {order}: make the database with --channel {order}")
+    return differences(trained, new.profile, source)
 
 
 def find_description(folder: Path) -> Path | None:

@@ -9,17 +9,28 @@ import torch
 
 import checkpoint
 from config import Config
+from description import differences
 from device import pick_precision
 from distributed import World
-from images.readers import list_frames, with_neighbours
+from images.notes import say_notes
+from images.profile import by_name, profile_of
+from images.readers import Frame, list_frames, with_neighbours
 from images.selection import Choice
 from prediction.job import FrameRows, PredictionJob
 from prediction.output_files import OutputFiles
 from prediction.outputs import make_outputs
-from prediction.predictor import load, predict_array, predictor_of
+from prediction.predictor import Predictor, load, predict_array, predictor_of
 from utils import UserError, echo
 
 __all__ = ["load", "predict_array", "predict_files"]
+
+
+def _differences(predictor: Predictor, frames: list[Frame]) -> list[str]:
+    """Warnings of how images differ from those of the training; refuses those of another scale of grey values."""
+    profile = profile_of(frames)
+    others = f" and {len(frames) - 1} more image(s)" if len(frames) > 1 else ""
+    lines = [differences(member.info, profile, f"{frames[0]}{others}") for member in predictor.members]
+    return list(dict.fromkeys(line for of_member in lines for line in of_member))
 
 
 def predict_files(config: Config, device: torch.device, world: World) -> int:
@@ -35,6 +46,12 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     trained = checkpoint.load_trained(config.checkpoint_folders, config.epoch, is_main=world.is_main)
     predictor = predictor_of(trained, device, pick_precision(config.amp, device), config.background)
     frames = list_frames(config.input, Choice(config.channel, config.series, config.section))
+    frames, notes = by_name(frames, predictor.info.profile)
+    if world.is_main:
+        say_notes(notes)
+    for line in _differences(predictor, frames):
+        if world.is_main:
+            echo(f"warning: {line}")
     images = [FrameRows(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     outputs = make_outputs(config.what, predictor, frames, config.dtype)
     sources = [config.input] if isinstance(config.input, str) else config.input

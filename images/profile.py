@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from images.geometry import Geometry
 from images.readers import Frame, read_geometry
 from images.rows import Rows
+from rules import is_list, is_number
 from utils import UserError
 
 NUM_SAMPLED = 16  # images whose grey values are read, evenly spaced among all
@@ -31,6 +34,25 @@ class Profile:
     channels: list[str]  # names of the channels; empty: unknown, or not the same in all files
     pixel_size: list[float]  # [µm] height and width of a pixel, the median of the files that give one; else empty
     is_grey: bool = False  # three channels are equal in each pixel: grey saved as colour
+
+    @classmethod
+    def from_dict(cls, values: Any, nch: int) -> Profile | None:
+        """Profile of so many channels from a file of ours; None if it can't be used."""
+        rules: dict[str, Callable[[Any], bool]] = {
+            "dtypes": lambda names: is_list(names, _is_text),
+            "mean": lambda numbers: is_list(numbers, is_number, nch),
+            "low": lambda numbers: is_list(numbers, is_number, nch),
+            "high": lambda numbers: is_list(numbers, is_number, nch),
+            "channels": lambda names: is_list(names, _is_text) and len(names) in (0, nch),
+            "pixel_size": lambda sides: is_list(sides, lambda side: is_number(side, 1e-9)) and len(sides) in (0, 2),
+            "is_grey": lambda value: isinstance(value, bool),
+        }
+        is_valid = isinstance(values, dict) and values.keys() == rules.keys()
+        return cls(**values) if is_valid and all(rules[name](values[name]) for name in rules) else None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
 
 
 def profile_of(frames: Sequence[Frame]) -> Profile:
@@ -67,6 +89,24 @@ def channel_names(frame: Frame, geometry: Geometry, num: int) -> tuple[str, ...]
         else geometry.channels
     )
     return names if len(names) == num and all(names) and len({*names}) == num else ()
+
+
+def by_name(frames: list[Frame], trained: Profile | None) -> tuple[list[Frame], list[tuple[Path, str]]]:
+    """Frames whose channels are those of a training by their names, and a note on each file where that matters."""
+    notes, found, channels = [], [], {}
+    for frame in frames:
+        key = frame.path, frame.series_number
+        if trained and trained.channels and not frame.channels and key not in channels:
+            geometry = read_geometry([frame])
+            names = channel_names(frame, geometry, frame.open().shape[2])
+            channels[key] = channels_by_name(trained.channels, names, frame.path)
+            if channels[key]:
+                order = ", ".join(
+                    f"{name} is channel {n}" for name, n in zip(trained.channels, channels[key], strict=True)
+                )
+                notes.append((frame.path, f"channels are taken by name, as in the training: {order}"))
+        found.append(replace(frame, channels=frame.channels or channels.get(key, ())))
+    return found, notes
 
 
 def _some_pixels(image: Rows) -> np.ndarray:

@@ -255,6 +255,10 @@ def predictor_of(
             if ours != theirs:
                 rule = "the networks of an ensemble must have the same channels and classes"
                 raise UserError(f"{first} was trained with {entry} {ours}, {path} with {theirs}: {rule}")
+        names = {tuple(info.profile.channels) for info in (one.info, saved.info) if info.profile} - {()}
+        if len(names) > 1:
+            what = " and ".join(", ".join(each) for each in sorted(names))
+            raise UserError(f"{first} and {path}: their channels are {what}: an ensemble must agree")
         net = to_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
         members.append(Member(net, saved.info))
         backgrounds.append(find_background(saved.info, background or saved.config.get("background", "")))

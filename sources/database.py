@@ -17,6 +17,7 @@ from tqdm import tqdm
 from config import NO_LABEL, DatabaseFlags
 from description import DataInfo, describe
 from exchange import atomic_folder, finish_exchange
+from images.profile import profile_of
 from images.readers import Frame, forget_files, read_geometry, sha256
 from images.selection import Choice
 from images.statistics import Moments
@@ -109,7 +110,10 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     samples = (SampleFile(file).open() for file in files["train"] or files["test"])
     moments = Moments()
     info = describe(samples, classes.values, classes.names, flags.context, moments)
-    info = replace(info, ignore=classes.ignore).checked(pairs[0].input.path, "scale the images, and save them again")
+    profile = profile_of([pair.input for pair in splits["train"] or splits["test"]])
+    info = replace(info, ignore=classes.ignore, profile=profile).checked(
+        pairs[0].input.path, "scale the images, and save them again"
+    )
     entries = {name: value for name, value in asdict(info).items() if value is not None}
     text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
     (new_folder / "dataset.json").write_text(text + "\n", "utf-8")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import checkpoint
 from checkpoint import Checkpoint
+from description import compare_databases
 from model import UNet
 from training.state import TrainState, num_weight
-from utils import UserError
+from utils import UserError, echo
 
 
 def start_from(state: TrainState, path: Path) -> str:
@@ -21,6 +22,8 @@ def start_from(state: TrainState, path: Path) -> str:
     if not path.exists() or (path.is_dir() and not checkpoint.list_newest(path)):
         raise UserError(f"--init_from {path}: {what}: name a .pth, or the folder that it lies in")
     path, saved = checkpoint.load_epoch(path) if path.is_dir() else (path, Checkpoint.load(path))
+    for line in compare_databases(saved.info, state.info, f"--init_from {path}"):
+        echo(f"note: {line}")
     source = saved.network(path)
     num_copied, others = copy_weights(state.net, source)
     if not num_copied:
