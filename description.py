@@ -81,7 +81,8 @@ class DataInfo:
             info = replace(info, class_values=[_class_value(value) for value in info.class_values])
         profile: Any = info.profile
         if isinstance(profile, dict) and is_integer(info.context) and is_integer(info.nch_in, 1):
-            info = replace(info, profile=Profile.from_dict(profile, info.num_own) or profile)
+            profile = Profile.from_dict(profile, info.num_own) or profile
+            info = replace(info, profile=profile)
         return info.checked(origin, advice)
 
     def checked(self, origin: Path, advice: str) -> DataInfo:
@@ -171,8 +172,8 @@ def find_description(folder: Path) -> Path | None:
     finish_exchange(folder, ENTRIES)
     path = folder / "dataset.json"
     for entry in (folder / name for name in ENTRIES):
-        if entry.exists() and not (entry.is_file() if entry == path else entry.is_dir()):
-            what = "file" if entry == path else "folder"
+        if entry.exists() and not (entry.is_file() if entry.suffix else entry.is_dir()):
+            what = "file" if entry.suffix else "folder"
             raise UserError(f"{entry}: not a {what}: move it elsewhere, and make the database again")
     if path.is_file():
         return path

@@ -30,9 +30,10 @@ def main(argv: list[str] | None = None) -> None:
         from images.selection import Choice
 
         return show_info(flags.info, Choice(flags.channel, flags.series, flags.section))
-    from sources.database import make_database  # here, so that --help needs no torch
+    from evaluation.database_page import show_database  # here, so that --help needs no torch
+    from sources.database import make_database
 
-    make_database(flags)
+    make_database(flags, show_database)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 # names in the folder of a split that this program or pytorch-UNET gives: samples, their distances and partial files
 SAMPLES = r"((input|label)_?)?\d+(\.distance)?\.npy|\..*\.partial"
 # of a database's folder, replaced together, each with the names of what may be removed in it
-ENTRIES = dict.fromkeys(SPLITS, SAMPLES) | {"dataset.json": ""}
+ENTRIES = dict.fromkeys(SPLITS, SAMPLES) | {"dataset.json": "", "index.html": ""}
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
 OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names with `input` and `label` first are samples
 IGNORE = 255  # class index of pixels that are not annotated
@@ -140,7 +140,7 @@ def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> Non
 
 def is_database(folder: Path) -> bool:
     """Whether a folder holds a database, or a part of one."""
-    return any((folder / name).exists() for name in ENTRIES)
+    return any((folder / name).exists() for name in (*SPLITS, "dataset.json"))
 
 
 def list_samples(folder: Path) -> list[SampleFile]:

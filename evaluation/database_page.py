@@ -6,14 +6,15 @@ import base64
 import io
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from description import DataInfo
+from description import DataInfo, sample_origins
 from evaluation.results_page import render
-from evaluation.review import Review, Sample
+from evaluation.review import Review, Sample, review
 from images.drawing import grey_range, input_picture, outlines, overlay_picture, palette, picture_channels
 from samples import IGNORE, SampleFile
 
@@ -32,6 +33,30 @@ class Pair:
     about: str
     picture: str  # address of the image with the outlines of its label
     label: str  # address of the label in colours; empty without one
+
+
+def show_database(folder: Path, name: str, info: DataInfo, files: dict[str, list[Path]], notes: list[str]) -> list[str]:
+    """Write the page of a database that was just made, and return what looks wrong: the notes, and what it finds."""
+    found = review(info, files, partial(sample_origins, folder), notes)
+    write_database_page(folder, f"Database {name}", found, _facts(info, found))
+    return found.warnings
+
+
+def _facts(info: DataInfo, found: Review) -> dict[str, str]:
+    """What the images are, in words."""
+    shapes = sorted({sample.shape for samples in found.samples.values() for sample in samples})
+    sides = [f"{height} x {width}" for height, width in shapes[:5]]
+    facts = {"height and width [px]": ", ".join(sides) + (" ..." if len(shapes) > 5 else "")}
+    facts["channels"] = str(info.num_own) + (f", with {info.context} sections on each side" if info.context else "")
+    profile = info.profile
+    if profile:
+        ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(profile.low, profile.high, strict=True)]
+        facts["channels"] += f": {', '.join(profile.channels)}" if profile.channels else ", names unknown"
+        facts["type"] = ", ".join(profile.dtypes) + (", grey saved as colour" if profile.is_grey else "")
+        facts["grey values in use"] = "; ".join(ranges)
+        size = " x ".join(f"{side:.4g}" for side in profile.pixel_size)
+        facts["pixel size"] = f"{size} µm" if size else "unknown: the files give none"
+    return facts
 
 
 def write_database_page(folder: Path, title: str, found: Review, facts: dict[str, str]) -> None:

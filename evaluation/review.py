@@ -22,6 +22,7 @@ NUM_MEASURED = 100  # samples of a split whose objects and grey values are measu
 RARE = 1e-4  # share of the pixels below which a class may be a slip of the annotation
 NEAR = 0.1  # standard deviations of an image that foreground and background differ by at least
 THIN = 2  # [px] narrower objects can't be parted by a border of their own
+NAMES = {"train": "training", "val": "validation", "test": "test"}
 NUM_NAMED = 3  # images that a warning names
 
 
@@ -164,12 +165,9 @@ def _without_class(info: DataInfo, samples: Samples) -> list[str]:
     lines = []
     for split, of_split in samples.items():
         total = _total(of_split)
-        missing = [] if total is None else [info.class_names[k] for k in np.flatnonzero(total == 0)]
-        can = "train" if split == "train" else "score"
-        lines += [
-            f"no {split} sample has class {name}, which it can't {can}: choose another --split, or annotate more"
-            for name in missing
-        ]
+        missing = [] if total is None else np.flatnonzero(total == 0).tolist()
+        names = [f"class {k} ({info.class_names[k]})" for k in missing]
+        lines += [f"no {NAMES[split]} sample has {name}: choose another --split, or annotate more" for name in names]
     return lines
 
 

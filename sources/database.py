@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -39,10 +39,11 @@ NUM_SEEN = 64  # label images that are asked whether their objects touch
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
 
 Files = dict[str, list[Path]]  # of the samples of each split
+Show = Callable[[Path, str, DataInfo, Files, list[str]], list[str]]  # writes the page; returns what looks wrong
 
 
-def make_database(flags: DatabaseFlags) -> None:
-    """Make a database as the flags of `run_make_database.py` say."""
+def make_database(flags: DatabaseFlags, show: Show) -> None:
+    """Make a database as the flags of `run_make_database.py` say, and the page that shows it."""
     if flags.synthetic * flags.size**2 > MAX_DRAWN:
         raise FlagError(f"--synthetic {flags.synthetic} --size {flags.size}: over {MAX_DRAWN} pixels: lower one")
     choice = Choice(flags.channel, flags.series, flags.section)
@@ -63,9 +64,10 @@ def make_database(flags: DatabaseFlags) -> None:
             if drawn:
                 _draw(flags, [new_folder / name for name in names])
             defaults = [(new_folder if drawn else folder) / name for name in names]
-            lines = _write_database(new_folder, flags, choice, defaults)
+            lines = _write_database(new_folder, flags, choice, defaults, show)
             forget_files()  # Windows can't rename a memory-mapped file
     echo(f"{folder}: {lines}")
+    echo(f"look at it: {folder / 'index.html'}")
 
 
 def _refuse_to_replace(flags: DatabaseFlags, folder: Path, names: Iterable[str]) -> None:
@@ -96,7 +98,7 @@ def _draw(flags: DatabaseFlags, paths: list[Path]) -> None:
             write(path / f"{number:04d}.tif", image)
 
 
-def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defaults: list[Path]) -> str:
+def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defaults: list[Path], show: Show) -> str:
     """Write samples and description, and return the report; `defaults` are images and labels that no flag names."""
     source = flags.input or _existing(defaults[0], "--input IMAGES")
     target = flags.label or _existing(defaults[1], "--label LABELS, or --label none")
@@ -120,7 +122,8 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     if info.is_partial:
         fractions = [f"{valid / num:.1%} of {split}" for split, (valid, num) in annotated.items() if num]
         notes.append(f"annotated: {', '.join(fractions)}")
-    lines = _report(files, info, pairs[0].input.open().dtype, notes)
+    warnings = show(new_folder, flags.name_data, info, files, _touching(pairs, classes, flags))
+    lines = _report(files, info, pairs[0].input.open().dtype, [*notes, *(f"warning: {line}" for line in warnings)])
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (info.mean, moments.std.tolist()))
     return f"{lines}\nmean {mean}, standard deviation {std}"
 
@@ -149,12 +152,17 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
         raise UserError(f"{error}; {what}") from error
     classes = classes._replace(names=_class_names(flags, classes))
     classes = choose_background(classes, "" if numbered else flags.background, flags.foreground)
-    if len(classes.values) == 2 and not (objects or flags.synthetic or flags.download):
-        some = labels[:: -(-len(labels) // NUM_SEEN)]
-        if share := touching_share(classes.indices(label) == 1 for label in some):
-            what = f"hint: {share:.0%} of the objects look like several that touch, which masks can't teach to part"
-            echo(f"{what}: number the objects in the label images, and add --objects on")
     return classes
+
+
+def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list[str]:
+    """Warning of masks whose objects seem to touch."""
+    labels = [pair.label for pair in pairs if pair.label]
+    if len(classes.values) != 2 or flags.objects or isinstance(labels[0], Masks) or flags.synthetic or flags.download:
+        return []
+    share = touching_share(classes.indices(label) == 1 for label in labels[:: -(-len(labels) // NUM_SEEN)])
+    what = f"{share:.0%} of the objects look like several that touch, which masks can't teach to part"
+    return [f"{what}: number the objects in the label images, and add --objects on"] if share else []
 
 
 def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
@@ -256,6 +264,4 @@ def _report(files: Files, info: DataInfo, dtype: np.dtype, notes: list[str]) -> 
         role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")
         words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")
         lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of {pixels}"]
-        if not info.class_share[index] and files["train"]:
-            lines += [f"warning: no training sample has class {index}: choose another --split, or annotate more"]
     return "\n".join(lines)

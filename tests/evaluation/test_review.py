@@ -10,6 +10,7 @@ from samples import IGNORE, write_sample
 
 RNG = np.random.default_rng(0)
 VALUES = (0, 255)
+EMPTY = np.zeros((48, 48), np.uint8)
 
 
 def sample(bright=True, size=6, num=4):
@@ -45,7 +46,10 @@ def test_review_of_right_data_warns_of_nothing(tmp_path):
 
 
 WRONG = {
-    "val lacks a class": ({"val": [(sample()[0], np.zeros((48, 48), np.uint8))]}, "no val sample has class 255"),
+    "val lacks a class": (
+        {"val": [(sample()[0], np.zeros((48, 48), np.uint8))]},
+        "no validation sample has class 1 (255)",
+    ),
     "one training image": ({"train": [sample()]}, "one training image"),
     "turned label": (
         {"train": [sample(), sample(), sample(), sample(), sample(bright=False)]},
@@ -91,6 +95,6 @@ def test_database_page_shows_what_is_wrong_and_the_pairs(tmp_path):
     found = made(tmp_path, {"train": [sample(), sample()], "val": [(sample()[0], np.zeros((48, 48), np.uint8))]})
     write_database_page(tmp_path, "Database <mine>", found, {"type": "uint8"})
     page = (tmp_path / "index.html").read_text("utf-8")
-    assert "Database &lt;mine&gt;" in page and "no val sample has class 255" in page
+    assert "Database &lt;mine&gt;" in page and "no validation sample has class 1 (255)" in page
     assert page.count('class="flat"') == 3 and page.count("data:image/png;base64,") == 6
     assert "http" not in page.replace("http://www.w3.org", "")
