@@ -74,6 +74,8 @@ def _hash(label: np.ndarray) -> bytes:
 
 def _read_hash(file: SampleFile) -> bytes:
     """Hash of the label that the distances of a sample are of; other bytes in a file of an earlier version, or none."""
+    if not file.distance.is_file():  # nothing to wait for, as `map_npy` does
+        return b""
     try:
         file.open_distance()
         with file.distance.open("rb") as cache:
