@@ -46,6 +46,7 @@ class DataInfo:
     fill_holes: list[bool] | None = None  # whether hardly any object of each class has a hole
     # grey value in the first channel of the section itself, over the annotated pixels; None: a class has no pixels
     class_mean: list[float] | None = None
+    gap: int = 0  # [px] that was left between objects that touch; predicted objects grow back over it
     profile: Profile | None = None  # of the images of the training split; None: the database is older
 
     @property
@@ -136,6 +137,7 @@ _RULES: dict[str, Callable[[DataInfo], bool]] = {
     "fill_holes": lambda info: (
         info.fill_holes is None or is_list(info.fill_holes, lambda fill: isinstance(fill, bool), info.num_class)
     ),
+    "gap": lambda info: is_integer(info.gap, 0, 2),
     "profile": lambda info: info.profile is None or isinstance(info.profile, Profile),
     "class_mean": lambda info: info.class_mean is None or is_list(info.class_mean, _is_grey, info.num_class),
 }

@@ -113,7 +113,7 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     moments = Moments()
     info = describe(samples, classes.values, classes.names, flags.context, moments)
     profile = profile_of([pair.input for pair in splits["train"] or splits["test"]])
-    info = replace(info, ignore=classes.ignore, profile=profile).checked(
+    info = replace(info, ignore=classes.ignore, profile=profile, gap=classes.gap).checked(
         pairs[0].input.path, "scale the images, and save them again"
     )
     entries = {name: value for name, value in asdict(info).items() if value is not None}
@@ -122,6 +122,9 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     if info.is_partial:
         fractions = [f"{valid / num:.1%} of {split}" for split, (valid, num) in annotated.items() if num]
         notes.append(f"annotated: {', '.join(fractions)}")
+    if classes.left:
+        num, left = np.sum([*classes.left.values()], axis=0)
+        notes.append(f"objects: {num} numbered, {left} left after a gap between those that touch")
     warnings = show(new_folder, flags.name_data, info, files, _touching(pairs, classes, flags))
     lines = _report(files, info, pairs[0].input.open().dtype, [*notes, *(f"warning: {line}" for line in warnings)])
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (info.mean, moments.std.tolist()))

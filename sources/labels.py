@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,10 @@ from tqdm import tqdm
 from description import MAX_CLASS
 from images.readers import Frame, read_palette
 from samples import IGNORE
+from sources.numbered import GAP, border_number, part_objects
 from utils import UserError, echo, name_hint, nearest
 
+FULL = (1, 255, 65535)  # values of the foreground in masks of 1, 8 and 16 bits
 NUM_HINT = 20  # label images that are read for a hint
 
 
@@ -49,6 +51,8 @@ class Classes(NamedTuple):
     names: list[str]
     indices: Reader  # of class indices; `IGNORE` where a pixel is not annotated
     ignore: float | list[int] | None = None  # label value that is not annotated; None: all pixels are annotated
+    gap: int = 0  # [px] between objects that touch, of labels that number objects
+    left: dict[str, np.ndarray] | None = None  # numbered objects of each label that was read, and those that are left
 
 
 def find_classes(labels: list[Label], threshold: float | None, objects: bool, ignore: str, background: str) -> Classes:
@@ -59,7 +63,7 @@ def find_classes(labels: list[Label], threshold: float | None, objects: bool, ig
         return _classes_of_objects(labels, ignore, background)
     if threshold is not None:
         return _classes_by_threshold(labels, threshold, ignore)
-    scanned = scan([label for label in labels if isinstance(label, Frame)], ignore)  # masks number objects
+    scanned = as_one_kind(scan([label for label in labels if isinstance(label, Frame)], ignore))  # masks number objects
     check(scanned, ignore)
     values = [_value(key, scanned.colour) for key in scanned.keys]
     names = ["#" + bytes(value).hex() if scanned.colour else str(value) for value in values]  # as in HTML
@@ -102,6 +106,31 @@ def scan(labels: list[Frame], ignore: str) -> Scan:
     return scanned
 
 
+def as_one_kind(scanned: Scan) -> Scan:
+    """Masks that were saved differently, such as 0 and 1 beside 0 and 255, with one key for their foreground."""
+    of_labels = [keys - {scanned.ignored} for keys in scanned.keys_of_labels]
+    ground = scanned.keys[0] if scanned.keys else 0
+    bright = {key for key in scanned.keys if key != ground}
+    white = 0xFFFFFF if scanned.colour else None
+    are_masks = ground == 0 and all(len(keys) <= 2 and (0 in keys or len(keys) < 2) for keys in of_labels)
+    is_full = white in bright or all(key in FULL or abs(key - 1) < 1e-5 for key in bright)
+    if len(bright) < 2 or not are_masks or not is_full:
+        return scanned
+    value, read = max(bright), scanned.read
+    counts = Counter({0: scanned.counts[0], value: sum(scanned.counts[key] for key in bright)})
+    if scanned.ignored is not None:
+        counts[scanned.ignored] = scanned.counts[scanned.ignored]
+    values = ", ".join(_typed(_value(key, scanned.colour)) for key in sorted(bright))
+    echo(f"note: masks of one kind, saved with {values}: all are the foreground, {_value(value, scanned.colour)}")
+
+    def merged(label: Frame) -> np.ndarray:
+        keys = read(label)
+        return np.where(np.isin(keys, list(bright)), value, keys)
+
+    kept = [{value if key in bright else key for key in keys} for keys in scanned.keys_of_labels]
+    return scanned._replace(read=merged, counts=counts, keys_of_labels=kept)
+
+
 def check(scanned: Scan, ignore: str) -> None:
     """Refuse labels that make no classes, and warn of those that look as if they meant something else."""
     keys = scanned.keys
@@ -123,7 +152,7 @@ def check(scanned: Scan, ignore: str) -> None:
         what = f"without --ignore {ignore} all labels have" if ignore else "all labels have"
         raise UserError(f"{scanned.labels[0].path}: {what} the same value {values}: annotate at least two classes")
     if not scanned.colour:
-        _check_one_bit(scanned)
+        _check_numbered(scanned)
         _hint_at_objects(scanned)
     if not ignore:
         _hint_at_ignore(scanned.keys_of_labels, scanned.colour, is_class=len(keys) == 2)
@@ -140,13 +169,14 @@ def make_indices(read: Reader, keys: list[float], ignored: float | None) -> Read
     return indices
 
 
-def _check_one_bit(scanned: Scan) -> None:
-    """Refuse a mix of masks with values 0 and 1 and masks with 0 and 255, which would become three classes."""
-    if scanned.keys != [0, 1, 255] or any({1, 255} <= keys for keys in scanned.keys_of_labels):
-        return
-    labels = [*zip(scanned.labels, scanned.keys_of_labels, strict=True)]
-    one, other = (next(label for label, keys in labels if value in keys) for value in (1, 255))
-    raise UserError(f"{one} has the values 0 and 1, {other} 0 and 255: save all masks in the same way")
+def _check_numbered(scanned: Scan) -> None:
+    """Refuse label images that number objects among masks of two values: their numbers would become classes."""
+    pairs = [*zip(scanned.labels, (keys - {scanned.ignored} for keys in scanned.keys_of_labels), strict=True)]
+    masks = [label for label, keys in pairs if len(keys) == 2 and keys & {*FULL}]
+    numbered = [label for label, keys in pairs if len(keys) > 3 and sorted(keys) == list(range(len(keys)))]
+    if masks and numbered:
+        what = f"{numbered[0]}: it seems to number objects, where {masks[0]} has two values"
+        raise UserError(f"{what}: number the objects in all labels, and add --objects on, or make it a mask, too")
 
 
 def _hint_at_objects(scanned: Scan) -> None:
@@ -233,40 +263,26 @@ def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Cl
     if ground not in (0, ignored) and not low <= ground <= high:
         raise UserError(f"--background {background}: the numbers go from {low:g} to {high:g}: choose one of them")
     if not background and isinstance(labels[0], Frame):
-        _hint_at_background(labels, ignored)
+        ground = border_number(np.where(valid, pixels[..., 0], 0) for pixels, valid in _read_some(labels, ignored))
+        if ground:
+            what = f"the number {ground:g} is background, since most pixels at the borders of the images have it"
+            echo(f"note: {what}; if it is an object: --background 0")
+    left: dict[str, np.ndarray] = {}  # of each label image, the objects that are numbered, and those that are left
 
     def indices(label: Label) -> np.ndarray:
         pixels, valid = _read_grey(label, ignored)
         numbers = np.where(valid & (pixels[..., 0] != ground), pixels[..., 0], 0)  # 0 erodes no object
-        return np.where(valid, objects_to_foreground(numbers), np.uint8(IGNORE))
+        foreground = part_objects(numbers)
+        left[str(label)] = np.array([len(np.unique(part[part > 0])) for part in (numbers, numbers * foreground)])
+        return np.where(valid, foreground, np.uint8(IGNORE))
 
     names = ["background", "object"]
-    return Classes(names, names, indices, _value(ignored, colour=False))
+    return Classes(names, names, indices, _value(ignored, colour=False), GAP, left)
 
 
-def objects_to_foreground(numbers: np.ndarray) -> np.ndarray:
-    """Foreground (H, W) of a label image (H, W) that numbers its objects; pixels where two touch are background.
-
-    Examples
-    --------
-    >>> objects_to_foreground(np.array([[0, 7, 7, 7, 2, 2, 0, 2]])).astype(int)
-    array([[0, 1, 1, 0, 0, 1, 0, 1]])
-    """
-    inside = numbers > 0
-    lowest = ndimage.minimum_filter(np.where(inside, numbers, numbers.max()), 3)
-    return inside & (lowest == ndimage.maximum_filter(numbers, 3))
-
-
-def _hint_at_background(labels: list[Label], ignored: float | None) -> None:
-    """Ask about a number that most of the annotated pixels have: some programs number the background, too, as 1."""
-    counts: Counter[float] = Counter()
-    for label in labels[:NUM_HINT]:
-        pixels, valid = _read_grey(label, ignored)
-        counts.update(_count(pixels[valid][:, 0]))
-    number, count = counts.most_common(1)[0] if counts else (0, 0)
-    if number and 2 * count > counts.total():
-        what = f"hint: {count / counts.total():.0%} of the pixels have the number {number:g}: is that the background?"
-        echo(f"{what} if so, add --background {number:g}")
+def _read_some(labels: list[Label], ignored: float | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers and annotated pixels of a few label images."""
+    return (_read_grey(label, ignored) for label in labels[:NUM_HINT])
 
 
 def _classes_by_threshold(labels: list[Label], threshold: float, ignore: str) -> Classes:
@@ -335,7 +351,8 @@ def choose_background(classes: Classes, background: str, foreground: str) -> Cla
     rank = np.full(IGNORE + 1, IGNORE)
     rank[order] = range(len(order))
     values, names = ([of[k] for k in order] for of in (classes.values, classes.names))
-    return Classes(values, names, lambda label: rank[np.asarray(classes.indices(label), np.intp)], classes.ignore)
+    indices = classes.indices
+    return classes._replace(values=values, names=names, indices=lambda label: rank[np.asarray(indices(label), np.intp)])
 
 
 def _index_of(classes: Classes, flag: str, text: str) -> int:
