@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
 from description import MAX_CLASS
-from images.readers import Frame, read_palette
+from images.readers import Frame
 from samples import IGNORE
 from sources.numbered import GAP, border_number, part_objects
+from sources.scan import (
+    FULL,
+    Reader,
+    Scan,
+    as_one_kind,
+    ignored_key,
+    in_alpha,
+    is_colour_label,
+    numbers_in,
+    scan,
+    typed,
+    value_of,
+)
 from utils import UserError, echo, name_hint, nearest
 
-FULL = (1, 255, 65535)  # values of the foreground in masks of 1, 8 and 16 bits
 NUM_HINT = 20  # label images that are read for a hint
 
 
@@ -41,7 +53,6 @@ class Masks(NamedTuple):
 
 
 Label = Frame | Masks
-Reader = Callable[[Any], np.ndarray]  # of a number (H, W) for each pixel of a label image
 
 
 class Classes(NamedTuple):
@@ -63,79 +74,20 @@ def find_classes(labels: list[Label], threshold: float | None, objects: bool, ig
         return _classes_of_objects(labels, ignore, background)
     if threshold is not None:
         return _classes_by_threshold(labels, threshold, ignore)
-    scanned = as_one_kind(scan([label for label in labels if isinstance(label, Frame)], ignore))  # masks number objects
+    frames = [label for label in labels if isinstance(label, Frame)]  # `Masks` number objects
+    scanned = as_one_kind(in_alpha(scan(frames, ignore)))
     check(scanned, ignore)
-    values = [_value(key, scanned.colour) for key in scanned.keys]
+    values = [value_of(key, scanned.colour) for key in scanned.keys]
     names = ["#" + bytes(value).hex() if scanned.colour else str(value) for value in values]  # as in HTML
     indices = make_indices(scanned.read, scanned.keys, scanned.ignored)
-    return Classes(values, names, indices, _value(scanned.ignored, scanned.colour))
-
-
-class Scan(NamedTuple):
-    """What label images hold; pixels are keys as of `label_keys`."""
-
-    labels: list[Frame]
-    ignored: float | None  # key of pixels that are not annotated
-    colour: bool
-    read: Reader  # of keys
-    counts: Counter[float]  # number of pixels of each key, in all labels up to the first with which they are too many
-    keys_of_labels: list[set[float]]  # keys in each of these labels
-
-    @property
-    def keys(self) -> list[float]:
-        """Keys of the annotated pixels, in order: the classes."""
-        return sorted(self.counts.keys() - {self.ignored})
-
-
-def scan(labels: list[Frame], ignore: str) -> Scan:
-    """Read all labels, and count their values or colours."""
-    as_indices = _have_one_palette(labels)
-    # of all labels, since each may be refused
-    colour = sum(_is_colour_label(label, _read_pixels(label, as_indices)) for label in labels) > 0
-
-    def read(label: Frame) -> np.ndarray:
-        return label_keys(_read_pixels(label, as_indices), colour)
-
-    scanned = Scan(labels, _ignored_key(ignore, colour), colour, read, Counter(), [])
-    for label in tqdm(labels, desc="labels", disable=None, leave=False):
-        counts = _count(read(label))
-        scanned.counts.update(counts)
-        scanned.keys_of_labels.append({*counts})
-        if len(scanned.keys) > MAX_CLASS:
-            break
-    return scanned
-
-
-def as_one_kind(scanned: Scan) -> Scan:
-    """Masks that were saved differently, such as 0 and 1 beside 0 and 255, with one key for their foreground."""
-    of_labels = [keys - {scanned.ignored} for keys in scanned.keys_of_labels]
-    ground = scanned.keys[0] if scanned.keys else 0
-    bright = {key for key in scanned.keys if key != ground}
-    white = 0xFFFFFF if scanned.colour else None
-    are_masks = ground == 0 and all(len(keys) <= 2 and (0 in keys or len(keys) < 2) for keys in of_labels)
-    is_full = white in bright or all(key in FULL or abs(key - 1) < 1e-5 for key in bright)
-    if len(bright) < 2 or not are_masks or not is_full:
-        return scanned
-    value, read = max(bright), scanned.read
-    counts = Counter({0: scanned.counts[0], value: sum(scanned.counts[key] for key in bright)})
-    if scanned.ignored is not None:
-        counts[scanned.ignored] = scanned.counts[scanned.ignored]
-    values = ", ".join(_typed(_value(key, scanned.colour)) for key in sorted(bright))
-    echo(f"note: masks of one kind, saved with {values}: all are the foreground, {_value(value, scanned.colour)}")
-
-    def merged(label: Frame) -> np.ndarray:
-        keys = read(label)
-        return np.where(np.isin(keys, list(bright)), value, keys)
-
-    kept = [{value if key in bright else key for key in keys} for keys in scanned.keys_of_labels]
-    return scanned._replace(read=merged, counts=counts, keys_of_labels=kept)
+    return Classes(values, names, indices, value_of(scanned.ignored, scanned.colour))
 
 
 def check(scanned: Scan, ignore: str) -> None:
     """Refuse labels that make no classes, and warn of those that look as if they meant something else."""
     keys = scanned.keys
     if len(keys) > MAX_CLASS:
-        shares = [(_value(key, scanned.colour), num) for key, num in scanned.counts.most_common(8)]
+        shares = [(value_of(key, scanned.colour), num) for key, num in scanned.counts.most_common(8)]
         frequent = ", ".join(f"{value} ({num / scanned.counts.total():.1%})" for value, num in shares)
         raise UserError(
             f"{scanned.labels[len(scanned.keys_of_labels) - 1]}: {len(scanned.counts)} distinct label values, at most"
@@ -143,7 +95,7 @@ def check(scanned: Scan, ignore: str) -> None:
             " and without interpolation, make two classes by --threshold T, or, if they number the objects, by"
             " --objects on"
         )
-    values = "; ".join(_typed(_value(key, scanned.colour)) for key in keys)
+    values = "; ".join(typed(value_of(key, scanned.colour)) for key in keys)
     if ignore and scanned.ignored not in scanned.counts:
         raise UserError(f"--ignore {ignore}: no label has that value: choose from {values}")
     if not keys:
@@ -196,7 +148,7 @@ def _hint_at_ignore(keys_of_labels: list[set[float]], colour: bool, *, is_class:
     key, number = blank.most_common(1)[0] if blank else (0.0, 0)
     if 2 * number < len(keys_of_labels) or number == len(keys_of_labels):
         return
-    value = _typed(_value(key, colour))
+    value = typed(value_of(key, colour))
     what = f"hint: {number} of {len(keys_of_labels)} label images have the value {value} everywhere"
     advice = f"add --ignore {value}"
     if is_class:  # without it, one class would be left
@@ -204,55 +156,9 @@ def _hint_at_ignore(keys_of_labels: list[set[float]], colour: bool, *, is_class:
     echo(f"{what}: are they not annotated? if so, {advice}")
 
 
-def label_keys(label: np.ndarray, colour: bool) -> np.ndarray:
-    """One number (H, W) per pixel of a label image (H, W, C): its grey value, or its colour as 0xRRGGBB.
-
-    Examples
-    --------
-    >>> label_keys(np.uint8([[[255, 0, 1]]]), colour=True).tolist() == [[0xFF0001]]
-    True
-    """
-    if not colour:
-        return label[..., 0]
-    return (np.broadcast_to(label, (*label.shape[:2], 3)).astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(-1)
-
-
-def _count(keys: np.ndarray) -> dict[float, int]:
-    """Number of pixels of each key."""
-    values, numbers = np.unique(keys, return_counts=True)
-    return dict(zip(values.tolist(), numbers.tolist(), strict=True))
-
-
-def _read_pixels(label: Frame, as_indices: bool) -> np.ndarray:
-    """Label image (H, W, C) of grey values or colours, or of the indices of a palette."""
-    palette = read_palette(label)
-    if palette is None:
-        return label.read()
-    indices, colours = palette
-    return indices[..., None] if as_indices else colours[indices]
-
-
-def _have_one_palette(labels: list[Frame]) -> bool:
-    """Whether all labels have the same palette with colours, so that its indices are the classes."""
-    colours: dict[int, tuple] = {}
-    for label in labels:
-        palette = read_palette(label)
-        if palette is None:
-            return False
-        for index in np.unique(palette[0]).tolist():
-            colour = tuple(palette[1][index].tolist())
-            if colours.setdefault(index, colour) != colour:
-                echo(f"warning: {label}: the palette differs from earlier files: the classes are colours, not indices")
-                return False
-    if all(red == green == blue for red, green, blue in colours.values()):
-        return False
-    echo("the labels have a palette: its indices are the classes")
-    return True
-
-
 def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Classes:
     """Background and object, from labels that number the objects; `background` is a number besides 0, or empty."""
-    ignored = _ignored_key(ignore, colour=False)
+    ignored = ignored_key(ignore, colour=False)
     if ignored == 0:
         raise UserError("--ignore 0 --objects on: 0 is the background: give what is not annotated another value")
     low, high = _value_range(labels, "--objects on", ignore)
@@ -277,7 +183,7 @@ def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Cl
         return np.where(valid, foreground, np.uint8(IGNORE))
 
     names = ["background", "object"]
-    return Classes(names, names, indices, _value(ignored, colour=False), GAP, left)
+    return Classes(names, names, indices, value_of(ignored, colour=False), GAP, left)
 
 
 def _read_some(labels: list[Label], ignored: float | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -287,7 +193,7 @@ def _read_some(labels: list[Label], ignored: float | None) -> Iterator[tuple[np.
 
 def _classes_by_threshold(labels: list[Label], threshold: float, ignore: str) -> Classes:
     """Two classes: label values up to a threshold, and above it."""
-    ignored = _ignored_key(ignore, colour=False)
+    ignored = ignored_key(ignore, colour=False)
     low, high = _value_range(labels, f"--threshold {threshold:g}", ignore)
     if not low <= threshold < high:
         what = f"the label values go from {low:g} to {high:g}, which is one class"
@@ -298,7 +204,7 @@ def _classes_by_threshold(labels: list[Label], threshold: float, ignore: str) ->
         return np.where(valid, pixels[..., 0] > threshold, np.uint8(IGNORE))
 
     names = [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(names, names, indices, _value(ignored, colour=False))
+    return Classes(names, names, indices, value_of(ignored, colour=False))
 
 
 def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -313,14 +219,14 @@ def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndar
 
 def _value_range(labels: list[Label], flag: str, ignore: str) -> tuple[float, float]:
     """Lowest and highest value of the annotated pixels of labels, which must be grey for this flag."""
-    ignored = _ignored_key(ignore, colour=False)
+    ignored = ignored_key(ignore, colour=False)
     if ignored is not None and np.isnan(ignored):
         raise UserError(f"--ignore {ignore}: the labels of {flag} are grey: give one number")
     ranges: list[tuple[float, float]] = []  # of the labels with annotated pixels
     has_ignored = False
     for label in tqdm(labels, desc="labels", disable=None, leave=False):
         pixels, valid = _read_grey(label, ignored)
-        if _is_colour_label(label, pixels):
+        if is_colour_label(label, pixels):
             raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")
         has_ignored |= not valid.all()
         values = pixels[valid]
@@ -361,56 +267,7 @@ def _index_of(classes: Classes, flag: str, text: str) -> int:
         numbers = value if isinstance(value, list) else [value]
         if text.strip() == str(value) or numbers_in(text) == numbers:
             return index
-    values = [*map(_typed, classes.values)]
+    values = [*map(typed, classes.values)]
     by_name = dict(zip(classes.names, values, strict=True))
     hint = name_hint(by_name.get(nearest(text, by_name), text), values)
     raise UserError(f"{flag} {text}: no class has that value: {hint}choose from {'; '.join(values)}")
-
-
-def _ignored_key(ignore: str, colour: bool) -> float | None:
-    """Key of the value of `--ignore`, NaN for a text that is no such value; None for an empty text."""
-    if not ignore:
-        return None
-    numbers = numbers_in(ignore)
-    if colour and len(numbers) == 3 and all(number in range(256) for number in numbers):
-        return int.from_bytes(bytes(map(int, numbers)))
-    return numbers[0] if len(numbers) == 1 and not colour else np.nan
-
-
-def numbers_in(text: str) -> list[float]:
-    """Comma-separated numbers; empty if the text is something else."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        return []
-
-
-def _value(key: float | None, colour: bool) -> Any:
-    """Label value of a key: an [r, g, b] colour, or a grey value, 1 and not 1.0; None if there is none."""
-    if key is None:
-        return None
-    if colour:
-        return list(int(key).to_bytes(3))
-    return int(key) if key == int(key) else key
-
-
-def _typed(value: Any) -> str:
-    """Label value as it is typed after a flag."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def is_colour(image: np.ndarray) -> bool:
-    """Whether an image (H, W, C) has three different channels."""
-    return bool(image.shape[2] == 3 and (image != image[..., :1]).any())
-
-
-def _is_colour_label(label: Label, pixels: np.ndarray) -> bool:
-    """Whether a label image is in colour; refuses one that holds no values of classes."""
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        what = f"NaN or infinity in {(~np.isfinite(pixels)).sum()} pixels, which is no class"
-        raise UserError(f"{label}: {what}: give these a value that no class has, such as 128, and add --ignore 128")
-    colour = is_colour(pixels)
-    if pixels.shape[2] not in (1, 3) or (colour and pixels.dtype != np.uint8):
-        what = f"{pixels.shape[2]} channels of {pixels.dtype.name}"
-        raise UserError(f"{label}: {what}: labels must be grey or 8-bit colours")
-    return colour

@@ -17,7 +17,8 @@ from images.readers import ALL, Frame, Source, files_of, is_one_file, list_frame
 from images.rows import listed
 from images.selection import Choice
 from samples import check_values
-from sources.labels import Label, Masks, is_colour
+from sources.labels import Label, Masks
+from sources.scan import is_colour
 from utils import UserError, echo
 
 
