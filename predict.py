@@ -49,10 +49,10 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     frames, notes = by_name(frames, predictor.info.profile)
     if world.is_main:
         say_notes(notes)
+    images = [FrameRows(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     for line in _differences(predictor, frames):
         if world.is_main:
             echo(f"warning: {line}")
-    images = [FrameRows(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     outputs = make_outputs(config.what, predictor, frames, config.dtype)
     sources = [config.input] if isinstance(config.input, str) else config.input
     folders = [Path(name) for name in sources if Path(name).is_dir()]
