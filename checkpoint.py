@@ -137,6 +137,7 @@ class Checkpoint:
         if is_legacy and (num := arch["nch_out"]) > 1:
             what = f"its {num} outputs were trained as one sigmoid each, and are read as {num} classes (softmax)"
             echo(f"warning: {path}: {what}: the likeliest class is the same, probabilities differ", sys.stderr)
+        state.setdefault("plan", {name: state["config"].get(name) for name in ("batch_size", "seed")})  # of older files
         names = {name: STORED.get(name, name) for name in cls.__dataclass_fields__}
         return cls(**{name: state[stored] for name, stored in names.items() if stored in state})
 

@@ -53,7 +53,7 @@ def label_picture(label: np.ndarray, num_class: int, valid: np.ndarray | None = 
         picture = label_picture(np.where(valid, label, 0), num_class)
         picture[~valid] = NOT_ANNOTATED
         return picture
-    return (label * 255).astype(np.uint8) if num_class == 2 else palette(num_class)[label]
+    return label.astype(np.uint8) * np.uint8(255) if num_class == 2 else palette(num_class)[label]
 
 
 def probability_picture(probability: np.ndarray) -> np.ndarray:

@@ -44,7 +44,8 @@ class Segmented:
         if self.label is not None:
             pictures["label"] = label_picture(self.label, info.num_class, self.valid)
         if info.num_class == 2:
-            return pictures | {"output": probability_picture(self.probability)}
+            drawn = [probability_picture(self.probability[rows]) for rows in row_bands(len(image))]  # in little memory
+            return pictures | {"output": np.concatenate(drawn)}
         return pictures | {"output": label_picture(self.classes, info.num_class)}
 
 

@@ -58,6 +58,7 @@ def turned(path: Path, image: Rows, orientation: int) -> Rows:
     swapped, up, _ = TURNS[orientation]
     height, width, channels = image.shape
     key = object()  # of the turned image in the cache
+    is_missing = getattr(image, "is_missing", False)
 
     def read_rows(top: int, bottom: int) -> np.ndarray:
         if up:
@@ -68,6 +69,6 @@ def turned(path: Path, image: Rows, orientation: int) -> Rows:
         return _turned.get(key, lambda: turn(np.asarray(image[:]), orientation))[top:bottom]
 
     if not swapped:
-        return LazyImage(image.shape, image.dtype, read_rows)
+        return LazyImage(image.shape, image.dtype, read_rows, is_missing=is_missing)
     check_size(path, math.prod(image.shape) * image.dtype.itemsize, copies=2)
-    return LazyImage((width, height, channels), image.dtype, read_columns)
+    return LazyImage((width, height, channels), image.dtype, read_columns, is_missing=is_missing)

@@ -62,6 +62,8 @@ class LazyImage:
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows (h, W, C) of the image."""
         top, bottom, step = rows.indices(self.shape[0])
+        if self.is_missing:
+            raise UserError(f"the file lacks this image: {ABORTED}")
         if top >= bottom:
             return np.empty((0, *self.shape[1:]), self.dtype)
         return self.read(top, bottom)[::step]
@@ -79,7 +81,8 @@ def converted(image: Rows, convert: Callable[[np.ndarray], np.ndarray]) -> LazyI
     def read(top: int, bottom: int) -> np.ndarray:
         return convert(np.asarray(image[top:bottom]))
 
-    return LazyImage(shape, sample.dtype, read, _mmap=getattr(image, "_mmap", None))
+    is_missing = getattr(image, "is_missing", False)
+    return LazyImage(shape, sample.dtype, read, is_missing, getattr(image, "_mmap", None))
 
 
 @dataclass

@@ -212,7 +212,9 @@ def _by_pillow(key: Any) -> str:
 def _pictures(path: Path, series: Any, kind: str) -> list[Rows]:
     """Frames of pages that Pillow converts, one image each."""
     advice = "convert it to an RGB TIFF"
-    if set(series.keyframe.axes) > set("YXS") or any(page is None or page.is_subifd for page in series.pages):
+    num_image = math.prod(num for axis, num in zip(series.axes, series.shape, strict=True) if axis not in "YXS")
+    is_one_each = len(series.pages) == num_image and not any(page is None or page.is_subifd for page in series.pages)
+    if set(series.keyframe.axes) > set("YXS") or not is_one_each:
         raise UnsupportedError(f"{path}: {kind} in axes {series.axes}: {advice}")
     try:
         return [Picture(path, page.index) for page in series.pages]

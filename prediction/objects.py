@@ -297,7 +297,7 @@ def _flood(landscape: np.ndarray, tile_width: int, halo: int) -> np.ndarray:
         start = max(left - halo, 0)
         tile = landscape[:, start : left + tile_width + halo]
         basins = np.zeros(tile.shape, np.uint32)
-        for class_id in np.unique(tile["class_id"][tile["class_id"] > 0]):
+        for class_id in _classes_in(tile["class_id"]):
             mask = tile["class_id"] == class_id
             basin = watershed(tile["height"], tile["marker"] * mask, mask=mask)
             basins[mask] = np.where(basin > 0, basin, tile["region"])[mask]
@@ -305,10 +305,15 @@ def _flood(landscape: np.ndarray, tile_width: int, halo: int) -> np.ndarray:
     return flooded
 
 
+def _classes_in(class_ids: np.ndarray) -> np.ndarray:
+    """Classes of the pixels, each + 1, but the background."""
+    return np.flatnonzero(np.bincount(class_ids.ravel(), minlength=1)[1:]) + 1
+
+
 def _label(class_ids: np.ndarray, first: int) -> np.ndarray:
     """4-connected pieces (h, W) of one class each, numbered from `first` on; 0 where the class is 0."""
     pieces = np.zeros(class_ids.shape, np.int32)
-    for class_id in np.unique(class_ids[class_ids > 0]):
+    for class_id in _classes_in(class_ids):
         mask = class_ids == class_id
         labels, num = ndimage.label(mask)
         pieces[mask] = labels[mask] + (first - 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from files import make_folder, publish
+from files import explain_write_errors, make_folder, publish
 from images.readers import forget_files, list_frames
 from images.rows import listed
 from utils import UserError, echo
@@ -25,7 +25,7 @@ PIXELS = {  # SHA-256 of the pixels, (30, 512, 512) uint8 in C order
     "train-labels.tif": "a7cb64000a1a7e542682927e19c91339f58f9f178e0bcce4e207371116f0ca36",
     "test-volume.tif": "1b58fa7ec1d0ff9d39a855622db3ff66a97863036339b0d04be51b2f5a99b0e9",
 }
-# what zipfile raises: RuntimeError for a password or an unknown compression, OSError for damaged bzip2 or a full disk
+# what zipfile raises: RuntimeError for a password or an unknown compression, OSError for damaged bzip2
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError)
 TERMS = (
     "ISBI 2012 EM stack: free to use for the purpose of generating or testing non-commercial image segmentation\n"
@@ -45,12 +45,15 @@ def download(folder: Path, url: str = "") -> None:
             for name, expected in PIXELS.items():
                 if name not in member_of:
                     raise UserError(f"{url}: no {name} in the zip, only {listed(zipped.namelist(), 9)}: check --url")
-                (temporary / name).write_bytes(zipped.read(member_of[name]))
+                content = zipped.read(member_of[name])
+                with explain_write_errors(folder):
+                    (temporary / name).write_bytes(content)
                 if pixel_hash(temporary / name) != expected:
                     what = f"{name} is not the challenge's stack (the SHA-256 of its pixels differs)"
                     raise UserError(f"{url}: {what}: nothing is saved: check --url")
-        for name in PIXELS:
-            publish(temporary / name, folder / name)
+        with explain_write_errors(folder):
+            for name in PIXELS:
+                publish(temporary / name, folder / name)
     except DAMAGED as error:
         raise UserError(f"{url}: can't be unpacked ({error}): run the command again, or check --url") from error
     finally:

@@ -194,3 +194,8 @@ def test_load_and_find_do_not_wait_for_a_pipe(tmp_path):
         checkpoint.find(tmp_path)
     with pytest.raises(UserError, match="not a regular file"):
         Checkpoint.load(tmp_path / "model_epoch0099.pth")
+
+
+def test_load_gives_a_checkpoint_of_an_older_version_the_batch_settings_of_its_flags(tmp_path):
+    torch.save(STATE | {"config": {"batch_size": 4, "seed": 3}}, tmp_path / "a.pth")
+    assert Checkpoint.load(tmp_path / "a.pth").batch_settings == {"batch_size": 4, "seed": 3}

@@ -104,9 +104,12 @@ def border_distance(label: np.ndarray) -> np.ndarray:
     >>> border_distance(np.array([[1, 0, 0, 1, 1]]))[0, 1:3]  # 1 px from one and 2 px from the other
     array([3., 3.], dtype=float16)
     """
-    from skimage import measure
-
-    objects = measure.label(np.where(label == IGNORE, 0, label), background=0, connectivity=1).astype(np.int32)
+    objects, num = np.zeros(label.shape, np.int32), 0
+    for class_index in np.flatnonzero(np.bincount(label.ravel())[1:IGNORE]) + 1:
+        of_class, num_of_class = ndimage.label(label == class_index, output=np.int32)
+        of_class[of_class > 0] += num
+        objects += of_class
+        num += num_of_class
     distance = np.empty(label.shape, np.float16)
     num_row = max(2 * FAR, BAND // label.shape[1])
     for top in range(0, label.shape[0], num_row):  # in bands, since 50 bytes per pixel are needed

@@ -447,3 +447,22 @@ def test_compression_that_nothing_reads_is_not_called_damage(tmp_path, compressi
     ) as error:
         list_frames(tmp_path / "a.tif")[0].read()
     assert "damaged" not in str(error.value)
+
+
+GAPPY = """<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0"
+DimensionOrder="XYZCT" Type="uint8" SizeX="20" SizeY="16" SizeZ="3" SizeC="1" SizeT="1"><Channel ID="Channel:0:0"
+SamplesPerPixel="1"/><TiffData IFD="0" FirstZ="0" PlaneCount="1"/><TiffData IFD="1" FirstZ="2" PlaneCount="1"/></Pixels>
+</Image></OME>""".replace("\n", " ")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_ome_plane_that_is_missing_is_refused_however_the_image_is_turned(tmp_path, orientation):
+    with tifffile.TiffWriter(tmp_path / "m.ome.tif") as file:
+        for number in (1, 2):
+            tag = [(274, "H", 1, orientation, True)]
+            pixels, text = np.full((16, 20), 10 * number, np.uint8), GAPPY if number == 1 else None
+            file.write(pixels, compression="zlib", description=text, extratags=tag, metadata=None)
+    with pytest.raises(UserError, match="1 of 3 images are missing"):
+        list_frames(tmp_path / "m.ome.tif")
+    frames = list_frames(tmp_path / "m.ome.tif", Choice(section="0,2"))
+    assert [int(frame.read().mean()) for frame in frames] == [10, 20]

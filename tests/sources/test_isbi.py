@@ -165,3 +165,14 @@ def test_download_of_a_damaged_zip_is_one_line(work, fails, patches, words):
     line = fails(run_make_database.main, ["--download", "--url", url])
     assert "can't be unpacked" in line and words in line
     assert [path.name for path in work.iterdir()] == ["a.zip"]
+
+
+def test_download_names_a_full_disk(tmp_path, of_challenge, serve, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(isbi, "publish", fail)
+    (tmp_path / "em").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*em: No space left on device"):
+        isbi.download(tmp_path / "em", serve(of_challenge))
+    assert list((tmp_path / "em").iterdir()) == []
