@@ -27,19 +27,18 @@ from utils import UserError, echo
 __all__ = ["load", "predict_array", "predict_files"]
 
 
-def _differences(predictor: Predictor, frames: list[Frame], scale: Scale | None) -> list[str]:
-    """Warnings of how images differ from those of the training; refuses those of another scale of grey values.
-
-    `scale`: that of all images; None: each has that of the training.
-    """
+def _differences(predictor: Predictor, frames: list[Frame], wanted: str, scales: list[Scale]) -> list[str]:
+    """Lines on how images are scaled and differ from those of the training; refuses those of other grey values."""
     profile = profile_of(frames)
-    sizes = zip(profile.pixel_size, scale or (), strict=False)
+    # with auto each has the pixel size of the training
+    sizes = [] if wanted == "auto" else zip(profile.pixel_size, scales[0], strict=False)
     profile = replace(profile, pixel_size=[size / factor for size, factor in sizes])
     source = f"{frames[0]} and {len(frames) - 1} more image(s)" if len(frames) > 1 else str(frames[0])
-    if scale and scale != Scale():
-        source += f" at --scale {scale}"
+    if wanted != "auto" and scales[0] != Scale():
+        source += f" at --scale {scales[0]}"
     lines = [differences(member.info, profile, source) for member in predictor.members]
-    return list(dict.fromkeys(line for of_member in lines for line in of_member))
+    warnings = dict.fromkeys(f"warning: {line}" for of_member in lines for line in of_member)
+    return ([scale_line(scales)] if wanted == "auto" else []) + list(warnings)
 
 
 def predict_files(config: Config, device: torch.device, world: World) -> int:
@@ -56,14 +55,13 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     predictor = predictor_of(trained, device, pick_precision(config.amp, device), config.background)
     frames = list_frames(config.input, Choice(config.channel, config.series, config.section))
     frames, notes = by_name(frames, predictor.info.profile)
-    scales = scales_of(config.scale, frames, {path: saved.info for path, saved in trained.items()})
-    is_auto = config.scale == "auto"
-    warnings = _differences(predictor, frames, None if is_auto else scales[0])
     if world.is_main:
         say_notes(notes)
-        for line in ([scale_line(scales)] if is_auto else []) + [f"warning: {warning}" for warning in warnings]:
-            echo(line)
     images = [FrameRows(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
+    scales = scales_of(config.scale, frames, {path: saved.info for path, saved in trained.items()})
+    for line in _differences(predictor, frames, config.scale, scales):
+        if world.is_main:
+            echo(line)
     outputs = make_outputs(config.what, predictor, frames, config.dtype)
     sources = [config.input] if isinstance(config.input, str) else config.input
     folders = [Path(name) for name in sources if Path(name).is_dir()]

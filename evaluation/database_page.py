@@ -35,10 +35,10 @@ class Pair:
     label: str  # address of the label in colours; empty without one
 
 
-def show_database(folder: Path, name: str, info: DataInfo, files: dict[str, list[Path]], notes: list[str]) -> list[str]:
+def show_database(folder: Path, info: DataInfo, files: dict[str, list[Path]], notes: list[str]) -> list[str]:
     """Write the page of a database that was just made, and return what looks wrong: the notes, and what it finds."""
     found = review(info, files, partial(sample_origins, folder), notes)
-    write_database_page(folder, f"Database {name}", found, _facts(info, found))
+    write_database_page(folder, found, _facts(info, found))
     return found.warnings
 
 
@@ -59,7 +59,7 @@ def _facts(info: DataInfo, found: Review) -> dict[str, str]:
     return facts
 
 
-def write_database_page(folder: Path, title: str, found: Review, facts: dict[str, str]) -> None:
+def write_database_page(folder: Path, found: Review, facts: dict[str, str]) -> None:
     """Write `index.html` into the folder of a database; it needs no other file."""
     num = max(NUM_DRAWN // max(len(found.samples), 1), 1)
     pairs = {
@@ -68,7 +68,6 @@ def write_database_page(folder: Path, title: str, found: Review, facts: dict[str
     }
     page = render(
         "database.html",
-        title=title,
         facts=facts,
         warnings=found.warnings,
         classes=_classes(found),

@@ -50,7 +50,7 @@ def micron(value: Any, unit: str) -> float:
 
 
 def in_micron(sizes: Mapping[str, Any], units: Mapping[str, str]) -> tuple[Sizes, str]:
-    """Pixel size [µm] along each axis whose length and unit are known, and why there is none along X and Y.
+    """Pixel size [µm] along each axis whose length and unit are known, and why X and Y are not both known.
 
     Examples
     --------
@@ -66,7 +66,7 @@ def in_micron(sizes: Mapping[str, Any], units: Mapping[str, str]) -> tuple[Sizes
     why = (
         f"its unit is {unit!r}" if unit else "the file gives none" if not sizes else "the file gives no size or no unit"
     )
-    return {axis: size for axis, size in known.items() if axis == "Z"}, why
+    return known, why
 
 
 def in_seconds(interval: Any, unit: str) -> float | None:

@@ -15,8 +15,8 @@ class Geometry:
 
     axes: str = ""  # of the frames, slowest first: "" for one image, "Z", "TZ"...
     lengths: tuple[int, ...] = ()  # of these axes; their product is the number of frames
-    pixel: dict[str, float] = field(default_factory=dict)  # [µm] along X and Y, or neither, and along Z if it is known
-    unknown: str = "the file gives none"  # why there is no size along X and Y; empty if there is
+    pixel: dict[str, float] = field(default_factory=dict)  # [µm] along those of X, Y and Z where it is known
+    unknown: str = "the file gives none"  # why there is not one along both X and Y; empty if there is
     interval: float | None = None  # time between two frames along T [s]
     labels: tuple[str, ...] = ()  # name of each frame, as ImageJ shows it
     channels: tuple[str, ...] = ()  # name of each channel

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from images.memory import HARMLESS
+from images.profile import profile_of
 from images.readers import Source, frames_of_file, list_files, read_file
 from images.rows import Frames, Rows, Series
 from images.selection import Choice
@@ -48,11 +50,17 @@ def _lines(path: Path, inner: str, choice: Choice) -> Iterator[str]:
     if choice == Choice() and content.ambiguous and not inner:
         yield f"  to be read, one must be chosen: {content.ambiguous.partition(': ')[2]}"
         return
-    images = [frame.open() for frame in frames_of_file(path, inner, choice)]
+    frames = frames_of_file(path, inner, choice)
+    images = [frame.open() for frame in frames]
     kinds = Counter((*image.shape, image.dtype.name) for image in images)
     texts = [f"{num} image(s) of {h} x {w} px, {c} channel(s) of {dtype}" for (h, w, c, dtype), num in kinds.items()]
     more = f"; and {len(texts) - 5} more kinds" if len(texts) > 5 else ""
     yield f"  read as {'; '.join(texts[:5])}{more}{_check_end(images[-1])}"
+    if len({image.shape[2] for image in images}) == 1 and all(map(_is_small, images)):
+        profile = profile_of(frames)
+        ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(profile.low, profile.high, strict=True)]
+        grey = "; the colours are grey everywhere" if profile.is_grey else ""
+        yield f"  grey values in use, of each channel: {'; '.join(ranges)}{grey}"
 
 
 def _series_lines(content: Frames, number: int, series: Series) -> Iterator[str]:
@@ -79,8 +87,12 @@ def _series_lines(content: Frames, number: int, series: Series) -> Iterator[str]
 
 def _check_end(image: Rows) -> str:
     """Read the last row, where a truncated file is damaged; of a large image return the message that it was not."""
-    height, width, channels = image.shape
-    if height * width * channels * image.dtype.itemsize > HARMLESS:  # a picture must be decoded as a whole
+    if not _is_small(image):
         return f"; not checked for damage, since an image has over {HARMLESS // 2**20} MiB"
-    image[height - 1 : height]
+    image[image.shape[0] - 1 : image.shape[0]]
     return ""
+
+
+def _is_small(image: Rows) -> bool:
+    """Whether an image may be decoded as a whole, as pictures must be."""
+    return math.prod(image.shape) * image.dtype.itemsize <= HARMLESS

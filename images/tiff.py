@@ -121,10 +121,11 @@ def _advice(path: Path, messages: list[str]) -> str:
 
 
 def _kind(tif: Any) -> str:
-    """Flavour of a TIFF, such as OME-TIFF."""
+    """Flavour of a TIFF, such as OME-TIFF, and its compression."""
     flavours = ("ome", "imagej", "lsm", "stk", "svs", "scn", "ndpi", "qpi", "bif", "philips")
     named = [flavour for flavour in flavours if getattr(tif, f"is_{flavour}")]
-    return f"TIFF ({named[0]})" if named else "TIFF"
+    compression = getattr(tif.pages[0].compression, "name", "NONE") if len(tif.pages) else "NONE"
+    return "TIFF" + (f" ({named[0]})" if named else "") + (f", {compression}" if compression != "NONE" else "")
 
 
 def _palette(tif: Any) -> np.ndarray | None:

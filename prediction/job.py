@@ -20,6 +20,7 @@ from images.readers import Frame, drop_cached_pages, read_geometry
 from images.rows import Rows, listed
 from images.writers import TIFF, TIFF_WRITERS, FlatWriter, PngWriter, RowFile, Writer
 from images.zarr_writer import ZarrWriter
+from prediction.gaps import grow_bands
 from prediction.linking import StackLinker, stacks_to_link
 from prediction.object_table import FrameObjects, write_table
 from prediction.objects import TILE_HEIGHT, filter_bands, separate_bands
@@ -249,6 +250,11 @@ class PredictionJob:
             for band in bands:
                 unfiltered.append(band.values)
             bands = filter_bands(unfiltered, self.filters[frame])
+        if self.predictor.has_gaps:
+            parted = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
+            for band in bands:
+                parted.append(band.values)
+            bands = grow_bands(parted)
         if self.linker:
             bands = self.linker.link(frame, bands, class_ids)
         return object_bands(self.files.frames[frame], bands, class_ids, foreground=1 - self.predictor.background)

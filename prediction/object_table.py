@@ -56,10 +56,23 @@ def write_table(files: OutputFiles, objects: list[FrameObjects], class_names: li
                 table.writerow(map(csv_cell, columns))
             for row in zip(*map(_texts, columns.values()), strict=True):
                 table.writerow(map(csv_cell, row))
-    if num_unknown:
-        some = f"{num_unknown} of {len(pixels)} images have no pixel size, their measures in micron are blank"
-        none = "measures in px only, the images have no pixel size"
-        echo(f"{files.table}: {some if num_unknown < len(pixels) else none}")
+    _say_what_is_unknown(files, pixels)
+
+
+def _say_what_is_unknown(files: OutputFiles, pixels: list[PixelSize]) -> None:
+    """Print which images have no pixel size, and why."""
+    if None not in pixels:
+        return
+    some = f"{pixels.count(None)} of {len(pixels)} images have no pixel size, their measures in micron are blank"
+    none = "measures in px only, the images have no pixel size"
+    echo(f"{files.table}: {none if pixels.count(None) == len(pixels) else some}")
+    reasons: dict[str, dict[Path, None]] = {}  # with the files of each
+    for frame, pixel in zip(files.frames, pixels, strict=True):
+        if pixel is None:
+            reasons.setdefault(read_geometry([frame]).unknown, {})[frame.path] = None
+    for reason, paths in reasons.items():
+        others = f" and {len(paths) - 1} more file(s)" if len(paths) > 1 else ""
+        echo(f"note: {next(iter(paths))}{others}: pixel size unknown: {reason}")
 
 
 def _texts(column: Any) -> Any:

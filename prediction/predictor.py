@@ -24,6 +24,7 @@ from flags import SCALE, scale_factors
 from images.readers import Rows
 from images.resample import resampled
 from model import CNR2d, UNet, class_probability
+from prediction.gaps import grown
 from prediction.halo import Sides, forward_tile, halo
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, filter_objects, foreground_class_ids, join_bands, separate_bands
@@ -107,6 +108,11 @@ class Predictor:
     def is_tile_dependent(self) -> bool:
         """Whether a member normalises its feature maps by the tile it sees."""
         return any(member.net.arguments["norm"] in ("inorm", "gnorm") for member in self.members)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the labels of the training left a gap between objects that touch."""
+        return any(member.info.gap for member in self.members)
 
     @property
     def object_threshold(self) -> float:
@@ -381,6 +387,7 @@ def _cells(
     foreground, *class_ids = predictor.object_planes(probability)
     bands = separate_bands(foreground, predictor.object_threshold, class_ids=class_ids[0] if class_ids else None)
     objects = filter_objects(join_bands(bands, foreground.shape), object_filter)
+    objects = grown(objects) if predictor.has_gaps else objects
     return linker.link(objects, *class_ids)[objects] if linker else objects
 
 

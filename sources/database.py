@@ -39,7 +39,7 @@ NUM_SEEN = 64  # label images that are asked whether their objects touch
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
 
 Files = dict[str, list[Path]]  # of the samples of each split
-Show = Callable[[Path, str, DataInfo, Files, list[str]], list[str]]  # writes the page; returns what looks wrong
+Show = Callable[[Path, DataInfo, Files, list[str]], list[str]]  # writes the page; returns what looks wrong
 
 
 def make_database(flags: DatabaseFlags, show: Show) -> None:
@@ -125,7 +125,7 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     if classes.left:
         num, left = np.sum([*classes.left.values()], axis=0)
         notes.append(f"objects: {num} numbered, {left} left after a gap between those that touch")
-    warnings = show(new_folder, flags.name_data, info, files, _touching(pairs, classes, flags))
+    warnings = show(new_folder, info, files, _touching(pairs, classes, flags))
     lines = _report(files, info, pairs[0].input.open().dtype, [*notes, *(f"warning: {line}" for line in warnings)])
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (info.mean, moments.std.tolist()))
     return f"{lines}\nmean {mean}, standard deviation {std}"

@@ -329,3 +329,28 @@ def test_unlabelled_image_shows_input_and_output(page, tmp_path):
     page.click(".card .stage")
     captions = "[...document.querySelectorAll('.panels figcaption')].map(caption => caption.textContent)"
     assert page.run(captions) == ["input with layers", "output"]
+
+
+def test_database_page_fits_every_window_and_is_accessible(page, tmp_path, monkeypatch):
+    from axe_core_python.selenium import Axe
+    from conftest import write_stacks
+
+    from run_make_database import main
+
+    monkeypatch.chdir(tmp_path)
+    write_stacks(tmp_path / "datasets" / "em", num=10, shape=(48, 64), values=(0, 128, 255))
+    assert main(["--class_names", "background,a very long name of a class of cells,cell"]) == 0
+    page.open((tmp_path / "datasets" / "em" / "index.html").as_uri())
+    assert page.run("document.querySelectorAll('.pairs figure').length") == 10
+    assert page.run("[...document.images].every(image => image.complete && image.naturalWidth === 64)")
+    flat = "getComputedStyle(document.querySelector('.flat')).opacity"
+    assert page.run(flat) == "0"
+    page.click("#flat")
+    assert page.run(flat) == "1"
+    for dark, width in product((False, True), (400, 1280)):
+        page.darken(dark)
+        page.resize(width)
+        assert page.run("document.documentElement.scrollWidth") <= width
+        violations = Axe().run(page.driver, options={"resultTypes": ["violations"]})["violations"]
+        violations = [violation for violation in violations if violation["impact"] != "minor"]
+        assert not violations, [(v["id"], node["html"]) for v in violations for node in v["nodes"]]

@@ -93,8 +93,8 @@ def test_review_counts_what_is_annotated(tmp_path):
 
 def test_database_page_shows_what_is_wrong_and_the_pairs(tmp_path):
     found = made(tmp_path, {"train": [sample(), sample()], "val": [(sample()[0], np.zeros((48, 48), np.uint8))]})
-    write_database_page(tmp_path, "Database <mine>", found, {"type": "uint8"})
+    write_database_page(tmp_path, found, {"type": "<uint8>"})
     page = (tmp_path / "index.html").read_text("utf-8")
-    assert "Database &lt;mine&gt;" in page and "no validation sample has class 1 (255)" in page
+    assert "&lt;uint8&gt;" in page and "no validation sample has class 1 (255)" in page
     assert page.count('class="flat"') == 3 and page.count("data:image/png;base64,") == 6
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -39,7 +39,8 @@ def test_geometry_has_the_time_between_frames_and_their_names(tmp_path):
     ome = {"axes": "TCYX", "TimeIncrement": 250, "TimeIncrementUnit": "ms"}
     tifffile.imwrite(tmp_path / "b.ome.tif", pixels, metadata=ome)
     assert read_geometry(list_frames(tmp_path / "b.ome.tif")).interval == 0.25
-    axes = [{"name": "t", "unit": "minute"}, {"name": "c"}, {"name": "y"}, {"name": "x"}]
+    space = [{"name": axis, "unit": "micrometer"} for axis in "yx"]
+    axes = [{"name": "t", "unit": "minute"}, {"name": "c"}, *space]
     write_zarr(tmp_path / "c.zarr", pixels, [{"axes": axes, "datasets": [{"path": "0"} | scale(0.5, 1, 2, 2)]}])
     geometry = read_geometry(list_frames(tmp_path / "c.zarr"))
     assert (geometry.interval, geometry.pixel, geometry.labels) == (30, {"Y": 2, "X": 2}, ())

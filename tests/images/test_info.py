@@ -16,19 +16,31 @@ def info(capfd, *argv):
     return capfd.readouterr().out.splitlines()
 
 
+def greys(pixels, channel):
+    low, high = np.percentile(pixels[:, :, channel], (0.1, 99.9))
+    return f"{low:.4g} to {high:.4g}"
+
+
 def test_info_prints_axes_channels_and_pixel_size_of_a_tiff(work, capfd):
     pixels = RNG.integers(0, 255, (2, 3, 2, 8, 9)).astype(np.uint16)
-    metadata = {"axes": "TZCYX", "Channel": {"Name": ["DAPI", "GFP"]}, "PhysicalSizeX": 0.5, "TimeIncrement": 2}
+    metadata = {
+        "axes": "TZCYX",
+        "Channel": {"Name": ["DAPI", "GFP"]},
+        "PhysicalSizeX": 0.5,
+        "PhysicalSizeY": 0.5,
+        "TimeIncrement": 2,
+    }
     tifffile.imwrite("a.ome.tif", pixels, metadata=metadata)
     assert info(capfd, "a.ome.tif") == [
         "a.ome.tif: TIFF (ome)",
         '  series 0 "Image0": T 2, Z 3, C 2, Y 8, X 9, uint16',
         "    channels: 0 DAPI, 1 GFP",
-        "    pixel size: X 0.5 micron, 2 s between two times",
+        "    pixel size: X 0.5, Y 0.5 micron, 2 s between two times",
         "  read as 6 image(s) of 8 x 9 px, 2 channel(s) of uint16",
+        f"  grey values in use, of each channel: {'; '.join(greys(pixels, channel) for channel in range(2))}",
     ]
     chosen = ("--section", "1", "--channel", "GFP")
-    assert info(capfd, "a.ome.tif", *chosen)[-1] == "  read as 2 image(s) of 8 x 9 px, 1 channel(s) of uint16"
+    assert info(capfd, "a.ome.tif", *chosen)[-2] == "  read as 2 image(s) of 8 x 9 px, 1 channel(s) of uint16"
     assert not (work / "datasets").exists()
 
 
@@ -55,7 +67,7 @@ def test_info_lists_data_sets_if_one_must_be_chosen(work, capfd):
     lines = info(capfd, "a.h5")
     assert lines[0] == "a.h5: HDF5, 3 series" and '  series 1 "/names": shape () of object' in lines[3]
     assert lines[-1] == "  to be read, one must be chosen: holds 2 data sets: name one of them (a.h5:/label, a.h5:/raw)"
-    assert info(capfd, "a.h5:/raw")[-1] == "  read as 2 image(s) of 8 x 8 px, 1 channel(s) of uint8"
+    assert info(capfd, "a.h5:/raw")[-2] == "  read as 2 image(s) of 8 x 8 px, 1 channel(s) of uint8"
     (work / "C:").mkdir()  # as Windows names a drive
     (work / "a.h5").rename("C:/a.h5")
     assert info(capfd, "C:/a.h5")[-1].startswith("  to be read, one must be chosen: holds 2 data sets")

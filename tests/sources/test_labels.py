@@ -82,10 +82,48 @@ def test_objects_hint_is_for_numbered_objects_and_not_for_class_maps(work, capsy
     assert "--objects" not in capsys.readouterr().out
 
 
-def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_refused(work, fails):
-    write([mask * value for mask, value in zip(stripes(2), (1, 255, 1), strict=True)])
+KINDS = {  # how masks of one kind are saved: the value of the foreground in each, and what becomes of it
+    "1 and 8 bits": ([1, 255, 1], 255),
+    "8 and 16 bits": ([np.uint8(255), np.uint16(65535), np.uint8(255)], 65535),
+    "floats": ([np.float32(1), np.float32(1 - 6e-8), np.float32(1)], 1),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_masks_saved_differently_are_one_foreground(work, capsys, name):
+    values, foreground = KINDS[name]
+    masks = [mask * value for mask, value in zip(stripes(2), values, strict=True)]
+    write(masks, lambda path, mask: tifffile.imwrite(path, mask), "tif")
+    assert make_database(MADE) == 0
+    assert "note: masks of one kind, saved with " in capsys.readouterr().out
+    assert info(work)["class_values"] == [0, foreground] and np.array_equal(label(work), stripes(2)[0])
+
+
+def test_masks_of_a_colour_and_of_white_are_one_foreground(work):
+    red = np.array([255, 0, 0], np.uint8)
+    write([mask[..., None] * (red if k == 1 else np.uint8([255] * 3)) for k, mask in enumerate(stripes(2))])
+    assert make_database(MADE) == 0
+    assert info(work)["class_values"] == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_masks_in_the_alpha_channel_are_read(work, capsys):
+    write([np.dstack([np.full((*mask.shape, 3), 255, np.uint8), mask * 255]) for mask in stripes(2)])
+    assert make_database(MADE) == 0
+    assert "note: the masks lie in the alpha channel" in capsys.readouterr().out
+    assert np.array_equal(label(work), stripes(2)[0])
+
+
+def test_masks_of_two_classes_in_different_images_stay_two_classes(work):
+    write([mask * value for mask, value in zip(stripes(2), (1, 2, 1), strict=True)])
+    assert make_database(MADE) == 0
+    assert info(work)["class_values"] == [0, 1, 2]
+
+
+def test_masks_beside_a_label_that_numbers_objects_are_refused_by_name(work, fails):
+    write([stripes(2)[0] * 255, stripes(5)[1], stripes(2)[2] * 255])
     line = fails(make_database, MADE)
-    assert "masks/0.png has the values 0 and 1, masks/1.png 0 and 255: save all masks in the same way" in line
+    assert "masks/1.png, page 1: it seems to number objects" in line.replace("1.png:", "1.png, page 1:")
+    assert "masks/0.png has two values: number the objects in all labels, and add --objects on" in line
     assert not (work / "datasets").exists()
 
 
@@ -198,18 +236,19 @@ def numbered(ground):
     return list(labels)
 
 
-def test_background_with_a_number_gives_a_hint_and_is_taken_from_the_flag(work, capsys):
+def test_background_with_a_number_is_found_at_the_borders_or_taken_from_the_flag(work, capsys):
     write(numbered(0))
     assert make_database([*MADE, "--objects", "on"]) == 0
-    assert "hint" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "hint" not in out and "objects: 9 numbered, 9 left after a gap between those that touch" in out
     expected = label(work)
     for number, mask in enumerate(numbered(1)):
         Image.fromarray(mask).save(f"masks/{number}.png")
     assert make_database([*MADE, "--objects", "on", "--overwrite"]) == 0
-    share = 1 - (2 * 36 + 64) / 32**2
-    assert f"{share:.0%} of the pixels have the number 1: is that the background? if so, add --background 1" in (
+    assert "note: the number 1 is background, since most pixels at the borders of the images have it" in (
         capsys.readouterr().out
     )
+    assert np.array_equal(label(work), expected) and info(work)["gap"] == 2
     assert make_database([*MADE, "--objects", "on", "--background", "1", "--overwrite"]) == 0
     assert np.array_equal(label(work), expected) and expected.sum() == 6 * 5 * 2 + 64
     assert "hint" not in capsys.readouterr().out
