@@ -17,6 +17,7 @@ from flags import (
     GPU_LIST,
     NUMBER,
     OUTPUT_NAME,
+    SCALE,
     SWITCH,
     TILE,
     UNKNOWN_FLAG,
@@ -154,6 +155,12 @@ class Config(Flags):
     compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
     link: float = flag(
         0.0, "objects of adjacent sections that overlap by this IoU get one number (0 = off)", "predict", up_to(1)
+    )
+    scale: str = flag(
+        "1",
+        "resample images for the network to be so many times larger, or to its training's pixels: auto",
+        "predict",
+        SCALE,
     )
 
     format: str = flag("onnx", "format of the export", "export", choices=("onnx", "torchscript", "bioimageio"))
@@ -347,6 +354,7 @@ OTHER_WORDS = {
     "output": "out dest",
     "name_data": "data dataset database name",
     "scope": "experiment exp project",
+    "scale": "zoom resize rescale diameter pixel_size magnification",
     "num_val": "val validation val_split",
     "save": "output out figure",
 }

@@ -81,6 +81,29 @@ TILE: Rule = (
     lambda value: value == 0 or (64 <= value <= 2**20 and value % 16 == 0),
     "must be 0 or a multiple of 16, from 64 to 1048576",
 )
+LARGEST_SCALE = 20.0  # and smallest, its inverse
+
+
+def scale_factors(text: str) -> tuple[float, float] | None:
+    """Factors for height and width, of a text with one for both or with two; None: it has none.
+
+    Examples
+    --------
+    >>> scale_factors("2"), scale_factors("0.5,1.5"), scale_factors("auto"), scale_factors("0"), scale_factors("1,2,3")
+    ((2.0, 2.0), (0.5, 1.5), None, None, None)
+    """
+    try:
+        factors = [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
+    is_allowed = len(factors) < 3 and all(1 / LARGEST_SCALE <= factor <= LARGEST_SCALE for factor in factors)
+    return (factors[0], factors[-1]) if is_allowed else None
+
+
+SCALE: Rule = (
+    lambda value: value == "auto" or scale_factors(value) is not None,
+    f"must be auto, a factor in [{1 / LARGEST_SCALE:g}, {LARGEST_SCALE:g}], or two such as 2,1.5 for height and width",
+)
 GPU_LIST: Rule = (is_gpu_list, "must be -1 or comma-separated GPU numbers")
 MIN_FOLD = 3  # training, validation and test
 

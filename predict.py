@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,17 +21,24 @@ from prediction.job import FrameRows, PredictionJob
 from prediction.output_files import OutputFiles
 from prediction.outputs import make_outputs
 from prediction.predictor import Predictor, load, predict_array, predictor_of
+from prediction.scaling import Scale, scale_line, scales_of
 from utils import UserError, echo
 
 __all__ = ["load", "predict_array", "predict_files"]
 
 
-def _differences(predictor: Predictor, frames: list[Frame]) -> list[str]:
-    """Warnings of how images differ from those of the training; refuses those of another scale of grey values."""
+def _differences(predictor: Predictor, frames: list[Frame], wanted: str, scales: list[Scale]) -> list[str]:
+    """Lines on how images are scaled and differ from those of the training; refuses those of other grey values."""
     profile = profile_of(frames)
-    others = f" and {len(frames) - 1} more image(s)" if len(frames) > 1 else ""
-    lines = [differences(member.info, profile, f"{frames[0]}{others}") for member in predictor.members]
-    return list(dict.fromkeys(line for of_member in lines for line in of_member))
+    # with auto each has the pixel size of the training
+    sizes = [] if wanted == "auto" else zip(profile.pixel_size, scales[0], strict=False)
+    profile = replace(profile, pixel_size=[size / factor for size, factor in sizes])
+    source = f"{frames[0]} and {len(frames) - 1} more image(s)" if len(frames) > 1 else str(frames[0])
+    if wanted != "auto" and scales[0] != Scale():
+        source += f" at --scale {scales[0]}"
+    lines = [differences(member.info, profile, source) for member in predictor.members]
+    warnings = dict.fromkeys(f"warning: {line}" for of_member in lines for line in of_member)
+    return ([scale_line(scales)] if wanted == "auto" else []) + list(warnings)
 
 
 def predict_files(config: Config, device: torch.device, world: World) -> int:
@@ -50,14 +58,15 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if world.is_main:
         say_notes(notes)
     images = [FrameRows(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
-    for line in _differences(predictor, frames):
+    scales = scales_of(config.scale, frames, {path: saved.info for path, saved in trained.items()})
+    for line in _differences(predictor, frames, config.scale, scales):
         if world.is_main:
-            echo(f"warning: {line}")
+            echo(line)
     outputs = make_outputs(config.what, predictor, frames, config.dtype)
     sources = [config.input] if isinstance(config.input, str) else config.input
     folders = [Path(name) for name in sources if Path(name).is_dir()]
     files = OutputFiles(config.output, outputs, frames, folders)
-    job = PredictionJob(config, predictor, [*images], files, world)
+    job = PredictionJob(config, predictor, [*images], scales, files, world)
     locks: AbstractContextManager[dict[Path, int]] = nullcontext({})  # and the number of older files at each path
     with files.reserved(config.compression) if world.is_main else locks as replaced:
         job.run()

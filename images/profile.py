@@ -172,7 +172,7 @@ def compare(trained: Profile, new: Profile, std: Sequence[float], source: object
                 else (f"objects are {1 / factor:.3g} times smaller [px] than in the training")
             )
             what = f"a pixel has {new.pixel_size[0]:.4g} µm, in the training {trained.pixel_size[0]:.4g} µm"
-            lines.append(f"{source}: {what}: {size}: add --scale auto")
+            lines.append(f"{source}: {what}: {size}: use --scale auto")
     return lines
 
 

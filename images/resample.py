@@ -8,26 +8,34 @@ import numpy as np
 from scipy import sparse
 
 from images.rows import LazyImage, Rows
+from images.statistics import is_wide
+
+PIECE = 512  # rows of the original that are in memory at once
 
 
 def resampled(image: Rows, shape: tuple[int, int]) -> LazyImage:
-    """Image (height, width, C) of float32, interpolated linearly from an image (H, W, C).
+    """Image (height, width, C), interpolated linearly from an image (H, W, C), in float32 or, of a wide type, float64.
 
     Where it is smaller, each pixel is a mean of those that it covers, by a triangle that is wider by the same factor,
     so that fine structures don't alias. A row is the same whichever rows are read with it.
     """
-    rows, columns = _weights(image.shape[0], shape[0]), _weights(image.shape[1], shape[1])
+    dtype = np.dtype(np.float64 if is_wide(image.dtype) else np.float32)
+    rows, columns = (_weights(*lengths).astype(dtype) for lengths in zip(image.shape[:2], shape, strict=True))
+    step = max(PIECE * shape[0] // image.shape[0], 1)
 
-    def read(top: int, bottom: int) -> np.ndarray:
+    def piece(top: int, bottom: int) -> np.ndarray:
         weights = rows[top:bottom]
         first, last = weights.indices.min(), weights.indices.max() + 1
-        pixels = np.asarray(image[first:last], np.float32)
+        pixels = np.asarray(image[first:last], dtype)
         height, width, nch = pixels.shape
         pixels = (weights[:, first:last] @ pixels.reshape(height, width * nch)).reshape(-1, width, nch)
         pixels = columns @ pixels.transpose(1, 0, 2).reshape(width, -1)  # (new width, h * C)
         return pixels.reshape(shape[1], -1, nch).transpose(1, 0, 2)
 
-    return LazyImage((*shape, image.shape[2]), np.dtype(np.float32), read)
+    def read(top: int, bottom: int) -> np.ndarray:
+        return np.concatenate([piece(first, min(first + step, bottom)) for first in range(top, bottom, step)])
+
+    return LazyImage((*shape, image.shape[2]), dtype, read)
 
 
 def _weights(length: int, new: int) -> sparse.csr_array:
@@ -42,7 +50,7 @@ def _weights(length: int, new: int) -> sparse.csr_array:
     index = np.floor(centre - radius).astype(int)[:, None] + 1 + np.arange(math.ceil(2 * radius))
     weight = np.clip(1 - np.abs(index - centre[:, None]) / radius, 0, None) * ((index >= 0) & (index < length))
     index = np.clip(index, 0, length - 1)
-    weight = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+    weight = weight / weight.sum(1, keepdims=True)
     row = np.broadcast_to(np.arange(new)[:, None], index.shape)
     weights = sparse.coo_array((weight.ravel(), (row.ravel(), index.ravel())), shape=(new, length)).tocsr()
     weights.eliminate_zeros()

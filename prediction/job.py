@@ -17,7 +17,7 @@ from description import DataInfo
 from distributed import World
 from images.layout import ORDER, Layout
 from images.readers import Frame, drop_cached_pages, read_geometry
-from images.rows import Rows
+from images.rows import Rows, listed
 from images.writers import TIFF, TIFF_WRITERS, FlatWriter, PngWriter, RowFile, Writer
 from images.zarr_writer import ZarrWriter
 from prediction.gaps import grow_bands
@@ -28,6 +28,7 @@ from prediction.output_files import OutputFiles
 from prediction.outputs import ObjectBand, Output, Rois, Table, object_bands
 from prediction.predictor import Predictor
 from prediction.rois import RoiWriter
+from prediction.scaling import Scale, restored, restored_rows, store, stored
 from prediction.tiling import Band, TileGrid, write_in_background
 from utils import UserError, echo
 
@@ -60,21 +61,28 @@ class Part(NamedTuple):
 
     frame: int
     top: int
-    outputs: dict[str, Any]  # by name
+    outputs: dict[str, Any]  # by name; none for rows that are computed and brought back later
 
 
 class PredictionJob:
-    """One prediction run of some images (each with its context), and this process's part of it."""
+    """One prediction run of some images (each with its context and its scale), and this process's part of it."""
 
     def __init__(
-        self, config: Config, predictor: Predictor, images: list[Rows], files: OutputFiles, world: World
+        self,
+        config: Config,
+        predictor: Predictor,
+        images: list[Rows],
+        scales: list[Scale],
+        files: OutputFiles,
+        world: World,
     ) -> None:
         self.config, self.predictor, self.images, self.files, self.world = config, predictor, images, files, world
-        sizes = dict.fromkeys(image.shape[:2] for image in images)
+        sizes = [scale.shape(image.shape) for image, scale in zip(images, scales, strict=True)]
+        self.is_scaled = [size != image.shape[:2] for image, size in zip(images, sizes, strict=True)]
         # chosen by the main process, since free memory differs between processes
-        grids = world.broadcast({size: predictor.tile_grid(size, config.tile) for size in sizes})
-        self.grids: list[TileGrid] = [grids[image.shape[:2]] for image in images]
-        self.object_filter = predictor.object_filter._replace(**config.given_filter)
+        grids = world.broadcast({size: predictor.tile_grid(size, config.tile) for size in dict.fromkeys(sizes)})
+        self.grids: list[TileGrid] = [grids[size] for size in sizes]
+        self.filters = [scale.filter(predictor.object_filter)._replace(**config.given_filter) for scale in scales]
         self.stacks: list[int] = []  # number of the stack of each frame, if objects are linked
         self.linker: StackLinker | None = None
         if config.link:
@@ -145,8 +153,8 @@ class PredictionJob:
             return TIFF_WRITERS[compression](path, layout, is_main)
         if path.suffix.lower() != ".zarr":
             return FlatWriter(path, layout, is_main)
-        band_height = min(TILE_HEIGHT, layout.shape[2]) if output.of_objects else self.grids[0].rows[0].interior.stop
-        return ZarrWriter(path, layout, is_main, band_height)
+        first = self._restored_rows(0)[0] if any(self.is_scaled) else self.grids[0].rows[0].interior
+        return ZarrWriter(path, layout, is_main, min(TILE_HEIGHT, layout.shape[2]) if output.of_objects else first.stop)
 
     def _layout(self, output: Output, order: str) -> Layout:
         """Layout of the file of one output; all images must have the same size."""
@@ -161,8 +169,8 @@ class PredictionJob:
     def _tasks(self) -> dict[int, list[int]]:
         """Bands of each frame that this process computes: its share of the units that one process must compute alone.
 
-        A unit is a stack whose objects are linked, else a frame with objects or PNGs, else a band. They are counted
-        through, and each process has an equal number of consecutive ones.
+        A unit is a stack whose objects are linked, else a frame with objects or PNGs or that is scaled, else a band.
+        They are counted through, and each process has an equal number of consecutive ones.
         """
         units: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for frame, grid in enumerate(self.grids):
@@ -178,12 +186,17 @@ class PredictionJob:
         """What a band must be computed together with."""
         if self.stacks:
             return (self.stacks[frame],)
-        return (frame,) if self.files.has_objects or self.files.to_png else (frame, band)
+        is_frame = self.files.has_objects or self.files.to_png or any(self.is_scaled)
+        return (frame,) if is_frame else (frame, band)
+
+    def _restored_rows(self, frame: int) -> list[slice]:
+        """Rows of each band of a scaled image that is brought back."""
+        return restored_rows(self.images[frame].shape[:2], self.predictor.num_channel)
 
     def _parts(self) -> Iterator[Part]:
         """Everything that this process computes, with a progress bar in the main process."""
         tasks = self._tasks()
-        num = sum(map(len, tasks.values()))
+        num = sum(map(len, tasks.values())) + sum(len(self._restored_rows(n)) for n in tasks if self.is_scaled[n])
         if self.files.has_objects:
             num += sum(-(-self.images[frame].shape[0] // TILE_HEIGHT) for frame in tasks)
         with tqdm(total=num, desc="segment", unit="band", disable=None if self.world.is_main else True) as bar:
@@ -199,14 +212,25 @@ class PredictionJob:
 
     def _frame_parts(self, frame: int, numbers: list[int]) -> Iterator[Part]:
         """Some bands of a frame, then its objects, which need all of them."""
-        bands = self.predictor.bands(self.images[frame], self.grids[frame], tta=self.config.tta)
+        image, num_channel = self.images[frame], self.predictor.num_channel
+        bands: Iterator[Band] = self.predictor.bands(image, self.grids[frame], tta=self.config.tta).compute(numbers)
         with ExitStack() as stack:
-            num_plane = min(self.predictor.num_channel, 2) if self.files.has_objects else 0
+            num_plane = min(num_channel, 2) if self.files.has_objects else 0
             planes = [stack.enter_context(RowFile(Path(self.files.target))) for _ in range(num_plane)]
             # map: unlike a loop it holds no band while the next one is computed
-            yield from map(partial(self._pixel_part, frame, planes), bands.compute(numbers))
+            if self.is_scaled[frame]:
+                file = stack.enter_context(RowFile(Path(self.files.target)))
+                yield from map(partial(self._scaled_part, frame, file), bands)
+                bands = restored(stored(file, num_channel), image.shape[:2])
+            yield from map(partial(self._pixel_part, frame, planes), bands)
             if planes:
                 yield from map(partial(self._object_part, frame), self._objects(stack, frame, *planes))
+
+    @staticmethod
+    def _scaled_part(frame: int, file: RowFile, band: Band) -> Part:
+        """Store a band of the probability of a scaled image; nothing is written of it yet."""
+        store(file, band)
+        return Part(frame, 0, {})
 
     def _pixel_part(self, frame: int, planes: list[RowFile], band: Band) -> Part:
         """Outputs of a band of the probability; the planes that objects are computed from are stored."""
@@ -221,11 +245,11 @@ class PredictionJob:
     ) -> Iterator[ObjectBand]:
         """Objects of a frame band by band, filtered and linked as wanted."""
         bands: Iterable[Band] = separate_bands(probability, self.predictor.object_threshold, class_ids=class_ids)
-        if self.object_filter.is_active:
+        if self.filters[frame].is_active:
             unfiltered = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
             for band in bands:
                 unfiltered.append(band.values)
-            bands = filter_bands(unfiltered, self.object_filter)
+            bands = filter_bands(unfiltered, self.filters[frame])
         if self.predictor.has_gaps:
             parted = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
             for band in bands:
@@ -260,7 +284,8 @@ class PredictionJob:
         if self.files.table:
             names = info.class_names if self.predictor.num_channel > 1 else []
             write_table(self.files, self.objects, names, self.stacks)
-        if self.object_filter.is_active:
-            is_given = len(self.config.given_filter) == len(self.object_filter)
+        filters = list(dict.fromkeys(self.filters))  # several: of images at several scales
+        if any(each.is_active for each in filters):
+            is_given = len(self.config.given_filter) == len(filters[0])
             origin = "" if is_given else " (as in the training labels; to keep all: --min_size 0 --fill_holes off)"
-            echo(f"filter of the objects: {self.object_filter}{origin}")
+            echo(f"filter of the objects: {listed(filters, most=5)}{origin}")

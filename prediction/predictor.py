@@ -20,12 +20,15 @@ from checkpoint import Checkpoint
 from dataset import as_tensor, normalise, statistics_of
 from description import DataInfo
 from device import pick_device, pick_precision, to_device
+from flags import SCALE, scale_factors
 from images.readers import Rows
+from images.resample import resampled
 from model import CNR2d, UNet, class_probability
 from prediction.gaps import grown
 from prediction.halo import Sides, forward_tile, halo
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, filter_objects, foreground_class_ids, join_bands, separate_bands
+from prediction.scaling import Scale, restored
 from prediction.tiling import Bands, Tile, TileGrid, tile_shape, tiles_along
 from prediction.views import VIEWS, TilePlace
 from utils import DivergenceError, UserError, name_hint
@@ -139,11 +142,15 @@ class Predictor:
         return [probability.max(0), foreground_class_ids(probability.argmax(0), self.background)]
 
     def bands(self, image: Rows, grid: TileGrid, *, tta: bool, every_class: bool = False) -> Bands:
-        """Probability of an image (H, W, C), computed by bands; `every_class`: also for class 0 of two classes."""
+        """Probability of an image (H, W, C), computed by bands; `every_class`: also for class 0 of two classes.
+
+        If the grid is that of another size, the image is resampled to it.
+        """
         nch = image.shape[2]
         if nch != self.info.nch_in:
             raise UserError(f"{nch} channel(s), the network was trained on {self.info.nch_in}: choose other images")
-        statistics = list(self._statistics(image))
+        scaled = image if grid.shape == image.shape[:2] else resampled(image, grid.shape)
+        statistics = list(self._statistics(image, scaled))
         first_class = 0 if every_class else self.info.num_class - self.num_channel
 
         def probability(tile: np.ndarray, rows: Tile, columns: Tile) -> Tensor:
@@ -160,7 +167,7 @@ class Predictor:
                 )
             return total[first_class:] / len(self.members)
 
-        return Bands(probability, lambda rows: image[rows], grid)
+        return Bands(probability, lambda rows: scaled[rows], grid)
 
     def _member_probability(self, net: UNet, x: Tensor, place: TilePlace, tta: bool) -> Tensor:
         """Probability (K, h', w') of the output of a tile by one network, from normalised pixels (h, w, C)."""
@@ -171,13 +178,13 @@ class Predictor:
             logits = augmented_logits(net, x, place) if tta else place.forward(partial(forward_tile, net), x)
         return class_probability(logits.float())[0]
 
-    def _statistics(self, image: Rows) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mean and standard deviation by which each member normalises an image."""
+    def _statistics(self, image: Rows, scaled: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation by which each member normalises a scaled image."""
         statistics: dict[str, tuple[Tensor, Tensor]] = {}
         for info in (member.info for member in self.members):
             by = info.normalize
             if by == "data" or by not in statistics:  # those of the image itself are measured once
-                mean, std = statistics_of(image, info)
+                mean, std = statistics_of(image if by == "legacy" else scaled, info)  # legacy: by the type of the file
                 statistics[by] = torch.from_numpy(mean), torch.from_numpy(std)
             yield statistics[by]
 
@@ -295,6 +302,7 @@ def predict_array(
     min_size: int | None = None,
     fill_holes: bool | None = None,
     link: float = 0.0,
+    scale: float | tuple[float, float] = 1.0,
 ) -> np.ndarray:
     """Probability of each pixel of an image or a stack, or its objects.
 
@@ -313,10 +321,15 @@ def predict_array(
     what : {"probability", "cells"}
         What to return.
     min_size, fill_holes
-        Filter of the cells, as in `separate_objects`; None: as in the training labels, `predictor.object_filter`.
+        Filter of the cells, as in `separate_objects`; None: as in the training labels, `predictor.object_filter`, whose
+        size is converted to pixels of the image.
     link : float
         Give the cells of neighbouring sections of a stack (N, H, W) one number if their intersection over union is at
         least this; 0: numbers start again in each section.
+    scale : float, or tuple of two
+        How many times larger, or higher and wider, the image becomes for the network, so that its objects are as large
+        as those of the training: the size of its pixels divided by that in the training. The result has the size of
+        the image.
 
     Returns
     -------
@@ -338,24 +351,42 @@ def predict_array(
         raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
     if link and (what != "cells" or image.ndim != 4 or len(image) < 2):
         raise UserError(f"link={link:g} of an image of shape {image.shape}: links the cells of a stack (N, H, W)")
-    options = (("min_size", min_size), ("fill_holes", fill_holes))
-    filters: dict[str, Any] = {name: value for name, value in options if value is not None}
+    given: dict[str, Any] = {"min_size": min_size, "fill_holes": fill_holes}
+    given_filter = {name: value for name, value in given.items() if value is not None}
+    object_filter = (factors := _scale_from(scale)).filter(predictor.object_filter)._replace(**given_filter)
     result, linker = [], SectionLinker(link) if link else None
     for frame in image.reshape(-1, *image.shape[-3:]):
-        bands = predictor.bands(frame, predictor.tile_grid(frame.shape, tile), tta=tta)
-        probability = np.concatenate([band.values for band in bands.compute()], axis=1)
-        result.append(probability if what == "probability" else _cells(predictor, probability, filters, linker)[None])
+        values = _probability(predictor, frame, tta, tile, factors)
+        result.append(values if what == "probability" else _cells(predictor, values, object_filter, linker)[None])
     stacked = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
     return stacked[..., 0, :, :] if what == "cells" or predictor.num_channel == 1 else stacked
 
 
+def _scale_from(scale: Any) -> Scale:
+    """Scale from a number or two."""
+    factors = scale_factors(",".join(map(str, np.ravel(scale).tolist())))
+    if not factors:
+        raise UserError(f"scale={scale}: give {SCALE[1].removeprefix('must be auto, ')}")
+    return Scale(*factors)
+
+
+def _probability(predictor: Predictor, image: np.ndarray, tta: bool, tile: int, scale: Scale) -> np.ndarray:
+    """Probability (K, H, W) of an image (H, W, C) that is scaled for the network."""
+    grid = predictor.tile_grid(scale.shape(image.shape), tile)
+    probability = np.concatenate([band.values for band in predictor.bands(image, grid, tta=tta).compute()], axis=1)
+    if grid.shape == image.shape[:2]:
+        return probability
+    bands = restored(probability.transpose(1, 2, 0), image.shape[:2])
+    return np.concatenate([band.values for band in bands], axis=1)
+
+
 def _cells(
-    predictor: Predictor, probability: np.ndarray, filters: dict[str, Any], linker: SectionLinker | None
+    predictor: Predictor, probability: np.ndarray, object_filter: ObjectFilter, linker: SectionLinker | None
 ) -> np.ndarray:
     """Objects (H, W) of a probability (K, H, W), numbered in their stack if they are linked."""
     foreground, *class_ids = predictor.object_planes(probability)
     bands = separate_bands(foreground, predictor.object_threshold, class_ids=class_ids[0] if class_ids else None)
-    objects = filter_objects(join_bands(bands, foreground.shape), predictor.object_filter._replace(**filters))
+    objects = filter_objects(join_bands(bands, foreground.shape), object_filter)
     objects = grown(objects) if predictor.has_gaps else objects
     return linker.link(objects, *class_ids)[objects] if linker else objects
 

@@ -57,6 +57,11 @@ class TileGrid:
     rows: list[Tile]
     columns: list[Tile]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.rows[-1].interior.stop, self.columns[-1].interior.stop
+
 
 @dataclass(frozen=True)
 class Band:
