@@ -19,7 +19,7 @@ from evaluation import metrics
 from evaluation.otsu import otsu_mask
 from evaluation.pictures import Pictures, probability_picture, row_bands, save_images, wrong_pixels
 from evaluation.segment import Segmented
-from evaluation.tables import Scores
+from evaluation.tables import Scores, columns
 from evaluation.thinning import LARGE
 from prediction.objects import (
     KEEP_ALL,
@@ -34,6 +34,7 @@ from prediction.predictor import Predictor
 
 Gather = Callable[[list], list]  # lists of all processes, joined
 LEVEL = 1e-3  # of V_Info: a smaller difference is none
+PAIR_SCORES = ("v_rand", "v_info")
 TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a difference (benchmarks/README.md)
 SHARED = 2**23  # [px] that threads score at once: each needs up to 80 bytes for a pixel
 
@@ -67,9 +68,14 @@ class Challenge:
         """`metrics.threshold_counts` (2, 127) of all images."""
         return np.sum([scores["counts"] for scores in self.scores], axis=0)
 
+    @property
+    def decisive(self) -> list[dict[str, np.ndarray]]:
+        """Scores of the images with foreground: without one, there is nothing that a threshold could be best for."""
+        return [scores for scores in self.scores if scores["rand_counts"][0, 1] > 0]
+
     def means(self, name: str) -> np.ndarray:
-        """Mean over the images of a score at each threshold, (T,)."""
-        return np.mean([scores[name] for scores in self.scores], axis=0)
+        """Mean of a score at each threshold, (T,), over the images that have it; one with foreground always has."""
+        return np.nanmean([scores[name] for scores in self.scores], axis=0)
 
     @property
     def best_threshold(self) -> float:
@@ -79,10 +85,9 @@ class Challenge:
         it depends only on the segment of each pixel, not on the size of objects; there the pixel error decides. 0.5 if
         no image has foreground.
         """
-        decisive = [scores["v_info"] for scores in self.scores if scores["rand_counts"][0, 1] > 0]
-        if not decisive:
+        if not self.decisive:
             return 0.5
-        v_info, error = np.mean(decisive, axis=0), np.round(self.means("pixel_error"), 12)
+        v_info, error = Challenge(self.decisive).means("v_info"), np.round(self.means("pixel_error"), 12)
         good = np.flatnonzero(v_info >= v_info.max() - TOLERANCE)
         middles = good[(len(good) - 1) // 2 : len(good) // 2 + 1]  # one, or two of an even number
         middle = min(middles, key=lambda k: error[k])
@@ -92,13 +97,24 @@ class Challenge:
         return metrics.THRESHOLDS[min(plateau, key=lambda k: (error[k], abs(k - middle)))]
 
     def summary(self) -> Scores:
-        """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error."""
-        return {
-            "max_v_rand": float(self.means("v_rand").max()),
-            "max_v_info": float(self.means("v_info").max()),
-            "min_pixel_error": float(self.means("pixel_error").min()),
-            "rand_error": metrics.rand_error(np.sum([scores["rand_counts"] for scores in self.scores], axis=0)),
-        }
+        """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error.
+
+        Without any foreground there is the pixel error alone: a blank image has no V_Info where nothing is predicted.
+        """
+        error = {"min_pixel_error": float(self.means("pixel_error").min())}
+        if not self.decisive:
+            return error
+        maxima = {f"max_{name}": float(self.means(name).max()) for name in PAIR_SCORES}
+        counts = np.sum([scores["rand_counts"] for scores in self.scores], axis=0)
+        return maxima | error | {"rand_error": metrics.rand_error(counts)}
+
+    def fewer_images(self) -> dict[str, int]:
+        """Number of images that the maxima of `summary` are means over, where it is less than all."""
+        if not self.decisive:
+            return {}
+        best = {name: int(self.means(name).argmax()) for name in PAIR_SCORES}
+        nums = {name: sum(not np.isnan(scores[name][k]) for scores in self.scores) for name, k in best.items()}
+        return {f"max_{name}": num for name, num in nums.items() if num < len(self.scores)}
 
 
 def segment_scores(image: Segmented, background: int) -> dict[str, np.ndarray]:
@@ -189,7 +205,9 @@ class TestScorer:
         if two:
             entry.otsu = threads.submit(self._scores_of_otsu, image, label).result()
         entry.annotated = 1.0 if valid is None else float(valid.mean())
-        entry.scores, entry.baseline = {"loss": image.loss} | scores.result(), baseline.result()
+        of_output = {"loss": image.loss} | scores.result()
+        entry.scores = {name: of_output[name] for name in columns([of_output])}
+        entry.baseline = baseline.result()
 
     def _scores_of_output(self, image: Segmented, label: np.ndarray) -> Scores:
         """Scores of the pixels, segments and objects that the network found."""
@@ -234,7 +252,7 @@ class TestScorer:
         return scores | metrics.mask_scores(label != self.background, mask, valid=image.valid)
 
     def _object_scores(self, image: Segmented, label: np.ndarray, objects: np.ndarray, classes: np.ndarray) -> Scores:
-        """Mean of the object scores of each class but the background."""
+        """Mean of the object scores over the classes that have some, without the background."""
         of_class = [
             metrics.object_scores(metrics.number_segments(label == k, image.valid), objects * (classes == k))
             for k in range(self.info.num_class)

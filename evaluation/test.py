@@ -131,8 +131,11 @@ def _print_scores(report: Report, epochs: list[int], folder: Path) -> None:
         echo(f"\npercentage of each class of the label (row) predicted as each class (column):\n{text}\n")
     of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
     echo(f"{of}; {report.legend}")
-    if challenge := report.summary()["challenge"]:
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())
+    summary = report.summary()
+    if challenge := summary["challenge"]:
+        fewer, num = summary["scored_images"].get("challenge", {}), report.num_labelled
+        over = {name: f" ({count} of {num} images)" for name, count in fewer.items()}
+        scores = ", ".join(f"{name} {value:.4f}{over.get(name, '')}" for name, value in challenge.items())
         echo(f"ISBI 2012 challenge scores, best threshold from 0.1 to 0.9 on this test set: {scores}")
     echo(f"pictures and scores: {folder / 'index.html'}")
     if len(set().union(*(image.predicted for image in report.images))) == 1:
