@@ -33,6 +33,7 @@ from prediction.objects import (
 from prediction.predictor import Predictor
 
 Gather = Callable[[list], list]  # lists of all processes, joined
+F1, UNFILTERED = "object_f1", "object_f1_unfiltered"  # of the objects after and before their filter
 LEVEL = 1e-3  # of V_Info: a smaller difference is none
 PAIR_SCORES = ("v_rand", "v_info")
 TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a difference (benchmarks/README.md)
@@ -161,11 +162,17 @@ class ImageScores:
     wrong: list[int] = field(default_factory=list)  # wrong pixels of the output's picture, see `wrong_pixels`
 
 
+def _unfiltered(scores: Scores) -> Scores:
+    """The F1 of objects before their filter, under its name; empty if there is none."""
+    return {UNFILTERED: scores[F1]} if F1 in scores else {}
+
+
 class TestScorer:
     """Writes the pictures of each tested image to a folder, and keeps its scores.
 
     With two classes, segments and objects are scored where the probability of the foreground is above the predictor's
-    threshold; pixels count for the most probable class. Objects that a filter drops are not scored.
+    threshold; pixels count for the most probable class. The objects scored are those that the filter leaves; where it
+    changes their F1 in any image, `object_f1_unfiltered` is that of all objects.
     """
 
     __test__ = False  # no test of pytest's
@@ -189,7 +196,11 @@ class TestScorer:
 
     def finish(self, gather: Gather = list) -> list[ImageScores]:
         """Scores of the images of all processes, in their order."""
-        return sorted(gather(self._images), key=lambda image: image.index)
+        images = sorted(gather(self._images), key=lambda image: image.index)
+        if all(image.scores.get(F1) == image.scores.get(UNFILTERED) for image in images):
+            for image in images:
+                image.scores.pop(UNFILTERED, None)
+        return images
 
     def _add_scores(self, entry: ImageScores, image: Segmented, label: np.ndarray, threads: Executor) -> None:
         """Enter the scores of an image with a label."""
@@ -215,12 +226,18 @@ class TestScorer:
         if self.info.num_class == 2:
             inside, probability = label != self.background, image.foreground(self.background)
             mask, bands = probability > self.threshold, separate_bands(probability, self.threshold)
-            objects = filter_objects(join_bands(bands, label.shape), self.object_filter)
+            objects = join_bands(bands, label.shape)
+            if self.object_filter.is_active:
+                truth = metrics.number_segments(inside, image.valid)
+                scores |= _unfiltered(metrics.object_scores(truth, objects))
+                del truth
+                objects = filter_objects(objects, self.object_filter)
             return scores | metrics.mask_scores(inside, mask, objects, image.valid)
         class_ids = foreground_class_ids(image.classes, self.background)
         bands = separate_bands(image.probability, self.threshold, class_ids=class_ids)
         objects, classes = join_bands(bands, label.shape), image.classes
         if self.object_filter.is_active:
+            scores |= _unfiltered(self._object_scores(image, label, objects, classes))
             objects, object_list = filter_objects(objects, self.object_filter), ObjectList()
             object_list.add(objects, class_ids)
             classes = object_list.class_id[objects] - np.uint8(1)  # also of filled holes

@@ -14,7 +14,7 @@ from evaluation.pictures import PICTURES
 from utils import csv_cell
 
 Scores = dict[str, float]  # name of a score -> value
-OF_SEGMENTS = ("v_rand", "v_info", "object_f1")
+OF_SEGMENTS = ("v_rand", "v_info", "object_f1", "object_f1_unfiltered")
 MAIN_SCORES = ("image", "loss", "pixel_error"), OF_SEGMENTS  # columns before and after Dice
 OF_OBJECTS = ("matched_iou", "ap", "ap_50", "ap_75", "warping_error", "num_split", "num_merger")
 LAST_SCORES = (*OF_SEGMENTS, *OF_OBJECTS)  # not each image has them: their order is this one, after all others

@@ -26,7 +26,6 @@ from evaluation.scorers import TestScorer
 from evaluation.segment import checked_samples, segment
 from exchange import atomic_folder
 from flags import as_typed
-from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of
 from samples import ENTRIES, list_samples
 from training.log import command_line
@@ -46,7 +45,8 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
         predictor = predictor_of(tested, device, precision, config.background)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(target, world) as folder:
-            object_filter, origins = KEEP_ALL._replace(**config.given_filter), sample_origins(database, config.split)
+            object_filter = predictor.object_filter._replace(**config.given_filter)  # as predict does
+            origins = sample_origins(database, config.split)
             scorer = TestScorer(folder / "images", predictor, object_filter)
             for image in segment(predictor, files, world, tta=config.tta, tile=config.tile):
                 scorer(image)

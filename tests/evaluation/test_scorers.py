@@ -273,6 +273,21 @@ def test_object_filter_fills_holes_and_drops_debris_of_classes(tmp_path):
     assert scores[0] < scores[1] == 0.5 and scores[2] == 1
 
 
+def test_object_filter_that_changes_an_image_shows_both_numbers_of_all(tmp_path):
+    label, speck = np.zeros((20, 20), int), np.zeros((20, 20), int)
+    label[2:12, 2:12], speck[16, 16] = 1, 1
+    outputs = [(label, label), (label, label | speck), (0 * label, speck)]  # right, with a speck, and nothing but it
+    images = [segmented(truth, np.where(found, 0.9, 0.1), k) for k, (truth, found) in enumerate(outputs)]
+    report = report_on(tmp_path, predictor(), *images, object_filter=ObjectFilter(5))
+    both = [(row.get("object_f1"), row["object_f1_unfiltered"]) for row in report.rows]
+    assert both == [(1.0, 1.0), (1.0, pytest.approx(2 / 3)), (None, 0.0)]
+    summary = report.summary()
+    assert summary["mean"]["object_f1"] == 1 and summary["mean"]["object_f1_unfiltered"] == pytest.approx(5 / 9)
+    assert "object_f1_unfiltered" not in summary["majority"] and summary["scored_images"]["mean"]["object_f1"] == 2
+    report = report_on(tmp_path, predictor(), images[0], object_filter=ObjectFilter(5))
+    assert "object_f1_unfiltered" not in report.rows[0] and report.rows[0]["object_f1"] == 1
+
+
 def test_objects_are_scored_as_predict_writes_them(tmp_path):
     y, x = np.mgrid[:30, :50]
     left, right = np.hypot(y - 15, x - 15), np.hypot(y - 15, x - 33)
