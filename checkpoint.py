@@ -264,7 +264,7 @@ def find(folder: Path, epoch: int | str = 0) -> Path:
     if not newest:
         raise no_checkpoint(folder, best_path(folder).name if epoch == BEST else "checkpoint")
     if epoch == BEST and not best_path(folder).is_file():
-        what = "only a training with a validation set writes one: leave --epoch out"
+        what = "only a training with a validation set that has the --best_score writes one: leave --epoch out"
         raise UserError(f"no {best_path(folder).name} in {folder}: {what}")
     if epoch not in (0, BEST, *epochs):
         there = ", ".join(map(str, sorted(epochs))) or newest[0].name

@@ -177,12 +177,8 @@ class Config(Flags):
         TILE,
     )
     background: str = flag("", "background class, which has no objects, by name or value (default: as trained)", "test")
-    min_size: int = flag(
-        -1, "drop smaller objects [px] (-1 = by the training labels in predict, 0 in test)", "test", between(-1, 10**12)
-    )
-    fill_holes: str = flag(
-        "auto", "fill holes (auto = by the training labels in predict, off in test)", "test", choices=AUTO_SWITCH
-    )
+    min_size: int = flag(-1, "drop smaller objects [px] (-1 = by the training labels)", "test", between(-1, 10**12))
+    fill_holes: str = flag("auto", "fill holes (auto = by the training labels)", "test", choices=AUTO_SWITCH)
 
     num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", between(1, COUNT))
     num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", between(1, COUNT))

@@ -22,7 +22,7 @@ from dataset import Batch, PatchDataset
 from description import DataInfo, identity, load_info
 from device import pick_precision
 from distributed import World
-from evaluation.segment import checked_samples
+from evaluation.segment import checked_samples, have_foreground
 from evaluation.tables import Scores
 from evaluation.validation import Validation
 from files import check_writable
@@ -288,12 +288,16 @@ class Trainer:
     def _validation(self, info: DataInfo, files: list[SampleFile]) -> Validation | None:
         """What scores the validation set, if there is one."""
         config = self.config
-        find_background(info, config.background)  # an unknown class is reported before the training
+        background = find_background(info, config.background)  # an unknown class is reported before the training
         self.best.check(info.num_class, has_validation=bool(files))
         if not files:
             return None
+        files = checked_samples(files, info, labelled=True)
+        if config.best_score == "v_info" and not have_foreground(files, info, background):
+            what = "warning: no validation sample has foreground, so no epoch has a V_Info to be the best by"
+            self._echo(f"{what}: choose another --best_score, or annotate more", sys.stderr)
         return Validation(
-            checked_samples(files, info, labelled=True),
+            files,
             device=self.device,
             precision=self.precision,
             background=config.background,

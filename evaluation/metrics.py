@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -88,6 +90,16 @@ def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
+def fewer_images(rows: list[dict[str, float]]) -> dict[str, int]:
+    """Number of images that a mean of `mean_scores` is over, where it is less than all that have any score.
+
+    >>> fewer_images([{"dice": 1.0, "v_rand": 0.5}, {"dice": 0.5}, {}])
+    {'v_rand': 1}
+    """
+    counts = Counter(name for row in rows for name in row)
+    return {name: count for name, count in counts.items() if count < sum(map(bool, rows))}
+
+
 def threshold_counts(inside: np.ndarray, probability: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """Pixels outside and inside the foreground (2, 127) whose probability (H, W) lies in each of 127 equal bins.
 
@@ -122,6 +134,7 @@ class Contingency(NamedTuple):
     proposal: np.ndarray  # pixels of each proposed segment
     num_unassigned: int  # pixels in no proposed segment (on its borders); each counts as a segment of its own
     num_pixel: int  # of the annotated image, background included
+    num_proposed: int  # annotated pixels in any proposed segment, within the foreground or not
 
     @property
     def square_sums(self) -> tuple[float, float, float]:
@@ -137,7 +150,7 @@ def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
     ([2.0, 1.0], [3.0, 1.0], [3.0], 1)
     """
     true, proposed, count = _overlapping_pairs(truth, proposal)
-    num_pixel = int(count[true >= 0].sum())
+    num_pixel, num_proposed = int(count[true >= 0].sum()), int(count[(true >= 0) & (proposed > 0)].sum())
     true, proposed, count = (part[true > 0] for part in (true, proposed, count))
     assigned = proposed > 0
     truth_area, proposal_area = np.bincount(true, count), np.bincount(proposed[assigned], count[assigned])
@@ -147,6 +160,7 @@ def contingency(truth: np.ndarray, proposal: np.ndarray) -> Contingency:
         proposal=proposal_area[proposal_area > 0],
         num_unassigned=int(count[~assigned].sum()),
         num_pixel=num_pixel,
+        num_proposed=num_proposed,
     )
 
 
@@ -178,12 +192,14 @@ def v_rand(table: Contingency) -> float:
     """Foreground-restricted Rand score, the F-score of pairs of pixels, in [0, 1]; thin the borders first.
 
     Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, equation 3, and the code of the challenge, which
-    adds (border pixels / all pixels) to both sums.
+    adds (border pixels / all pixels) to both sums. Without a true segment it is 0, and NaN without a proposed one, too.
 
     >>> v_rand(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 1]])))  # P = 8 / 8, R = 8 / 16
     0.6666666666666666
     """
     joint, truth, proposal = table.square_sums
+    if truth == 0:
+        return _score_of_nothing(table)
     border = table.num_unassigned / table.num_pixel
     return _f_score(joint + border, truth, proposal + border)
 
@@ -191,12 +207,14 @@ def v_rand(table: Contingency) -> float:
 def v_info(table: Contingency) -> float:
     """Foreground-restricted information score, the F-score of mutual information, in [0, 1]; equation 6 of that source.
 
+    Without a true segment as `v_rand`.
+
     >>> round(v_info(contingency(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 2, 3]]))), 6)  # 2 log 2 / (2.5 log 2)
     0.8
     """
     total = table.truth.sum()
     if total == 0:
-        return 1.0
+        return _score_of_nothing(table)
     # each unassigned pixel is a segment of one pixel: -(1 / total) log(1 / total) of entropy
     single = table.num_unassigned / total * np.log(total)
     truth = _entropy(table.truth / total)
@@ -206,16 +224,19 @@ def v_info(table: Contingency) -> float:
     return float(np.clip(2 * (entropy - joint) / entropy, 0, 1)) if entropy > 0 else 1.0
 
 
+def _score_of_nothing(table: Contingency) -> float:
+    """Score of an image without a true segment: 0, since all that is proposed is wrong; NaN if nothing is."""
+    return 0.0 if table.num_proposed else math.nan
+
+
 def _entropy(fraction: np.ndarray) -> float:
     """Entropy of a distribution [nat]."""
     return -np.sum(fraction * np.log(fraction))
 
 
 def _f_score(joint: float, truth: float, proposal: float) -> float:
-    """Harmonic mean of joint / truth and joint / proposal; 1 where there is no truth."""
-    if truth == 0:
-        return 1.0
-    return float(2 * joint / (truth + proposal))
+    """Harmonic mean of joint / truth and joint / proposal; NaN where there is no truth."""
+    return float(2 * joint / (truth + proposal)) if truth > 0 else math.nan
 
 
 def mask_scores(
@@ -223,12 +244,14 @@ def mask_scores(
 ) -> dict[str, float]:
     """`v_rand` and `v_info` of one mask (H, W) after thinning, its `object_scores` and its `warping_scores`.
 
-    Segments are 4-connected components of 1; the objects too, unless their numbers (H, W) are passed.
+    Segments are 4-connected components of 1; the objects too, unless their numbers (H, W) are passed. Where neither
+    label nor mask has a segment, there are warping scores alone.
     `valid` (H, W) of bool are the pixels that are annotated; None: all.
     """
     truth = number_segments(label, valid)
     table = contingency(truth, thin_borders(mask > 0, valid))
-    scores = {"v_rand": v_rand(table), "v_info": v_info(table)}
+    pairs = {"v_rand": v_rand(table), "v_info": v_info(table)}
+    scores = {name: value for name, value in pairs.items() if not math.isnan(value)}
     scores |= object_scores(truth, ndimage.label(mask)[0] if objects is None else objects)
     del truth, objects  # 8 bytes per pixel that the next scores need themselves
     return scores | warping_scores(label, mask, valid)
@@ -243,10 +266,10 @@ def challenge_scores(
 ) -> dict[str, np.ndarray]:
     """Scores of the ISBI 2012 challenge of one image, a cell where the probability (H, W) is above each threshold.
 
-    `v_rand` and `v_info` after thinning, and `pixel_error`, (T,) each in [0, 1]; `rand_counts` (T, 3), the pairs of
-    pixels in one segment in both truth and proposal, in the truth, and in the proposal. The score of a stack is the
-    best over the thresholds of the mean over the images, or `rand_error`. `mapped` calls a function for each threshold,
-    as `map` does; that of an executor uses several threads.
+    `v_rand` and `v_info` after thinning, NaN where neither label nor mask has a segment, and `pixel_error`, (T,) each
+    in [0, 1]; `rand_counts` (T, 3), the pairs of pixels in one segment in both truth and proposal, in the truth, and in
+    the proposal. The score of a stack is the best over the thresholds of the mean over the images, or `rand_error`.
+    `mapped` calls a function for each threshold, as `map` does; that of an executor uses several threads.
     Source: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142.
     """
     truth = number_segments(label, valid)
@@ -272,7 +295,7 @@ def challenge_scores(
 def rand_error(counts: np.ndarray) -> float:
     """Foreground-restricted Rand error without thinning, the first score of the challenge: 1 - maximal F-score.
 
-    The argument is `rand_counts` (T, 3) of `challenge_scores`, summed over the images.
+    The argument is `rand_counts` (T, 3) of `challenge_scores`, summed over the images; NaN if none has foreground.
     """
     return 1.0 - max(_f_score(*row) for row in counts)
 
@@ -282,11 +305,10 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
 
     Two objects match if their intersection over union is at least 0.5; for the average precision the limit rises from
     0.5 to 0.95. `object_f1` is 2 TP / (2 TP + FP + FN), `matched_iou` the mean over the matches, `ap` the mean over the
-    limits 0.5, 0.55, ... 0.95 of TP / (TP + FP + FN), `ap_50` and `ap_75` that of one limit; all are 1 if neither image
-    has an object.
+    limits 0.5, 0.55, ... 0.95 of TP / (TP + FP + FN), `ap_50` and `ap_75` that of one limit.
     Only annotated pixels are compared. True objects that touch pixels without annotation may be cut, so they don't
     count. Proposed objects without a match don't count if more than half of them lies there or in such objects. Without
-    any object that could be judged, there is no score.
+    any object that could be judged, in either image, there is no score.
     Sources: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7; for the average precision, which is no area under a
     curve as in COCO, Schmidt et al. 2018, doi 10.1007/978-3-030-00934-2_30.
 
@@ -296,13 +318,13 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     """
     overlaps = _overlaps(truth, proposal)
     num_match, num_object = np.transpose([overlaps.counts(limit) for limit in LIMITS])
-    if overlaps.num_cut and not num_object[0]:
+    if not num_object[0]:
         return {}
-    precision = _ratio(num_match, num_object - num_match)  # TP / (TP + FP + FN); 1 without any object
+    precision = num_match / (num_object - num_match)  # TP / (TP + FP + FN)
     matched = overlaps.iou[overlaps.matches(LIMITS[0])]
     return {
-        "object_f1": float(_ratio(2 * num_match, num_object)[0]),
-        "matched_iou": float(matched.mean()) if len(matched) else float(num_object[0] == 0),
+        "object_f1": float(2 * num_match[0] / num_object[0]),
+        "matched_iou": float(matched.mean()) if len(matched) else 0.0,
         "ap": float(precision.mean()),
         "ap_50": float(precision[LIMITS.index(0.5)]),
         "ap_75": float(precision[LIMITS.index(0.75)]),
@@ -317,7 +339,6 @@ class _Overlaps(NamedTuple):
     proposal: np.ndarray  # number of the proposed object of each pair
     counts_alone: np.ndarray  # whether a proposed object counts without a match, by its number
     num_truth: int  # true objects that are not cut
-    num_cut: int
 
     def matches(self, limit: float) -> np.ndarray:
         """Indices of the pairs that reach a limit of at least 0.5, each object in one of them."""
@@ -353,4 +374,4 @@ def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
     both = (true > 0) & (proposed > 0) & ~is_cut
     true, proposed, joint = true[both], proposed[both], count[both]
     iou = joint / (area[true] + proposed_area[proposed] - joint)
-    return _Overlaps(iou, true, proposed, counts_alone, int(np.sum(area[1:] > 0)) - len(cut), len(cut))
+    return _Overlaps(iou, true, proposed, counts_alone, int(np.sum(area[1:] > 0)) - len(cut))

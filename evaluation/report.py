@@ -38,6 +38,11 @@ class Report:
         return any(image.annotated < 1 for image in self.images)
 
     @property
+    def num_labelled(self) -> int:
+        """Number of images with a label, which all have scores of their pixels."""
+        return sum(bool(image.scores) for image in self.images)
+
+    @property
     def matrix(self) -> np.ndarray:
         """Confusion matrix (K, K) of all images; row: class of the label, column: class of the output."""
         return np.sum([image.matrix for image in self.images], axis=0)
@@ -64,20 +69,33 @@ class Report:
         return "; ".join(parts)
 
     def summary(self) -> dict[str, Any]:
-        """Classes, thresholds, mean scores, baselines, the challenge's maxima over the thresholds, confusion matrix."""
+        """Classes, thresholds, means, baselines, the challenge's maxima over the thresholds, confusion matrix.
+
+        `scored_images` has the number of images of each mean that is not over all labelled ones.
+        """
         names, background, two = self.info.class_names, self.predictor.background, self.info.num_class == 2
         challenge = Challenge([image.challenge for image in self.images if image.challenge is not None])
+        rows = {
+            "mean": [image.scores for image in self.images],
+            "majority": [image.baseline for image in self.images],
+            "baseline_otsu": [image.otsu for image in self.images],
+        }
+        means = {name: metrics.mean_scores(scores) for name, scores in rows.items()}
+        fewer = {name: metrics.fewer_images(scores) for name, scores in rows.items()}
+        fewer["challenge"] = challenge.fewer_images()
         return {
             "classes": dict(zip(names, self.info.class_values, strict=True)),
             "foreground": names[1 - background] if two else None,
             "background": names[background],
             "pixel_threshold": 0.5 if two else None,
             "segment_threshold": self.predictor.object_threshold if two else None,
-            "mean": metrics.mean_scores([image.scores for image in self.images]),
+            "mean": means["mean"],
             "majority_class": names[int(np.argmax(self.info.class_share))],
-            "majority": metrics.mean_scores([image.baseline for image in self.images]),
-            "baseline_otsu": metrics.mean_scores([image.otsu for image in self.images]) or None,
+            "majority": means["majority"],
+            "baseline_otsu": means["baseline_otsu"] or None,
             "challenge": challenge.summary() if challenge.scores else None,
+            "num_labelled": self.num_labelled,
+            "scored_images": {name: counts for name, counts in fewer.items() if counts},
             "confusion_matrix": {"names": names, "counts": self.matrix.tolist()},
         } | (self.object_filter._asdict() if self.object_filter.is_active else {})
 
@@ -114,8 +132,15 @@ class Report:
         return cards
 
     def table(self) -> list[dict[str, str | float]]:
-        """Rows of the images, of their mean, of always predicting the majority class, and of Otsu's threshold."""
-        summary = self.summary()
-        last = {"mean": summary["mean"], f"all {summary['majority_class']}": summary["majority"]}
-        last["otsu"] = summary["baseline_otsu"]
-        return self.rows + [{"image": name, "sample": ""} | scores for name, scores in last.items() if scores]
+        """Rows of the images, of their mean, of always predicting the majority class, and of Otsu's threshold.
+
+        Below a mean is the number of its images, where it is less than all.
+        """
+        summary, table = self.summary(), self.rows
+        last = {"mean": "mean", "majority": f"all {summary['majority_class']}", "baseline_otsu": "otsu"}
+        for name, text in last.items():
+            fewer = summary["scored_images"].get(name, {})
+            counts = {score: f"{num} of {self.num_labelled}" for score, num in fewer.items()}
+            table += [{"image": text, "sample": ""} | summary[name]] if summary[name] else []
+            table += [{"image": "  images", "sample": "", **counts}] if counts else []
+        return table

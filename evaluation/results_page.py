@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from evaluation.curves import Chart
 from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, KINDS, NOT_ANNOTATED, palette, picture_name
-from evaluation.tables import Scores, sorting_score
+from evaluation.tables import Scores, columns, sorting_score
 from utils import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -93,7 +93,7 @@ def with_unit(micron: float) -> str:
 
 def write_index(folder: Path, target: Path, run: Run, summary: dict[str, Any], cards: Sequence[Card]) -> None:
     """Write `index.html`, which needs nothing but the pictures next to it, in a folder that becomes `target` later."""
-    names = list(dict.fromkeys(name for card in cards for name in card.scores))
+    names = columns(card.scores for card in cards)
     pictures = {card.image: picture_links(folder, card) for card in cards}
     by = sorting_score(card.scores for card in cards)
     data = _data(summary, cards, pictures, by)
@@ -105,6 +105,8 @@ def write_index(folder: Path, target: Path, run: Run, summary: dict[str, Any], c
         baselines={name: scores for name, scores in baselines.items() if scores},
         cards=sorted(cards, key=lambda card: card.scores.get(by, -np.inf), reverse=True),
         names=names,
+        mean_names=columns([summary["mean"]]),
+        fewer=summary.get("scored_images", {}),
         sorted_by=by,
         partial=any(card.annotated < 1 for card in cards),
         checkpoints=[(name, link_to(path, target)) for name, path in run.checkpoints],

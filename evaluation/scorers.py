@@ -19,7 +19,7 @@ from evaluation import metrics
 from evaluation.otsu import otsu_mask
 from evaluation.pictures import Pictures, probability_picture, row_bands, save_images, wrong_pixels
 from evaluation.segment import Segmented
-from evaluation.tables import Scores
+from evaluation.tables import Scores, columns
 from evaluation.thinning import LARGE
 from prediction.objects import (
     KEEP_ALL,
@@ -33,7 +33,9 @@ from prediction.objects import (
 from prediction.predictor import Predictor
 
 Gather = Callable[[list], list]  # lists of all processes, joined
+F1, UNFILTERED = "object_f1", "object_f1_unfiltered"  # of the objects after and before their filter
 LEVEL = 1e-3  # of V_Info: a smaller difference is none
+PAIR_SCORES = ("v_rand", "v_info")
 TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a difference (benchmarks/README.md)
 SHARED = 2**23  # [px] that threads score at once: each needs up to 80 bytes for a pixel
 
@@ -67,9 +69,14 @@ class Challenge:
         """`metrics.threshold_counts` (2, 127) of all images."""
         return np.sum([scores["counts"] for scores in self.scores], axis=0)
 
+    @property
+    def decisive(self) -> list[dict[str, np.ndarray]]:
+        """Scores of the images with foreground: without one, there is nothing that a threshold could be best for."""
+        return [scores for scores in self.scores if scores["rand_counts"][0, 1] > 0]
+
     def means(self, name: str) -> np.ndarray:
-        """Mean over the images of a score at each threshold, (T,)."""
-        return np.mean([scores[name] for scores in self.scores], axis=0)
+        """Mean of a score at each threshold, (T,), over the images that have it; one with foreground always has."""
+        return np.nanmean([scores[name] for scores in self.scores], axis=0)
 
     @property
     def best_threshold(self) -> float:
@@ -79,10 +86,9 @@ class Challenge:
         it depends only on the segment of each pixel, not on the size of objects; there the pixel error decides. 0.5 if
         no image has foreground.
         """
-        decisive = [scores["v_info"] for scores in self.scores if scores["rand_counts"][0, 1] > 0]
-        if not decisive:
+        if not self.decisive:
             return 0.5
-        v_info, error = np.mean(decisive, axis=0), np.round(self.means("pixel_error"), 12)
+        v_info, error = Challenge(self.decisive).means("v_info"), np.round(self.means("pixel_error"), 12)
         good = np.flatnonzero(v_info >= v_info.max() - TOLERANCE)
         middles = good[(len(good) - 1) // 2 : len(good) // 2 + 1]  # one, or two of an even number
         middle = min(middles, key=lambda k: error[k])
@@ -92,13 +98,24 @@ class Challenge:
         return metrics.THRESHOLDS[min(plateau, key=lambda k: (error[k], abs(k - middle)))]
 
     def summary(self) -> Scores:
-        """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error."""
-        return {
-            "max_v_rand": float(self.means("v_rand").max()),
-            "max_v_info": float(self.means("v_info").max()),
-            "min_pixel_error": float(self.means("pixel_error").min()),
-            "rand_error": metrics.rand_error(np.sum([scores["rand_counts"] for scores in self.scores], axis=0)),
-        }
+        """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error.
+
+        Without any foreground there is the pixel error alone: a blank image has no V_Info where nothing is predicted.
+        """
+        error = {"min_pixel_error": float(self.means("pixel_error").min())}
+        if not self.decisive:
+            return error
+        maxima = {f"max_{name}": float(self.means(name).max()) for name in PAIR_SCORES}
+        counts = np.sum([scores["rand_counts"] for scores in self.scores], axis=0)
+        return maxima | error | {"rand_error": metrics.rand_error(counts)}
+
+    def fewer_images(self) -> dict[str, int]:
+        """Number of images that the maxima of `summary` are means over, where it is less than all."""
+        if not self.decisive:
+            return {}
+        best = {name: int(self.means(name).argmax()) for name in PAIR_SCORES}
+        nums = {name: sum(not np.isnan(scores[name][k]) for scores in self.scores) for name, k in best.items()}
+        return {f"max_{name}": num for name, num in nums.items() if num < len(self.scores)}
 
 
 def segment_scores(image: Segmented, background: int) -> dict[str, np.ndarray]:
@@ -145,11 +162,17 @@ class ImageScores:
     wrong: list[int] = field(default_factory=list)  # wrong pixels of the output's picture, see `wrong_pixels`
 
 
+def _unfiltered(scores: Scores) -> Scores:
+    """The F1 of objects before their filter, under its name; empty if there is none."""
+    return {UNFILTERED: scores[F1]} if F1 in scores else {}
+
+
 class TestScorer:
     """Writes the pictures of each tested image to a folder, and keeps its scores.
 
     With two classes, segments and objects are scored where the probability of the foreground is above the predictor's
-    threshold; pixels count for the most probable class. Objects that a filter drops are not scored.
+    threshold; pixels count for the most probable class. The objects scored are those that the filter leaves; where it
+    changes their F1 in any image, `object_f1_unfiltered` is that of all objects.
     """
 
     __test__ = False  # no test of pytest's
@@ -173,7 +196,11 @@ class TestScorer:
 
     def finish(self, gather: Gather = list) -> list[ImageScores]:
         """Scores of the images of all processes, in their order."""
-        return sorted(gather(self._images), key=lambda image: image.index)
+        images = sorted(gather(self._images), key=lambda image: image.index)
+        if all(image.scores.get(F1) == image.scores.get(UNFILTERED) for image in images):
+            for image in images:
+                image.scores.pop(UNFILTERED, None)
+        return images
 
     def _add_scores(self, entry: ImageScores, image: Segmented, label: np.ndarray, threads: Executor) -> None:
         """Enter the scores of an image with a label."""
@@ -189,7 +216,9 @@ class TestScorer:
         if two:
             entry.otsu = threads.submit(self._scores_of_otsu, image, label).result()
         entry.annotated = 1.0 if valid is None else float(valid.mean())
-        entry.scores, entry.baseline = {"loss": image.loss} | scores.result(), baseline.result()
+        of_output = {"loss": image.loss} | scores.result()
+        entry.scores = {name: of_output[name] for name in columns([of_output])}
+        entry.baseline = baseline.result()
 
     def _scores_of_output(self, image: Segmented, label: np.ndarray) -> Scores:
         """Scores of the pixels, segments and objects that the network found."""
@@ -197,12 +226,18 @@ class TestScorer:
         if self.info.num_class == 2:
             inside, probability = label != self.background, image.foreground(self.background)
             mask, bands = probability > self.threshold, separate_bands(probability, self.threshold)
-            objects = filter_objects(join_bands(bands, label.shape), self.object_filter)
+            objects = join_bands(bands, label.shape)
+            if self.object_filter.is_active:
+                truth = metrics.number_segments(inside, image.valid)
+                scores |= _unfiltered(metrics.object_scores(truth, objects))
+                del truth
+                objects = filter_objects(objects, self.object_filter)
             return scores | metrics.mask_scores(inside, mask, objects, image.valid)
         class_ids = foreground_class_ids(image.classes, self.background)
         bands = separate_bands(image.probability, self.threshold, class_ids=class_ids)
         objects, classes = join_bands(bands, label.shape), image.classes
         if self.object_filter.is_active:
+            scores |= _unfiltered(self._object_scores(image, label, objects, classes))
             objects, object_list = filter_objects(objects, self.object_filter), ObjectList()
             object_list.add(objects, class_ids)
             classes = object_list.class_id[objects] - np.uint8(1)  # also of filled holes
@@ -234,7 +269,7 @@ class TestScorer:
         return scores | metrics.mask_scores(label != self.background, mask, valid=image.valid)
 
     def _object_scores(self, image: Segmented, label: np.ndarray, objects: np.ndarray, classes: np.ndarray) -> Scores:
-        """Mean of the object scores of each class but the background."""
+        """Mean of the object scores over the classes that have some, without the background."""
         of_class = [
             metrics.object_scores(metrics.number_segments(label == k, image.valid), objects * (classes == k))
             for k in range(self.info.num_class)

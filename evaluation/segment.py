@@ -72,6 +72,12 @@ def checked_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) 
     return files
 
 
+def have_foreground(files: list[SampleFile], info: DataInfo, background: int) -> bool:
+    """Whether any label has an annotated pixel of another class than the background."""
+    labels = (_read(file, info)[1] for file in files)
+    return any(label is not None and np.isin(label, (background, IGNORE), invert=True).any() for label in labels)
+
+
 def segment(
     predictor: Predictor,
     files: list[SampleFile],

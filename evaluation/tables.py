@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from evaluation.pictures import PICTURES
 from utils import csv_cell
 
 Scores = dict[str, float]  # name of a score -> value
-MAIN_SCORES = ("image", "loss", "pixel_error"), ("v_rand", "v_info", "object_f1")  # columns before and after Dice
+OF_SEGMENTS = ("v_rand", "v_info", "object_f1", "object_f1_unfiltered")
+MAIN_SCORES = ("image", "loss", "pixel_error"), OF_SEGMENTS  # columns before and after Dice
+OF_OBJECTS = ("matched_iou", "ap", "ap_50", "ap_75", "warping_error", "num_split", "num_merger")
+LAST_SCORES = (*OF_SEGMENTS, *OF_OBJECTS)  # not each image has them: their order is this one, after all others
 WIDTH = 100  # columns of a terminal
 SORTED_BY = ("pixel_error", "loss")  # the first of these scores that there is tells which images are the worst
 # entries of the result folder, replaced together, each with the names of what may be removed in it
@@ -22,18 +25,25 @@ RESULTS = {"images": PICTURES, "index.html": "", "metrics.json": "", "metrics.cs
 
 
 def write_metrics(folder: Path, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write `metrics.json` (the summary and all rows) and `metrics.csv` (the rows and their mean)."""
+    """Write `metrics.json` (the summary and all rows) and `metrics.csv` (the rows, their mean, and its images)."""
     text = json.dumps(summary | {"images": rows}, indent=1, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", "utf-8")
     with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, _columns(rows) or ["image"], restval="", lineterminator="\n")
-        for row in ({name: name for name in table.fieldnames}, *rows, {"image": "mean"} | summary["mean"]):
+        table = csv.DictWriter(file, columns(rows) or ["image"], restval="", lineterminator="\n")
+        fewer = summary.get("scored_images", {}).get("mean")
+        last = [{"image": "mean"} | summary["mean"], *([{"image": "images"} | fewer] if fewer else [])]
+        for row in ({name: name for name in table.fieldnames}, *rows, *last):
             table.writerow({name: csv_cell(value) for name, value in row.items()})
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """Names in the rows, in their order; not each row has all of them."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names in the rows, in their order; not each row has all of them.
+
+    >>> columns([{"loss": 1.0, "ap": 1.0}, {"loss": 1.0, "v_rand": 1.0, "ap": 1.0}])
+    ['loss', 'v_rand', 'ap']
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    return sorted(names, key=lambda name: LAST_SCORES.index(name) if name in LAST_SCORES else -1)
 
 
 def sorting_score(rows: Iterable[Scores]) -> str:
@@ -69,7 +79,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     0000   0.2500
     mean   0.2500
     """
-    names = _columns(rows)
+    names = columns(rows)
     return _aligned([names, *([_cell(row.get(name)) for name in names] for row in rows)])
 
 

@@ -26,7 +26,6 @@ from evaluation.scorers import TestScorer
 from evaluation.segment import checked_samples, segment
 from exchange import atomic_folder
 from flags import as_typed
-from prediction.objects import KEEP_ALL
 from prediction.predictor import predictor_of
 from samples import ENTRIES, list_samples
 from training.log import command_line
@@ -46,7 +45,8 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
         predictor = predictor_of(tested, device, precision, config.background)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(target, world) as folder:
-            object_filter, origins = KEEP_ALL._replace(**config.given_filter), sample_origins(database, config.split)
+            object_filter = predictor.object_filter._replace(**config.given_filter)  # as predict does
+            origins = sample_origins(database, config.split)
             scorer = TestScorer(folder / "images", predictor, object_filter)
             for image in segment(predictor, files, world, tta=config.tta, tile=config.tile):
                 scorer(image)
@@ -131,8 +131,11 @@ def _print_scores(report: Report, epochs: list[int], folder: Path) -> None:
         echo(f"\npercentage of each class of the label (row) predicted as each class (column):\n{text}\n")
     of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
     echo(f"{of}; {report.legend}")
-    if challenge := report.summary()["challenge"]:
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in challenge.items())
+    summary = report.summary()
+    if challenge := summary["challenge"]:
+        fewer, num = summary["scored_images"].get("challenge", {}), report.num_labelled
+        over = {name: f" ({count} of {num} images)" for name, count in fewer.items()}
+        scores = ", ".join(f"{name} {value:.4f}{over.get(name, '')}" for name, value in challenge.items())
         echo(f"ISBI 2012 challenge scores, best threshold from 0.1 to 0.9 on this test set: {scores}")
     echo(f"pictures and scores: {folder / 'index.html'}")
     if len(set().union(*(image.predicted for image in report.images))) == 1:

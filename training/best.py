@@ -82,7 +82,7 @@ class BestEpoch:
             state.best_epoch, state.best_score = state.epoch, score
             saved = state.checkpoint(epoch_complete=True, seconds=seconds)
             self.checkpoint, self.is_written = _copy_of(saved, self.checkpoint), False
-            self.has_threshold = state.info.num_class > 2 or "max/v_info" in scores  # scoring segments chooses one
+            self.has_threshold = state.info.num_class > 2 or "min_pixel_error" in scores  # scoring segments chooses one
 
     def is_over(self, state: TrainState, epoch: int) -> bool:
         """Whether a training ends by its patience after an epoch whose score is not better."""

@@ -96,12 +96,39 @@ def test_mask_scores_of_empty_and_full_masks_lie_in_0_to_1(value):
     constant = np.full((16, 16), float(value))
     for truth, probability in ((label, constant), (constant, label * 1.0), (constant, constant)):
         scores = challenge_scores(truth, probability)
-        assert 0 <= rand_error(scores.pop("rand_counts")) <= 1
-        assert all(values.min() >= 0 and values.max() <= 1 for values in scores.values())
+        if truth.any():
+            assert 0 <= rand_error(scores.pop("rand_counts")) <= 1
+            assert all(values.min() >= 0 and values.max() <= 1 for values in scores.values())
         scores = mask_scores(truth, probability > 0.5)
         assert all(score >= 0 for score in scores.values())
         assert all(score <= 1 for name, score in scores.items() if not name.startswith("num_"))
-    assert challenge_scores(constant, constant)["v_rand"].tolist() == [1.0] * 9
+    assert np.array_equal(
+        challenge_scores(constant, constant)["v_rand"], [1.0 if value else np.nan] * 9, equal_nan=True
+    )
+
+
+def test_scores_of_nothing_are_absent_and_of_something_predicted_0():
+    empty, speck = np.zeros((6, 8), bool), np.arange(48).reshape(6, 8) == 20
+    nothing = {"warping_error": 0.0, "num_split": 0, "num_merger": 0}
+    assert mask_scores(empty, empty) == nothing
+    wrong = dict.fromkeys(("v_rand", "v_info", *PERFECT), 0.0)
+    assert mask_scores(empty, speck) == wrong | {"warping_error": 1 / 48, "num_split": 0, "num_merger": 0}
+    assert mask_scores(empty, speck, objects=0 * speck) == nothing | {"v_rand": 0, "v_info": 0, "warping_error": 1 / 48}
+    half = np.arange(48).reshape(6, 8) % 2 == 1  # every second pixel
+    for large in (0, 2**22):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("evaluation.thinning.LARGE", large)
+            assert mask_scores(empty, half)["v_rand"] == mask_scores(empty, half)["v_info"] == 0
+    outside = np.ones((6, 8), bool)
+    outside[2] = False  # the speck is not annotated
+    assert mask_scores(empty, speck, valid=outside) == nothing
+    assert mask_scores(speck, empty, valid=outside) == nothing
+    scores = challenge_scores(empty, np.where(speck, 0.45, 0.0))
+    expected = [0.0] * 4 + [np.nan] * 5
+    for name in ("v_rand", "v_info"):
+        assert np.array_equal(scores[name], expected, equal_nan=True)
+    assert scores["pixel_error"].tolist() == [1 / 48] * 4 + [0.0] * 5 and not scores["rand_counts"].any()
+    assert np.isnan(rand_error(scores["rand_counts"]))
 
 
 def test_object_scores_match_objects_by_half_or_more():
@@ -137,7 +164,7 @@ def test_object_scores_average_precision_by_hand():
     assert scores["ap_50"] == 1 and scores["ap_75"] == 2 / 4  # one is missed, and one found that is none
     assert scores["ap"] == pytest.approx((5 * 1 + 5 * 2 / 4) / 10)  # up to 0.7 all, up to 0.95 two of them
     assert object_scores(0 * truth, found)["ap"] == object_scores(truth, 0 * truth)["ap"] == 0
-    assert object_scores(0 * truth, 0 * truth) == PERFECT
+    assert object_scores(0 * truth, 0 * truth) == {}
 
 
 def test_object_scores_average_precision_is_that_of_an_assignment():
@@ -241,7 +268,7 @@ def test_object_scores_are_empty_where_none_can_be_judged():
     assert object_scores(stroke, stroke.clip(0)) == {}
     assert object_scores(stroke, grid(*["000000"] * 6)) == {}
     empty = grid("000...", "000...", "000...", "000...", "000...", "000...")
-    assert object_scores(empty, grid("001111", *["000000"] * 5)) == PERFECT
+    assert object_scores(empty, grid("001111", *["000000"] * 5)) == {}
     assert object_scores(empty, grid("011111", "010000", *["000000"] * 4))["object_f1"] == 0  # half of it is annotated
 
 

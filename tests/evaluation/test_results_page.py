@@ -101,6 +101,17 @@ def test_page_shows_both_baselines_and_the_confusion_matrix(tmp_path):
     assert re.search(r"pixel_error\s+0\.0500\s+0\.1000\s*0\.0700", outline(tmp_path).text)
 
 
+def test_page_says_over_how_many_images_a_mean_is(tmp_path):
+    fewer = {"mean": {"v_rand": 3}, "baseline_otsu": {"v_rand": 2}}
+    means = {"mean": {"ap": 0.5, "v_rand": 0.25}, "majority": {"ap": 0.5}, "baseline_otsu": {"v_rand": 0.125}}
+    summary = pages.summary_of() | means | {"num_labelled": 4, "scored_images": fewer}
+    write_index(tmp_path, tmp_path, pages.run_of(), summary, [])
+    text = re.sub(r"\s+", " ", outline(tmp_path).text)
+    assert "v_rand 0.2500 (3 of 4 images) 0.1250 (2 of 4 images) ap 0.5000 0.5000 <" in f"{text} <".replace(
+        " Images", " <"
+    )
+
+
 def test_scale_bar_has_a_round_length_and_needs_a_pixel_size():
     assert Card("0000", "", (100, 400), {}, pixel_size=(0.1, 0.1)).scale_bar == (25.0, "10 µm")
     assert Card("0000", "", (100, 512), {}, pixel_size=(0.004, 0.004)).scale_bar[1] == "500 nm"

@@ -1,3 +1,4 @@
+import csv
 import json
 import threading
 import time
@@ -11,7 +12,7 @@ import torch
 
 from description import DataInfo, describe
 from distributed import World
-from evaluation import metrics
+from evaluation import metrics, tables
 from evaluation.report import Report
 from evaluation.scorers import Challenge, PixelScores, TestScorer, scoring_threads, segment_scores
 from evaluation.segment import Segmented, checked_samples, segment
@@ -164,6 +165,63 @@ def test_best_threshold_is_a_half_where_nothing_decides():
     assert best_threshold((np.eye(32, dtype=int), np.eye(32))) == 0.5
 
 
+def test_challenge_of_a_stack_leaves_out_blank_images_where_nothing_is_predicted():
+    label = np.ones((4, 8), bool)
+    label[:, 4] = False  # cells of 16 and 12 px, which are joined where the probability is above a threshold below 0.6
+    right = segment_scores(segmented(label, np.where(label, 0.95, 0.55)), 0)
+    blank = segment_scores(segmented(0 * label, np.where(label, 0.35, 0.25)), 0)
+    assert right["v_info"].tolist() == [0.0] * 5 + [1.0] * 4
+    challenge = Challenge([blank, right])
+    joined = right["v_rand"][0]
+    assert challenge.means("v_rand") == pytest.approx([joined / 2] * 3 + [joined] * 2 + [1.0] * 4)
+    summary = {"max_v_rand": 1.0, "max_v_info": 1.0, "min_pixel_error": 0.0, "rand_error": 0.0}
+    assert challenge.summary() == summary == Challenge([right]).summary()
+    assert challenge.fewer_images() == {"max_v_rand": 1, "max_v_info": 1} and Challenge([right]).fewer_images() == {}
+    full = segment_scores(segmented(0 * label, np.full(label.shape, 0.95)), 0)
+    assert Challenge([full, right]).summary()["max_v_info"] == 0.5 and not Challenge([full, right]).fewer_images()
+    for alone in ([blank], [full], [blank, full]):
+        assert Challenge(alone).summary().keys() == {"min_pixel_error"} and not Challenge(alone).fewer_images()
+    pixels = PixelScores(INFO, [0.5], [np.eye(2)], None)
+    assert "max/v_info" not in pixels.scores(Challenge([full]))
+
+
+def test_report_counts_the_images_of_each_mean(tmp_path):
+    label = np.zeros((16, 16), int)
+    label[2:8, 2:8] = 1
+    empty, right = 0 * label, np.where(label, 0.9, 0.1)
+    info = replace(INFO, class_share=[0.8, 0.2], class_mean=[10.0, 90.0])
+    bright = [np.uint8(90 * mask)[..., None] for mask in (empty, label, label)]
+    images = [segmented(empty, 0.1 + 0.0 * empty, 0), segmented(label, right, 1), segmented(empty, right, 2)]
+    images = [replace(image, image=pixels) for image, pixels in zip(images, bright, strict=True)]
+    report = report_on(tmp_path, predictor(info), *images)
+    blank, perfect, wrong = report.rows
+    segments = ("v_rand", "v_info", "object_f1", "matched_iou", "ap", "ap_50", "ap_75")
+    assert not {*segments} & {*blank} and blank["pixel_error"] == blank["warping_error"] == 0
+    assert [perfect[name] for name in segments] == [1.0] * 7 and [wrong[name] for name in segments] == [0.0] * 7
+    summary = report.summary()
+    assert [summary["mean"][name] for name in segments] == [0.5] * 7 and summary["num_labelled"] == 3
+    two, one = dict.fromkeys(segments, 2), dict.fromkeys(segments, 1)
+    fewer = {"mean": two, "majority": one, "baseline_otsu": two, "challenge": {"max_v_rand": 2, "max_v_info": 2}}
+    assert summary["scored_images"] == fewer  # all pixels are background for the majority, and right in the blank ones
+    table = report.table()
+    assert [row["image"] for row in table[3:]] == ["mean", "  images", "all membrane", "  images", "otsu", "  images"]
+    assert [table[k]["v_rand"] for k in (4, 6, 8)] == ["2 of 3", "1 of 3", "2 of 3"]
+    tables.write_metrics(tmp_path, summary, report.rows)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [(row["image"], row["loss"], row["v_rand"]) for row in rows[2:]] == [
+        ("0002", "0.5", "0.0"),
+        ("mean", "0.5", "0.5"),
+        ("images", "", "2"),
+    ]
+    assert list(rows[0])[-10:] == [*segments, "warping_error", "num_split", "num_merger"]
+
+
+def test_report_without_blank_images_counts_none(tmp_path):
+    report = report_on(tmp_path, predictor(), segmented(np.eye(8), np.eye(8)))
+    assert report.summary()["scored_images"] == {}
+    assert [row["image"] for row in report.table()] == ["0000", "mean", "all cell"]
+
+
 def test_foreground_may_be_class_0():
     label, probability = discs(0.5)
     assert best_threshold((~label, 1 - probability), background=1) == 0.5
@@ -213,6 +271,21 @@ def test_object_filter_fills_holes_and_drops_debris_of_classes(tmp_path):
         report = report_on(tmp_path, predictor(info), image, object_filter=object_filter)
         scores.append(report.summary()["mean"]["object_f1"])
     assert scores[0] < scores[1] == 0.5 and scores[2] == 1
+
+
+def test_object_filter_that_changes_an_image_shows_both_numbers_of_all(tmp_path):
+    label, speck = np.zeros((20, 20), int), np.zeros((20, 20), int)
+    label[2:12, 2:12], speck[16, 16] = 1, 1
+    outputs = [(label, label), (label, label | speck), (0 * label, speck)]  # right, with a speck, and nothing but it
+    images = [segmented(truth, np.where(found, 0.9, 0.1), k) for k, (truth, found) in enumerate(outputs)]
+    report = report_on(tmp_path, predictor(), *images, object_filter=ObjectFilter(5))
+    both = [(row.get("object_f1"), row["object_f1_unfiltered"]) for row in report.rows]
+    assert both == [(1.0, 1.0), (1.0, pytest.approx(2 / 3)), (None, 0.0)]
+    summary = report.summary()
+    assert summary["mean"]["object_f1"] == 1 and summary["mean"]["object_f1_unfiltered"] == pytest.approx(5 / 9)
+    assert "object_f1_unfiltered" not in summary["majority"] and summary["scored_images"]["mean"]["object_f1"] == 2
+    report = report_on(tmp_path, predictor(), images[0], object_filter=ObjectFilter(5))
+    assert "object_f1_unfiltered" not in report.rows[0] and report.rows[0]["object_f1"] == 1
 
 
 def test_objects_are_scored_as_predict_writes_them(tmp_path):

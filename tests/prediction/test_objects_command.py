@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import pytest
 import tifffile
 from conftest import finish
 from PIL import Image
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 from test_ensemble import INFO, write_network
 
 import main
 from description import DataInfo, load_info
+from evaluation.metrics import object_scores
 from predict import load, predict_array
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, ObjectList, filter_objects
+from samples import write_sample
 from utils import UserError
 
 TRAINED = replace(INFO, min_size=[3, 12], fill_holes=[False, True])
@@ -190,16 +195,49 @@ def test_table_of_several_classes_lists_the_objects_that_were_written(stack, lin
         assert {number: "abc"[found.class_id[number] - 1] for number in of_page} == of_page
 
 
-def test_test_mode_filters_objects_only_where_it_is_told_to(trained, capsys):
-    test = ["--mode", "test", "--gpu_ids", "-1", "--tta", "off"]
+TEST = ["--mode", "test", "--gpu_ids", "-1", "--tta", "off", "--amp", "off"]
+
+
+def test_test_mode_filters_objects_by_flags(trained, capsys):
     results = Path("results/unet/em/metrics.json")
     found = []
-    for flags in ([], ALL, ["--min_size", "100000"], ["--fill_holes", "on"]):
-        assert main.main([*test, *flags]) == 0
+    for flags in (ALL, [*ALL, "--min_size", "100000"], [*ALL, "--fill_holes", "on"]):
+        assert main.main([*TEST, *flags]) == 0
         found.append(json.loads(results.read_text()))
-    plain, kept, none, filled = found
-    assert plain["mean"] == kept["mean"] and "min_size" not in plain and "min_size" not in kept
+    kept, none, filled = found
+    assert "min_size" not in kept and "object_f1_unfiltered" not in kept["mean"]
     assert none["mean"]["object_f1"] == 0 and (none["min_size"], none["fill_holes"]) == (100000, False)
     pixels = ("pixel_error", "v_rand", "num_split")
-    assert all(none["mean"][name] == filled["mean"][name] == plain["mean"][name] for name in pixels)
+    assert all(none["mean"][name] == filled["mean"][name] == kept["mean"][name] for name in pixels)
     assert "; objects under 100000 px dropped" in capsys.readouterr().out and filled["fill_holes"] is True
+
+
+@pytest.mark.parametrize("flags", [[], ["--min_size", "30"], ["--fill_holes", "off"], ALL])
+def test_test_mode_scores_the_objects_that_predict_writes(stack, database, capsys, flags):
+    np.save("section.npy", stack[0])
+    capsys.readouterr()
+    cells, raw = (segment("cells.npy", *more, source="section.npy") for more in (flags, ALL))
+    num = int(re.search(r"objects: (\d+) of cell", capsys.readouterr().out)[1])
+    for file in (database / "test").iterdir():
+        file.unlink()
+    label = np.uint8(raw > 0)
+    label[:, ::40] = 0  # parts some objects that are one for the network
+    write_sample(database / "test" / "00000.npy", stack[0][..., None], label)
+    assert main.main([*TEST, *flags]) == 0
+    table = capsys.readouterr().out
+    scores = json.loads(Path("results/unet/em/metrics.json").read_text())["mean"]
+    truth = ndimage.label(label)[0]
+    area, other = np.bincount(truth.ravel()), np.bincount(cells.ravel())
+    joint = np.histogram2d(truth.ravel(), cells.ravel(), [np.arange(len(area) + 1), np.arange(len(other) + 1)])[0]
+    matches = (joint / (area[:, None] + other - joint))[1:, 1:] >= 0.5
+    num_match = matches[linear_sum_assignment(matches, maximize=True)].sum()
+    assert num == cells.max() and num_match > 0
+    assert 2 * num_match / scores["object_f1"] - truth.max() == pytest.approx(num)  # objects that the test has scored
+    assert scores["object_f1"] == object_scores(truth, cells)["object_f1"]
+    if num == raw.max():
+        assert flags == ALL and "object_f1_unfiltered" not in scores
+    else:
+        assert scores["object_f1_unfiltered"] == object_scores(truth, raw)["object_f1"] != scores["object_f1"]
+        assert "object_f1  object_f1_unfiltered\n" in table and "; objects " in table
+        assert "object_f1_unfiltered</button>" in Path("results/unet/em/index.html").read_text()
+        assert ",object_f1,object_f1_unfiltered," in Path("results/unet/em/metrics.csv").read_text()
