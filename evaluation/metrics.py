@@ -240,7 +240,11 @@ def _f_score(joint: float, truth: float, proposal: float) -> float:
 
 
 def mask_scores(
-    label: np.ndarray, mask: np.ndarray, objects: np.ndarray | None = None, valid: np.ndarray | None = None
+    label: np.ndarray,
+    mask: np.ndarray,
+    objects: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
+    true_objects: np.ndarray | None = None,
 ) -> dict[str, float]:
     """`v_rand` and `v_info` of one mask (H, W) after thinning, its `object_scores` and its `warping_scores`.
 
@@ -252,8 +256,9 @@ def mask_scores(
     table = contingency(truth, thin_borders(mask > 0, valid))
     pairs = {"v_rand": v_rand(table), "v_info": v_info(table)}
     scores = {name: value for name, value in pairs.items() if not math.isnan(value)}
-    scores |= object_scores(truth, ndimage.label(mask)[0] if objects is None else objects)
-    del truth, objects  # 8 bytes per pixel that the next scores need themselves
+    true_objects = truth if true_objects is None else true_objects
+    scores |= object_scores(true_objects, ndimage.label(mask)[0] if objects is None else objects)
+    del truth, objects, true_objects  # 8 bytes per pixel that the next scores need themselves
     return scores | warping_scores(label, mask, valid)
 
 

@@ -21,6 +21,7 @@ from evaluation.pictures import Pictures, probability_picture, row_bands, save_i
 from evaluation.segment import Segmented
 from evaluation.tables import Scores, columns
 from evaluation.thinning import LARGE
+from prediction.gaps import grown
 from prediction.objects import (
     KEEP_ALL,
     ObjectFilter,
@@ -226,13 +227,12 @@ class TestScorer:
         if self.info.num_class == 2:
             inside, probability = label != self.background, image.foreground(self.background)
             mask, bands = probability > self.threshold, separate_bands(probability, self.threshold)
-            objects = join_bands(bands, label.shape)
+            grow = grown if self.info.gap else np.asarray  # as predict does, and of the labels alike
+            objects, truth = join_bands(bands, label.shape), grow(metrics.number_segments(inside, image.valid))
             if self.object_filter.is_active:
-                truth = metrics.number_segments(inside, image.valid)
-                scores |= _unfiltered(metrics.object_scores(truth, objects))
-                del truth
+                scores |= _unfiltered(metrics.object_scores(truth, grow(objects)))
                 objects = filter_objects(objects, self.object_filter)
-            return scores | metrics.mask_scores(inside, mask, objects, image.valid)
+            return scores | metrics.mask_scores(inside, mask, grow(objects), image.valid, truth)
         class_ids = foreground_class_ids(image.classes, self.background)
         bands = separate_bands(image.probability, self.threshold, class_ids=class_ids)
         objects, classes = join_bands(bands, label.shape), image.classes
