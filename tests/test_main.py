@@ -235,7 +235,8 @@ def _other_channels(data, _):
     for file in data.glob("*/[0-9][0-9][0-9][0-9][0-9].npy"):
         sample = np.load(file)
         write_sample(file, np.repeat(sample["input"], 3, -1), sample["label"])
-    info = json.loads((data / "dataset.json").read_text()) | {"nch_in": 3, "mean": [0.0] * 3, "std": [1.0] * 3}
+    info = json.loads((data / "dataset.json").read_text())
+    info |= {"nch_in": 3, "mean": [0.0] * 3, "std": [1.0] * 3, "profile": None}
     (data / "dataset.json").write_text(json.dumps(info))
 
 
