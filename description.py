@@ -152,12 +152,13 @@ def _are_classes(values: list) -> bool:
     return len(values) <= 256 and all(values.count(value) == 1 for value in values)
 
 
-def differences(trained: DataInfo, profile: Profile | None, source: object) -> list[str]:
+def differences(trained: DataInfo, profile: Profile | None, source: object, advice: str = "") -> list[str]:
     """Notes on how images differ from those of a training; refuses those of another scale."""
     if not (trained.profile and profile) or len(trained.profile.mean) != len(profile.mean):
         return []
     std = trained.std[trained.own_channels]
-    return compare(trained.profile, profile, std, source, by_data=trained.normalize == "data")
+    by_data = trained.normalize == "data"
+    return compare(trained.profile, profile, std, source, by_data=by_data, advice=advice)
 
 
 def compare_databases(trained: DataInfo, new: DataInfo, source: object) -> list[str]:

@@ -36,7 +36,8 @@ def _differences(predictor: Predictor, frames: list[Frame], wanted: str, scales:
     source = f"{frames[0]} and {len(frames) - 1} more image(s)" if len(frames) > 1 else str(frames[0])
     if wanted != "auto" and scales[0] != Scale():
         source += f" at --scale {scales[0]}"
-    lines = [differences(member.info, profile, source) for member in predictor.members]
+    advice = ": use --scale auto"
+    lines = [differences(member.info, profile, source, advice) for member in predictor.members]
     warnings = dict.fromkeys(f"warning: {line}" for of_member in lines for line in of_member)
     return ([scale_line(scales)] if wanted == "auto" else []) + list(warnings)
 

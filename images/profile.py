@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -138,41 +139,25 @@ def channels_by_name(trained: Sequence[str], new: Sequence[str], source: object)
     return tuple(list(new).index(name) for name in trained)
 
 
-def compare(trained: Profile, new: Profile, std: Sequence[float], source: object, *, by_data: bool) -> list[str]:
-    """Lines that tell how new images differ from those of a training.
+def compare(
+    trained: Profile, new: Profile, std: Sequence[float], source: object, *, by_data: bool, advice: str = ""
+) -> list[str]:
+    """Lines, which begin with `source`, that tell how images differ from those of a training; refuses other scales.
 
-    Parameters
-    ----------
-    trained, new : Profile
-        Of the images of the training, and of the new ones.
-    std : sequence of float
-        (C,) standard deviation of the grey values of the training.
-    source : object
-        What the lines begin with.
-    by_data : bool
-        Whether images are normalised by the mean and standard deviation of the training, so that their scale counts.
-
-    Raises
-    ------
-    UserError
-        The grey values are of another scale.
+    `std` (C,) is the standard deviation of the grey values of the training. The scale counts only if images are
+    normalised `by_data`, by the mean and standard deviation of the training. `advice` is on another pixel size.
     """
-    lines = []
-    if by_data:
-        lines += _other_greys(trained, new, std, source)
+    lines = _other_greys(trained, new, std, source) if by_data else []
     if trained.is_grey != new.is_grey and len(trained.low) == 3:
         one, other = ("grey, saved as colour", "coloured")[:: 1 if new.is_grey else -1]
         lines.append(f"{source}: {one}; the network was trained on images that are {other}")
-    if trained.pixel_size and new.pixel_size:
-        factor = trained.pixel_size[0] / new.pixel_size[0]
-        if max(factor, 1 / factor) > OTHER_SIZE:
-            size = (
-                f"objects are {factor:.3g} times as large [px] as in the training"
-                if factor > 1
-                else (f"objects are {1 / factor:.3g} times smaller [px] than in the training")
-            )
-            what = f"a pixel has {new.pixel_size[0]:.4g} µm, in the training {trained.pixel_size[0]:.4g} µm"
-            lines.append(f"{source}: {what}: {size}: use --scale auto")
+    pairs = [*zip(trained.pixel_size, new.pixel_size, strict=False)]  # along y and x, if both are known
+    ours, theirs = max(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1])), default=(1.0, 1.0))
+    if not 1 / OTHER_SIZE <= ours / theirs <= OTHER_SIZE:
+        is_larger, factor = ours > theirs, max(ours / theirs, theirs / ours)
+        size = f"{factor:.3g} times as large [px] as" if is_larger else f"{factor:.3g} times smaller [px] than"
+        what = f"a pixel has {theirs:.4g} µm, in the training {ours:.4g} µm"
+        lines.append(f"{source}: {what}: objects are {size} in the training{advice}")
     return lines
 
 
