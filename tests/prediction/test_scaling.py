@@ -150,7 +150,7 @@ def test_scale_auto_resamples_to_the_pixel_size_of_the_training(work, capsys):
     assert np.array_equal(found[0], predict_array(predictor, image, tta=False, scale=(2, 0.5)))
     assert np.array_equal(found[1], predict_array(predictor, image, tta=False))
     assert segment("--input", "in.tif", "--output", "out.npy", "--scale", "4") == 0
-    assert "in.tif, page 1 at --scale 4: a pixel has 0.125 µm" in capsys.readouterr().out
+    assert "in.tif, page 1 at --scale 4: a pixel has 0.03125 µm" in capsys.readouterr().out
     assert segment("--input", "in.tif", "--output", "out.npy", "--scale", "2,0.5") == 0
     assert "warning" not in capsys.readouterr().out
 
