@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from evaluation.curves import Chart
@@ -120,12 +121,19 @@ def write_index(folder: Path, target: Path, run: Run, summary: dict[str, Any], c
 
 def render(template: str, **values: Any) -> str:
     """A template with the style and script of all pages, and the values of the page."""
+    page, style, script = load_template(template)
+    return page.render(style=style, script=script, **values)
+
+
+@cache
+def load_template(name: str) -> tuple[Template, Markup, Markup]:
+    """A template, and the style and script of all pages."""
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     # without blanks, since there may be many numbers, and keys in their order
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js"))
-    return environment.get_template(template).render(style=style, script=script, **values)
+    return environment.get_template(name), style, script
 
 
 def class_legend(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,8 +24,7 @@ def grown(objects: np.ndarray) -> np.ndarray:
     >>> grown(np.array([[1, 1, 0, 0, 2, 2, 0, 0, 0]])).tolist()
     [[1, 1, 1, 2, 2, 2, 0, 0, 0]]
     """
-    highest = np.iinfo(objects.dtype).max
-    others = np.where(objects > 0, objects, highest)  # the background is no minimum
+    others = np.where(objects > 0, objects, objects.max(initial=0) + 1)  # the background is no minimum
     low, high = ndimage.minimum_filter(others, 3), ndimage.maximum_filter(objects, 3)
     is_near = ndimage.minimum_filter(others, 2 * RADIUS + 1) != ndimage.maximum_filter(objects, 2 * RADIUS + 1)
     at_side = ndimage.maximum_filter(objects, footprint=SIDES)

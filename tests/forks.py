@@ -119,7 +119,12 @@ def _become(
 
 
 def as_nobody(program: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Call a program as an account that owns no file."""
+    """Call a program as an account that owns no file, and may not be able to read those of Python or the project."""
+    import PIL.PngImagePlugin  # noqa: F401
+
+    from evaluation.results_page import load_template
+
+    load_template("database.html")
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)

@@ -275,7 +275,7 @@ def test_exchange_keeps_files_of_the_user_in_replaced_folders(trained, work, cap
         f"{folder}/{name}" for folder in ("train", "val") for name in (".DS_Store", "mine/0000-input.png", "notes.txt")
     }
     names = {path.as_posix() for path in map(Path, contents(trained))}
-    assert {name for name in names if not name.endswith((".npy", ".tif", ".json"))} == own
+    assert {name for name in names if not name.endswith((".npy", ".tif", ".json", ".html"))} == own
     assert not (trained / "val" / "00000.npy").exists() and len(list_samples(trained / "train")) == 2
     assert not (results / "0099-output.png").exists() and (results / "mine" / "0000-input.png").exists()
 
