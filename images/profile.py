@@ -70,6 +70,8 @@ def profile_of(frames: Sequence[Frame]) -> Profile:
     sizes = [(each.pixel["Y"], each.pixel["X"]) for each in geometries.values() if {"X", "Y"} <= each.pixel.keys()]
     sampled = np.linspace(0, len(frames) - 1, min(len(frames), NUM_SAMPLED)).round().astype(int)
     pixels = np.concatenate([_some_pixels(images[n]) for n in sampled])
+    is_finite = np.isfinite(pixels).all(1)  # others are refused when they are used
+    pixels = pixels[is_finite] if is_finite.any() else np.zeros_like(pixels[:1])
     low, high = np.percentile(pixels, (0.1, 99.9), axis=0)
     return Profile(
         dtypes=sorted({image.dtype.name for image in images}),

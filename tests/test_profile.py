@@ -136,6 +136,15 @@ def test_compare_names_grey_that_is_saved_as_colour():
     assert line == "a: grey, saved as colour; the network was trained on images that are coloured"
 
 
+def test_profile_of_an_image_with_infinity_is_of_the_other_pixels(tmp_path):
+    pixels = np.arange(64, dtype=np.float32).reshape(8, 8)
+    pixels[0, :3] = np.inf, -np.inf, np.nan
+    np.save(tmp_path / "a.npy", pixels)
+    assert 3 <= profile_of(list_frames(tmp_path / "a.npy")).low[0] < 4
+    np.save(tmp_path / "b.npy", np.full((8, 8), np.inf))
+    assert profile_of(list_frames(tmp_path / "b.npy")).high == [0.0]
+
+
 def test_profile_of_some_files_has_the_median_pixel_size_and_no_names_that_differ(tmp_path):
     for number, (names, size) in enumerate([("ab", 1.0), ("ab", 0.5), ("ba", 0.6), ("", 0)]):
         write(tmp_path / f"{number}.ome.tif", RNG.integers(0, 9, (2, 8, 8), np.uint8), names, size)

@@ -214,7 +214,6 @@ def wrong_together() -> Iterator[tuple[str, Argv]]:
         yield "main", [*TRAIN, "--seed", seed]
     for gpus in ("", "-2", "cuda", "0,-1", ",", "1.5", "0;1"):
         yield "main", [*TRAIN, f"--gpu_ids={gpus}"]
-    yield "main", [*TRAIN, "--train_continue", "on"]
     for flag, value in {"nch_ker": "9", "norm": "inorm", "pool": "max", "epoch": "99"}.items():
         yield "main", [*RESUME, "--scope", "unet", f"--{flag}", value]
     for argv in (["--scope", "nobody"], ["--epoch", "77"], ["--dir_data", "in"], ["--dir_result", "in/file"]):
