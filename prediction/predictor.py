@@ -272,7 +272,8 @@ def predictor_of(
         if len(names) > 1:
             what = " and ".join(", ".join(each) for each in sorted(names))
             raise UserError(f"{first} and {path}: their channels are {what}: an ensemble must agree")
-        net = to_device(fold_norm(saved.network(path)), saved.arch["norm"], device, precision)
+        net = fold_norm(saved.network(path))
+        net = to_device(net, net.arguments["norm"], device, precision)  # a damaged file may leave the norm out
         members.append(Member(net, saved.info))
         backgrounds.append(find_background(saved.info, background or saved.config.get("background", "")))
         if backgrounds[-1] != backgrounds[0]:
