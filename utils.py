@@ -130,6 +130,15 @@ def csv_cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) and not is_number else text or value
 
 
+def spread(total: int, num: int) -> list[int]:
+    """At most `num` of the indices below `total`, evenly spaced, with the first and the last.
+
+    >>> spread(10, 4), spread(2, 4), spread(0, 4)
+    ([0, 3, 6, 9], [0, 1], [])
+    """
+    return [index * (total - 1) // max(min(num, total) - 1, 1) for index in range(min(num, total))]
+
+
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that orders the numbers in names by value.
 

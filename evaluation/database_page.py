@@ -17,6 +17,7 @@ from evaluation.results_page import render
 from evaluation.review import Review, Sample, review
 from images.drawing import grey_range, input_picture, outlines, overlay_picture, palette, picture_channels
 from samples import IGNORE, SampleFile
+from utils import spread
 
 NUM_DRAWN = 96  # samples, of all splits together
 SIDE = 320  # [px] of a picture, at most
@@ -63,7 +64,7 @@ def write_database_page(folder: Path, found: Review, facts: dict[str, str]) -> N
     """Write `index.html` into the folder of a database; it needs no other file."""
     num = max(NUM_DRAWN // max(len(found.samples), 1), 1)
     pairs = {
-        split: [_pair(found.info, samples[n]) for n in _spread(len(samples), num)]
+        split: [_pair(found.info, samples[n]) for n in spread(len(samples), num)]
         for split, samples in found.samples.items()
     }
     page = render(
@@ -76,14 +77,8 @@ def write_database_page(folder: Path, found: Review, facts: dict[str, str]) -> N
         histogram=_histogram(found),
         pairs=pairs,
         partial=found.info.is_partial,
-        data={"colours": {}},
     )
     (folder / "index.html").write_text(page, "utf-8", "backslashreplace")
-
-
-def _spread(total: int, num: int) -> list[int]:
-    """At most `num` of so many indices, evenly spaced."""
-    return sorted({round(n) for n in np.linspace(0, total - 1, min(num, total))})
 
 
 def colours_of(info: DataInfo) -> np.ndarray:

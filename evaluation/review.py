@@ -13,10 +13,12 @@ import numpy as np
 from scipy import ndimage
 
 from description import DataInfo, Origin
+from images.statistics import LABEL_TILE, ObjectSizes
 from samples import IGNORE, SampleFile
-from utils import printable
+from utils import printable, spread
 
 NUM_PIXEL = 2**18  # of an image, evenly spaced, that grey values are taken from
+NUM_ROW = 512  # rows of a sample that are read at once
 NUM_BIN = 64  # of a histogram
 NUM_MEASURED = 100  # samples of a split whose objects and grey values are measured, evenly spaced
 RARE = 1e-4  # share of the pixels below which a class may be a slip of the annotation
@@ -30,18 +32,17 @@ NUM_NAMED = 3  # images that a warning names
 class Sample:
     """What is measured of one sample."""
 
-    split: str
     file: Path
     name: str  # of the original image
     shape: tuple[int, int]
     digest: bytes  # of the pixels of the image
     counts: np.ndarray | None  # (K,) pixels of each class; None without a label
-    num_pixel: int  # that are not annotated, too
     contrast: float | None = None  # mean of foreground less background [standard deviations]; None: not measured
     grey: np.ndarray = field(default_factory=lambda: np.zeros(0))  # values of the first channel, and of which class
     grey_class: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
     areas: list[np.ndarray] = field(default_factory=list)  # [px] of the objects of each class
-    num_thin: int = 0  # objects of the foreground that are narrower than `THIN`
+    num_object: int = 0  # of the foreground
+    num_thin: int = 0  # of these, objects that are narrower than `THIN`
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Review:
 
     def annotated(self, split: str) -> float:
         """Share of the pixels of a split that are annotated."""
-        counts = [(each.counts.sum(), each.num_pixel) for each in self.samples[split] if each.counts is not None]
+        counts = [(each.counts.sum(), math.prod(each.shape)) for each in self.samples[split] if each.counts is not None]
         annotated, total = np.sum(counts, axis=0) if counts else (0, 1)
         return float(annotated / total)
 
@@ -96,24 +97,25 @@ def review(
     samples = {}
     for split, paths in files.items():
         of_split = origins(split)
-        measured = {*np.linspace(0, len(paths) - 1, min(len(paths), NUM_MEASURED)).round().astype(int).tolist()}
+        measured = {*spread(len(paths), NUM_MEASURED)}
         samples[split] = [
-            _measure(info, split, path, of_split.get(path.name, Origin(path.name)).name, full=number in measured)
+            _measure(info, path, of_split.get(path.name, Origin(path.name)).name, full=number in measured)
             for number, path in enumerate(paths)
         ]
     rules = (_without_class, _rare, _one_image, _turned, _thin, _twice)
     return Review(info, samples, [*notes, *(line for rule in rules for line in rule(info, samples))])
 
 
-def _measure(info: DataInfo, split: str, path: Path, name: str, *, full: bool) -> Sample:
+def _measure(info: DataInfo, path: Path, name: str, *, full: bool) -> Sample:
     """Measure one sample; `full`: also its objects and grey values."""
     image, label = SampleFile(path).open()
-    shape = image.shape[0], image.shape[1]
-    digest = hashlib.blake2b(image.tobytes(), digest_size=16, person=str(shape).encode()[:16]).digest()
-    counts = None
-    if label is not None:
-        counts = np.bincount(np.asarray(label).ravel(), minlength=IGNORE + 1)[: info.num_class]
-    sample = Sample(split, path, printable(name), shape, digest, counts, math.prod(shape))
+    digest, counts = hashlib.blake2b(str(image.shape).encode(), digest_size=16), np.zeros(IGNORE + 1, np.int64)
+    for top in range(0, len(image), NUM_ROW):  # in little memory
+        digest.update(image[top : top + NUM_ROW].tobytes())
+        if label is not None:
+            counts += np.bincount(label[top : top + NUM_ROW].ravel(), minlength=IGNORE + 1)
+    of_classes = None if label is None else counts[: info.num_class]
+    sample = Sample(path, printable(name), image.shape[:2], digest.digest(), of_classes)
     return replace(sample, **_grey_values(info, image, label), **_objects(info, label)) if full else sample
 
 
@@ -132,17 +134,19 @@ def _grey_values(info: DataInfo, image: np.ndarray, label: np.ndarray | None) ->
 
 
 def _objects(info: DataInfo, label: np.ndarray | None) -> dict[str, Any]:
-    """Areas of the objects of each class, and how many of the foreground are narrower than `THIN`."""
+    """Areas of the uncut objects of each class, and how many of the foreground are narrower than `THIN`."""
     if label is None:
         return {}
-    areas, num_thin = [], 0
-    for k in range(info.num_class):
-        regions = ndimage.label(label == k)[0]
-        areas.append(np.bincount(regions.ravel())[1:])
-        if k:
-            wide = ndimage.binary_erosion(label == k, np.ones((THIN, THIN)), border_value=1)
-            num_thin += len(areas[-1]) - len(np.unique(regions[wide & (regions > 0)]))
-    return {"areas": areas, "num_thin": num_thin}
+    sizes, num_object, num_thin = ObjectSizes(info.num_class), 0, 0
+    part = np.asarray(label[:LABEL_TILE, :LABEL_TILE])  # objects look the same everywhere
+    sizes.add(part)
+    for k in range(1, info.num_class):
+        regions, num = ndimage.label(part == k)
+        is_wide = ndimage.binary_erosion(part == k, np.ones((THIN, THIN)), border_value=1)
+        num_object += num
+        num_thin += num - len(np.unique(regions[is_wide & (regions > 0)]))
+    areas = [np.array(of_class, np.int64) for of_class in sizes.areas]
+    return {"areas": areas, "num_object": num_object, "num_thin": num_thin}
 
 
 Samples = Mapping[str, Sequence[Sample]]
@@ -209,7 +213,7 @@ def _turned(_info: DataInfo, samples: Samples) -> list[str]:
 def _thin(_info: DataInfo, samples: Samples) -> list[str]:
     """Objects that a border of one pixel on each side would take whole."""
     measured = [each for of_split in samples.values() for each in of_split if each.areas]
-    num_thin, num = sum(each.num_thin for each in measured), sum(len(of) for each in measured for of in each.areas[1:])
+    num_thin, num = (sum(getattr(each, name) for each in measured) for name in ("num_thin", "num_object"))
     if not num_thin or num_thin < 0.05 * num:
         return []
     return [f"{num_thin} of {num} objects are narrower than {THIN} px: are they specks, or the images too small?"]

@@ -21,6 +21,11 @@ class Geometry:
     labels: tuple[str, ...] = ()  # name of each frame, as ImageJ shows it
     channels: tuple[str, ...] = ()  # name of each channel
 
+    @property
+    def pixel_size(self) -> tuple[float, float] | None:
+        """Height and width of a pixel [µm]; None if one of them is unknown."""
+        return None if self.unknown else (self.pixel["Y"], self.pixel["X"])
+
     def of_frames(self, indices: Sequence[int]) -> Geometry:
         """Geometry of some of the frames, with the distance between these along Z and T.
 

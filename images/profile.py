@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from images.geometry import Geometry
-from images.readers import Frame, read_geometry
+from images.readers import Frame, geometries_of
 from images.rows import Rows
 from rules import is_list, is_number
-from utils import UserError
+from utils import UserError, spread
 
 NUM_SAMPLED = 16  # images whose grey values are read, evenly spaced among all
 NUM_BAND, BAND_ROWS = 4, 16  # bands of rows of each, and their height [px]
@@ -58,18 +58,13 @@ def _is_text(value: Any) -> bool:
 
 def profile_of(frames: Sequence[Frame]) -> Profile:
     """Profile of images, of which some pixels of at most `NUM_SAMPLED` are read."""
-    images = [frame.open() for frame in frames]
-    geometries: dict[tuple, Geometry] = {}  # of each series
-    for frame in frames:
-        if (frame.path, frame.series_number) not in geometries:
-            geometries[frame.path, frame.series_number] = read_geometry([frame])
+    images, geometries = [frame.open() for frame in frames], geometries_of(frames)
     names = {
-        channel_names(frame, geometries[frame.path, frame.series_number], image.shape[2])
-        for frame, image in zip(frames, images, strict=True)
+        channel_names(frame, geometry, image.shape[2])
+        for frame, geometry, image in zip(frames, geometries, images, strict=True)
     }
-    sizes = [(each.pixel["Y"], each.pixel["X"]) for each in geometries.values() if {"X", "Y"} <= each.pixel.keys()]
-    sampled = np.linspace(0, len(frames) - 1, min(len(frames), NUM_SAMPLED)).round().astype(int)
-    pixels = np.concatenate([_some_pixels(images[n]) for n in sampled])
+    sizes = [geometry.pixel_size for geometry in geometries if geometry.pixel_size]
+    pixels = np.concatenate([_some_pixels(images[n]) for n in spread(len(frames), NUM_SAMPLED)])
     is_finite = np.isfinite(pixels).all(1)  # others are refused when they are used
     pixels = pixels[is_finite] if is_finite.any() else np.zeros_like(pixels[:1])
     low, high = np.percentile(pixels, (0.1, 99.9), axis=0)
@@ -86,30 +81,27 @@ def profile_of(frames: Sequence[Frame]) -> Profile:
 
 def channel_names(frame: Frame, geometry: Geometry, num: int) -> tuple[str, ...]:
     """Names of the channels that are read of a frame; empty if the file doesn't name all of them."""
-    names = (
-        tuple(geometry.channels[n] for n in frame.channels)
-        if frame.channels and geometry.channels
-        else geometry.channels
-    )
+    names = geometry.channels
+    if names and frame.channels:
+        names = tuple(names[number] for number in frame.channels)
     return names if len(names) == num and all(names) and len({*names}) == num else ()
 
 
 def by_name(frames: list[Frame], trained: Profile | None) -> tuple[list[Frame], list[tuple[Path, str]]]:
     """Frames whose channels are those of a training by their names, and a note on each file where that matters."""
-    notes, found, channels = [], [], {}
-    for frame in frames:
-        key = frame.path, frame.series_number
-        if trained and trained.channels and not frame.channels and key not in channels:
-            geometry = read_geometry([frame])
-            names = channel_names(frame, geometry, frame.open().shape[2])
-            channels[key] = channels_by_name(trained.channels, names, frame.path)
-            if channels[key]:
-                order = ", ".join(
-                    f"{name} is channel {n}" for name, n in zip(trained.channels, channels[key], strict=True)
-                )
-                notes.append((frame.path, f"channels are taken by name, as in the training: {order}"))
-        found.append(replace(frame, channels=frame.channels or channels.get(key, ())))
-    return found, notes
+    if not (trained and trained.channels):
+        return frames, []
+    notes: dict[tuple[Path, str], None] = {}
+    of_training = []
+    for frame, geometry in zip(frames, geometries_of(frames), strict=True):
+        names = () if frame.channels else channel_names(frame, geometry, frame.open().shape[2])  # --channel overrides
+        channels = channels_by_name(trained.channels, names, frame.path)
+        if channels:
+            pairs = zip(trained.channels, channels, strict=True)
+            order = ", ".join(f"{name} is channel {number}" for name, number in pairs)
+            notes[frame.path, f"channels are taken by name, as in the training: {order}"] = None
+        of_training.append(replace(frame, channels=channels or frame.channels))
+    return of_training, list(notes)
 
 
 def _some_pixels(image: Rows) -> np.ndarray:
@@ -166,15 +158,15 @@ def compare(
 def _other_greys(trained: Profile, new: Profile, std: Sequence[float], source: object) -> list[str]:
     """Line about grey values that lie elsewhere; refuses those of another scale."""
     lows, highs = np.array([trained.low, new.low]), np.array([trained.high, new.high])
-    width = np.maximum(highs - lows, 1e-12)
-    factor = (width[1] / width[0]).max()
+    deviation = np.asarray(std)[: len(new.mean)]
+    factor = ((highs[1] - lows[1]) / np.maximum(highs[0] - lows[0], deviation)).max()  # a constant channel has no width
     ranges = [f"{low.min():.4g} to {high.max():.4g}" for low, high in zip(lows, highs, strict=True)]
     what = f"{source}: grey values {ranges[1]} ({', '.join(new.dtypes)}), the network was trained on {ranges[0]}"
     what += f" ({', '.join(trained.dtypes)})"
     apart = bool((lows.max(0) > highs.min(0)).all())
     if apart or (not 1 / OTHER_SCALE < factor < OTHER_SCALE and set(trained.dtypes) != set(new.dtypes)):
         raise UserError(f"{what}: scale them to these, or train with --normalize image, which any scale suits")
-    far = np.abs(np.subtract(new.mean, trained.mean)) / np.asarray(std)[: len(new.mean)]
+    far = np.abs(np.subtract(new.mean, trained.mean)) / deviation
     if far.max() > FAR or not 1 / OTHER_SCALE < factor < OTHER_SCALE:
         return [f"{what}: the result may be poor: was the exposure another? --normalize image is for such images"]
     return []

@@ -289,6 +289,16 @@ def read_geometry(frames: list[Frame]) -> Geometry:
     return geometry
 
 
+def geometries_of(frames: Sequence[Frame]) -> list[Geometry]:
+    """Geometry of each frame, which is read once for each series of a file."""
+    series = [(frame.path, frame.series_number) for frame in frames]
+    geometries: dict[tuple[Path, int], Geometry] = {}
+    for key, frame in zip(series, frames, strict=True):
+        if key not in geometries:
+            geometries[key] = read_geometry([frame])
+    return [geometries[key] for key in series]
+
+
 def drop_cached_pages(image: Rows) -> None:
     """Drop the pages of a memory-mapped file that have been read; they would count as memory of this process."""
     mapped = getattr(image, "_mmap", None)

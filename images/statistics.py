@@ -82,7 +82,7 @@ class ObjectSizes:
     """
 
     def __init__(self, num_class: int) -> None:
-        self._areas: list[list[int]] = [[] for _ in range(num_class)]
+        self.areas: list[list[int]] = [[] for _ in range(num_class)]
         self._num_hole = [0] * num_class
 
     def add(self, label: np.ndarray) -> None:
@@ -93,8 +93,8 @@ class ObjectSizes:
 
     def _add_tile(self, label: np.ndarray) -> None:
         cut = np.ones(label.shape, bool)
-        cut[1:-1, 1:-1] = ndimage.binary_dilation(label >= len(self._areas))[1:-1, 1:-1]
-        for k, areas in enumerate(self._areas):
+        cut[1:-1, 1:-1] = ndimage.binary_dilation(label >= len(self.areas))[1:-1, 1:-1]
+        for k, areas in enumerate(self.areas):
             regions = ndimage.label(label == k)[0]
             area = np.bincount(regions.ravel())
             area[0], area[regions[cut]] = 0, 0
@@ -109,7 +109,7 @@ class ObjectSizes:
         which may be a tenth of the objects by number, have next to no area.
         """
         sizes = []
-        for areas in map(np.sort, self._areas):
+        for areas in map(np.sort, self.areas):
             total = np.cumsum(areas)
             sizes.append(int(areas[np.searchsorted(total, SPECKS * total[-1])]) // 2 if len(areas) else 0)
         return sizes
@@ -117,7 +117,7 @@ class ObjectSizes:
     @property
     def fill_holes(self) -> list[bool]:
         """Whether there are objects of a class, and at most one hole per hundred of them."""
-        pairs = zip(self._areas, self._num_hole, strict=True)
+        pairs = zip(self.areas, self._num_hole, strict=True)
         return [bool(areas) and num_hole <= FEW_HOLES * len(areas) for areas, num_hole in pairs]
 
 

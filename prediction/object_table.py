@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from files import atomic_write
-from images.readers import Frame, read_geometry
+from images.geometry import Geometry
+from images.notes import say_notes
+from images.readers import Frame, geometries_of
 from prediction.measure import Measures
 from prediction.output_files import OutputFiles
 from utils import csv_cell, echo, printable
@@ -37,12 +38,12 @@ def write_table(files: OutputFiles, objects: list[FrameObjects], class_names: li
     objects are not linked; several stacks, each numbered for itself, get a column.
     """
     assert files.table is not None
-    pixels, planes, has_stacks = _pixel_sizes(files.frames), _planes(files.frames), len({*stacks}) > 1
-    num_unknown = pixels.count(None)
+    geometries, planes, has_stacks = geometries_of(files.frames), _planes(files.frames), len({*stacks}) > 1
+    is_in_micron = any(geometry.pixel_size for geometry in geometries)
     with atomic_write(files.table, "w") as file:
         table = csv.writer(file, lineterminator="\n")
         for part in objects:
-            frame, pixel, measures = files.frames[part.frame], pixels[part.frame], part.measures
+            frame, measures = files.frames[part.frame], part.measures
             assert measures is not None
             # some names are no UTF-8
             name = printable(f"{frame.path}:{frame.series}" if frame.series else str(frame.path))
@@ -51,28 +52,26 @@ def write_table(files: OutputFiles, objects: list[FrameObjects], class_names: li
             columns |= {"stack": [stacks[part.frame] + 1] * num} if has_stacks else {}
             columns |= {"object": measures.number} | {axis: [n] * num for axis, n in planes[part.frame].items()}
             columns |= {"class": [class_names[index] for index in part.classes]} if class_names else {}
-            columns |= _measures_of(measures, pixel, is_in_micron=num_unknown < len(pixels))
+            columns |= _measures_of(measures, geometries[part.frame].pixel_size, is_in_micron)
             if part is objects[0]:
                 table.writerow(map(csv_cell, columns))
             for row in zip(*map(_texts, columns.values()), strict=True):
                 table.writerow(map(csv_cell, row))
-    _say_what_is_unknown(files, pixels)
+    _say_what_is_unknown(files, geometries)
 
 
-def _say_what_is_unknown(files: OutputFiles, pixels: list[PixelSize]) -> None:
-    """Print which images have no pixel size, and why."""
-    if None not in pixels:
-        return
-    some = f"{pixels.count(None)} of {len(pixels)} images have no pixel size, their measures in micron are blank"
-    none = "measures in px only, the images have no pixel size"
-    echo(f"{files.table}: {none if pixels.count(None) == len(pixels) else some}")
-    reasons: dict[str, dict[Path, None]] = {}  # with the files of each
-    for frame, pixel in zip(files.frames, pixels, strict=True):
-        if pixel is None:
-            reasons.setdefault(read_geometry([frame]).unknown, {})[frame.path] = None
-    for reason, paths in reasons.items():
-        others = f" and {len(paths) - 1} more file(s)" if len(paths) > 1 else ""
-        echo(f"note: {next(iter(paths))}{others}: pixel size unknown: {reason}")
+def _say_what_is_unknown(files: OutputFiles, geometries: list[Geometry]) -> None:
+    """Print how many images have no pixel size, and why."""
+    notes = [
+        (frame.path, f"pixel size unknown: {geometry.unknown}")
+        for frame, geometry in zip(files.frames, geometries, strict=True)
+        if geometry.unknown
+    ]
+    some = f"{len(notes)} of {len(geometries)} images have no pixel size, their measures in micron are blank"
+    if notes:
+        none = "measures in px only, the images have no pixel size"
+        echo(f"{files.table}: {none if len(notes) == len(geometries) else some}")
+    say_notes(notes)
 
 
 def _texts(column: Any) -> Any:
@@ -92,17 +91,6 @@ def _planes(frames: list[Frame]) -> list[dict[str, Any]]:
         planes.append({"t": numbers.get("T", ""), "z": z})
     present = [axis for axis in "tz" if any(plane[axis] for plane in planes)]
     return [{axis: plane[axis] for axis in present} for plane in planes]
-
-
-def _pixel_sizes(frames: list[Frame]) -> list[PixelSize]:
-    """Pixel size of each frame; it is read once for each series of a file."""
-    sizes: dict[tuple[Path, int], PixelSize] = {}
-    series = [(frame.path, frame.series_number) for frame in frames]
-    for frame, key in zip(frames, series, strict=True):
-        if key not in sizes:
-            geometry = read_geometry([frame])
-            sizes[key] = None if geometry.unknown else (geometry.pixel["Y"], geometry.pixel["X"])
-    return [sizes[key] for key in series]
 
 
 def _measures_of(measures: Measures, pixel: PixelSize, is_in_micron: bool) -> Columns:

@@ -11,7 +11,8 @@ import numpy as np
 
 from description import DataInfo
 from flags import LARGEST_SCALE, scale_factors
-from images.readers import Frame, read_geometry
+from images.geometry import Geometry
+from images.readers import Frame, geometries_of
 from images.resample import resampled
 from images.rows import LazyImage, Rows, listed
 from images.writers import RowFile
@@ -52,11 +53,7 @@ def scales_of(wanted: str, frames: Sequence[Frame], trained: Mapping[Path, DataI
     if factors := scale_factors(wanted):
         return [Scale(*factors)] * len(frames)
     size = _trained_size(trained)
-    scales: dict[tuple[Path, int], Scale] = {}  # of each series
-    for frame in frames:
-        if (frame.path, frame.series_number) not in scales:
-            scales[frame.path, frame.series_number] = _scale_to(size, frame)
-    return [scales[frame.path, frame.series_number] for frame in frames]
+    return [_scale_to(size, frame, geometry) for frame, geometry in zip(frames, geometries_of(frames), strict=True)]
 
 
 def _trained_size(trained: Mapping[Path, DataInfo]) -> tuple[float, float]:
@@ -72,16 +69,15 @@ def _trained_size(trained: Mapping[Path, DataInfo]) -> tuple[float, float]:
     return next(iter(sizes.values()))
 
 
-def _scale_to(size: tuple[float, float], frame: Frame) -> Scale:
+def _scale_to(size: tuple[float, float], frame: Frame, geometry: Geometry) -> Scale:
     """Scale at which the pixels of a frame have a size [µm]."""
-    geometry = read_geometry([frame])
-    if not {"X", "Y"} <= geometry.pixel.keys():
+    if not geometry.pixel_size:
         raise UserError(f"--scale auto: {frame}: its pixel size is unknown ({geometry.unknown}): {ADVICE}")
     factors = []
-    for axis, side in zip("YX", size, strict=True):
-        factor = geometry.pixel[axis] / side
+    for of_image, side in zip(geometry.pixel_size, size, strict=True):
+        factor = of_image / side
         if not 1 / LARGEST_SCALE <= factor <= LARGEST_SCALE:
-            what = f"{frame}: a pixel has {geometry.pixel[axis]:.4g} µm, in the training {side:.4g} µm"
+            what = f"{frame}: a pixel has {of_image:.4g} µm, in the training {side:.4g} µm"
             rule = f"they may differ by a factor of {LARGEST_SCALE:g}"
             raise UserError(f"--scale auto: {what}: {rule}: check the unit, or {ADVICE}")
         factors.append(1.0 if 1 / SAME_SIZE < factor < SAME_SIZE else factor)

@@ -252,8 +252,8 @@ def _origin(pair: Pair) -> dict[str, Any]:
 
 def _pixel_size(frame: Frame) -> dict[str, list[float]]:
     """Height and width of a pixel [µm]; empty if the file doesn't give them."""
-    geometry = read_geometry([frame])
-    return {} if geometry.unknown else {"pixel_size": [geometry.pixel[axis] for axis in "YX"]}
+    size = read_geometry([frame]).pixel_size
+    return {"pixel_size": list(size)} if size else {}
 
 
 def _report(files: Files, info: DataInfo, dtype: np.dtype, notes: list[str]) -> str:
