@@ -396,9 +396,10 @@ def _check_archive(path: Path) -> None:
 
 @contextmanager
 def explain_mismatch(path: Path) -> Iterator[None]:
-    """Report a checkpoint of another network as one clear error."""
+    """Report a checkpoint of another network as one clear error, without what torch warns of before it."""
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
             raise
