@@ -54,6 +54,7 @@ def _facts(info: DataInfo, found: Review) -> dict[str, str]:
         ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(profile.low, profile.high, strict=True)]
         facts["channels"] += f": {', '.join(profile.channels)}" if profile.channels else ", names unknown"
         facts["type"] = ", ".join(profile.dtypes) + (", grey saved as colour" if profile.is_grey else "")
+        facts["type"] += ", the indices of a palette of colours" if profile.is_indexed else ""
         facts["grey values in use"] = "; ".join(ranges)
         size = " x ".join(f"{side:.4g}" for side in profile.pixel_size)
         facts["pixel size"] = f"{size} µm" if size else "unknown: the files give none"
