@@ -31,7 +31,7 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_class: int) 
 
 
 def dice(confusion: np.ndarray) -> np.ndarray:
-    """Dice coefficient of each class, 2 |A and B| / (|A| + |B|), 1 for an absent class; (..., K, K) to (..., K).
+    """Dice coefficient of each class, 2 |A and B| / (|A| + |B|), (..., K, K) to (..., K); NaN if it is in neither.
 
     Source: Dice 1945, doi 10.2307/1932409.
 
@@ -39,7 +39,7 @@ def dice(confusion: np.ndarray) -> np.ndarray:
     array([0.66666667, 0.8       ])
     """
     both, label, prediction = _areas(confusion)
-    return _ratio(2 * both, label + prediction)
+    return _ratio(2 * both, label + prediction, np.nan)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def iou(confusion: np.ndarray) -> np.ndarray:
     array([0.5       , 0.66666667])
     """
     both, label, prediction = _areas(confusion)
-    return _ratio(both, label + prediction - both)
+    return _ratio(both, label + prediction - both, np.nan)
 
 
 def pixel_error(confusion: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def pixel_error(confusion: np.ndarray) -> np.ndarray:
     0.25
     """
     both, label, _ = _areas(confusion)
-    return 1.0 - _ratio(both.sum(-1), label.sum(-1))
+    return 1.0 - _ratio(both.sum(-1), label.sum(-1), 1.0)
 
 
 def _areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,16 +67,17 @@ def _areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole, and 1 where both are empty."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)
+def _ratio(part: np.ndarray, whole: np.ndarray, of_empty: float) -> np.ndarray:
+    """Return part / whole, and another value where both are empty."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), of_empty)
 
 
 def confusion_scores(confusion: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Scores of one confusion matrix (K, K): `pixel_error`, and `dice_NAME` and `iou_NAME` of each class."""
+    """Scores of one confusion matrix (K, K): `pixel_error`, `dice_NAME` and `iou_NAME` of each class that occurs."""
     scores = {"pixel_error": float(pixel_error(confusion))}
     for score, values in (("dice", dice(confusion)), ("iou", iou(confusion))):
-        scores |= {f"{score}_{name}": float(value) for name, value in zip(names, values, strict=True)}
+        named = zip(names, values.tolist(), strict=True)
+        scores |= {f"{score}_{name}": value for name, value in named if not np.isnan(value)}
     return scores
 
 
