@@ -167,8 +167,8 @@ def _calibrated_axes(path: Path, plugin: Plugin | None) -> str:
     from nd2 import ND2File
 
     with suppress(Exception), ND2File(path) as file:
-        (channel, *_) = file.metadata.channels or ()
-        return "".join(axis for axis, given in zip("XYZ", channel.volume.axesCalibrated, strict=True) if given)
+        is_calibrated = (file.metadata.channels or [])[0].volume.axesCalibrated
+        return "".join(axis for axis, given in zip("XYZ", is_calibrated, strict=True) if given)
     return ""
 
 
