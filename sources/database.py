@@ -155,7 +155,8 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
         raise UserError(f"{error}; {what}") from error
     classes = classes._replace(names=_class_names(flags, classes))
     classes = choose_background(classes, "" if numbered else flags.background, flags.foreground)
-    return classes
+    is_named = flags.class_names or flags.synthetic or flags.download or objects
+    return classes if is_named or len(classes.values) != 2 else classes._replace(names=["background", "foreground"])
 
 
 def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list[str]:
@@ -169,7 +170,7 @@ def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list
 
 
 def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
-    """Names of the flag, in the order of the values, of a synthetic image or the downloaded one, or of the values."""
+    """Names in the order of the values: of the flag, of a synthetic image or the downloaded one, or the values."""
     if not flags.class_names:
         return CLASS_NAMES[flags.phantom] if flags.synthetic or flags.download else classes.names
     names = [name.strip() for name in flags.class_names.split(",")]
@@ -265,6 +266,7 @@ def _report(files: Files, info: DataInfo, dtype: np.dtype, notes: list[str]) -> 
     pixels = "annotated pixels" if info.is_partial else "pixels"
     for index, value in enumerate(info.class_values):
         role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")
-        words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")
-        lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of {pixels}"]
+        name = info.class_names[index]
+        words = name if name == value else f"{name}, label value {value}"
+        lines += [f"class {index}{role}: {words}, {info.class_share[index]:.1%} of {pixels}"]
     return "\n".join(lines)
