@@ -53,6 +53,8 @@ PHANTOM = ("em", "nuclei", "rare")
 SPLIT = ("contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
+LAPTOP = {"nch_ker": 16, "max_minutes": 10}  # a training that a laptop does while you wait
+PREDICT = {"mode": "predict", "input": "IMAGES", "output": "segmented", "what": "mask"}  # what to do after a test
 CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
 SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
 SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"
@@ -73,6 +75,9 @@ class Config(Flags):
     4
     """
 
+    program = "main.py"
+    beginner = ("mode", "name_data", "gpu_ids", "nch_ker", "max_minutes", "input", "output", "what")
+
     mode: str = flag("train", "train, test, predict or export", "run", choices=MODES)
     scope: str = flag("unet", "name of the experiment, a folder; test, predict, export: several with commas", "run")
     name_data: str = flag("em", "name of the database, a folder", "run")
@@ -80,7 +85,7 @@ class Config(Flags):
     dir_checkpoint: str = flag("./checkpoints", "folder of the checkpoints", "run")
     dir_log: str = flag("./log", "folder of arg.txt and the TensorBoard events", "run")
     dir_result: str = flag("./results", "folder of the test results", "run")
-    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1 = CPU", "run", GPU_LIST)
+    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1: CPU; mps: Apple's", "run", GPU_LIST)
     seed: int = flag(0, "random seed", "run", up_to(2**63 - 1))
     dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", positive_up_to(1e7))
     train_continue: bool = flag(True, "resume from the newest checkpoint, or --epoch; off: a new training", "run")
@@ -243,6 +248,9 @@ OF_SOURCE = {"phantom": "synthetic", "size": "synthetic", "url": "download"}  # 
 class DatabaseFlags(Flags):
     """All flags of `run_make_database.py`."""
 
+    program = "run_make_database.py"
+    beginner = ("name_data", "input", "label", "class_names", "objects", "ignore", "split", "info")
+
     dir_data: str = flag("./datasets", "folder of the databases", "database")
     name_data: str = flag("em", "name of the database, a folder", "database")
     overwrite: bool = flag(False, "replace an existing database", "database")
@@ -314,6 +322,8 @@ class DatabaseFlags(Flags):
 class DisplayFlags(Flags):
     """All flags of `display_result.py`."""
 
+    program = "display_result.py"
+
     dir_result: str = flag("./results", "folder of the test results", "figure")
     scope: str = flag("unet", "name of the experiment, a folder", "figure")
     name_data: str = flag("em", "name of the database, a folder", "figure")
@@ -324,7 +334,7 @@ class DisplayFlags(Flags):
     show: bool = flag(False, "also open a window", "figure")
 
 
-PROGRAMS = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
+PROGRAMS: dict[str, type[Flags]] = {table.program: table for table in (Config, DatabaseFlags, DisplayFlags)}
 # flags with a value that are paths, in which `~` is the home folder
 PATHS = ("dir_data", "dir_checkpoint", "dir_log", "dir_result", "init_from", "input", "label", "info", "output", "save")
 # words of other programs for a flag of this one, where no likeness tells
@@ -333,7 +343,7 @@ OTHER_WORDS = {
     "max_minutes": "minutes time max_time hours",
     "batch_size": "batch bs",
     "lr": "learning_rate",
-    "gpu_ids": "gpu gpus device devices cuda cpu",
+    "gpu_ids": "gpu gpus device devices cuda cpu mps",
     "num_workers": "workers jobs",
     "nch_ker": "filters features base_channels channels ngf",
     "nch_out": "classes num_classes n_classes",

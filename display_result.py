@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import DisplayFlags, parse
+from config import PREDICT, Config, DisplayFlags, parse
 from evaluation.pictures import (
     COLOURS,
     COLOURS_OF_SEVERAL,
@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     background = metrics.background if flags.overlay else None
     draw(columns, title, target, show=flags.show, background=background, classes=metrics.colours)
     echo(f"figure of {len(columns)} images: {target}")
+    echo(flags.next_step(Config, **PREDICT))
 
 
 @dataclass(frozen=True)

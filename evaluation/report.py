@@ -9,6 +9,7 @@ import numpy as np
 
 from description import DataInfo, Origin
 from evaluation import metrics
+from evaluation.hints import score_hints
 from evaluation.pictures import image_name
 from evaluation.results_page import Card
 from evaluation.scorers import Challenge, ImageScores
@@ -98,6 +99,12 @@ class Report:
             "scored_images": {name: counts for name, counts in fewer.items() if counts},
             "confusion_matrix": {"names": names, "counts": self.matrix.tolist()},
         } | (self.object_filter._asdict() if self.object_filter.is_active else {})
+
+    @property
+    def hints(self) -> list[str]:
+        """What the scores show, and what to do about it."""
+        one_class = len(set().union(*(image.predicted for image in self.images))) == 1
+        return score_hints(self.summary(), one_class=one_class)
 
     @property
     def rows(self) -> list[dict[str, str | float]]:

@@ -70,6 +70,7 @@ class Run:
     commands: list[str]  # of each training, with the flags that differ from their defaults
     flags: dict[str, Any]  # all flags of the training as typed, and their values
     charts: dict[str, list[Chart]]  # training curves of each network
+    hints: list[str] = field(default_factory=list)  # what the scores show, and what to do
 
 
 def round_below(value: float) -> float:

@@ -15,6 +15,7 @@ from evaluation.pictures import Pictures, label_picture, probability_picture, ro
 from images.drawing import input_picture
 from prediction.predictor import Predictor
 from prediction.tiling import Band
+from progress import Progress
 from samples import IGNORE, SampleFile, check_values
 from utils import UserError
 
@@ -93,21 +94,24 @@ def segment(
     image stays unfinished.
     """
     info = predictor.info
-    for index in range(world.rank, len(files), world.size):
-        image, label, valid = _read(files[index], info)
-        probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
-        matrix = np.zeros((info.num_class, info.num_class), np.int64)
-        segmented = Segmented(index, image, label, probability, classes, 0.0, matrix, valid)
-        try:
-            bands = predictor.bands(image, predictor.tile_grid(image.shape, tile), tta=tta, every_class=True)
-            with closing(bands.compute()) as computed:
-                for band in computed:
-                    if stop():
-                        return
-                    _add_band(segmented, band)
-        except UserError as error:
-            raise type(error)(f"{files[index].input}: {error}") from error
-        yield segmented
+    indices = range(world.rank, len(files), world.size)
+    with Progress(len(indices), "score") as progress:
+        for index in indices:
+            image, label, valid = _read(files[index], info)
+            probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
+            matrix = np.zeros((info.num_class, info.num_class), np.int64)
+            segmented = Segmented(index, image, label, probability, classes, 0.0, matrix, valid)
+            try:
+                bands = predictor.bands(image, predictor.tile_grid(image.shape, tile), tta=tta, every_class=True)
+                with closing(bands.compute()) as computed:
+                    for band in computed:
+                        if stop():
+                            return
+                        _add_band(segmented, band)
+                        progress.update(len(image[band.rows]) / len(image))
+            except UserError as error:
+                raise type(error)(f"{files[index].input}: {error}") from error
+            yield segmented
 
 
 def _add_band(image: Segmented, band: Band) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from config import Config
 from description import DataInfo
@@ -30,6 +29,7 @@ from prediction.predictor import Predictor
 from prediction.rois import RoiWriter
 from prediction.scaling import Scale, restored, restored_rows, store, stored
 from prediction.tiling import Band, TileGrid, write_in_background
+from progress import Progress
 from utils import UserError, echo
 
 
@@ -199,12 +199,12 @@ class PredictionJob:
         num = sum(map(len, tasks.values())) + sum(len(self._restored_rows(n)) for n in tasks if self.is_scaled[n])
         if self.files.has_objects:
             num += sum(-(-self.images[frame].shape[0] // TILE_HEIGHT) for frame in tasks)
-        with tqdm(total=num, desc="segment", unit="band", disable=None if self.world.is_main else True) as bar:
+        with Progress(num, "segment") as progress:
             for frame, numbers in tasks.items():
                 try:
                     for part in self._frame_parts(frame, numbers):
                         yield part
-                        bar.update()
+                        progress.update()
                 except UserError as error:
                     text, name = str(error), self.files.frames[frame]
                     is_named = any(word in text for word in (str(name.path), self.files.target))

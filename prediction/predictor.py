@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from checkpoint import Checkpoint
 from dataset import as_tensor, normalise, statistics_of
 from description import DataInfo
-from device import pick_device, pick_precision, to_device
+from device import abilities, pick_device, pick_precision, to_device
 from flags import SCALE, scale_factors
 from images.readers import Rows
 from images.resample import resampled
@@ -206,8 +206,8 @@ class Predictor:
 
     def _max_pixels(self, pixel_bytes: int, wanted: int) -> int:
         """Largest number of pixels in a tile that need so much memory each; at least `wanted`, if memory allows."""
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0] // 2 // pixel_bytes
+        if free_memory := abilities(self.device).free_memory:
+            return free_memory(self.device) // 2 // pixel_bytes
         try:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, OSError, ValueError):

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from tqdm import tqdm
 
-from config import NO_LABEL, DatabaseFlags
+from config import LAPTOP, NO_LABEL, Config, DatabaseFlags
 from description import DataInfo, describe
 from exchange import atomic_folder, finish_exchange
 from images.profile import profile_of
@@ -22,6 +21,7 @@ from images.readers import Frame, forget_files, read_geometry, sha256
 from images.selection import Choice
 from images.statistics import Moments
 from locks import locked
+from progress import tracked
 from samples import DISTANCE, ENTRIES, IGNORE, SPLITS, SampleFile, write_sample
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes, numbers_in
@@ -67,7 +67,9 @@ def make_database(flags: DatabaseFlags, show: Show) -> None:
             lines = _write_database(new_folder, flags, choice, defaults, show)
             forget_files()  # Windows can't rename a memory-mapped file
     echo(f"{folder}: {lines}")
-    echo(f"look at it: {folder / 'index.html'}")
+    echo(f"look at it: open {folder / 'index.html'}")
+    if flags.label != NO_LABEL:
+        echo(flags.next_step(Config, mode="train", **LAPTOP))
 
 
 def _refuse_to_replace(flags: DatabaseFlags, folder: Path, names: Iterable[str]) -> None:
@@ -109,7 +111,7 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     classes = _classes(pairs, flags)
     splits, notes = split_pairs(pairs, classes, flags)
     files, annotated = _write_samples(new_folder, splits, classes)
-    samples = (SampleFile(file).open() for file in files["train"] or files["test"])
+    samples = (SampleFile(file).open() for file in tracked(files["train"] or files["test"], "measure"))
     moments = Moments()
     info = describe(samples, classes.values, classes.names, flags.context, moments)
     profile = profile_of([pair.input for pair in splits["train"] or splits["test"]])
@@ -155,7 +157,8 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
         raise UserError(f"{error}; {what}") from error
     classes = classes._replace(names=_class_names(flags, classes))
     classes = choose_background(classes, "" if numbered else flags.background, flags.foreground)
-    return classes
+    is_named = flags.class_names or flags.synthetic or flags.download or objects
+    return classes if is_named or len(classes.values) != 2 else classes._replace(names=["background", "foreground"])
 
 
 def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list[str]:
@@ -169,7 +172,7 @@ def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list
 
 
 def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
-    """Names of the flag, in the order of the values, of a synthetic image or the downloaded one, or of the values."""
+    """Names in the order of the values: of the flag, of a synthetic image or the downloaded one, or the values."""
     if not flags.class_names:
         return CLASS_NAMES[flags.phantom] if flags.synthetic or flags.download else classes.names
     names = [name.strip() for name in flags.class_names.split(",")]
@@ -185,7 +188,7 @@ def _write_samples(folder: Path, splits: Splits, classes: Classes) -> tuple[File
     files: Files = {split: [] for split in splits}
     annotated = {split: np.zeros(2, int) for split in splits}
     jobs = [(split, number, pair) for split, pairs in splits.items() for number, pair in enumerate(pairs)]
-    for split, number, pair in tqdm(jobs, desc="write", disable=None, leave=False):
+    for split, number, pair in tracked(jobs, "write"):
         path = folder / split / f"{number:05d}.npy"
         path.parent.mkdir(exist_ok=True)
         files[split].append(path)
@@ -218,7 +221,7 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict
     }
     return {
         "split": {"kind": flags.split, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
-        "sources": [{"name": name, "sha256": sha256(path)} for path, name in sources.items()],
+        "sources": [{"name": name, "sha256": sha256(path)} for path, name in tracked(sources.items(), "hash")],
         "samples": samples,
     }
 
@@ -265,6 +268,7 @@ def _report(files: Files, info: DataInfo, dtype: np.dtype, notes: list[str]) -> 
     pixels = "annotated pixels" if info.is_partial else "pixels"
     for index, value in enumerate(info.class_values):
         role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")
-        words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")
-        lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of {pixels}"]
+        name = info.class_names[index]
+        words = name if name == value else f"{name}, label value {value}"
+        lines += [f"class {index}{role}: {words}, {info.class_share[index]:.1%} of {pixels}"]
     return "\n".join(lines)

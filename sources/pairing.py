@@ -11,11 +11,11 @@ from pathlib import Path
 from string import digits
 
 import numpy as np
-from tqdm import tqdm
 
 from images.readers import ALL, Frame, Source, files_of, is_one_file, list_frames, with_neighbours
 from images.rows import listed
 from images.selection import Choice
+from progress import tracked
 from samples import check_values
 from sources.labels import Label, Masks
 from sources.scan import is_colour
@@ -197,7 +197,7 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
     by_channels: dict[int, list[Frame]] = defaultdict(list)
     first, blank = pairs[0].input, []
     dtype = first.open().dtype
-    for pair in tqdm(pairs, desc="check", disable=None, leave=False):
+    for pair in tracked(pairs, "check"):
         image = pair.input.read()
         check_values(pair.input, image, None, 0)
         blank += [pair.input] if image.min() == image.max() else []

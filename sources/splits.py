@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
 from config import NO_LABEL, DatabaseFlags
 from flags import fold_numbers
+from progress import tracked
 from samples import IGNORE, SPLITS
 from sources.labels import Classes
 from sources.pairing import Pair
@@ -28,7 +28,7 @@ def split_pairs(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tu
     profiles: list[tuple[Pair, np.ndarray]] = []
     annotated, left_out = pairs, []
     if flags.split == "region" or classes.ignore is not None:
-        profiles = [(pair, _profile(pair, classes)) for pair in tqdm(pairs, "annotation", disable=None, leave=False)]
+        profiles = [(pair, _profile(pair, classes)) for pair in tracked(pairs, "annotation")]
         profiles = [(pair, profile) for pair, profile in profiles if profile.any()]
         annotated = [pair for pair, _ in profiles]
     if len(annotated) < len(pairs):

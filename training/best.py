@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from checkpoint import Checkpoint, list_epochs
+from device import abilities
 from training.state import TrainState
 from utils import FlagError, UserError
 
@@ -129,10 +130,10 @@ def _copy_of(saved: Checkpoint, older: Checkpoint | None) -> Checkpoint:
 def _copied(value: Any, memory: Any) -> Any:
     """Copy of tensors, and of the tables and lists that hold them."""
     if isinstance(value, torch.Tensor):
-        # pinned memory, from a GPU: four times as fast
-        form = (value.shape, value.dtype, value.is_cuda)
+        pinned = abilities(value.device).pinned  # four times as fast
+        form = (value.shape, value.dtype, pinned)
         if not isinstance(memory, torch.Tensor) or (memory.shape, memory.dtype, memory.is_pinned()) != form:
-            memory = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            memory = torch.empty_like(value, device="cpu", pin_memory=pinned)
         return memory.copy_(value)
     if isinstance(value, dict):
         older = memory if isinstance(memory, dict) else {}
