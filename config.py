@@ -70,7 +70,7 @@ MODES_OF: dict[str, tuple[str, ...]] = {
 }
 # flags that change some outputs of predict only
 NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(("min_size", "fill_holes", "link"), OF_OBJECTS)
-NEEDED_BY["threshold"] = OF_THRESHOLD
+NEEDED_BY |= {"threshold": OF_THRESHOLD, "numbers": ("overlay",)}
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ class Config(Flags):
     section: str = flag("", SECTION, "predict")
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
     compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
+    numbers: bool = flag(True, "draw the numbers of the objects into the overlay", "predict")
     link: float = flag(
         0.0, "objects of adjacent sections that overlap by this IoU get one number (0 = off)", "predict", up_to(1)
     )

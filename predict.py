@@ -69,7 +69,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     for line in _differences(predictor, frames, config.scale, scales) + _threshold(predictor, config.what):
         if world.is_main:
             echo(line)
-    outputs = make_outputs(config.what, predictor, frames, config.dtype)
+    outputs = make_outputs(config, predictor, frames)
     sources = [config.input] if isinstance(config.input, str) else config.input
     folders = [Path(name) for name in sources if Path(name).is_dir()]
     files = OutputFiles(config.output, outputs, frames, folders)
