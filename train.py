@@ -347,6 +347,8 @@ class Trainer:
         if self.budget.is_stopping():
             return self._stop(state, batches, validation)
         path = self.saver.save(state, epoch_complete=True)
+        if validation and (text := validation.threshold_text(state)):
+            self._echo(text)
         why, best = self.best.reason(state, state.epoch), self.best.describe(state)
         self._echo(f"trained to epoch {state.epoch}{why}, saved {path}{best}")
         for line in self.hints:

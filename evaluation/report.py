@@ -58,7 +58,7 @@ class Report:
         parts = [f"classes {', '.join(classes)}"]
         if len(names) == 2:
             parts += [f"foreground is {names[1 - background]}"]
-            parts += [f"pixels at 0.5, segments at {self.predictor.object_threshold:g}"]
+            parts += [f"pixels at 0.5, segments at {self.predictor.threshold_text}"]
         else:
             parts += [f"background is {names[background]}"]
         num = self.info.num_own
@@ -90,6 +90,7 @@ class Report:
             "background": names[background],
             "pixel_threshold": 0.5 if two else None,
             "segment_threshold": self.predictor.object_threshold if two else None,
+            "threshold_origin": self.predictor.threshold_origin if two else None,
             "mean": means["mean"],
             "majority_class": names[int(np.argmax(self.info.class_share))],
             "majority": means["majority"],
@@ -110,11 +111,12 @@ class Report:
     def rows(self) -> list[dict[str, str | float]]:
         """Number, sample, source and scores of each image, and the annotated fraction if that is not always 1."""
         rows: list[dict[str, str | float]] = []
-        is_partial = self.is_partial
+        is_partial, two = self.is_partial, self.info.num_class == 2
         for card in self.cards:
             source = {"source": card.name} if card.sample in self.origins else {}
             annotated = {"annotated": card.annotated} if is_partial and card.scores else {}
-            rows.append({"image": card.image, "sample": card.sample, **source, **annotated, **card.scores})
+            threshold = {"threshold": self.predictor.object_threshold} if two and card.scores else {}
+            rows.append({"image": card.image, "sample": card.sample, **source, **annotated, **threshold, **card.scores})
         return rows
 
     @property

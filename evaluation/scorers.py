@@ -98,6 +98,11 @@ class Challenge:
         plateau = np.flatnonzero(levels == levels[middle])
         return metrics.THRESHOLDS[min(plateau, key=lambda k: (error[k], abs(k - middle)))]
 
+    @property
+    def chosen_on(self) -> list[int]:
+        """Number of the images that the best threshold is chosen on, and of the objects in their labels."""
+        return [len(self.decisive), sum(int(scores["num_object"]) for scores in self.decisive)]
+
     def summary(self) -> Scores:
         """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error.
 
@@ -120,12 +125,13 @@ class Challenge:
 
 
 def segment_scores(image: Segmented, background: int) -> dict[str, np.ndarray]:
-    """`metrics.challenge_scores` of an image of two classes with a label, and its `metrics.threshold_counts`."""
+    """`metrics.challenge_scores` of an image of two classes, its `metrics.threshold_counts` and number of objects."""
     assert image.label is not None
     foreground, inside, valid = image.foreground(background), image.label != background, image.valid
     with scoring_threads(foreground.size) as threads:
         scores = metrics.challenge_scores(inside, foreground, valid=valid, mapped=threads.map)
-    return scores | {"counts": metrics.threshold_counts(inside, foreground, valid)}
+    num_object = metrics.number_segments(inside, valid).max()
+    return scores | {"counts": metrics.threshold_counts(inside, foreground, valid), "num_object": num_object}
 
 
 @dataclass

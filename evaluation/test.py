@@ -41,7 +41,7 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     with world.reading(database, ENTRIES, "choose another --name_data"):
         tested = checkpoint.load_trained(config.checkpoint_folders, config.epoch, load, is_main=world.is_main)
         precision = pick_precision(config.amp, device)
-        predictor = predictor_of(tested, device, precision, config.background)
+        predictor = predictor_of(tested, device, precision, config.background, config.threshold)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(target, world) as folder:
             object_filter = predictor.object_filter._replace(**config.given_filter)  # as predict does

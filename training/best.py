@@ -102,7 +102,8 @@ class BestEpoch:
         net.load_state_dict(self.checkpoint.average["net"] if self.checkpoint.average else self.checkpoint.net)
         best = replace(state, net=net, average=None)
         if score_segments(best) is not None:
-            self.checkpoint.threshold, self.has_threshold, self.is_written = best.threshold, True, False
+            self.checkpoint.threshold, self.checkpoint.chosen_on = best.threshold, best.chosen_on
+            self.has_threshold, self.is_written = True, False
 
     def save(self, before_rename: Callable[[], None]) -> None:
         """Write the checkpoint if the file is not up to date; a failure leaves the old file."""

@@ -178,6 +178,7 @@ function setThreshold(value) {
   state.threshold = Math.min(254, Math.max(0, value));
   find("#threshold").value = state.threshold;
   find("#threshold-value").value = ((state.threshold + 0.5) / 255).toFixed(2);
+  find("#threshold-flag").textContent = `--threshold ${find("#threshold-value").value}`;
   drawFilters("output-");
   for (const line of document.querySelectorAll(".live")) line.textContent = errorText(imageOf(line.closest(".card")));
   const errors = Object.values(data.images).filter((image) => image.wrong.length).map(errorAt);

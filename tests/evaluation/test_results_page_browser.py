@@ -171,7 +171,7 @@ def test_threshold_changes_mask_and_error_as_the_scores_say(page, two):
     missed = 400 / 64**2
     assert page.text("#image-0001 .live") == f"pixel error {100 * missed:.2f} % at threshold 0.79"
     page.click(".jump:nth-of-type(2)")
-    assert page.text("#threshold-value") == "0.70"
+    assert page.text("#threshold-value") == "0.70" and page.text("#threshold-flag") == "--threshold 0.70"
 
 
 def test_errors_are_coloured_where_label_and_output_differ(page, two):
