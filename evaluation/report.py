@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from description import DataInfo, Origin
-from evaluation import metrics
+from evaluation import fates, metrics
 from evaluation.pictures import image_name
 from evaluation.results_page import Card
 from evaluation.scorers import Challenge, ImageScores
@@ -94,6 +94,7 @@ class Report:
             "majority": means["majority"],
             "baseline_otsu": means["baseline_otsu"] or None,
             "challenge": challenge.summary() if challenge.scores else None,
+            "objects": fates.total([image.objects for image in self.images if image.objects]) or None,
             "num_labelled": self.num_labelled,
             "scored_images": {name: counts for name, counts in fewer.items() if counts},
             "confusion_matrix": {"names": names, "counts": self.matrix.tolist()},
@@ -101,13 +102,14 @@ class Report:
 
     @property
     def rows(self) -> list[dict[str, str | float]]:
-        """Number, sample, source and scores of each image, and the annotated fraction if that is not always 1."""
+        """Number, sample, source, scores, counts of objects of each image; the annotated fraction if not always 1."""
         rows: list[dict[str, str | float]] = []
         is_partial = self.is_partial
         for card in self.cards:
             source = {"source": card.name} if card.sample in self.origins else {}
             annotated = {"annotated": card.annotated} if is_partial and card.scores else {}
-            rows.append({"image": card.image, "sample": card.sample, **source, **annotated, **card.scores})
+            counts = {f"objects_{name}": count for name, count in card.objects.items()}
+            rows.append({"image": card.image, "sample": card.sample, **source, **annotated, **card.scores, **counts})
         return rows
 
     @property
@@ -127,6 +129,7 @@ class Report:
                     pixel_size=origin.pixel_size,
                     wrong=image.wrong,
                     annotated=image.annotated,
+                    objects=image.objects,
                 )
             )
         return cards
