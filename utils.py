@@ -109,7 +109,7 @@ def printable(text: str) -> str:
     return re.sub(control, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def shortened(text: str, most: int = 32) -> str:
+def shortened(text: str, most: int = 24) -> str:
     """Text with its middle left out where it is longer than `most` characters.
 
     >>> shortened("0bf4b144e8f1bd.png", 13)

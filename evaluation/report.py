@@ -62,8 +62,7 @@ class Report:
             parts += [f"background is {names[background]}"]
         num = self.info.num_own
         channels = "input" if num in (1, 3) else f"channel 1 of {num} of the input"
-        ranges = np.reshape(self.info.value_range, (-1, 2)).tolist()  # grey values that become black and white
-        parts += [f"{channels} shown from " + ", ".join(f"{low:.4g} to {high:.4g}" for low, high in ranges)]
+        parts += [f"{channels} shown with the contrast of each image"]
         parts += ["grey in a label is not annotated"] if self.is_partial else []
         parts += [f"objects {self.object_filter}"] if self.object_filter.is_active else []
         return "; ".join(parts)

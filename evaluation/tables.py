@@ -19,7 +19,7 @@ MAIN_SCORES = ("image", "loss", "pixel_error"), OF_SEGMENTS  # columns before an
 OF_OBJECTS = ("matched_iou", "ap", "ap_50", "ap_75", "warping_error", "num_split", "num_merger")
 LAST_SCORES = (*OF_SEGMENTS, *OF_OBJECTS)  # not each image has them: their order is this one, after all others
 MEANINGS = {  # score -> its best value, and what it is in a sentence; docs/test-and-scores.md has the same
-    "loss": (0, "cross entropy per pixel, without weights, whatever `--loss` the training minimised"),
+    "loss": (0, "cross entropy per pixel, without weights, whatever loss the training minimised"),
     "pixel_error": (0, "fraction of pixels with the wrong class"),
     "dice_NAME": (
         1,
