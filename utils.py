@@ -111,6 +111,16 @@ def printable(text: str) -> str:
     return re.sub(control, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def shortened(text: str, most: int = 24) -> str:
+    """Text with its middle left out where it is longer than `most` characters.
+
+    >>> shortened("0bf4b144e8f1bd.png", 13)
+    '0bf4b1…bd.png'
+    """
+    last = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - last]}\u2026{text[-last:]}"
+
+
 def echo(text: str, file: TextIO | None = None) -> None:
     """Print lines to stdout or another file and flush; control characters in them are escaped."""
     file = file or sys.stdout

@@ -15,7 +15,7 @@ import numpy as np
 from description import DataInfo, sample_origins
 from evaluation.results_page import render
 from evaluation.review import Review, Sample, review
-from images.drawing import grey_range, input_picture, outlines, overlay_picture, palette, picture_channels
+from images.drawing import input_picture, outlines, overlay_picture, palette, picture_range
 from samples import IGNORE, SampleFile
 from utils import spread
 
@@ -92,8 +92,7 @@ def _pair(info: DataInfo, sample: Sample) -> Pair:
     image, label = SampleFile(sample.file).open()
     step = max(math.ceil(max(sample.shape) / SIDE), 1)
     pixels = np.asarray(image[::step, ::step, info.own_channels])
-    shown = pixels[..., picture_channels(pixels.shape[-1])]
-    picture = input_picture(pixels, grey_range(shown.reshape(-1, shown.shape[-1])))  # a dim image is seen, too
+    picture = input_picture(pixels, picture_range(pixels))
     height, width = sample.shape
     about = f"{height} x {width} px"
     if label is None:

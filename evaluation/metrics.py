@@ -322,12 +322,12 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     >>> scores["object_f1"], scores["matched_iou"], scores["ap_50"], scores["ap_75"]
     (1.0, 0.5833333333333333, 1.0, 0.0)
     """
-    overlaps = _overlaps(truth, proposal)
-    num_match, num_object = np.transpose([overlaps.counts(limit) for limit in LIMITS])
+    pairs = overlaps(truth, proposal)
+    num_match, num_object = np.transpose([pairs.counts(limit) for limit in LIMITS])
     if not num_object[0]:
         return {}
     precision = num_match / (num_object - num_match)  # TP / (TP + FP + FN)
-    matched = overlaps.iou[overlaps.matches(LIMITS[0])]
+    matched = pairs.iou[pairs.matches(LIMITS[0])]
     return {
         "object_f1": float(2 * num_match[0] / num_object[0]),
         "matched_iou": float(matched.mean()) if len(matched) else 0.0,
@@ -337,14 +337,20 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     }
 
 
-class _Overlaps(NamedTuple):
+class Overlaps(NamedTuple):
     """Pairs of a true and a proposed object that overlap, and the objects that count; see `object_scores`."""
 
-    iou: np.ndarray  # of each pair
+    joint: np.ndarray  # annotated pixels of each pair
     truth: np.ndarray  # number of the true object of each pair, ascending
     proposal: np.ndarray  # number of the proposed object of each pair
-    counts_alone: np.ndarray  # whether a proposed object counts without a match, by its number
-    num_truth: int  # true objects that are not cut
+    truth_area: np.ndarray  # (N + 1,) annotated pixels by the number; 0 for the background and objects that are cut
+    proposal_area: np.ndarray  # (N + 1,)
+    counts_alone: np.ndarray  # (N + 1,) whether a proposed object counts without a match
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union of each pair."""
+        return self.joint / (self.truth_area[self.truth] + self.proposal_area[self.proposal] - self.joint)
 
     def matches(self, limit: float) -> np.ndarray:
         """Indices of the pairs that reach a limit of at least 0.5, each object in one of them."""
@@ -359,25 +365,24 @@ class _Overlaps(NamedTuple):
         matched = self.proposal[self.matches(limit)]
         counts = self.counts_alone.copy()
         counts[matched] = True
-        return len(matched), self.num_truth + int(counts.sum())
+        return len(matched), int(np.count_nonzero(self.truth_area) + counts.sum())
 
 
-def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
+def overlaps(truth: np.ndarray, proposal: np.ndarray) -> Overlaps:
     """Overlaps of true and proposed objects; the arguments are those of `object_scores`."""
     true, proposed, count = _overlapping_pairs(truth, proposal)
     valid = true >= 0
-    cut = np.zeros(0, truth.dtype)  # numbers of the true objects that are 4-adjacent to a pixel without annotation
+    cut = np.zeros(0, np.int64)  # numbers of the true objects that are 4-adjacent to a pixel without annotation
     if not valid.all():
         adjacent = neighbours(truth, truth)
         cut = np.unique(np.concatenate([one[(one > 0) & (other < 0)] for one, other in adjacent]))
     is_cut = np.isin(true, cut)
     area = np.bincount(true[valid], count[valid], minlength=1)
+    area[0] = area[cut] = 0
     proposed_area = np.bincount(proposed[valid], count[valid], minlength=int(proposed.max(initial=0)) + 1)
     # alone, a proposed object counts if at least half of it is annotated and lies outside of cut objects
     outside = np.bincount(proposed, count * (~valid | is_cut))
     counts_alone = (proposed_area > 0) & (2 * outside <= np.bincount(proposed, count))
     counts_alone[0] = False  # the background
     both = (true > 0) & (proposed > 0) & ~is_cut
-    true, proposed, joint = true[both], proposed[both], count[both]
-    iou = joint / (area[true] + proposed_area[proposed] - joint)
-    return _Overlaps(iou, true, proposed, counts_alone, int(np.sum(area[1:] > 0)) - len(cut))
+    return Overlaps(count[both], true[both], proposed[both], area, proposed_area, counts_alone)

@@ -19,6 +19,7 @@ from device import pick_precision
 from distributed import World
 from evaluation import tables
 from evaluation.curves import charts, read_curves
+from evaluation.fates import counts_text
 from evaluation.report import Report
 from evaluation.results_page import Run, write_index
 from evaluation.scorers import TestScorer
@@ -132,6 +133,8 @@ def _print_scores(report: Report, epochs: list[int], folder: Path) -> None:
     of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
     echo(f"{of}; {report.legend}")
     summary = report.summary()
+    if summary["objects"]:
+        echo(f"objects: {counts_text(summary['objects'])}")
     if challenge := summary["challenge"]:
         fewer, num = summary["scored_images"].get("challenge", {}), report.num_labelled
         over = {name: f" ({count} of {num} images)" for name, count in fewer.items()}
