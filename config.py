@@ -20,6 +20,7 @@ from flags import (
     SCALE,
     SWITCH,
     TILE,
+    UNIT,
     UNKNOWN_FLAG,
     Flags,
     Table,
@@ -37,6 +38,7 @@ from utils import FlagError, nearest
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", *OF_OBJECTS)
+OF_THRESHOLD = ("mask", *OF_OBJECTS)  # outputs that need the threshold of two classes
 WHAT_LIST = (
     lambda value: set(value.split(",")) <= set(WHAT),
     f"choose from {', '.join(WHAT)}, with commas and without spaces",
@@ -61,8 +63,16 @@ SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 
 MODES = ("train", "test", "predict", "export")
 # modes in which flags have an effect, by group and by name; those of a training may be given to all, as in one script
 MODES_OF_GROUP = {"predict": ("predict",), "export": ("export",)}
-MODES_OF = {"output": ("predict", "export"), "split": ("test",), "min_size": ("predict", "test")}
-MODES_OF["fill_holes"] = MODES_OF["min_size"]
+MODES_OF: dict[str, tuple[str, ...]] = {
+    "output": ("predict", "export"),
+    "split": ("test",),
+    "min_size": ("predict", "test"),
+    "fill_holes": ("predict", "test"),
+    "threshold": ("test", "predict", "export"),
+}
+# flags that change some outputs of predict only
+NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(("min_size", "fill_holes", "link"), OF_OBJECTS)
+NEEDED_BY |= {"threshold": OF_THRESHOLD, "numbers": ("overlay",)}
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,7 @@ class Config(Flags):
     section: str = flag("", SECTION, "predict")
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
     compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
+    numbers: bool = flag(True, "draw the numbers of the objects into the overlay", "predict")
     link: float = flag(
         0.0, "objects of adjacent sections that overlap by this IoU get one number (0 = off)", "predict", up_to(1)
     )
@@ -182,6 +193,9 @@ class Config(Flags):
         TILE,
     )
     background: str = flag("", "background class, which has no objects, by name or value (default: as trained)", "test")
+    threshold: float | None = flag(
+        None, "probability above which a pixel is foreground (default: chosen in the training)", "test", UNIT, **NUMBER
+    )
     min_size: int = flag(-1, "drop smaller objects [px] (-1 = by the training labels)", "test", between(-1, 10**12))
     fill_holes: str = flag("auto", "fill holes (auto = by the training labels)", "test", choices=AUTO_SWITCH)
 
@@ -196,7 +210,7 @@ class Config(Flags):
         if len({*self.scopes}) < len(self.scopes):
             raise FlagError(f"--scope {self.scope}: names a network twice: name each once")
         self._check_mode()
-        self._check_objects()
+        self._check_what()
         if self.mode == "train" and len(self.scopes) > 1:
             raise FlagError(f"--scope {self.scope}: --mode train trains one network: name one scope, without a comma")
 
@@ -212,11 +226,13 @@ class Config(Flags):
         if self.mode == MODES[0] and not self.train_continue and (given := self.given("epoch")):
             raise FlagError(f"{given}: applies to --train_continue on: add it, or leave --epoch out")
 
-    def _check_objects(self) -> None:
-        """Refuse flags of objects where predict writes none."""
-        given = self.given("min_size", "fill_holes", "link")
-        if self.mode == "predict" and given and not {*OF_OBJECTS} & {*self.what.split(",")}:
-            raise FlagError(f"{given}: applies to objects: add cells to --what {self.what}")
+    def _check_what(self) -> None:
+        """Refuse flags of outputs that predict does not write."""
+        what = {*self.what.split(",")} if self.mode == "predict" else {*WHAT}
+        for name, outputs in NEEDED_BY.items():
+            if (given := self.given(name)) and not what & {*outputs}:
+                applies = f"applies to {'objects' if outputs is OF_OBJECTS else ', '.join(outputs)}"
+                raise FlagError(f"{given}: {applies}: add {outputs[0]} to --what {self.what}")
 
     @property
     def given_filter(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from utils import FlagError, printable
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
 FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
+UNIT: Rule = (lambda value: value is None or 0 <= value <= 1, "must lie in [0, 1]")
 
 
 def check_name(flag: str, name: str) -> None:

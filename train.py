@@ -31,7 +31,7 @@ from locks import locked
 from prediction.predictor import find_background
 from samples import ENTRIES, SampleFile, list_samples
 from training.augment import Augmentation
-from training.best import BestEpoch
+from training.best import OF_FOREGROUND, BestEpoch
 from training.budget import Budget
 from training.compiled import maybe_compile
 from training.forecast import Forecast
@@ -301,8 +301,10 @@ class Trainer:
         if not files:
             return None
         files = checked_samples(files, info, labelled=True)
-        if config.best_score == "v_info" and not have_foreground(files, info, background):
-            what = "warning: no validation sample has foreground, so no epoch has a V_Info to be the best by"
+        if config.best_score in OF_FOREGROUND and not have_foreground(files, info, background):
+            self.best.is_blank = True
+            score = f"--best_score {config.best_score}"
+            what = f"warning: no validation sample has foreground, so no epoch can be the best by {score}"
             self._echo(f"{what}: choose another --best_score, or annotate more", sys.stderr)
         return Validation(
             files,
@@ -345,6 +347,8 @@ class Trainer:
         if self.budget.is_stopping():
             return self._stop(state, batches, validation)
         path = self.saver.save(state, epoch_complete=True)
+        if validation and (text := validation.threshold_text(state)):
+            self._echo(text)
         why, best = self.best.reason(state, state.epoch), self.best.describe(state)
         self._echo(f"trained to epoch {state.epoch}{why}, saved {path}{best}")
         for line in self.hints:

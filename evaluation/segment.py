@@ -12,7 +12,7 @@ from description import DataInfo, check_samples
 from distributed import World
 from evaluation.metrics import confusion_matrix
 from evaluation.pictures import Pictures, label_picture, probability_picture, row_bands
-from images.drawing import input_picture
+from images.drawing import input_picture, picture_range
 from prediction.predictor import Predictor
 from prediction.tiling import Band
 from progress import Progress
@@ -40,7 +40,8 @@ class Segmented:
     def pictures(self, info: DataInfo) -> Pictures:
         """Pictures of the input, the label if there is one, and the output."""
         image = self.image[..., info.own_channels]
-        bands = [input_picture(image[rows].astype(np.float32), info.value_range) for rows in row_bands(len(image))]
+        contrast = picture_range(image)
+        bands = [input_picture(image[rows].astype(np.float32), contrast) for rows in row_bands(len(image))]
         pictures = {"input": np.concatenate(bands)}
         if self.label is not None:
             pictures["label"] = label_picture(self.label, info.num_class, self.valid)

@@ -19,6 +19,7 @@ from device import pick_precision
 from distributed import World
 from evaluation import tables
 from evaluation.curves import charts, read_curves
+from evaluation.fates import counts_text
 from evaluation.report import Report
 from evaluation.results_page import Run, write_index
 from evaluation.scorers import TestScorer
@@ -41,7 +42,7 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     with world.reading(database, ENTRIES, "choose another --name_data"):
         tested = checkpoint.load_trained(config.checkpoint_folders, config.epoch, load, is_main=world.is_main)
         precision = pick_precision(config.amp, device)
-        predictor = predictor_of(tested, device, precision, config.background)
+        predictor = predictor_of(tested, device, precision, config.background, config.threshold)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(target, world) as folder:
             object_filter = predictor.object_filter._replace(**config.given_filter)  # as predict does
@@ -132,6 +133,8 @@ def _print_scores(report: Report, epochs: list[int], folder: Path) -> None:
     of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
     echo(f"{of}; {report.legend}")
     summary = report.summary()
+    if summary["objects"]:
+        echo(f"objects: {counts_text(summary['objects'])}")
     if challenge := summary["challenge"]:
         fewer, num = summary["scored_images"].get("challenge", {}), report.num_labelled
         over = {name: f" ({count} of {num} images)" for name, count in fewer.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from images.geometry import Geometry
-from images.readers import Frame, geometries_of
+from images.readers import Frame, geometries_of, is_indexed
 from images.rows import Rows
 from rules import is_list, is_number
 from utils import UserError, spread
@@ -35,6 +35,7 @@ class Profile:
     channels: list[str]  # names of the channels; empty: unknown, or not the same in all files
     pixel_size: list[float]  # [µm] height and width of a pixel, the median of the files that give one; else empty
     is_grey: bool = False  # three channels are equal in each pixel: grey saved as colour
+    is_indexed: bool = False  # the grey values of some are the indices of a palette of colours
 
     @classmethod
     def from_dict(cls, values: Any, nch: int) -> Profile | None:
@@ -47,8 +48,10 @@ class Profile:
             "channels": lambda names: is_list(names, _is_text) and len(names) in (0, nch),
             "pixel_size": lambda sides: is_list(sides, lambda side: is_number(side, 1e-9)) and len(sides) in (0, 2),
             "is_grey": lambda value: isinstance(value, bool),
+            "is_indexed": lambda value: isinstance(value, bool),
         }
-        is_valid = isinstance(values, dict) and values.keys() == rules.keys()
+        values = {"is_indexed": False} | values if isinstance(values, dict) else {}  # some have no such entry
+        is_valid = values.keys() == rules.keys()
         return cls(**values) if is_valid and all(rules[name](values[name]) for name in rules) else None
 
 
@@ -64,7 +67,8 @@ def profile_of(frames: Sequence[Frame]) -> Profile:
         for frame, geometry, image in zip(frames, geometries, images, strict=True)
     }
     sizes = [geometry.pixel_size for geometry in geometries if geometry.pixel_size]
-    pixels = np.concatenate([_some_pixels(images[n]) for n in spread(len(frames), NUM_SAMPLED)])
+    sampled = spread(len(frames), NUM_SAMPLED)
+    pixels = np.concatenate([_some_pixels(images[n]) for n in sampled])
     is_finite = np.isfinite(pixels).all(1)  # others are refused when they are used
     pixels = pixels[is_finite] if is_finite.any() else np.zeros_like(pixels[:1])
     low, high = np.percentile(pixels, (0.1, 99.9), axis=0)
@@ -76,6 +80,7 @@ def profile_of(frames: Sequence[Frame]) -> Profile:
         channels=list(names.pop()) if len(names) == 1 else [],
         pixel_size=[statistics.median(side) for side in zip(*sizes, strict=True)],
         is_grey=pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()),
+        is_indexed=any(is_indexed(frames[n]) for n in sampled),
     )
 
 
@@ -145,6 +150,9 @@ def compare(
     if trained.is_grey != new.is_grey and len(trained.low) == 3:
         one, other = ("grey, saved as colour", "coloured")[:: 1 if new.is_grey else -1]
         lines.append(f"{source}: {one}; the network was trained on images that are {other}")
+    if trained.is_indexed != new.is_indexed:
+        one, other = ("have a palette of colours, whose indices are read", "have none")[:: 1 if new.is_indexed else -1]
+        lines.append(f"{source}: images that {one}; the network was trained on some that {other}")
     pairs = [*zip(trained.pixel_size, new.pixel_size, strict=False)]  # along y and x, if both are known
     ours, theirs = max(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1])), default=(1.0, 1.0))
     if not 1 / OTHER_SIZE <= ours / theirs <= OTHER_SIZE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,11 @@ from progress import tracked
 from samples import DISTANCE, ENTRIES, IGNORE, SPLITS, SampleFile, write_sample
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes, numbers_in
-from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
+from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
 from sources.splits import Splits, split_numbers, split_pairs
 from sources.touching import touching_share
 from training.weight_map import loss_of, save_distance
-from utils import FlagError, UserError, echo, folder_hint
+from utils import FlagError, UserError, echo, folder_hint, names_below
 
 OTHER_NAME = "choose another --name_data"
 STACKS, FOLDERS = ("train-volume.tif", "train-labels.tif"), ("images", "labels")
@@ -224,19 +224,6 @@ def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict
         "sources": [{"name": name, "sha256": sha256(path)} for path, name in tracked(sources.items(), "hash")],
         "samples": samples,
     }
-
-
-def names_below(paths: Sequence[Path]) -> dict[Path, str]:
-    """Paths below the folder that holds all of these files: their names, if no folders lie between.
-
-    Examples
-    --------
-    >>> list(names_below([Path("raw/1/images/img.tif"), Path("raw/2/images/img.tif")]).values())
-    ['1/images/img.tif', '2/images/img.tif']
-    """
-    parts = {path: path.absolute().parts for path in paths}
-    num = num_common(folders for *folders, _ in parts.values())
-    return {path: Path(*of[num:]).as_posix() for path, of in parts.items()}
 
 
 def _origin(pair: Pair) -> dict[str, Any]:

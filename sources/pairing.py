@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from string import digits
 
@@ -19,7 +18,7 @@ from progress import tracked
 from samples import check_values
 from sources.labels import Label, Masks
 from sources.scan import is_colour
-from utils import UserError, echo
+from utils import UserError, echo, num_common
 
 
 @dataclass(frozen=True)
@@ -166,11 +165,6 @@ def _differences(stems: list[str]) -> list[str]:
     backwards = [stem[::-1] for stem in stems]
     suffix = backwards[0][: num_common(backwards)][::-1].lstrip(digits)
     return [stem.removeprefix(prefix).removesuffix(suffix).lstrip("0") for stem in stems]
-
-
-def num_common(texts: Iterable[Sequence[str]]) -> int:
-    """Number of letters, or of other parts, that all texts begin with."""
-    return sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*texts, strict=False)))
 
 
 def _last_number(stem: str) -> str:

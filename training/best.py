@@ -28,6 +28,7 @@ SCORES: dict[str, Callable[[Scores], float | None]] = {  # None where the epoch 
     "v_info": lambda scores: scores.get("max/v_info"),
 }
 FALLING = ("loss", "pixel_error")  # the lower, the better
+OF_FOREGROUND = ("dice", "v_info")  # that tell nothing where no validation sample has foreground
 
 
 @dataclass
@@ -40,6 +41,7 @@ class BestEpoch:
     checkpoint: Checkpoint | None = None  # a copy on the CPU
     has_threshold: bool = False  # whether its threshold was chosen for its weights
     is_written: bool = False  # whether the file holds it
+    is_blank: bool = False  # whether the score is one of foreground, and no validation sample has any
 
     def check(self, num_class: int, *, has_validation: bool) -> None:
         """Refuse flags that ask for scores which the validation set does not have."""
@@ -76,7 +78,7 @@ class BestEpoch:
     def consider(self, state: TrainState, scores: Scores, seconds: float) -> None:
         """Copy the checkpoint of a complete epoch if its score is the best until now; `seconds` as in a checkpoint."""
         score = SCORES[self.score](scores)
-        if score is None or not isfinite(score):
+        if self.is_blank or score is None or not isfinite(score):
             return
         sign = -1 if self.score in FALLING else 1
         if state.best_score is None or sign * score > sign * state.best_score:
@@ -100,7 +102,8 @@ class BestEpoch:
         net.load_state_dict(self.checkpoint.average["net"] if self.checkpoint.average else self.checkpoint.net)
         best = replace(state, net=net, average=None)
         if score_segments(best) is not None:
-            self.checkpoint.threshold, self.has_threshold, self.is_written = best.threshold, True, False
+            self.checkpoint.threshold, self.checkpoint.chosen_on = best.threshold, best.chosen_on
+            self.has_threshold, self.is_written = True, False
 
     def save(self, before_rename: Callable[[], None]) -> None:
         """Write the checkpoint if the file is not up to date; a failure leaves the old file."""
