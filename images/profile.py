@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,25 +58,36 @@ def _is_text(value: Any) -> bool:
 
 def profile_of(frames: Sequence[Frame]) -> Profile:
     """Profile of images, of which some pixels of at most `NUM_SAMPLED` are read."""
-    images, geometries = [frame.open() for frame in frames], geometries_of(frames)
-    names = {
-        channel_names(frame, geometry, image.shape[2])
-        for frame, geometry, image in zip(frames, geometries, images, strict=True)
-    }
-    sizes = [geometry.pixel_size for geometry in geometries if geometry.pixel_size]
-    pixels = np.concatenate([_some_pixels(images[n]) for n in spread(len(frames), NUM_SAMPLED)])
+    images = [frame.open() for frame in frames]
+    sizes = [geometry.pixel_size for geometry in geometries_of(frames) if geometry.pixel_size]
+    sampled = [images[n] for n in spread(len(frames), NUM_SAMPLED)]
+    return replace(make_profile(sampled, common_names(frames), sizes), dtypes=sorted({of.dtype.name for of in images}))
+
+
+def make_profile(images: Iterable[Rows | np.ndarray], channels: list[str], sizes: Sequence[Sequence[float]]) -> Profile:
+    """Profile of images (H, W, C), of which some pixels are read; `sizes` are the pixel sizes that are known [µm]."""
+    dtypes, parts = zip(*((image.dtype.name, _some_pixels(image)) for image in images), strict=True)
+    pixels = np.concatenate(parts)
     is_finite = np.isfinite(pixels).all(1)  # others are refused when they are used
     pixels = pixels[is_finite] if is_finite.any() else np.zeros_like(pixels[:1])
     low, high = np.percentile(pixels, (0.1, 99.9), axis=0)
     return Profile(
-        dtypes=sorted({image.dtype.name for image in images}),
+        dtypes=sorted({*dtypes}),
         mean=pixels.mean(0).tolist(),
         low=low.tolist(),
         high=high.tolist(),
-        channels=list(names.pop()) if len(names) == 1 else [],
+        channels=channels,
         pixel_size=[statistics.median(side) for side in zip(*sizes, strict=True)],
         is_grey=pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()),
     )
+
+
+def common_names(frames: Sequence[Frame]) -> list[str]:
+    """Names of the channels of images; empty if they are unknown, or not the same in all files."""
+    geometries = geometries_of(frames)
+    pairs = zip(frames, geometries, strict=True)
+    names = {channel_names(frame, geometry, frame.open().shape[2]) for frame, geometry in pairs}
+    return list(names.pop()) if len(names) == 1 else []
 
 
 def channel_names(frame: Frame, geometry: Geometry, num: int) -> tuple[str, ...]:
@@ -104,7 +115,7 @@ def by_name(frames: list[Frame], trained: Profile | None) -> tuple[list[Frame], 
     return of_training, list(notes)
 
 
-def _some_pixels(image: Rows) -> np.ndarray:
+def _some_pixels(image: Rows | np.ndarray) -> np.ndarray:
     """Pixels (P, C) of a few bands of rows of an image."""
     height = image.shape[0]
     tops = {int(top) for top in np.linspace(0, max(height - BAND_ROWS, 0), NUM_BAND)}

@@ -55,6 +55,14 @@ class Masks(NamedTuple):
 Label = Frame | Masks
 
 
+class Reading(NamedTuple):
+    """How labels are read, besides the values of the classes; kept in `dataset.json` for labels that are added."""
+
+    threshold: float | None = None  # values above it are class 1
+    objects: bool = False  # the labels number the objects
+    background: float = 0  # number of the background, which is no object
+
+
 class Classes(NamedTuple):
     """Classes, and how label pixels become class indices."""
 
@@ -64,6 +72,7 @@ class Classes(NamedTuple):
     ignore: float | list[int] | None = None  # label value that is not annotated; None: all pixels are annotated
     gap: int = 0  # [px] between objects that touch, of labels that number objects
     left: dict[str, np.ndarray] | None = None  # numbered objects of each label that was read, and those that are left
+    reading: Reading = Reading()
 
 
 def find_classes(labels: list[Label], threshold: float | None, objects: bool, ignore: str, background: str) -> Classes:
@@ -173,6 +182,11 @@ def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Cl
         if ground:
             what = f"the number {ground:g} is background, since most pixels at the borders of the images have it"
             echo(f"note: {what}; if it is an object: --background 0")
+    return _read_objects(ground, ignored)
+
+
+def _read_objects(ground: float, ignored: float | None) -> Classes:
+    """Background and object, of labels whose background has this number."""
     left: dict[str, np.ndarray] = {}  # of each label image, the objects that are numbered, and those that are left
 
     def indices(label: Label) -> np.ndarray:
@@ -182,8 +196,8 @@ def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Cl
         left[str(label)] = np.array([len(np.unique(part[part > 0])) for part in (numbers, numbers * foreground)])
         return np.where(valid, foreground, np.uint8(IGNORE))
 
-    names = ["background", "object"]
-    return Classes(names, names, indices, value_of(ignored, colour=False), GAP, left)
+    names, reading = ["background", "object"], Reading(objects=True, background=ground)
+    return Classes(names, names, indices, value_of(ignored, colour=False), GAP, left, reading)
 
 
 def _read_some(labels: list[Label], ignored: float | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -199,12 +213,18 @@ def _classes_by_threshold(labels: list[Label], threshold: float, ignore: str) ->
         what = f"the label values go from {low:g} to {high:g}, which is one class"
         raise UserError(f"--threshold {threshold:g}: {what}: choose a threshold between them")
 
+    return _read_by_threshold(threshold, ignored)
+
+
+def _read_by_threshold(threshold: float, ignored: float | None) -> Classes:
+    """Two classes of grey labels."""
+
     def indices(label: Label) -> np.ndarray:
         pixels, valid = _read_grey(label, ignored)
         return np.where(valid, pixels[..., 0] > threshold, np.uint8(IGNORE))
 
-    names = [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(names, names, indices, value_of(ignored, colour=False))
+    names, reading = [f"<= {threshold:g}", f"> {threshold:g}"], Reading(threshold)
+    return Classes(names, names, indices, value_of(ignored, colour=False), reading=reading)
 
 
 def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +273,11 @@ def choose_background(classes: Classes, background: str, foreground: str) -> Cla
         if foreground and index != first:
             raise UserError(f"--foreground {foreground}: that is the background: leave one out")
         first = index
-    order = [first, *(k for k in range(len(classes.values)) if k != first)]
+    return _ordered(classes, [first, *(k for k in range(len(classes.values)) if k != first)])
+
+
+def _ordered(classes: Classes, order: list[int]) -> Classes:
+    """Classes in another order."""
     rank = np.full(IGNORE + 1, IGNORE)
     rank[order] = range(len(order))
     values, names = ([of[k] for k in order] for of in (classes.values, classes.names))
