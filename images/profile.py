@@ -21,6 +21,7 @@ NUM_SAMPLED = 16  # images whose grey values are read, evenly spaced among all
 NUM_BAND, BAND_ROWS = 4, 16  # bands of rows of each, and their height [px]
 OTHER_SCALE = 10.0  # factor between the widths of two ranges from which they are of different grey scales
 FAR = 3.0  # standard deviations between two means from which images are unlike those of the training
+SCALE_WAYS = "scale them to these, or train with --normalize image, which any scale suits"
 OTHER_SIZE = 1.5  # factor between two pixel sizes from which objects look unlike those of the training
 
 
@@ -139,23 +140,31 @@ def channels_by_name(trained: Sequence[str], new: Sequence[str], source: object)
     if not trained or not new or list(trained) == list(new):
         return ()
     if missing := [name for name in trained if name not in new]:
-        what = f"{source}: channels {', '.join(new)}; the network was trained on {', '.join(trained)}"
+        what = f"{source}: channels {', '.join(new)}, in the training {', '.join(trained)}"
         raise UserError(f"{what}: no {', '.join(missing)}: name the channels that are meant with --channel")
     return tuple(list(new).index(name) for name in trained)
 
 
 def compare(
-    trained: Profile, new: Profile, std: Sequence[float], source: object, *, by_data: bool, advice: str = ""
+    trained: Profile,
+    new: Profile,
+    std: Sequence[float],
+    source: object,
+    *,
+    by_data: bool,
+    advice: str = "",
+    ways: str = SCALE_WAYS,
 ) -> list[str]:
     """Lines, which begin with `source`, that tell how images differ from those of a training; refuses other scales.
 
     `std` (C,) is the standard deviation of the grey values of the training. The scale counts only if images are
-    normalised `by_data`, by the mean and standard deviation of the training. `advice` is on another pixel size.
+    normalised `by_data`, by the mean and standard deviation of the training. `advice` is on another pixel size,
+    `ways` on another scale.
     """
-    lines = _other_greys(trained, new, std, source) if by_data else []
+    lines = _other_greys(trained, new, std, source, ways) if by_data else []
     if trained.is_grey != new.is_grey and len(trained.low) == 3:
         one, other = ("grey, saved as colour", "coloured")[:: 1 if new.is_grey else -1]
-        lines.append(f"{source}: {one}; the network was trained on images that are {other}")
+        lines.append(f"{source}: {one}; in the training the images are {other}")
     pairs = [*zip(trained.pixel_size, new.pixel_size, strict=False)]  # along y and x, if both are known
     ours, theirs = max(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1])), default=(1.0, 1.0))
     if not 1 / OTHER_SIZE <= ours / theirs <= OTHER_SIZE:
@@ -166,17 +175,17 @@ def compare(
     return lines
 
 
-def _other_greys(trained: Profile, new: Profile, std: Sequence[float], source: object) -> list[str]:
+def _other_greys(trained: Profile, new: Profile, std: Sequence[float], source: object, ways: str) -> list[str]:
     """Line about grey values that lie elsewhere; refuses those of another scale."""
     lows, highs = np.array([trained.low, new.low]), np.array([trained.high, new.high])
     deviation = np.asarray(std)[: len(new.mean)]
     factor = ((highs[1] - lows[1]) / np.maximum(highs[0] - lows[0], deviation)).max()  # a constant channel has no width
     ranges = [f"{low.min():.4g} to {high.max():.4g}" for low, high in zip(lows, highs, strict=True)]
-    what = f"{source}: grey values {ranges[1]} ({', '.join(new.dtypes)}), the network was trained on {ranges[0]}"
+    what = f"{source}: grey values {ranges[1]} ({', '.join(new.dtypes)}), in the training {ranges[0]}"
     what += f" ({', '.join(trained.dtypes)})"
     apart = bool((lows.max(0) > highs.min(0)).all())
     if apart or (not 1 / OTHER_SCALE < factor < OTHER_SCALE and set(trained.dtypes) != set(new.dtypes)):
-        raise UserError(f"{what}: scale them to these, or train with --normalize image, which any scale suits")
+        raise UserError(f"{what}: {ways}")
     far = np.abs(np.subtract(new.mean, trained.mean)) / deviation
     if far.max() > FAR or not 1 / OTHER_SCALE < factor < OTHER_SCALE:
         return [f"{what}: the result may be poor: was the exposure another? --normalize image is for such images"]

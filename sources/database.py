@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from config import NO_LABEL, DatabaseFlags
+from config import NO_LABEL, SPLIT, DatabaseFlags
 from exchange import atomic_folder, finish_exchange
 from images.profile import common_names
 from images.readers import forget_files
@@ -19,8 +19,8 @@ from locks import locked
 from samples import DISTANCE, ENTRIES, SPLITS
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes, numbers_in
-from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, with_context
-from sources.splits import split_numbers, split_pairs
+from sources.pairing import Pair, check_pairs, colour_hint, left_out, list_pairs, with_context
+from sources.splits import Splits, known_splits, split_numbers, split_pairs
 from sources.touching import touching_share
 from sources.writing import Contents, Show, sample_entries, source_entries, sources_of, write_samples
 from utils import FlagError, UserError, echo, folder_hint
@@ -93,27 +93,37 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     """Write samples and description, and return the report; `defaults` are images and labels that no flag names."""
     source = flags.input or _existing(defaults[0], "--input IMAGES")
     target = flags.label or _existing(defaults[1], "--label LABELS, or --label none")
-    pairs = with_context(list_pairs(source, None if target == NO_LABEL else target, choice), flags.context)
-    if flags.split != "region":  # at once, not after all pixels are read
+    known, flags = known_splits(new_folder.parent, flags)
+    labels = None if target == NO_LABEL else target
+    listed = list_pairs(source, labels, choice, labelled_only=flags.labelled_only)
+    pairs = [pair for pair in with_context(listed, flags.context) if pair.label or not flags.labelled_only]
+    if flags.split != "region" and not known:  # at once, not after all pixels are read
         split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
     pairs = check_pairs(pairs)
     classes = _classes(pairs, flags)
-    splits, notes = split_pairs(pairs, classes, flags)
-    files = {
-        split: [new_folder / split / f"{number:05d}.npy" for number in range(len(of))] for split, of in splits.items()
-    }
+    splits, notes = split_pairs(pairs, classes, flags, known)
+    contents = _write_contents(new_folder, flags, pairs, splits, classes)
+    notes += left_out(listed) if flags.labelled_only else []
+    numbers = ", ".join(f"{len(of)} {split}" for split, of in splits.items())
+    return contents.complete([numbers, *notes], _touching(pairs, classes, flags), show)
+
+
+def _write_contents(
+    folder: Path, flags: DatabaseFlags, pairs: list[Pair], splits: Splits, classes: Classes
+) -> Contents:
+    """Write the samples; return what the description is made of."""
+    files = {split: [folder / split / f"{number:05d}.npy" for number in range(len(of))] for split, of in splits.items()}
     jobs = {split: [*zip(files[split], splits[split], strict=True)] for split in splits}
     write_samples([job for of_split in jobs.values() for job in of_split], classes)
     sources = sources_of(pairs)
+    kind = SPLIT[1] if flags.split == SPLIT[0] else flags.split
     entries = {
-        "split": {"kind": flags.split, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
+        "split": {"kind": kind, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
         "sources": source_entries(sources.values()),
         "samples": {split: sample_entries(of_split, sources) for split, of_split in jobs.items()},
     }
     names = common_names([pair.input for pair in splits["train"] or splits["test"]])
-    contents = Contents(new_folder, files, classes, flags.context, names, entries)
-    numbers = ", ".join(f"{len(of)} {split}" for split, of in files.items())
-    return contents.complete([numbers, *notes], _touching(pairs, classes, flags), show)
+    return Contents(folder, files, classes, flags.context, names, entries)
 
 
 def _existing(path: Path, flag: str) -> str:

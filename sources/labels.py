@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from description import MAX_CLASS
+from description import MAX_CLASS, DataInfo
 from images.readers import Frame
 from samples import IGNORE
 from sources.numbered import GAP, border_number, part_objects
@@ -22,6 +22,7 @@ from sources.scan import (
     ignored_key,
     in_alpha,
     is_colour_label,
+    key_of,
     numbers_in,
     scan,
     typed,
@@ -283,6 +284,51 @@ def _ordered(classes: Classes, order: list[int]) -> Classes:
     values, names = ([of[k] for k in order] for of in (classes.values, classes.names))
     indices = classes.indices
     return classes._replace(values=values, names=names, indices=lambda label: rank[np.asarray(indices(label), np.intp)])
+
+
+def fit_classes(labels: list[Label], info: DataInfo, reading: Reading, ignore: str) -> Classes:
+    """Classes of a database, and their indices of the pixels of labels that are added to it."""
+    grey = reading.objects or reading.threshold is not None
+    for label in labels:
+        if isinstance(label, Masks) and not reading.objects:
+            raise UserError(f"{label}: one mask per object, which the labels of the database are not: join them")
+        if grey and is_colour_label(label, label.read()):
+            raise UserError(f"{label}: colours, where the labels of the database are grey: save it as grey values")
+    ignored = ignored_key(ignore, colour=False)
+    if reading.objects:
+        classes = _read_objects(reading.background, ignored)
+    elif reading.threshold is not None:
+        classes = _read_by_threshold(reading.threshold, ignored)
+    else:
+        classes = _fit_values([label for label in labels if isinstance(label, Frame)], info.class_values, ignore)
+    order = [classes.values.index(value) for value in info.class_values]
+    return _ordered(classes, order)._replace(names=info.class_names)
+
+
+def _fit_values(labels: list[Frame], values: list, ignore: str) -> Classes:
+    """Classes with these values, in ascending order; refuses labels with others, but masks of one kind."""
+    scanned = in_alpha(scan(labels, ignore, colour=any(isinstance(value, list) for value in values)))
+    keys = sorted(key_of(value, scanned.colour) for value in values)
+    if np.isnan(keys).any():
+        kind = "colours" if scanned.colour else "grey values"
+        raise UserError(
+            f"{labels[0]}: {kind}; the classes of the database are {'; '.join(map(typed, values))}: save it so"
+        )
+    # as if a label of the database were among them
+    scanned = as_one_kind(
+        scanned._replace(
+            counts=scanned.counts + Counter(dict.fromkeys(keys, 1)), keys_of_labels=[*scanned.keys_of_labels, {*keys}]
+        )
+    )
+    if len(scanned.keys) != len(keys):
+        for label, keys_of_label in zip(labels, scanned.keys_of_labels, strict=False):
+            others = [typed(value_of(key, scanned.colour)) for key in sorted(keys_of_label - {*keys, scanned.ignored})]
+            if others:
+                what = f"{label}: label value {'; '.join(others[:8])}{' ...' if len(others) > 8 else ''}"
+                raise UserError(f"{what}: the classes of the database are {'; '.join(map(typed, values))}: repair it")
+    ascending = sorted(values, key=lambda value: key_of(value, scanned.colour))
+    indices = make_indices(scanned.read, scanned.keys, scanned.ignored)
+    return Classes(ascending, [*map(str, ascending)], indices, value_of(scanned.ignored, scanned.colour))
 
 
 def _index_of(classes: Classes, flag: str, text: str) -> int:

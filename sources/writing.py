@@ -30,11 +30,16 @@ Entries = dict[str, Any]  # of dataset.json
 def write_samples(jobs: Iterable[Job], classes: Classes) -> None:
     """Write the sample of each pair to its path, whose folder is that of its split."""
     for path, pair in tqdm([*jobs], desc="write", disable=None, leave=False):
-        path.parent.mkdir(exist_ok=True)
-        label = None if pair.label is None else classes.indices(pair.label)[pair.window].astype(np.uint8)
-        write_sample(path, pair.read(), label)
-        if path.parent.name == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
-            save_distance(SampleFile(path), label)  # computed once, so that a training need not
+        write_sample_of(pair, path, pair.read(), classes)
+
+
+def write_sample_of(pair: Pair, path: Path, image: np.ndarray, classes: Classes) -> None:
+    """Write a sample with this image and the label of a pair."""
+    path.parent.mkdir(exist_ok=True)
+    label = None if pair.label is None else classes.indices(pair.label)[pair.window].astype(np.uint8)
+    write_sample(path, image, label)
+    if path.parent.name == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
+        save_distance(SampleFile(path), label)  # computed once, so that a training need not
 
 
 @dataclass(frozen=True)
