@@ -253,9 +253,7 @@ class DatabaseFlags(Flags):
 
     input: str = flag("", "images: stacks, folders, patterns (default: train-volume.tif)", "source", nargs="+")
     label: str = flag("", "label images, or none (default: train-labels.tif)", "source", nargs="+")
-    add: str = flag(
-        "", "annotated images to add to the database, their labels are those of --label", "source", nargs="+"
-    )
+    add: str = flag("", "annotated images to add to the database; --label names their labels", "source", nargs="+")
     to: str = flag("train", "--add: set that the images are added to", "source", choices=SETS)
     replace: bool = flag(False, "--add: images that are in the database get their new labels", "source")
     labelled_only: bool = flag(False, "leave out images without a label", "source")
@@ -350,19 +348,8 @@ class DisplayFlags(Flags):
 
 PROGRAMS = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
 # flags with a value that are paths, in which `~` is the home folder
-PATHS = (
-    "dir_data",
-    "dir_checkpoint",
-    "dir_log",
-    "dir_result",
-    "init_from",
-    "input",
-    "add",
-    "label",
-    "info",
-    "output",
-    "save",
-)
+OF_FOLDERS = ("dir_data", "dir_checkpoint", "dir_log", "dir_result")
+PATHS = (*OF_FOLDERS, "init_from", "input", "add", "label", "info", "output", "save")
 # words of other programs for a flag of this one, where no likeness tells
 OTHER_WORDS = {
     "num_epoch": "epochs max_epochs iterations",

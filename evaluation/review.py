@@ -107,8 +107,9 @@ def _measure(info: DataInfo, path: Path, name: str, *, full: bool) -> Sample:
     """Measure one sample; `full`: also its objects and grey values."""
     image, label = SampleFile(path).open()
     counts = np.zeros(IGNORE + 1, np.int64)
-    for top in range(0, 0 if label is None else len(label), NUM_ROW):  # in little memory
-        counts += np.bincount(label[top : top + NUM_ROW].ravel(), minlength=IGNORE + 1)
+    if label is not None:
+        for top in range(0, len(label), NUM_ROW):  # in little memory
+            counts += np.bincount(label[top : top + NUM_ROW].ravel(), minlength=IGNORE + 1)
     of_classes = None if label is None else counts[: info.num_class]
     sample = Sample(path, printable(name), image.shape[:2], digest_of(image), of_classes)
     return replace(sample, **_grey_values(info, image, label), **_objects(info, label)) if full else sample
