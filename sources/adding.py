@@ -96,12 +96,11 @@ def _check_images(pairs: list[Pair], known: Known) -> None:
     """Refuse new images of another number of channels, type or grey scale than those of the database."""
     info, image, frames = known.info, pairs[0].image(), [pair.input for pair in pairs]
     old = next(file for files in known.files.values() for file in files).open()[0]
-    for what, new, expected in (
-        ("channel(s)", image.shape[2], info.num_own),
-        ("pixels", image.dtype.name, old.dtype.name),
+    for what, new, expected, advice in (
+        ("channel(s)", image.shape[2], info.num_own, "choose them with --channel"),
+        ("pixels", image.dtype.name, old.dtype.name, "convert them"),
     ):
         if new != expected:
-            advice = "choose them with --channel" if what == "channel(s)" else "convert them"
             raise UserError(f"{frames[0]}: {new} {what}, the database has {expected}: {advice}")
     if info.profile:
         sizes = [geometry.pixel_size for geometry in geometries_of(frames) if geometry.pixel_size]
@@ -121,9 +120,8 @@ def _fit_labels(flags: DatabaseFlags, known: Known, labels: list[Label]) -> Clas
         raise UserError(f"--ignore {flags.ignore}: in the database it is {ignore}: leave it out")
     ignore = ignore or flags.ignore
     classes = fit_classes(labels, info, reading, ignore)
-    if ignore in map(typed, info.class_values) or (
-        reading.objects and numbers_in(ignore) in ([0], [reading.background])
-    ):
+    of_background = ([0], [reading.background]) if reading.objects else ()
+    if ignore in map(typed, info.class_values) or numbers_in(ignore) in of_background:
         raise UserError(f"--ignore {ignore}: a class of the database has that value: choose another")
     return classes
 

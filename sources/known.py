@@ -38,6 +38,7 @@ class Known:
     entries: dict[str, Any]  # of its dataset.json
     files: dict[str, list[SampleFile]]
     places: dict[bytes, list[Place]]  # by the hash of the pixels
+    windows: list[Window]  # of all places, each once
 
     @classmethod
     def load(cls, folder: Path) -> Known:
@@ -47,30 +48,29 @@ class Known:
         if path is None or any(not file.input.stem.isdecimal() for of in files.values() for file in of):
             raise UserError(f"{folder}: a database of pytorch-UNET's layout: make it with this program to add to it")
         info, entries = load_info(folder), json.loads(path.read_text("utf-8"))
-        rules = {"samples": lambda of: is_table(of, _are_entries), "sources": _are_entries}
+        rules = {
+            "samples": lambda of: is_table(of, lambda entries: is_list(entries, is_table)),
+            "sources": lambda of: is_list(of, lambda entry: is_table(entry) and {"name", "sha256"} <= entry.keys()),
+        }
         if damaged := [name for name, rule in rules.items() if name in entries and not rule(entries[name])]:
             raise UserError(f"{path}: {damaged[0]} is damaged: make the database again with --overwrite")
         places: dict[bytes, list[Place]] = defaultdict(list)
         for split in SPLITS:
-            windows = {entry.get("file"): _window(entry) for entry in entries.get("samples", {}).get(split, [])}
+            windows = {str(entry.get("file")): _window(entry) for entry in entries.get("samples", {}).get(split, [])}
             for file in tqdm(files[split], desc=split, disable=None, leave=False):
                 place = Place(split, file, windows.get(file.input.name, _window({})))
                 places[digest_of(file.open()[0][..., info.own_channels])].append(place)
-        return cls(info, entries, files, dict(places))
+        windows = {repr(place.window): place.window for of in places.values() for place in of}
+        return cls(info, entries, files, dict(places), [*windows.values()])
 
     def find(self, image: np.ndarray) -> list[Place]:
         """Samples that are an image (H, W, C) of one section, or a region of it."""
-        windows = {repr(place.window): place.window for places in self.places.values() for place in places}
         return [
             place
-            for window in windows.values()
+            for window in self.windows
             for place in self.places.get(digest_of(image[window]), [])
             if place.window == window
         ]
-
-
-def _are_entries(value: Any) -> bool:
-    return is_list(value, is_table)
 
 
 def _window(entry: dict[str, Any]) -> Window:
