@@ -52,7 +52,8 @@ AUTO_SWITCH = ("auto", *SWITCH)
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 BEST_SCORE = ("loss", "pixel_error", "dice", "v_info")
 PHANTOM = ("em", "nuclei", "rare")
-SPLIT = ("contiguous", "random", "region")
+SETS = ("train", "val", "test")
+SPLIT = ("auto", "contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
 LAPTOP = {"nch_ker": 16, "max_minutes": 10}  # a training that a laptop does while you wait
@@ -258,7 +259,10 @@ class Config(Flags):
 
 
 OF_LABELS = ("threshold", "objects", "background", "foreground", "ignore", "class_names", "fold")
-OF_SOURCE = {"phantom": "synthetic", "size": "synthetic", "url": "download"}  # flags without effect on another source
+# flags without effect on another source
+OF_SOURCE = {"phantom": "synthetic", "size": "synthetic", "url": "download", "to": "add", "replace": "add"}
+KEPT_BY_ADD = ("overwrite", "threshold", "objects", "foreground", "class_names", "context")
+OF_SPLIT = ("num_val", "num_test", "split", "fold", "seed")
 
 
 @dataclass(frozen=True)
@@ -274,6 +278,10 @@ class DatabaseFlags(Flags):
 
     input: str = flag("", "images: stacks, folders, patterns (default: train-volume.tif)", "source", nargs="+")
     label: str = flag("", "label images, or none (default: train-labels.tif)", "source", nargs="+")
+    add: str = flag("", "annotated images to add to the database; --label names their labels", "source", nargs="+")
+    to: str = flag("train", "--add: set that the images are added to", "source", choices=SETS)
+    replace: bool = flag(False, "--add: images that are in the database get their new labels", "source")
+    labelled_only: bool = flag(False, "leave out images without a label", "source")
     channel: str = flag("", CHANNEL, "source")
     series: str = flag("", SERIES, "source")
     section: str = flag("", SECTION, "source")
@@ -294,7 +302,12 @@ class DatabaseFlags(Flags):
 
     num_val: int = flag(-1, "number of validation samples (-1 = a tenth, at least one)", "split", at_least(-1))
     num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", at_least(-1))
-    split: str = flag("contiguous", "blocks, random sections, or regions of each image", "split", choices=SPLIT)
+    split: str = flag(
+        "auto",
+        "blocks, random sections, or regions of each image; auto: blocks, or as in the database that is replaced",
+        "split",
+        choices=SPLIT,
+    )
     fold: str = flag("", "K/N: test the K-th of N parts, validate on the one before it", "split", FOLD)
     seed: int = flag(0, "seed of the random split and of the synthetic images", "split", up_to(2**63 - 1))
 
@@ -302,12 +315,14 @@ class DatabaseFlags(Flags):
         super().__post_init__()
         self._check_source()
         self._check_split()
+        if self.add:
+            self._check_add()
         if self.label == NO_LABEL:
             self._check_unlabelled()
 
     def _check_source(self) -> None:
         """Refuse several sources of the images, and a flag of a source that is not used."""
-        sources = [f"--{name}" for name in ("info", "input", "synthetic", "download") if getattr(self, name)]
+        sources = [f"--{name}" for name in ("info", "input", "add", "synthetic", "download") if getattr(self, name)]
         if len(sources) > 1:
             raise FlagError(f"{' and '.join(sources)}: each says which images to use: give one of them")
         if (self.synthetic or self.download) and self.label not in ("", NO_LABEL):
@@ -315,6 +330,13 @@ class DatabaseFlags(Flags):
         for name, source in OF_SOURCE.items():
             if self.given(name) and not getattr(self, source):
                 raise FlagError(f"{self.given(name)}: applies to --{source} only: add that, or leave --{name} out")
+
+    def _check_add(self) -> None:
+        """Refuse flags of what stays as it is when images are added, and images without labels."""
+        if given := self.given(*KEPT_BY_ADD, *OF_SPLIT):
+            raise FlagError(f"--add {given}: the classes, channels and sets of the database stay: leave {given} out")
+        if self.label in ("", NO_LABEL):
+            raise FlagError(f"{self.given('add')}: images that are added need labels: give --label LABELS")
 
     def _check_split(self) -> None:
         """Refuse flags of the splits that don't go together."""
@@ -353,7 +375,8 @@ class DisplayFlags(Flags):
 
 PROGRAMS: dict[str, type[Flags]] = {table.program: table for table in (Config, DatabaseFlags, DisplayFlags)}
 # flags with a value that are paths, in which `~` is the home folder
-PATHS = ("dir_data", "dir_checkpoint", "dir_log", "dir_result", "init_from", "input", "label", "info", "output", "save")
+OF_FOLDERS = ("dir_data", "dir_checkpoint", "dir_log", "dir_result")
+PATHS = (*OF_FOLDERS, "init_from", "input", "add", "label", "info", "output", "save")
 # words of other programs for a flag of this one, where no likeness tells
 OTHER_WORDS = {
     "num_epoch": "epochs max_epochs iterations",

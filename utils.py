@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
 from itertools import takewhile
@@ -156,17 +156,25 @@ def num_common(texts: Iterable[Sequence[str]]) -> int:
     return sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*texts, strict=False)))
 
 
-def names_below(paths: Sequence[Path]) -> dict[Path, str]:
+def names_below(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
     """Paths below the folder that holds all of these files: their names, if no folders lie between.
+
+    They have more of their folders where a name is taken.
 
     Examples
     --------
     >>> list(names_below([Path("raw/1/images/img.tif"), Path("raw/2/images/img.tif")]).values())
     ['1/images/img.tif', '2/images/img.tif']
+    >>> list(names_below([Path("new/img.tif")], ["img.tif"]).values())
+    ['new/img.tif']
     """
     parts = {path: path.absolute().parts for path in paths}
-    num = num_common(folders for *folders, _ in parts.values())
-    return {path: Path(*of[num:]).as_posix() for path, of in parts.items()}
+    names: dict[Path, str] = {}
+    for num in range(num_common(folders for *folders, _ in parts.values()), -1, -1):
+        names = {path: Path(*of[num:]).as_posix() for path, of in parts.items()}
+        if not {*names.values()} & {*taken}:
+            break
+    return names
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -249,15 +249,15 @@ def test_overwrite_that_fails_leaves_the_old_database(work, fails, monkeypatch):
     assert main([]) == 0
     before = snapshot(folder)
     assert "2 classes" in fails(main, ["--overwrite", "--class_names", "a,b,c"])
-    monkeypatch.setattr(database, "_provenance", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(database, "sources_of", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["--overwrite"]) == 130
     assert snapshot(folder) == before
 
 
 KILLED = """
 import os, signal, run_make_database
-from sources import database
-database.sha256 = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the samples are written, dataset.json is not
+from sources import writing
+writing.sha256 = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the samples are written, dataset.json is not
 run_make_database.main(["--overwrite", "--num_val", "2"])
 """
 
