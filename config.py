@@ -36,7 +36,7 @@ from flags import (
 from utils import FlagError, nearest
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
-WHAT = ("probability", "mask", *OF_OBJECTS)
+WHAT = ("probability", "mask", "labels", *OF_OBJECTS)
 WHAT_LIST = (
     lambda value: set(value.split(",")) <= set(WHAT),
     f"choose from {', '.join(WHAT)}, with commas and without spaces",
@@ -210,7 +210,7 @@ class Config(Flags):
     def _check_objects(self) -> None:
         """Refuse flags of objects where predict writes none."""
         given = self.given("min_size", "fill_holes", "link")
-        if self.mode == "predict" and given and not {*OF_OBJECTS} & {*self.what.split(",")}:
+        if self.mode == "predict" and given and not {*OF_OBJECTS, "labels"} & {*self.what.split(",")}:
             raise FlagError(f"{given}: applies to objects: add cells to --what {self.what}")
 
     @property
