@@ -37,8 +37,8 @@ from flags import (
 from utils import FlagError, nearest
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
-WHAT = ("probability", "mask", *OF_OBJECTS)
-OF_THRESHOLD = ("mask", *OF_OBJECTS)  # outputs that need the threshold of two classes
+WHAT = ("probability", "mask", "labels", *OF_OBJECTS)
+OF_THRESHOLD = ("mask", "labels", *OF_OBJECTS)  # outputs that need the threshold of two classes
 WHAT_LIST = (
     lambda value: set(value.split(",")) <= set(WHAT),
     f"choose from {', '.join(WHAT)}, with commas and without spaces",
@@ -72,7 +72,7 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "threshold": ("test", "predict", "export"),
 }
 # flags that change some outputs of predict only
-NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(("min_size", "fill_holes", "link"), OF_OBJECTS)
+NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(("min_size", "fill_holes", "link"), (*OF_OBJECTS, "labels"))
 NEEDED_BY |= {"threshold": OF_THRESHOLD, "numbers": ("overlay",)}
 
 
@@ -233,7 +233,7 @@ class Config(Flags):
         what = {*self.what.split(",")} if self.mode == "predict" else {*WHAT}
         for name, outputs in NEEDED_BY.items():
             if (given := self.given(name)) and not what & {*outputs}:
-                applies = f"applies to {'objects' if outputs is OF_OBJECTS else ', '.join(outputs)}"
+                applies = f"applies to {'objects' if 'cells' in outputs else ', '.join(outputs)}"
                 raise FlagError(f"{given}: {applies}: add {outputs[0]} to --what {self.what}")
 
     @property

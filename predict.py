@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from prediction.outputs import make_outputs
 from prediction.predictor import Predictor, load, predict_array, predictor_of
 from prediction.scaling import Scale, scale_line, scales_of
 from training.log import command_line
-from utils import UserError, echo
+from utils import FlagError, UserError, echo
 
 __all__ = ["load", "predict_array", "predict_files"]
 
@@ -62,6 +63,18 @@ def _write_page(job: PredictionJob, trained: dict[Path, Checkpoint]) -> None:
     write_prediction_page(job.files.page, job.previews, job.files.frames, predictor, facts)
 
 
+def _sources(config: Config) -> list[str]:
+    """What `--input` names."""
+    return [config.input] if isinstance(config.input, str) else list(config.input)
+
+
+def _check_objects(config: Config, files: OutputFiles) -> None:
+    """Refuse flags of objects where no output has them, which of labels only the checkpoint tells."""
+    given = config.given("min_size", "fill_holes", "link")
+    if given and not files.has_objects:
+        raise FlagError(f"{given}: applies to objects, which these labels don't number: leave it out")
+
+
 def predict_files(config: Config, device: torch.device, world: World) -> int:
     """Segment what `--input` names and write `--output`: `main.py --mode predict`.
 
@@ -84,9 +97,9 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         if world.is_main:
             echo(line)
     outputs = make_outputs(config, predictor, frames)
-    sources = [config.input] if isinstance(config.input, str) else config.input
-    folders = [Path(name) for name in sources if Path(name).is_dir()]
+    folders = [Path(name) for name in _sources(config) if Path(name).is_dir()]
     files = OutputFiles(config.output, outputs, frames, config.page, folders)
+    _check_objects(config, files)
     job = PredictionJob(config, predictor, [*images], scales, files, world)
     locks: AbstractContextManager[dict[Path, int]] = nullcontext({})  # and the number of older files at each path
     with files.reserved(config.compression) if world.is_main else locks as replaced:
@@ -98,4 +111,15 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
             echo(f"segmented {len(frames)} image(s) with {', '.join(map(str, trained))}: {written}{older}")
         if files.has_objects:
             job.report_objects()
+        if files.label_files:
+            echo(_next_step(config, files.label_files[0].parent))
     return 0
+
+
+def _next_step(config: Config, labels: Path) -> str:
+    """The next command of a round: add the corrected labels to the database."""
+    kept = [name for name in ("dir_data", "channel", "series", "section") if config.given(name)]
+    flags = [part for name in kept for part in (f"--{name}", str(getattr(config, name)))]
+    command = ["run_make_database.py", "--name_data", config.name_data, *flags]
+    command += ["--add", *_sources(config), "--label", str(labels)]
+    return f"next: correct {labels}/..., then python {shlex.join(command)}"

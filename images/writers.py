@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +20,7 @@ from utils import UserError
 
 TIFF = (".tif", ".tiff")
 BIG = 2**32 - 2**25  # [bytes] a larger TIFF needs 64-bit offsets: BigTIFF
-PREDICTED = "main.py --mode predict"  # in the first bytes of each PNG, which tells it from other files in its folder
+PREDICTED = "main.py --mode predict"  # the software of each PNG and TIFF, which tells it from other files in its folder
 STRIP = 2**18  # [bytes] of a compressed TIFF, which is read strip by strip: a few rows cost no more than one strip
 
 
@@ -116,22 +118,74 @@ class ZlibTiffWriter(FlatWriter):
         """Write the compressed file, and remove the uncompressed one."""
         with explain_write_errors(self.path):
             self.close()
+            layout = self._layout_of_file()
             with self.partial.open("rb") as pixels, atomic_write(self.path) as file:
-                pixels.seek(_find_pixels(self.partial)[0])
-                _write_tiff(file, self.path, self.layout, _compressed_strips(pixels, self.layout))
+                offset, dtype = _find_pixels(self.partial)
+                pixels.seek(offset)
+                _write_tiff(file, self.path, layout, _compressed_strips(pixels, dtype, layout))
             self.partial.unlink()
+
+    def _layout_of_file(self) -> Layout:
+        """Layout of the compressed file."""
+        return self.layout
+
+
+class NumberTiffWriter(ZlibTiffWriter):
+    """The same for numbers of objects: in 16 bits, as an ImageJ TIFF, where these suffice."""
+
+    def _layout_of_file(self) -> Layout:
+        """Layout of the compressed file."""
+        with self.partial.open("rb") as file:
+            offset, dtype = _find_pixels(self.partial)
+            file.seek(offset)
+            rows = math.prod(self.layout.shape[:3])
+            is_small = all(np.fromfile(file, dtype, self.layout.shape[3]).max() < 2**16 for _ in range(rows))
+        return replace(self.layout, dtype=np.dtype(np.uint16)) if is_small else self.layout
 
 
 TIFF_WRITERS = {"none": FlatWriter, "zlib": ZlibTiffWriter}
 
 
-def _compressed_strips(pixels: IO[bytes], layout: Layout) -> Iterator[bytes]:
-    """Strips of an uncompressed file, compressed one by one; a strip belongs to one plane."""
+def _compressed_strips(pixels: IO[bytes], dtype: np.dtype, layout: Layout) -> Iterator[bytes]:
+    """Strips of an uncompressed file of this type, compressed one by one; a strip belongs to one plane."""
     frames, channels, height, _ = layout.shape
-    rows = _strip_height(layout)
+    rows, row_pixel = _strip_height(layout), layout.row_byte // layout.dtype.itemsize
     for _ in range(frames * channels):
         for top in range(0, height, rows):
-            yield zlib.compress(pixels.read(min(rows, height - top) * layout.row_byte))
+            strip = np.fromfile(pixels, dtype, min(rows, height - top) * row_pixel)
+            yield zlib.compress(strip.astype(layout.dtype, copy=False).data)
+
+
+class FilesWriter(Writer):
+    """Writes several files through a writer of each; only the last one is open."""
+
+    def __init__(self, frames: list[tuple[Writer, int]]) -> None:
+        self.frames = frames  # writer of each frame, and the number of the frame in it
+        self.writers = [*dict.fromkeys(writer for writer, _ in frames)]
+        self._last = self.writers[0]
+
+    def write(self, frame: int, top: int, band: np.ndarray) -> None:
+        """Write rows (C, h, W), or (1, h, W, 3) of RGB, of a frame, from row `top` on."""
+        writer, number = self.frames[frame]
+        if writer is not self._last:
+            self._last.close()
+        self._last = writer
+        writer.write(number, top, band)
+
+    def finish(self) -> None:
+        """Rename the complete files."""
+        for writer in self.writers:
+            writer.finish()
+
+    def close(self) -> None:
+        """Flush to disk what this process has written."""
+        for writer in self.writers:
+            writer.close()
+
+    def discard(self) -> None:
+        """Remove the partial files after an error."""
+        for writer in self.writers:
+            writer.discard()
 
 
 def _strip_height(layout: Layout) -> int:
@@ -158,10 +212,10 @@ def _write_tiff(file: IO[bytes], path: Path, layout: Layout, strips: Iterator[by
     """
     import tifffile
 
-    big = layout.num_byte >= BIG
-    imagej = not (big or path.stem.lower().endswith(".ome") or layout.dtype == np.uint32)
+    is_held = layout.num_byte < BIG and layout.dtype.name in ("uint8", "uint16", "float32")
+    imagej = is_held and not path.stem.lower().endswith(".ome")
     pixel = layout.geometry.pixel
-    options: dict[str, Any] = {"photometric": "rgb" if layout.rgb else "minisblack"}
+    options: dict[str, Any] = {"photometric": "rgb" if layout.rgb else "minisblack", "software": PREDICTED}
     if {"X", "Y"} <= pixel.keys():
         per = 1 if imagej else 1e4  # an ImageJ file names the unit in its description
         options["resolution"] = (per / pixel["X"], per / pixel["Y"])
@@ -169,7 +223,7 @@ def _write_tiff(file: IO[bytes], path: Path, layout: Layout, strips: Iterator[by
     if strips is not None:
         options |= {"compression": "zlib", "rowsperstrip": _strip_height(layout)}
     options["metadata"] = {"axes": layout.axes} | (_imagej_metadata if imagej else _ome_metadata)(layout)
-    with tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=not imagej) as tif:
+    with tifffile.TiffWriter(file, bigtiff=layout.num_byte >= BIG, imagej=imagej, ome=not imagej) as tif:
         tif.write(strips, shape=layout.full_shape, dtype=layout.dtype, **options)
 
 
@@ -211,9 +265,17 @@ def png_files(path: Path, channels: int) -> list[Path]:
 
 
 def is_predicted(path: Path) -> bool:
-    """Whether a PNG is of a `PngWriter`."""
-    with path.open("rb") as file:
-        return PREDICTED.encode() in file.read(256)
+    """Whether a PNG or TIFF is of a writer of this file, and was not edited since."""
+    if path.suffix.lower() not in TIFF:
+        with path.open("rb") as file:
+            return PREDICTED.encode() in file.read(256)
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tif:
+            return tif.pages.first.software == PREDICTED
+    except (tifffile.TiffFileError, IndexError):  # no TIFF
+        return False
 
 
 class PngWriter(Writer):

@@ -17,14 +17,24 @@ from distributed import World
 from images.layout import ORDER, Layout
 from images.readers import Frame, drop_cached_pages, read_geometry
 from images.rows import Rows, listed
-from images.writers import TIFF, TIFF_WRITERS, FlatWriter, PngWriter, RowFile, Writer
+from images.writers import (
+    TIFF,
+    TIFF_WRITERS,
+    FilesWriter,
+    FlatWriter,
+    NumberTiffWriter,
+    PngWriter,
+    RowFile,
+    Writer,
+    ZlibTiffWriter,
+)
 from images.zarr_writer import ZarrWriter
 from prediction.gaps import grow_bands
 from prediction.linking import StackLinker, stacks_to_link
 from prediction.object_table import FrameObjects, ObjectTables
 from prediction.objects import TILE_HEIGHT, filter_bands, separate_bands
 from prediction.output_files import OutputFiles
-from prediction.outputs import ObjectBand, Output, Rois, Table, object_bands
+from prediction.outputs import Labels, ObjectBand, Output, Rois, Table, object_bands
 from prediction.predictor import Predictor
 from prediction.preview import Preview, PreviewMaker, most_uncertain
 from prediction.rois import RoiWriter
@@ -155,27 +165,49 @@ class PredictionJob:
         """Writer of one output."""
         if isinstance(output, Rois):
             return RoiWriter(self.files.roi_planes())
+        if isinstance(output, Labels) and self.files.to_folder:
+            return self._label_writer(output)
         if self.files.to_png:
             return PngWriter(self.files.png_names[output.name], [image.shape[0] for image in self.images])
-        path, is_main = self.files.paths[output.name], self.world.is_main
-        layout = self._layout(output, ORDER.get(path.suffix.lower(), ""))
+        path, is_main, frames = self.files.paths[output.name], self.world.is_main, list(range(len(self.images)))
+        layout = self._layout(output, frames, ORDER.get(path.suffix.lower(), ""))
         if path.suffix.lower() in TIFF:
             auto = "zlib" if output.is_labels else "none"
             compression = auto if self.config.compression == "auto" else self.config.compression
-            return TIFF_WRITERS[compression](path, layout, is_main)
+            is_number = isinstance(output, Labels) and output.of_objects and compression == "zlib"
+            return (NumberTiffWriter if is_number else TIFF_WRITERS[compression])(path, layout, is_main)
         if path.suffix.lower() != ".zarr":
             return FlatWriter(path, layout, is_main)
         first = self._restored_rows(0)[0] if any(self.is_scaled) else self.grids[0].rows[0].interior
         return ZarrWriter(path, layout, is_main, min(TILE_HEIGHT, layout.shape[2]) if output.of_objects else first.stop)
 
-    def _layout(self, output: Output, order: str) -> Layout:
-        """Layout of the file of one output; all images must have the same size."""
-        sizes = {image.shape[:2]: str(frame) for image, frame in zip(self.images, self.files.frames, strict=True)}
+    def _label_writer(self, output: Labels) -> FilesWriter:
+        """Writer of the label images in a folder: a TIFF or a PNG for each input file."""
+        files = self.files.label_files
+        pngs = PngWriter(files, [image.shape[0] for image in self.images])
+        frames: dict[Path, list[int]] = {}
+        for frame, path in enumerate(files):
+            frames.setdefault(path, []).append(frame)
+        make = NumberTiffWriter if output.of_objects else ZlibTiffWriter
+        tiffs = {
+            path: make(path, self._layout(output, numbers, ORDER[".tif"]), self.world.is_main)
+            for path, numbers in frames.items()
+            if path.suffix in TIFF
+        }
+        writers = [(tiffs.get(path, pngs), frames[path]) for path in files]
+        return FilesWriter(
+            [(of, frame if of is pngs else numbers.index(frame)) for frame, (of, numbers) in enumerate(writers)]
+        )
+
+    def _layout(self, output: Output, numbers: list[int], order: str) -> Layout:
+        """Layout of the file of some frames of one output; they must have the same size."""
+        frames = [self.files.frames[number] for number in numbers]
+        sizes = {self.images[number].shape[:2]: str(self.files.frames[number]) for number in numbers}
         if len(sizes) > 1:
             (one, first), (other, second), *_ = sizes.items()
             raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, name a folder")
-        shape = (len(self.images), output.num_channel, *self.images[0].shape[:2])
-        geometry = read_geometry(self.files.frames)
+        shape = (len(frames), output.num_channel, *self.images[numbers[0]].shape[:2])
+        geometry = read_geometry(frames)
         return Layout(shape, np.dtype(output.dtype), geometry, output.is_labels, order, output.is_rgb)
 
     def _tasks(self) -> dict[int, list[int]]:

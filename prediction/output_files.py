@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from images.output_paths import check_apart, check_replaceable, written_at
 from images.readers import Frame, read_geometry
 from images.writers import PREDICTED, TIFF, is_predicted, png_files
 from locks import locked
-from prediction.outputs import OUTPUTS, Cells, Output, Rois, Table
+from prediction.outputs import OUTPUTS, Cells, Labels, Output, Rois, Table
 from prediction.rois import RoiPlane, is_roi_file, position_of
 from utils import FlagError, UserError
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".png")
+PNG_TYPES = ("uint8", "uint16", "uint32")  # numbers of objects in 32 bits are written in 16
+MAX_PNG = 2**22  # [px] of a label image as PNG; a larger one may number more objects than 16 bits do
 ENDINGS = [output.ending for output in OUTPUTS.values() if output.ending]
 # first columns of the tables; the last one is of earlier versions
 TABLE_BEGINS = (
@@ -44,6 +47,7 @@ OURS = {  # how files of predict are told from others of the same ending
     ".zip": (is_roi_file, "a .zip of ROIs of predict only"),
     ".html": (_is_page, "a page of predict"),
     ".png": (is_predicted, "a PNG of predict, or one of an earlier version"),
+    ".tif": (is_predicted, "a TIFF of predict"),
 }
 
 
@@ -83,7 +87,11 @@ class OutputFiles:
     @cached_property
     def paths(self) -> dict[str, Path]:
         """File of each picture, or the folder of the PNGs."""
-        pictures = [output for output in self.outputs.values() if not output.ending]
+        pictures = [
+            output
+            for output in self.outputs.values()
+            if not (output.ending or (self.to_folder and isinstance(output, Labels)))
+        ]
         return {output.name: Path(self.target) if self.to_folder else self._file(output) for output in pictures}
 
     def _file(self, output: Output) -> Path:
@@ -145,6 +153,18 @@ class OutputFiles:
         return [self._file(rois)] * len(self.frames)
 
     @cached_property
+    def label_files(self) -> list[Path]:
+        """In a folder the label image for each frame: one per input file, of its name, which `--add` pairs it by."""
+        labels = self.outputs.get(Labels.name)
+        if labels is None or not self.to_folder:
+            return []
+        num = Counter(frame.path for frame in self.frames)
+        is_png = labels.dtype in PNG_TYPES
+        sizes = {path: math.prod(frame.open().shape[:2]) for path, frame in {f.path: f for f in self.frames}.items()}
+        endings = {path: ".png" if is_png and num[path] == 1 and sizes[path] <= MAX_PNG else ".tif" for path in num}
+        return [Path(self.target, labels.name, frame.path.stem + endings[frame.path]) for frame in self.frames]
+
+    @cached_property
     def _counts_in_input(self) -> bool:
         """Whether sections are those of the input: where no stack is written that could be opened instead."""
         if self.to_folder or self.paths:
@@ -190,7 +210,7 @@ class OutputFiles:
         if compression != "auto" and (self.to_png or not any(is_tiff)):
             raise FlagError(f"--compression {compression}: applies to TIFFs: leave it out, or write .tif")
         more = [*self.tables.values(), *filter(None, [self.page])]
-        others = [*dict.fromkeys([*more, *self.roi_files])]
+        others = [*dict.fromkeys([*more, *self.roi_files, *self.label_files])]
         files = [*dict.fromkeys(self.paths.values()), *others]
         written = [part for path in (others if self.to_png else files) for part in written_at(path)]
         inputs = [*self.folders, *(frame.path for frame in self.frames)]
@@ -213,20 +233,30 @@ class OutputFiles:
         for output in outputs if ending in ENDINGS else []:
             if not (output.ending and is_held):
                 raise UserError(f"{target} can't hold {output.name}: name another file, or a folder")
-        if len(outputs) == 1 and outputs[0].is_rgb and self.paths[outputs[0].name] != Path(self.target):
+        is_named = self.to_folder or self.paths.get(outputs[0].name) == Path(self.target)
+        if len(outputs) == 1 and outputs[0].is_rgb and not is_named:
             what = f"{outputs[0].name}, a picture in colours"
             raise UserError(f"{target} can't hold {what}: name a .tif or .png")
-        if self.to_png and any(self.outputs[name].dtype == "float32" for name in self.paths):
-            raise UserError("--dtype float32: a PNG has no such type: write .tif, .npy or .zarr")
+        for name in self.paths if self.to_png else ():
+            if self.outputs[name].dtype not in PNG_TYPES:
+                what = f"--what {name}" if name == Labels.name else f"--dtype {self.outputs[name].dtype}"
+                raise UserError(f"{what}: a PNG has no such type: write .tif, .npy or .zarr")
         num = len(self._pngs)
         if not self.to_folder and num > 1:
             raise UserError(f"{target} is one picture, but {num} will be written: name a folder")
-        sources = dict.fromkeys(zip(self.roi_files, (frame.path for frame in self.frames), strict=False))
-        roi_files = [path for path, _ in sources] if self.to_folder else []
-        for what, paths in (("two images", self._pngs), ("the outlines of two images", roi_files)):
+        for what, paths in (
+            ("two images", self._pngs),
+            ("the outlines of two images", self._of_sources(self.roi_files)),
+            ("the labels of two images", self._of_sources([path.with_suffix("") for path in self.label_files])),
+        ):
             if twice := [path for path, count in Counter(paths).items() if count > 1]:
                 advice = "rename one, or write a stack" if paths is self._pngs else "rename one"
                 raise UserError(f"--input: {what} would become {twice[0]}: {advice}")
+
+    def _of_sources(self, files: list[Path]) -> list[Path]:
+        """File of each input file in a folder, where `files` has it for each frame."""
+        sources = dict.fromkeys(zip(files, (frame.path for frame in self.frames), strict=False))
+        return [path for path, _ in sources] if self.to_folder else []
 
     def _count_older(self, path: Path) -> int:
         """Number of older files at a path; refuses to replace what predict did not write."""
@@ -236,6 +266,7 @@ class OutputFiles:
             older += os.path.lexists(file)
             is_ours, what = OURS.get(file.suffix, (None, ""))
             is_named = file == Path(self.target) and file.suffix == ".png"  # one picture is replaced like a stack
+            is_named |= file.suffix == ".tif" and file not in self.label_files  # those of earlier versions have no mark
             if is_ours and not is_named and file.exists() and not is_ours(file):
                 raise UserError(f"{file}: not {what}, and not replaced: move it, or choose another --output")
         return older

@@ -19,12 +19,13 @@ from images.drawing import Range, grey_range, input_picture, outlines, overlay_p
 from images.readers import Frame
 from images.rows import Rows
 from prediction.digits import ObjectNumbers
+from prediction.labels import label_values
 from prediction.measure import Measures, ObjectMeasurer
 from prediction.objects import ObjectList
 from prediction.predictor import Predictor
 from prediction.rois import ObjectOutlines
 from prediction.tiling import Band
-from utils import echo
+from utils import FlagError, echo
 
 CONTRAST_FRAMES, CONTRAST_ROWS = 8, 32  # sections of a file, and rows of each, that its contrast is taken from
 
@@ -111,9 +112,39 @@ class Mask(Output):
 
     def of(self, band: Band) -> np.ndarray:
         """Rows (1, h, W)."""
-        if self.predictor.num_channel > 1:
-            return band.values.argmax(0)[None].astype(np.uint8)
-        return (band.values > self.predictor.threshold) * np.uint8(255)
+        full = np.uint8(255 if self.predictor.num_channel == 1 else 1)
+        return class_indices(band.values, self.predictor.threshold)[None].astype(np.uint8) * full
+
+
+class Labels(Output):
+    """Label images as run_make_database.py reads them: the database's value of each class, or numbered objects."""
+
+    name, is_labels = "labels", True
+
+    def __init__(self, predictor: Predictor, frames: list[Frame], config: Config) -> None:
+        super().__init__(predictor, frames, config)
+        self.values = label_values(predictor.info)
+        self.of_objects = self.values is None
+        self.dtype = "uint32" if self.values is None else self.values.dtype.name
+        self.is_rgb = self.values is not None and self.values.ndim == 2
+        words = predictor.info.class_values
+        if self.of_objects and words[predictor.background] == "object":
+            raise FlagError(
+                f"--what labels: they number the objects, so the background is {words[0]}: add --background"
+            )
+
+    def of(self, band: Any) -> np.ndarray:
+        """Rows (1, h, W), or (1, h, W, 3) of colours."""
+        if self.values is not None:
+            return self.values[class_indices(band.values, self.predictor.threshold)][None]
+        ignored = self.predictor.info.ignore
+        skipped = band.objects >= ignored if isinstance(ignored, int | float) and ignored > 0 else np.uint32(0)
+        return (band.objects + skipped)[None]  # no object has the number of what is not annotated
+
+
+def class_indices(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Class index (h, W) by a probability (K, h, W): the highest of several, else above the threshold."""
+    return probability.argmax(0) if len(probability) > 1 else (probability[0] > threshold).astype(np.intp)
 
 
 class Cells(Output):
@@ -209,7 +240,7 @@ class Rois(Output):
         return complete
 
 
-OUTPUTS = {output.name: output for output in (Probability, Mask, Cells, Table, Overlay, Rois)}
+OUTPUTS = {output.name: output for output in (Probability, Mask, Labels, Cells, Table, Overlay, Rois)}
 
 
 def make_outputs(config: Config, predictor: Predictor, frames: list[Frame]) -> dict[str, Output]:
