@@ -20,6 +20,7 @@ from flags import (
     SCALE,
     SWITCH,
     TILE,
+    UNIT,
     UNKNOWN_FLAG,
     Flags,
     Table,
@@ -37,6 +38,7 @@ from utils import FlagError, nearest
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", *OF_OBJECTS)
+OF_THRESHOLD = ("mask", *OF_OBJECTS)  # outputs that need the threshold of two classes
 WHAT_LIST = (
     lambda value: set(value.split(",")) <= set(WHAT),
     f"choose from {', '.join(WHAT)}, with commas and without spaces",
@@ -54,14 +56,24 @@ SETS = ("train", "val", "test")
 SPLIT = ("auto", "contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
+LAPTOP = {"nch_ker": 16, "max_minutes": 10}  # a training that a laptop does while you wait
+PREDICT = {"mode": "predict", "input": "IMAGES", "output": "segmented", "what": "mask"}  # what to do after a test
 CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
 SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
 SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"
 MODES = ("train", "test", "predict", "export")
 # modes in which flags have an effect, by group and by name; those of a training may be given to all, as in one script
 MODES_OF_GROUP = {"predict": ("predict",), "export": ("export",)}
-MODES_OF = {"output": ("predict", "export"), "split": ("test",), "min_size": ("predict", "test")}
-MODES_OF["fill_holes"] = MODES_OF["min_size"]
+MODES_OF: dict[str, tuple[str, ...]] = {
+    "output": ("predict", "export"),
+    "split": ("test",),
+    "min_size": ("predict", "test"),
+    "fill_holes": ("predict", "test"),
+    "threshold": ("test", "predict", "export"),
+}
+# flags that change some outputs of predict only
+NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(("min_size", "fill_holes", "link"), OF_OBJECTS)
+NEEDED_BY |= {"threshold": OF_THRESHOLD, "numbers": ("overlay",)}
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,9 @@ class Config(Flags):
     4
     """
 
+    program = "main.py"
+    beginner = ("mode", "name_data", "gpu_ids", "nch_ker", "max_minutes", "input", "output", "what")
+
     mode: str = flag("train", "train, test, predict or export", "run", choices=MODES)
     scope: str = flag("unet", "name of the experiment, a folder; test, predict, export: several with commas", "run")
     name_data: str = flag("em", "name of the database, a folder", "run")
@@ -81,7 +96,7 @@ class Config(Flags):
     dir_checkpoint: str = flag("./checkpoints", "folder of the checkpoints", "run")
     dir_log: str = flag("./log", "folder of arg.txt and the TensorBoard events", "run")
     dir_result: str = flag("./results", "folder of the test results", "run")
-    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1 = CPU", "run", GPU_LIST)
+    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1: CPU; mps: Apple's", "run", GPU_LIST)
     seed: int = flag(0, "random seed", "run", up_to(2**63 - 1))
     dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", positive_up_to(1e7))
     train_continue: bool = flag(True, "resume from the newest checkpoint, or --epoch; off: a new training", "run")
@@ -154,6 +169,7 @@ class Config(Flags):
     section: str = flag("", SECTION, "predict")
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
     compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
+    numbers: bool = flag(True, "draw the numbers of the objects into the overlay", "predict")
     link: float = flag(
         0.0, "objects of adjacent sections that overlap by this IoU get one number (0 = off)", "predict", up_to(1)
     )
@@ -178,6 +194,9 @@ class Config(Flags):
         TILE,
     )
     background: str = flag("", "background class, which has no objects, by name or value (default: as trained)", "test")
+    threshold: float | None = flag(
+        None, "probability above which a pixel is foreground (default: chosen in the training)", "test", UNIT, **NUMBER
+    )
     min_size: int = flag(-1, "drop smaller objects [px] (-1 = by the training labels)", "test", between(-1, 10**12))
     fill_holes: str = flag("auto", "fill holes (auto = by the training labels)", "test", choices=AUTO_SWITCH)
 
@@ -192,7 +211,7 @@ class Config(Flags):
         if len({*self.scopes}) < len(self.scopes):
             raise FlagError(f"--scope {self.scope}: names a network twice: name each once")
         self._check_mode()
-        self._check_objects()
+        self._check_what()
         if self.mode == "train" and len(self.scopes) > 1:
             raise FlagError(f"--scope {self.scope}: --mode train trains one network: name one scope, without a comma")
 
@@ -208,11 +227,13 @@ class Config(Flags):
         if self.mode == MODES[0] and not self.train_continue and (given := self.given("epoch")):
             raise FlagError(f"{given}: applies to --train_continue on: add it, or leave --epoch out")
 
-    def _check_objects(self) -> None:
-        """Refuse flags of objects where predict writes none."""
-        given = self.given("min_size", "fill_holes", "link")
-        if self.mode == "predict" and given and not {*OF_OBJECTS} & {*self.what.split(",")}:
-            raise FlagError(f"{given}: applies to objects: add cells to --what {self.what}")
+    def _check_what(self) -> None:
+        """Refuse flags of outputs that predict does not write."""
+        what = {*self.what.split(",")} if self.mode == "predict" else {*WHAT}
+        for name, outputs in NEEDED_BY.items():
+            if (given := self.given(name)) and not what & {*outputs}:
+                applies = f"applies to {'objects' if outputs is OF_OBJECTS else ', '.join(outputs)}"
+                raise FlagError(f"{given}: {applies}: add {outputs[0]} to --what {self.what}")
 
     @property
     def given_filter(self) -> dict[str, Any]:
@@ -246,6 +267,9 @@ OF_SPLIT = ("num_val", "num_test", "split", "fold", "seed")
 @dataclass(frozen=True)
 class DatabaseFlags(Flags):
     """All flags of `run_make_database.py`."""
+
+    program = "run_make_database.py"
+    beginner = ("name_data", "input", "label", "class_names", "objects", "ignore", "split", "info")
 
     dir_data: str = flag("./datasets", "folder of the databases", "database")
     name_data: str = flag("em", "name of the database, a folder", "database")
@@ -336,6 +360,8 @@ class DatabaseFlags(Flags):
 class DisplayFlags(Flags):
     """All flags of `display_result.py`."""
 
+    program = "display_result.py"
+
     dir_result: str = flag("./results", "folder of the test results", "figure")
     scope: str = flag("unet", "name of the experiment, a folder", "figure")
     name_data: str = flag("em", "name of the database, a folder", "figure")
@@ -346,7 +372,7 @@ class DisplayFlags(Flags):
     show: bool = flag(False, "also open a window", "figure")
 
 
-PROGRAMS = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
+PROGRAMS: dict[str, type[Flags]] = {table.program: table for table in (Config, DatabaseFlags, DisplayFlags)}
 # flags with a value that are paths, in which `~` is the home folder
 OF_FOLDERS = ("dir_data", "dir_checkpoint", "dir_log", "dir_result")
 PATHS = (*OF_FOLDERS, "init_from", "input", "add", "label", "info", "output", "save")
@@ -356,7 +382,7 @@ OTHER_WORDS = {
     "max_minutes": "minutes time max_time hours",
     "batch_size": "batch bs",
     "lr": "learning_rate",
-    "gpu_ids": "gpu gpus device devices cuda cpu",
+    "gpu_ids": "gpu gpus device devices cuda cpu mps",
     "num_workers": "workers jobs",
     "nch_ker": "filters features base_channels channels ngf",
     "nch_out": "classes num_classes n_classes",

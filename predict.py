@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from config import Config
+from config import OF_THRESHOLD, Config
 from description import differences
 from device import pick_precision
 from distributed import World
@@ -42,6 +42,12 @@ def _differences(predictor: Predictor, frames: list[Frame], wanted: str, scales:
     return ([scale_line(scales)] if wanted == "auto" else []) + list(warnings)
 
 
+def _threshold(predictor: Predictor, what: str) -> list[str]:
+    """Line with the threshold, if an output needs it."""
+    is_needed = predictor.num_channel == 1 and {*OF_THRESHOLD} & {*what.split(",")}
+    return [f"threshold {predictor.threshold_text}"] if is_needed else []
+
+
 def predict_files(config: Config, device: torch.device, world: World) -> int:
     """Segment what `--input` names and write `--output`: `main.py --mode predict`.
 
@@ -53,17 +59,17 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if not config.input or not config.output:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     trained = checkpoint.load_trained(config.checkpoint_folders, config.epoch, is_main=world.is_main)
-    predictor = predictor_of(trained, device, pick_precision(config.amp, device), config.background)
+    predictor = predictor_of(trained, device, pick_precision(config.amp, device), config.background, config.threshold)
     frames = list_frames(config.input, Choice(config.channel, config.series, config.section))
     frames, notes = by_name(frames, predictor.info.profile)
     if world.is_main:
         say_notes(notes)
     images = [FrameRows(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     scales = scales_of(config.scale, frames, {path: saved.info for path, saved in trained.items()})
-    for line in _differences(predictor, frames, config.scale, scales):
+    for line in _differences(predictor, frames, config.scale, scales) + _threshold(predictor, config.what):
         if world.is_main:
             echo(line)
-    outputs = make_outputs(config.what, predictor, frames, config.dtype)
+    outputs = make_outputs(config, predictor, frames)
     sources = [config.input] if isinstance(config.input, str) else config.input
     folders = [Path(name) for name in sources if Path(name).is_dir()]
     files = OutputFiles(config.output, outputs, frames, folders)

@@ -117,7 +117,7 @@ def to_indices(label: np.ndarray, class_values: list, path: Path) -> np.ndarray:
 
 
 def check_values(
-    path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int, *, partial: bool = False
+    path: object, image: np.ndarray, label: np.ndarray | None, num_class: int, *, partial: bool = False
 ) -> None:
     """Refuse NaN, infinity and huge numbers in an input, and in a label all but class indices (or `IGNORE`)."""
     if image.dtype.kind == "f" and not np.isfinite(image).all():

@@ -12,7 +12,9 @@ import numpy as np
 from scipy import ndimage
 
 from description import DataInfo, Origin
+from evaluation.hints import FEW, hint
 from images.statistics import LABEL_TILE, ObjectSizes
+from progress import tracked
 from samples import IGNORE, NUM_ROW, SPLIT_NAMES, SampleFile, digest_of
 from utils import printable, spread
 
@@ -97,9 +99,9 @@ def review(
         measured = {*spread(len(paths), NUM_MEASURED)}
         samples[split] = [
             _measure(info, path, of_split.get(path.name, Origin(path.name)).name, full=number in measured)
-            for number, path in enumerate(paths)
+            for number, path in enumerate(tracked(paths, f"page, {split}"))
         ]
-    rules = (_without_class, _rare, _one_image, _turned, _thin, _twice)
+    rules = (_without_class, _rare, _few, _one_image, _turned, _thin, _twice)
     return Review(info, samples, [*notes, *(line for rule in rules for line in rule(info, samples))])
 
 
@@ -183,6 +185,13 @@ def _rare(info: DataInfo, samples: Samples) -> list[str]:
     names = ", ".join(f"{info.class_names[k]} ({total[k]} px)" for k in rare)
     what = "have hardly a pixel, as slips of an annotation or blurred edges do"
     return [f"classes {names} {what}: check the values of the labels"] if rare else []
+
+
+def _few(info: DataInfo, samples: Samples) -> list[str]:
+    """Two classes with hardly an object to learn from."""
+    labelled = [sample for sample in samples.get("train", ()) if sample.counts is not None]
+    few = 0 < sum(sample.num_object for sample in labelled) < FEW and len(labelled) <= NUM_MEASURED
+    return [hint("few")] if few and info.num_class == 2 else []
 
 
 def _one_image(_info: DataInfo, samples: Samples) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from images.geometry import Geometry
-from images.readers import Frame, geometries_of
+from images.readers import Frame, geometries_of, is_indexed
 from images.rows import Rows
 from rules import is_list, is_number
 from utils import UserError, spread
@@ -36,6 +36,7 @@ class Profile:
     channels: list[str]  # names of the channels; empty: unknown, or not the same in all files
     pixel_size: list[float]  # [µm] height and width of a pixel, the median of the files that give one; else empty
     is_grey: bool = False  # three channels are equal in each pixel: grey saved as colour
+    is_indexed: bool = False  # the grey values of some are the indices of a palette of colours
 
     @classmethod
     def from_dict(cls, values: Any, nch: int) -> Profile | None:
@@ -48,8 +49,10 @@ class Profile:
             "channels": lambda names: is_list(names, _is_text) and len(names) in (0, nch),
             "pixel_size": lambda sides: is_list(sides, lambda side: is_number(side, 1e-9)) and len(sides) in (0, 2),
             "is_grey": lambda value: isinstance(value, bool),
+            "is_indexed": lambda value: isinstance(value, bool),
         }
-        is_valid = isinstance(values, dict) and values.keys() == rules.keys()
+        values = {"is_indexed": False} | values if isinstance(values, dict) else {}  # some have no such entry
+        is_valid = values.keys() == rules.keys()
         return cls(**values) if is_valid and all(rules[name](values[name]) for name in rules) else None
 
 
@@ -62,10 +65,18 @@ def profile_of(frames: Sequence[Frame]) -> Profile:
     images = [frame.open() for frame in frames]
     sizes = [geometry.pixel_size for geometry in geometries_of(frames) if geometry.pixel_size]
     sampled = [images[n] for n in spread(len(frames), NUM_SAMPLED)]
-    return replace(make_profile(sampled, common_names(frames), sizes), dtypes=sorted({of.dtype.name for of in images}))
+    profile = make_profile(sampled, common_names(frames), sizes, have_palette(frames))
+    return replace(profile, dtypes=sorted({image.dtype.name for image in images}))
 
 
-def make_profile(images: Iterable[Rows | np.ndarray], channels: list[str], sizes: Sequence[Sequence[float]]) -> Profile:
+def have_palette(frames: Sequence[Frame]) -> bool:
+    """Whether some of at most `NUM_SAMPLED` images have a palette of colours."""
+    return any(is_indexed(frames[n]) for n in spread(len(frames), NUM_SAMPLED))
+
+
+def make_profile(
+    images: Iterable[Rows | np.ndarray], channels: list[str], sizes: Sequence[Sequence[float]], indexed: bool
+) -> Profile:
     """Profile of images (H, W, C), of which some pixels are read; `sizes` are the pixel sizes that are known [µm]."""
     dtypes, parts = zip(*((image.dtype.name, _some_pixels(image)) for image in images), strict=True)
     pixels = np.concatenate(parts)
@@ -80,6 +91,7 @@ def make_profile(images: Iterable[Rows | np.ndarray], channels: list[str], sizes
         channels=channels,
         pixel_size=[statistics.median(side) for side in zip(*sizes, strict=True)],
         is_grey=pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()),
+        is_indexed=indexed,
     )
 
 
@@ -165,6 +177,9 @@ def compare(
     if trained.is_grey != new.is_grey and len(trained.low) == 3:
         one, other = ("grey, saved as colour", "coloured")[:: 1 if new.is_grey else -1]
         lines.append(f"{source}: {one}; in the training the images are {other}")
+    if trained.is_indexed != new.is_indexed:
+        one, other = ("have a palette of colours, whose indices are read", "have none")[:: 1 if new.is_indexed else -1]
+        lines.append(f"{source}: images that {one}; in the training they {other}")
     pairs = [*zip(trained.pixel_size, new.pixel_size, strict=False)]  # along y and x, if both are known
     ours, theirs = max(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1])), default=(1.0, 1.0))
     if not 1 / OTHER_SIZE <= ours / theirs <= OTHER_SIZE:

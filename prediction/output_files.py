@@ -21,8 +21,14 @@ from utils import FlagError, UserError
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".png")
 ENDINGS = [output.ending for output in OUTPUTS.values() if output.ending]
-# first columns of a table; the last are those of earlier versions
-TABLE_BEGINS = ("image,section,object,", "image,section,stack,object,", "image,object,class,area_px")
+# first columns of the tables; the last one is of earlier versions
+TABLE_BEGINS = (
+    "image,section,object,",
+    "image,section,stack,object,",
+    "image,section,count,",
+    "image,object,first_section,",
+    "image,object,class,area_px",
+)
 
 
 def _is_table(path: Path) -> bool:
@@ -105,15 +111,17 @@ class OutputFiles:
         }
 
     @cached_property
-    def table(self) -> Path | None:
-        """Table of the objects."""
+    def tables(self) -> dict[str, Path]:
+        """Table of the objects, and those beside it, by their names in object_table.py."""
         table = self.outputs.get(Table.name)
-        if table is None:
-            return None
-        if table.is_extra:
-            cells = self.paths[Cells.name]
-            return cells / "cells.csv" if self.to_folder else cells.with_suffix(".csv")
-        return Path(self.target, "table.csv") if self.to_folder else self._file(table)
+        if not isinstance(table, Table):
+            return {}
+        if self.to_folder:
+            names = {Table.name: "cells" if table.is_extra else Table.name} | {name: name for name in table.more}
+            return {name: Path(self.target, f"{stem}.csv") for name, stem in names.items()}
+        path = self.paths[Cells.name].with_suffix(".csv") if table.is_extra else self._file(table)
+        stem = path.stem.removesuffix(f"-{Table.name}")
+        return {Table.name: path} | {name: path.with_name(f"{stem}-{name}.csv") for name in table.more}
 
     @cached_property
     def roi_files(self) -> list[Path]:
@@ -170,7 +178,7 @@ class OutputFiles:
         is_tiff = [path.suffix.lower() in TIFF for path in self.paths.values()]
         if compression != "auto" and (self.to_png or not any(is_tiff)):
             raise FlagError(f"--compression {compression}: applies to TIFFs: leave it out, or write .tif")
-        others = [*dict.fromkeys([*([self.table] if self.table else []), *self.roi_files])]
+        others = [*dict.fromkeys([*self.tables.values(), *self.roi_files])]
         files = [*dict.fromkeys(self.paths.values()), *others]
         written = [part for path in (others if self.to_png else files) for part in written_at(path)]
         inputs = [*self.folders, *(frame.path for frame in self.frames)]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from config import NO_LABEL, SPLIT, DatabaseFlags
+from config import LAPTOP, NO_LABEL, SPLIT, Config, DatabaseFlags
 from exchange import atomic_folder, finish_exchange
-from images.profile import common_names
+from images.profile import common_names, have_palette
 from images.readers import forget_files
 from images.selection import Choice
 from locks import locked
@@ -58,7 +58,9 @@ def make_database(flags: DatabaseFlags, show: Show) -> None:
             lines = _write_database(new_folder, flags, choice, defaults, show)
             forget_files()  # Windows can't rename a memory-mapped file
     echo(f"{folder}: {lines}")
-    echo(f"look at it: {folder / 'index.html'}")
+    echo(f"look at it: open {folder / 'index.html'}")
+    if flags.label != NO_LABEL:
+        echo(flags.next_step(Config, mode="train", **LAPTOP))
 
 
 def _refuse_to_replace(flags: DatabaseFlags, folder: Path, names: Iterable[str]) -> None:
@@ -122,8 +124,8 @@ def _write_contents(
         "sources": source_entries(sources.values()),
         "samples": {split: sample_entries(of_split, sources) for split, of_split in jobs.items()},
     }
-    names = common_names([pair.input for pair in splits["train"] or splits["test"]])
-    return Contents(folder, files, classes, flags.context, names, entries)
+    frames = [pair.input for pair in splits["train"] or splits["test"]]
+    return Contents(folder, files, classes, flags.context, common_names(frames), have_palette(frames), entries)
 
 
 def _existing(path: Path, flag: str) -> str:
@@ -150,7 +152,8 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
         raise UserError(f"{error}; {what}") from error
     classes = classes._replace(names=_class_names(flags, classes))
     classes = choose_background(classes, "" if numbered else flags.background, flags.foreground)
-    return classes
+    is_named = flags.class_names or flags.synthetic or flags.download or objects
+    return classes if is_named or len(classes.values) != 2 else classes._replace(names=["background", "foreground"])
 
 
 def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list[str]:
@@ -164,7 +167,7 @@ def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list
 
 
 def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
-    """Names of the flag, in the order of the values, of a synthetic image or the downloaded one, or of the values."""
+    """Names in the order of the values: of the flag, of a synthetic image or the downloaded one, or the values."""
     if not flags.class_names:
         return CLASS_NAMES[flags.phantom] if flags.synthetic or flags.download else classes.names
     names = [name.strip() for name in flags.class_names.split(",")]

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 from description import MAX_CLASS, DataInfo
 from images.readers import Frame
+from progress import tracked
 from samples import IGNORE
 from sources.numbered import GAP, border_number, part_objects
 from sources.scan import (
@@ -245,7 +245,7 @@ def _value_range(labels: list[Label], flag: str, ignore: str) -> tuple[float, fl
         raise UserError(f"--ignore {ignore}: the labels of {flag} are grey: give one number")
     ranges: list[tuple[float, float]] = []  # of the labels with annotated pixels
     has_ignored = False
-    for label in tqdm(labels, desc="labels", disable=None, leave=False):
+    for label in tracked(labels, "labels"):
         pixels, valid = _read_grey(label, ignored)
         if is_colour_label(label, pixels):
             raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from string import digits
 
 import numpy as np
-from tqdm import tqdm
 
 from images.readers import ALL, Frame, Source, files_of, is_one_file, list_frames, with_neighbours
 from images.rows import listed
 from images.selection import Choice
+from progress import tracked
 from samples import check_values
 from sources.labels import Label, Masks
 from sources.scan import is_colour
-from utils import UserError, echo
+from utils import UserError, echo, num_common
 
 
 @dataclass(frozen=True)
@@ -188,11 +187,6 @@ def _differences(stems: list[str]) -> list[str]:
     return [stem.removeprefix(prefix).removesuffix(suffix).lstrip("0") for stem in stems]
 
 
-def num_common(texts: Iterable[Sequence[str]]) -> int:
-    """Number of letters, or of other parts, that all texts begin with."""
-    return sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*texts, strict=False)))
-
-
 def _last_number(stem: str) -> str:
     """Last number in a name without leading zeros; the name itself if it has none."""
     return [stem, *re.findall(r"\d+", stem)][-1].lstrip("0")
@@ -223,7 +217,7 @@ def check_pairs(pairs: list[Pair]) -> list[Pair]:
     by_channels: dict[int, list[Frame]] = defaultdict(list)
     first, blank = pairs[0].input, []
     dtype = first.open().dtype
-    for pair in tqdm(pairs, desc="check", disable=None, leave=False):
+    for pair in tracked(pairs, "check"):
         image = pair.input.read()
         check_values(pair.input, image, None, 0)
         blank += [pair.input] if image.min() == image.max() else []

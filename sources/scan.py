@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from description import MAX_CLASS
 from images.readers import Frame, read_palette
+from progress import tracked
 from utils import UserError, echo
 
 FULL = (1, 255, 65535)  # values of the foreground in masks of 1, 8 and 16 bits
@@ -44,7 +44,7 @@ def scan(labels: list[Frame], ignore: str, *, colour: bool = False) -> Scan:
         return label_keys(_read_pixels(label, as_indices), colour)
 
     scanned = Scan(labels, ignored_key(ignore, colour), colour, read, Counter(), [])
-    for label in tqdm(labels, desc="labels", disable=None, leave=False):
+    for label in tracked(labels, "labels"):
         counts = count_keys(read(label))
         scanned.counts.update(counts)
         scanned.keys_of_labels.append({*counts})

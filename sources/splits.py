@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from config import NO_LABEL, OF_SPLIT, DatabaseFlags
 from flags import fold_numbers
+from progress import tracked
 from samples import IGNORE, SPLITS, digest_of, is_database
 from sources.known import Known
 from sources.labels import Classes
@@ -35,7 +35,7 @@ def split_pairs(
     profiles: list[tuple[Pair, np.ndarray]] = []
     annotated, left_out = pairs, []
     if flags.split == "region" or classes.ignore is not None:
-        profiles = [(pair, _profile(pair, classes)) for pair in tqdm(pairs, "annotation", disable=None, leave=False)]
+        profiles = [(pair, _profile(pair, classes)) for pair in tracked(pairs, "annotation")]
         profiles = [(pair, profile) for pair, profile in profiles if profile.any()]
         annotated = [pair for pair, _ in profiles]
     if len(annotated) < len(pairs):
@@ -73,7 +73,7 @@ def known_splits(folder: Path, flags: DatabaseFlags) -> tuple[Known | None, Data
 def _as_before(pairs: list[Pair], known: Known) -> tuple[Splits, str]:
     """Images of a database in their splits, and others in the training, with a line for the report."""
     splits: Splits = {split: [] for split in SPLITS}
-    places = [known.find(pair.image()) for pair in tqdm(pairs, "splits", disable=None, leave=False)]
+    places = [known.find(pair.image()) for pair in tracked(pairs, "splits")]
     for pair, of_pair in zip(pairs, places, strict=True):
         splits[of_pair[0].split if of_pair else "train"].append(pair)
     num_new = places.count([])

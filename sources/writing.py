@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from description import DataInfo, describe
 from images.profile import NUM_SAMPLED, make_profile
 from images.readers import read_geometry, sha256
 from images.statistics import Moments
+from progress import tracked
 from samples import IGNORE, SampleFile, write_sample
 from sources.labels import Classes
-from sources.pairing import Pair, num_common
+from sources.pairing import Pair
 from training.weight_map import loss_of, save_distance
-from utils import spread
+from utils import names_below, spread
 
 Files = dict[str, list[Path]]  # of the samples of each split
 Show = Callable[[Path, DataInfo, Files, list[str]], list[str]]  # writes the page; returns what looks wrong
@@ -27,9 +27,9 @@ Job = tuple[Path, Pair]  # a sample to write
 Entries = dict[str, Any]  # of dataset.json
 
 
-def write_samples(jobs: Iterable[Job], classes: Classes) -> None:
+def write_samples(jobs: list[Job], classes: Classes) -> None:
     """Write the sample of each pair to its path, whose folder is that of its split."""
-    for path, pair in tqdm([*jobs], desc="write", disable=None, leave=False):
+    for path, pair in tracked(jobs, "write"):
         write_sample_of(pair, path, pair.read(), classes)
 
 
@@ -51,6 +51,7 @@ class Contents:
     classes: Classes
     context: int
     channels: list[str]  # names of those of the images; empty: unknown
+    indexed: bool  # some of the images have a palette of colours
     entries: Entries  # of dataset.json, besides the description of the samples
 
     def complete(self, notes: list[str], warnings: list[str], show: Show) -> str:
@@ -74,11 +75,11 @@ class Contents:
         """Description of the samples of the training, or of the test if there are no others."""
         split = "train" if self.files["train"] else "test"
         files, classes = self.files[split], self.classes
-        samples = (SampleFile(file).open() for file in files)
+        samples = (SampleFile(file).open() for file in tracked(files, "measure"))
         info = describe(samples, classes.values, classes.names, self.context, moments)
         some = (SampleFile(files[n]).open()[0][..., info.own_channels] for n in spread(len(files), NUM_SAMPLED))
         sizes = [entry["pixel_size"] for entry in self.entries["samples"][split] if "pixel_size" in entry]
-        profile = make_profile(some, self.channels, sizes)
+        profile = make_profile(some, self.channels, sizes, self.indexed)
         info = replace(info, ignore=classes.ignore, profile=profile, gap=classes.gap)
         return info.checked(files[0], "scale the images, and save them again")
 
@@ -121,32 +122,11 @@ def sources_of(pairs: Sequence[Pair], taken: Mapping[str, str] | None = None) ->
     taken = taken or {}
     images = {pair.input.path: read_geometry([pair.input]).pixel_size for pair in pairs}
     others = dict.fromkeys(path for pair in pairs for path in pair.files if path not in images)
-    hashes = {path: sha256(path) for path in (*images, *others)}
+    hashes = {path: sha256(path) for path in tracked([*images, *others], "hash")}
     names = {path: taken[digest] for path, digest in hashes.items() if digest in taken}
     for paths in (images, others):
         names |= names_below([path for path in paths if path not in names], taken.values())
     return {path: Source(names[path], digest, images.get(path)) for path, digest in hashes.items()}
-
-
-def names_below(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
-    """Paths below the folder that holds all of these files: their names, if no folders lie between.
-
-    They have more of their folders where a name is taken.
-
-    Examples
-    --------
-    >>> list(names_below([Path("raw/1/images/img.tif"), Path("raw/2/images/img.tif")]).values())
-    ['1/images/img.tif', '2/images/img.tif']
-    >>> list(names_below([Path("new/img.tif")], ["img.tif"]).values())
-    ['new/img.tif']
-    """
-    parts = {path: path.absolute().parts for path in paths}
-    names: dict[Path, str] = {}
-    for num in range(num_common(folders for *folders, _ in parts.values()), -1, -1):
-        names = {path: Path(*of[num:]).as_posix() for path, of in parts.items()}
-        if not {*names.values()} & {*taken}:
-            break
-    return names
 
 
 def sample_entries(jobs: Iterable[Job], sources: Mapping[Path, Source]) -> list[Entries]:

@@ -625,7 +625,11 @@ def test_background_of_three_classes_scores_and_writes_objects_with_a_class(work
     for _, number, name, area in rows:
         assert set(np.unique(mask[cells == int(number)])) == {int(name)} and (cells == int(number)).sum() == int(area)
     said = capsys.readouterr().out
-    assert f"{sum(row[2] == '0' for row in rows)} of 0" in said and "background is 2" in said
+    assert (
+        f"{sum(row[2] == '0' for row in rows)} of class 0, " in said
+        and " in 1 image; " in said
+        and "background is 2" in said
+    )
 
 
 def test_background_refuses_what_is_no_class_and_a_table_that_is_not_ours(work, fails):

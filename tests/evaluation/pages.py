@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from evaluation.pictures import label_picture, save_images, wrong_pixels
+from evaluation.fates import ObjectMap, total
+from evaluation.pictures import OBJECTS, label_picture, save_images, wrong_pixels
 from evaluation.results_page import Card, Run, write_index
 
 SIZE = 64
@@ -39,6 +40,7 @@ def summary_of(classes=("background", "cell"), background="background", mean=Non
         "pixel_threshold": 0.5 if two else None,
         "segment_threshold": 0.7 if two else None,
         "mean": mean or {"loss": 0.2, "pixel_error": 0.05, "dice_cell": 0.9},
+        "objects": None,
         "majority_class": background,
         "majority": {"pixel_error": 0.1},
     }
@@ -51,7 +53,10 @@ def write_two_classes(folder, num=3, *, background="background", charts=None, **
         pixels, label, probability = scene(number % 9)
         valid = np.arange(SIZE) < (40 if number == num - 1 else SIZE)
         valid = np.broadcast_to(valid, label.shape)
+        objects = ObjectMap(label.shape)
+        objects.add(label, (probability > 178).astype(np.uint8))
         pictures = {"input": pixels, "label": label_picture(label, 2, valid), "output": probability}
+        pictures[OBJECTS] = objects.picture
         save_images(folder / "images", number, pictures)
         is_inverted = background == "cell"
         inside, output = (label == 0, 255 - probability) if is_inverted else (label == 1, probability)
@@ -62,10 +67,12 @@ def write_two_classes(folder, num=3, *, background="background", charts=None, **
         changed = {
             "wrong": wrong,
             "annotated": float(valid.mean()),
+            "objects": objects.counts,
             "pixel_size": None if number else (0.5, 0.5),
         } | changes
         cards.append(Card(**vars(card) | changed))
-    write_index(folder, folder, run_of(charts=charts or {}), summary_of(background=background), cards)
+    summary = summary_of(background=background) | {"objects": total([card.objects for card in cards])}
+    write_index(folder, folder, run_of(charts=charts or {}), summary, cards)
     return (folder / "index.html").as_uri()
 
 

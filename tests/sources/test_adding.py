@@ -290,7 +290,7 @@ def test_next_command_trains_on_from_the_network_that_is_there(work, capsys):
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     assert make(ADD) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("next: python main.py --mode train --name_data em") and "--nch_ker 2" in last
+    assert last.startswith("next: python main.py --mode train --") and "--nch_ker 2" in last
     assert last.endswith("--train_continue off --init_from checkpoints/unet/em")
     for _ in range(2):  # the second one begins with what the first one has moved there
         assert main.main(last.removeprefix("next: python main.py ").split()) == 0
