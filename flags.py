@@ -211,14 +211,15 @@ class Flags:
 
 
 def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags and values as typed on the command line, also of a configuration stored in a checkpoint.
+    """Flags and values as typed on the command line, also of a configuration stored in a checkpoint; none for None.
 
     Examples
     --------
-    >>> as_typed({"tta": False, "lr": 0.1})
+    >>> as_typed({"tta": False, "lr": 0.1, "threshold": None})
     {'--tta': 'off', '--lr': 0.1}
     """
-    return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in values.items()}
+    given = {name: value for name, value in values.items() if value is not None}
+    return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in given.items()}
 
 
 # flags that the next command needs as well

@@ -15,7 +15,7 @@ HINTS = {
     ),
     "few": (
         "fewer than 20 objects to learn from",
-        "annotate more, better a part of each of several images than all of one",
+        "annotate more, in several images that differ, and some empty background in each",
     ),
     "apart": (
         "the validation loss is over twice that of the training",

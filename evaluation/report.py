@@ -117,8 +117,8 @@ class Report:
             annotated = {"annotated": card.annotated} if is_partial and card.scores else {}
             threshold = {"threshold": self.predictor.object_threshold} if two and card.scores else {}
             counts = {f"objects_{name}": count for name, count in card.objects.items()}
-            about = {"image": card.image, "sample": card.sample, **source, **annotated, **threshold}
-            rows.append({**about, **card.scores, **counts})
+            about: dict[str, str | float] = {"image": card.image, "sample": card.sample, **source, **annotated}
+            rows.append({**about, **threshold, **card.scores, **counts})
         return rows
 
     @property

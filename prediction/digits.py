@@ -15,12 +15,12 @@ FRACTION, LARGEST = 3, 6  # a number takes a third of a large object, and has pi
 def digits_of(number: int) -> np.ndarray:
     """Picture (5, W) bool of a number.
 
-    >>> for row in digits_of(17).astype(int): print("".join(" #"[pixel] for pixel in row))
-     #  ###
-    ##    #
-     #   #
-     #   #
-    ###  #
+    >>> for row in digits_of(17).astype(int): print("".join(".#"[pixel] for pixel in row))
+    .#..###
+    ##....#
+    .#...#.
+    .#...#.
+    ###..#.
     """
     return DIGITS[[int(digit) for digit in str(number)]].swapaxes(0, 1).reshape(5, -1)[:, :-1]
 

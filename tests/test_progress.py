@@ -63,7 +63,8 @@ def test_progress_of_a_training_fits_80_columns_with_time_left_first(seconds, mo
     log.scalars(100, scores | {"pixel_error/val": 0.0123456, "images_per_second": 123.4}, 0.51)
     written = sys.stderr.getvalue()
     log.close()
-    first, last = [line.strip() for line in written.split("\r") if "left" in line]
+    start, first, last = [line.strip() for line in written.split("\r") if "left" in line]
+    assert start == "? left, 0:00 done, epoch 100/30000"
     assert first == "? left, 0:10 done, epoch 100/30000"
     assert last == "49:08:10 left, 1:00:10 done, epoch 100/30000  loss/train 0.1235"
     assert len(last) < 80

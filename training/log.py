@@ -54,6 +54,7 @@ class TrainingLog:
         self.of = f"/{last}" if last else ""  # a run that is limited by time has no last epoch
         self.last_shown = 0.0  # time [s]
         self.start, self.before = time.monotonic(), progress  # the fraction of the run that was done before
+        self.show(first, progress)
 
     def open(self) -> None:
         """Write arg.txt and the events until now; called when the files of an earlier training are out of the way."""

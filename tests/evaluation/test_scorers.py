@@ -202,7 +202,7 @@ def test_report_counts_the_images_of_each_mean(tmp_path):
     assert [perfect[name] for name in segments] == [1.0] * 7 and [wrong[name] for name in segments] == [0.0] * 7
     summary = report.summary()
     assert [summary["mean"][name] for name in segments] == [0.5] * 7 and summary["num_labelled"] == 3
-    two, one = dict.fromkeys(segments, 2), dict.fromkeys(segments, 1)
+    two, one = (dict.fromkeys(("dice_cell", "iou_cell", *segments), num) for num in (2, 1))
     fewer = {"mean": two, "majority": one, "baseline_otsu": two, "challenge": {"max_v_rand": 2, "max_v_info": 2}}
     assert summary["scored_images"] == fewer  # all pixels are background for the majority, and right in the blank ones
     table = report.table()
