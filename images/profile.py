@@ -65,16 +65,18 @@ def profile_of(frames: Sequence[Frame]) -> Profile:
     images = [frame.open() for frame in frames]
     sizes = [geometry.pixel_size for geometry in geometries_of(frames) if geometry.pixel_size]
     sampled = [images[n] for n in spread(len(frames), NUM_SAMPLED)]
-    profile = make_profile(sampled, common_names(frames), sizes)
-    return replace(profile, dtypes=sorted({of.dtype.name for of in images}), is_indexed=are_indexed(frames))
+    profile = make_profile(sampled, common_names(frames), sizes, have_palette(frames))
+    return replace(profile, dtypes=sorted({image.dtype.name for image in images}))
 
 
-def are_indexed(frames: Sequence[Frame]) -> bool:
-    """Whether the grey values of any of at most `NUM_SAMPLED` images are the indices of a palette of colours."""
+def have_palette(frames: Sequence[Frame]) -> bool:
+    """Whether some of at most `NUM_SAMPLED` images have a palette of colours."""
     return any(is_indexed(frames[n]) for n in spread(len(frames), NUM_SAMPLED))
 
 
-def make_profile(images: Iterable[Rows | np.ndarray], channels: list[str], sizes: Sequence[Sequence[float]]) -> Profile:
+def make_profile(
+    images: Iterable[Rows | np.ndarray], channels: list[str], sizes: Sequence[Sequence[float]], indexed: bool
+) -> Profile:
     """Profile of images (H, W, C), of which some pixels are read; `sizes` are the pixel sizes that are known [µm]."""
     dtypes, parts = zip(*((image.dtype.name, _some_pixels(image)) for image in images), strict=True)
     pixels = np.concatenate(parts)
@@ -89,6 +91,7 @@ def make_profile(images: Iterable[Rows | np.ndarray], channels: list[str], sizes
         channels=channels,
         pixel_size=[statistics.median(side) for side in zip(*sizes, strict=True)],
         is_grey=pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()),
+        is_indexed=indexed,
     )
 
 

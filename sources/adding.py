@@ -5,16 +5,16 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shlex
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from config import Config, DatabaseFlags
+from config import LAPTOP, Config, DatabaseFlags
 from exchange import atomic_folder, finish_exchange
 from images.notes import say_notes
-from images.profile import NUM_SAMPLED, are_indexed, by_name, common_names, compare, make_profile
+from images.profile import NUM_SAMPLED, by_name, common_names, compare, have_palette, make_profile
 from images.readers import Frame, forget_files, geometries_of
 from images.selection import Choice
 from locks import locked
@@ -71,8 +71,8 @@ def add_images(flags: DatabaseFlags, show: Show) -> None:
             lines = _write(new_folder, known, addition, classes, notes, show)
             forget_files()  # Windows can't rename a memory-mapped file
     echo(f"{folder}: {lines}")
-    echo(f"look at it: {folder / 'index.html'}")
-    echo(f"next: python main.py {shlex.join(_next_training(flags))}")
+    echo(f"look at it: open {folder / 'index.html'}")
+    echo(flags.next_step(Config, mode="train", **(_last_training(flags.name_data) or LAPTOP)))
 
 
 def _read_pairs(flags: DatabaseFlags, known: Known) -> tuple[list[Pair], list[str]]:
@@ -105,7 +105,7 @@ def _check_images(pairs: list[Pair], known: Known) -> None:
     if info.profile:
         sizes = [geometry.pixel_size for geometry in geometries_of(frames) if geometry.pixel_size]
         some = (pairs[n].image() for n in spread(len(pairs), NUM_SAMPLED))
-        profile = replace(make_profile(some, common_names(frames), sizes), is_indexed=are_indexed(frames))
+        profile = make_profile(some, common_names(frames), sizes, have_palette(frames))
         std, source = info.std[info.own_channels], str(frames[0])
         source += f" and {len(pairs) - 1} more image(s)" if len(pairs) > 1 else ""
         for line in compare(info.profile, profile, std, source, by_data=True, ways="scale them to these"):
@@ -187,9 +187,9 @@ def _write(new_folder: Path, known: Known, addition: Addition, classes: Classes,
     for path, pair in jobs:
         write_sample_of(pair, path, pair.read(), classes)
     files[to] += [path for path, _ in jobs]
-    profile, entries = known.info.profile, _entries(known, addition, jobs)
-    channels, is_indexed = (profile.channels, profile.is_indexed) if profile else ([], False)
-    contents = Contents(new_folder, files, classes, known.info.context, channels, is_indexed, entries)
+    old, entries = known.info.profile, _entries(known, addition, jobs)
+    channels, indexed = (old.channels, old.is_indexed) if old else ([], False)
+    contents = Contents(new_folder, files, classes, known.info.context, channels, indexed, entries)
     return contents.complete([_numbers(files, addition), *notes], [], show)
 
 
@@ -230,21 +230,17 @@ def _numbers(files: Files, addition: Addition) -> str:
     return ", ".join(numbers) + (f": {' and '.join(same)} {verb}" if same else "")
 
 
-def _next_training(flags: DatabaseFlags) -> list[str]:
-    """Arguments of a training on the database that begins with the network of the last one, and has its flags."""
-    name, default = flags.name_data, Config()
-    arguments = ["--mode", "train", "--name_data", name]
-    if flags.dir_data != default.dir_data:
-        arguments += ["--dir_data", flags.dir_data]
+def _last_training(name: str) -> dict[str, Any]:
+    """Flags of a training as the newest on the database of this name, which begins with its network; else none."""
+    default, values = Config(), {}
     folders = [path.parent for path in Path(default.dir_checkpoint).glob(f"*/{glob.escape(name)}/*.pth")]
     if not folders:
-        return arguments
+        return {}
     newest = max(folders, key=lambda folder: folder.stat().st_mtime)
-    usual = {flag: str(value) for flag, value in default.as_typed().items()}
-    fixed = {"--mode", "--name_data", "--dir_data", "--train_continue", "--epoch", "--init_from"}
     with suppress(OSError):
         lines = (Path(default.dir_log) / newest.parent.name / name / "arg.txt").read_text("utf-8").splitlines()
-        typed = dict(line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
-        for flag in [flag for flag in usual if flag in typed and flag not in fixed]:
-            arguments += [flag, typed[flag]] if typed[flag] != usual[flag] else []
-    return [*arguments, "--train_continue", "off", "--init_from", newest.as_posix()]
+        typed = dict(line.removeprefix("--").split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
+        usual = {flag.removeprefix("--"): str(value) for flag, value in default.as_typed().items()}
+        fixed = {"mode", "name_data", "dir_data", "train_continue", "epoch", "init_from"}
+        values = {k: v for k, v in typed.items() if k not in fixed and v != usual.get(k, v)}
+    return values | {"train_continue": False, "init_from": newest.as_posix()}

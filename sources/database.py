@@ -12,7 +12,7 @@ import tifffile
 
 from config import LAPTOP, NO_LABEL, SPLIT, Config, DatabaseFlags
 from exchange import atomic_folder, finish_exchange
-from images.profile import are_indexed, common_names
+from images.profile import common_names, have_palette
 from images.readers import forget_files
 from images.selection import Choice
 from locks import locked
@@ -125,7 +125,7 @@ def _write_contents(
         "samples": {split: sample_entries(of_split, sources) for split, of_split in jobs.items()},
     }
     frames = [pair.input for pair in splits["train"] or splits["test"]]
-    return Contents(folder, files, classes, flags.context, common_names(frames), are_indexed(frames), entries)
+    return Contents(folder, files, classes, flags.context, common_names(frames), have_palette(frames), entries)
 
 
 def _existing(path: Path, flag: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from description import DataInfo, find_description, load_info
+from progress import tracked
 from rules import is_integer, is_list, is_table
 from samples import SPLITS, SampleFile, digest_of, list_samples
 from utils import UserError
@@ -57,7 +57,7 @@ class Known:
         places: dict[bytes, list[Place]] = defaultdict(list)
         for split in SPLITS:
             windows = {str(entry.get("file")): _window(entry) for entry in entries.get("samples", {}).get(split, [])}
-            for file in tqdm(files[split], desc=split, disable=None, leave=False):
+            for file in tracked(files[split], f"read, {split}"):
                 place = Place(split, file, windows.get(file.input.name, _window({})))
                 places[digest_of(file.open()[0][..., info.own_channels])].append(place)
         windows = {repr(place.window): place.window for of in places.values() for place in of}

@@ -27,9 +27,9 @@ Job = tuple[Path, Pair]  # a sample to write
 Entries = dict[str, Any]  # of dataset.json
 
 
-def write_samples(jobs: Iterable[Job], classes: Classes) -> None:
+def write_samples(jobs: list[Job], classes: Classes) -> None:
     """Write the sample of each pair to its path, whose folder is that of its split."""
-    for path, pair in tracked([*jobs], "write"):
+    for path, pair in tracked(jobs, "write"):
         write_sample_of(pair, path, pair.read(), classes)
 
 
@@ -51,7 +51,7 @@ class Contents:
     classes: Classes
     context: int
     channels: list[str]  # names of those of the images; empty: unknown
-    is_indexed: bool  # whether grey values are the indices of a palette of colours
+    indexed: bool  # some of the images have a palette of colours
     entries: Entries  # of dataset.json, besides the description of the samples
 
     def complete(self, notes: list[str], warnings: list[str], show: Show) -> str:
@@ -79,7 +79,7 @@ class Contents:
         info = describe(samples, classes.values, classes.names, self.context, moments)
         some = (SampleFile(files[n]).open()[0][..., info.own_channels] for n in spread(len(files), NUM_SAMPLED))
         sizes = [entry["pixel_size"] for entry in self.entries["samples"][split] if "pixel_size" in entry]
-        profile = replace(make_profile(some, self.channels, sizes), is_indexed=self.is_indexed)
+        profile = make_profile(some, self.channels, sizes, self.indexed)
         info = replace(info, ignore=classes.ignore, profile=profile, gap=classes.gap)
         return info.checked(files[0], "scale the images, and save them again")
 

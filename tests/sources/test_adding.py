@@ -76,7 +76,9 @@ def test_added_images_are_trained_on_and_the_other_sets_stay(work, capsys):
     assert facts["mean"] == [pytest.approx(everything.mean())] and facts["std"] == [pytest.approx(everything.std())]
     assert facts["profile"]["mean"] == [pytest.approx(everything.mean(), rel=0.01)]  # of some of its rows
     assert [each["source"] for each in facts["samples"]["train"]] == ["0.tif", "1.tif", "4.tif", "5.tif"]
-    assert len(facts["sources"]) == 12 and (work / "datasets/em/train/00003.distance.npy").exists()
+    assert (
+        len(facts["sources"]) == 10 and (work / "datasets/em/train/00003.distance.npy").exists()
+    )  # all labels are equal
     assert make(["--add", "raw2", "--label", "new_masks"]) == 1  # no such folder
     assert snapshot(work) == after
 
@@ -96,7 +98,7 @@ def test_image_that_is_there_is_refused_with_its_place_or_gets_its_new_label(wor
     shutil.copy(work / "raw/3.tif", work / "new/7.tif")
     write(work / "new_masks", [halves(255, 0)], 7)
     line = fails(make, ADD)
-    assert "new/7.tif (test 00000)" in line and "--replace" in line and "4.tif" not in line
+    assert "new/7.tif, page 1 (test 00000)" in line and "--replace" in line and "4.tif" not in line
     assert make([*ADD, "--replace"]) == 0
     out = capfd.readouterr().out
     assert "4 train (2 more), 1 val, 1 test (1 with a new label): validation are as they were" in out.replace(
@@ -109,7 +111,7 @@ def test_image_that_is_there_is_refused_with_its_place_or_gets_its_new_label(wor
     assert snapshot(work) == after  # typed again, it changes nothing
     shutil.copy(work / "new/4.tif", work / "new/9.tif")
     shutil.copy(work / "new_masks/4.tif", work / "new_masks/9.tif")
-    assert "9.tif has the pixels of new/4.tif" in fails(make, [*ADD, "--replace"])
+    assert "9.tif, page 1 has the pixels of new/4.tif" in fails(make, [*ADD, "--replace"])
 
 
 @pytest.mark.parametrize(
@@ -190,9 +192,9 @@ def test_images_of_another_type_or_channels_or_scale_are_refused(work, fails, ca
     assert make(MADE) == 0
     before = snapshot(work)
     write(work / "new", [noise(dtype=np.uint16)] * 2, 4)
-    assert "4.tif: uint16 pixels, the database has uint8: convert" in fails(make, ADD)
+    assert "4.tif, page 1: uint16 pixels, the database has uint8: convert" in fails(make, ADD)
     write(work / "new", [noise(32, 40, 3)] * 2, 4)
-    assert "4.tif: 3 channel(s), the database has 1" in fails(make, ADD)
+    assert "4.tif, page 1: 3 channel(s), the database has 1" in fails(make, ADD)
     write(work / "new", [noise(high=30) + np.uint8(220) for _ in range(2)], 4)
     assert "scale them to these" in fails(make, ADD) and snapshot(work) == before
     write(work / "new", [np.repeat(noise()[..., None], 3, axis=2) for _ in range(2)], 4)
@@ -290,7 +292,7 @@ def test_next_command_trains_on_from_the_network_that_is_there(work, capsys):
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     assert make(ADD) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("next: python main.py --mode train --name_data em") and "--nch_ker 2" in last
+    assert last.startswith("next: python main.py --mode train --") and "--nch_ker 2" in last
     assert last.endswith("--train_continue off --init_from checkpoints/unet/em")
     for _ in range(2):  # the second one begins with what the first one has moved there
         assert main.main(last.removeprefix("next: python main.py ").split()) == 0

@@ -205,7 +205,7 @@ def test_images_and_labels_may_be_data_sets_of_one_file(work):
     with h5py.File("volume.h5", "w") as file:
         file["raw"] = np.stack([noise(number) for number in range(4)])
         file["label"] = np.stack([mask(number) for number in range(4)])
-    given = ["--input", "volume.h5:/raw", "--label", "volume.h5:/label", "--overwrite"]
+    given = ["--input", "volume.h5:/raw", "--label", "volume.h5:/label", "--overwrite", "--split", "contiguous"]
     assert main([*given, "--section", "1:"]) == 0
     assert np.array_equal(sample("test")["input"][..., 0], noise(3))
     assert np.array_equal(sample("test")["label"] * 255, mask(3))
