@@ -148,6 +148,7 @@ class Config(Flags):
         "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict", OUTPUT_NAME
     )
     what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", WHAT_LIST)
+    page: bool = flag(True, "write a page, index.html, into a folder", "predict")
     channel: str = flag("", CHANNEL, "predict")
     series: str = flag("", SERIES, "predict")
     section: str = flag("", SECTION, "predict")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
+from checkpoint import Checkpoint
 from config import Config
 from description import differences
 from device import pick_precision
@@ -22,6 +23,7 @@ from prediction.output_files import OutputFiles
 from prediction.outputs import make_outputs
 from prediction.predictor import Predictor, load, predict_array, predictor_of
 from prediction.scaling import Scale, scale_line, scales_of
+from training.log import command_line
 from utils import UserError, echo
 
 __all__ = ["load", "predict_array", "predict_files"]
@@ -40,6 +42,18 @@ def _differences(predictor: Predictor, frames: list[Frame], wanted: str, scales:
     lines = [differences(member.info, profile, source, advice) for member in predictor.members]
     warnings = dict.fromkeys(f"warning: {line}" for of_member in lines for line in of_member)
     return ([scale_line(scales)] if wanted == "auto" else []) + list(warnings)
+
+
+def _write_page(job: PredictionJob, trained: dict[Path, Checkpoint]) -> None:
+    """Write the page of a folder, in one process."""
+    if not (job.files.page and job.world.is_main):
+        return
+    from evaluation.prediction_page import write_prediction_page
+
+    predictor = job.predictor
+    threshold = {} if predictor.num_channel > 1 else {"threshold": f"{predictor.threshold:g}"}
+    facts = {"command": command_line(), "checkpoint": ", ".join(map(str, trained)), **threshold}
+    write_prediction_page(job.files.page, job.previews, job.files.frames, predictor, facts)
 
 
 def predict_files(config: Config, device: torch.device, world: World) -> int:
@@ -66,11 +80,12 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     outputs = make_outputs(config.what, predictor, frames, config.dtype)
     sources = [config.input] if isinstance(config.input, str) else config.input
     folders = [Path(name) for name in sources if Path(name).is_dir()]
-    files = OutputFiles(config.output, outputs, frames, folders)
+    files = OutputFiles(config.output, outputs, frames, config.page, folders)
     job = PredictionJob(config, predictor, [*images], scales, files, world)
     locks: AbstractContextManager[dict[Path, int]] = nullcontext({})  # and the number of older files at each path
     with files.reserved(config.compression) if world.is_main else locks as replaced:
         job.run()
+        _write_page(job, trained)
     if world.is_main:
         for written, num in replaced.items():
             older = f" (replaced {num} older file(s))" if num else ""

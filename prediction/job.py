@@ -27,6 +27,7 @@ from prediction.objects import TILE_HEIGHT, filter_bands, separate_bands
 from prediction.output_files import OutputFiles
 from prediction.outputs import ObjectBand, Output, Rois, Table, object_bands
 from prediction.predictor import Predictor
+from prediction.preview import Preview, PreviewMaker, most_uncertain
 from prediction.rois import RoiWriter
 from prediction.scaling import Scale, restored, restored_rows, store, stored
 from prediction.tiling import Band, TileGrid, write_in_background
@@ -93,6 +94,8 @@ class PredictionJob:
                 idle = f"{num_idle} of {world.size} have nothing to do"
                 echo(f"note: --link: one process segments a whole stack: {idle}")
         self.objects: list[FrameObjects] = []
+        self.previews: list[Preview] = []  # of the page, in its order
+        self._preview: PreviewMaker | None = None  # of the image that is computed
 
     def run(self) -> None:
         """Compute and write this process's part, and gather the objects of all processes."""
@@ -103,6 +106,7 @@ class PredictionJob:
                     writers[name].write(part.frame, part.top, rows)
 
             write_in_background(self._parts(), write)
+        self.previews = most_uncertain(self.world.gather(self.previews))
         self.objects = sorted(self.world.gather(self.objects), key=lambda objects: objects.frame)
 
     @contextmanager
@@ -212,7 +216,9 @@ class PredictionJob:
 
     def _frame_parts(self, frame: int, numbers: list[int]) -> Iterator[Part]:
         """Some bands of a frame, then its objects, which need all of them."""
-        image, num_channel = self.images[frame], self.predictor.num_channel
+        image, num_channel, files = self.images[frame], self.predictor.num_channel, self.files
+        if files.page:
+            self._preview = PreviewMaker(frame, files.frames[frame], len(files.frames), self.predictor)
         bands: Iterator[Band] = self.predictor.bands(image, self.grids[frame], tta=self.config.tta).compute(numbers)
         with ExitStack() as stack:
             num_plane = min(num_channel, 2) if self.files.has_objects else 0
@@ -225,6 +231,8 @@ class PredictionJob:
             yield from map(partial(self._pixel_part, frame, planes), bands)
             if planes:
                 yield from map(partial(self._object_part, frame), self._objects(stack, frame, *planes))
+        if self._preview:
+            self.previews = most_uncertain([*self.previews, self._preview.finish()])
 
     @staticmethod
     def _scaled_part(frame: int, file: RowFile, band: Band) -> Part:
@@ -237,6 +245,8 @@ class PredictionJob:
         if planes:
             for file, plane in zip(planes, self.predictor.object_planes(band.values), strict=True):
                 file.append(plane)
+        if self._preview:
+            self._preview.add(band)
         outputs = [output for output in self.files.outputs.values() if not output.of_objects]
         return Part(frame, band.rows.start, {output.name: output.of(band) for output in outputs})
 
@@ -263,6 +273,8 @@ class PredictionJob:
         """Outputs of a band of objects; with the last one the class and measures of each object are complete."""
         outputs = self.files.outputs
         made = {name: output.of(band) for name, output in outputs.items() if output.of_objects}
+        if self._preview:
+            self._preview.add_objects(band)
         drop_cached_pages(band.frame.open())
         if band.below is None:
             numbers = np.flatnonzero(band.area[1:]) + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from images.geometry import Geometry, numbers_along
 from images.output_paths import check_apart, check_replaceable, written_at
 from images.readers import Frame, read_geometry
-from images.writers import TIFF, is_predicted, png_files
+from images.writers import PREDICTED, TIFF, is_predicted, png_files
 from locks import locked
 from prediction.outputs import OUTPUTS, Cells, Output, Rois, Table
 from prediction.rois import RoiPlane, is_roi_file, position_of
@@ -29,9 +29,14 @@ def _is_table(path: Path) -> bool:
     return path.read_text("utf-8", "replace").startswith(TABLE_BEGINS)
 
 
+def _is_page(path: Path) -> bool:
+    return PREDICTED in path.read_text("utf-8", "replace")[:1000]
+
+
 OURS = {  # how files of predict are told from others of the same ending
     ".csv": (_is_table, "a table of objects"),
     ".zip": (is_roi_file, "a .zip of ROIs of predict only"),
+    ".html": (_is_page, "a page of predict"),
     ".png": (is_predicted, "a PNG of predict, or one of an earlier version"),
 }
 
@@ -43,6 +48,7 @@ class OutputFiles:
     target: str  # `--output`: a file, or a folder for PNGs
     outputs: dict[str, Output]  # by name
     frames: list[Frame]  # images to segment
+    has_page: bool  # whether a folder gets an index.html
     folders: list[Path]  # that the images were read from; what is written there would be an input of the next run
 
     @cached_property
@@ -103,6 +109,11 @@ class OutputFiles:
             name: [Path(self.target, self._name(stem, self.outputs[name], ".png")) for stem in stems]
             for name in self.paths
         }
+
+    @property
+    def page(self) -> Path | None:
+        """Page of the images in a folder."""
+        return Path(self.target, "index.html") if self.to_folder and self.has_page else None
 
     @cached_property
     def table(self) -> Path | None:
@@ -170,7 +181,7 @@ class OutputFiles:
         is_tiff = [path.suffix.lower() in TIFF for path in self.paths.values()]
         if compression != "auto" and (self.to_png or not any(is_tiff)):
             raise FlagError(f"--compression {compression}: applies to TIFFs: leave it out, or write .tif")
-        others = [*dict.fromkeys([*([self.table] if self.table else []), *self.roi_files])]
+        others = [*dict.fromkeys([*filter(None, (self.table, self.page)), *self.roi_files])]
         files = [*dict.fromkeys(self.paths.values()), *others]
         written = [part for path in (others if self.to_png else files) for part in written_at(path)]
         inputs = [*self.folders, *(frame.path for frame in self.frames)]

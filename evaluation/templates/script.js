@@ -179,7 +179,7 @@ function toggleClass(k) {
 }
 
 const percent = (fraction) => `${(100 * fraction).toFixed(2)} %`;
-const number = (value) => value.toFixed(value >= 10 ? 1 : 4);
+const number = (value, name) => (data.counts?.includes(name) ? String(value) : value.toFixed(value >= 10 ? 1 : 4));
 const errorAt = (image) => image.wrong[state.threshold] / image.valid;
 
 /** Pixel error of an image at the threshold; empty with more than two classes, and without a label. */
@@ -208,7 +208,7 @@ function fill(card) {
   find(".about", card).textContent = image.about;
   find(".objects-of", card).textContent = image.objects;
   const isMain = ([name]) => data.mainScores.some((beginning) => name.startsWith(beginning));
-  const scores = Object.entries(image.scores).map(([name, value]) => [name, number(value)]);
+  const scores = Object.entries(image.scores).map(([name, value]) => [name, number(value, name)]);
   const term = (name) => html("dt", { title: data.meanings[name] }, name);
   const rows = scores.filter(isMain).map((row) => html("div", {}, term(row[0]), html("dd", {}, row[1])));
   find("dl", card).append(...rows);
@@ -297,7 +297,8 @@ function panel(title, layer) {
 function panelsOf(card) {
   const made = [panel("input with layers", "input"), panel("output", "output-shown")];
   find(".stage", made[0]).append(find("#layers").content.cloneNode(true));
-  find(".wiped", made[0]).remove();
+  find(".wiped", made[0])?.remove();
+  if (!find("#layers").content.querySelector(".wiped")) return [made[0]]; // a page without outputs
   if (!card.classList.contains("unlabelled")) {
     made.splice(1, 0, panel("label", "label-shown"));
     made.push(panel("errors", "input dim"));
@@ -314,6 +315,7 @@ function open(card) {
   const panels = find(".panels");
   panels.className = `panels ${card.classList.contains("unlabelled") ? "unlabelled" : ""}`;
   panels.style.cssText = find(".stage", card).style.cssText;
+  panels.style.setProperty("--input", `url("${find("img", card).src}")`);
   panels.replaceChildren(...panelsOf(card));
   make(find("#large-title"), { title: imageOf(card).title }, []).textContent = imageOf(card).short;
   showScores();
@@ -327,7 +329,7 @@ function open(card) {
 
 function showScores() {
   const image = imageOf(state.open);
-  const parts = Object.entries(image.scores).slice(0, 2).map(([name, value]) => `${name} ${number(value)}`);
+  const parts = Object.entries(image.scores).slice(0, 2).map(([name, value]) => `${name} ${number(value, name)}`);
   find("#large-scores").textContent = [...parts, errorText(image), image.objects].filter(Boolean).join(", ");
 }
 
@@ -347,7 +349,7 @@ function sizes() {
 /** Show the same part of the image in all panels. */
 function place() {
   const panels = find(".panels");
-  const wide = large.clientWidth / large.clientHeight > 2.4 || panels.children.length === 2;
+  const wide = large.clientWidth / large.clientHeight > 2.4 || panels.children.length <= 2;
   panels.style.setProperty("--columns", wide ? panels.children.length : 2);
   panels.style.setProperty("--rows", wide ? 1 : 2);
   const { width, height, imageWidth, imageHeight } = sizes();

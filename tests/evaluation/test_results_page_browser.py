@@ -379,6 +379,32 @@ def test_unlabelled_image_shows_input_and_output(page, tmp_path):
     assert page.run(captions) == ["input with layers", "output"]
 
 
+def test_prediction_page_fits_every_window_and_is_accessible(page, tmp_path):
+    from axe_core_python.selenium import Axe
+
+    address = pages.write_prediction(tmp_path)
+    stage = open_card(page, address, "0001", "objects")
+    assert page.order() == ["0001", "0000"] and page.text("#image-0001 h3") == "a_very_long_…_an_image_1"
+    inside = pages.scene(0)[1] == 1
+    assert is_near(page.picture(stage), (197, 147, 36), 5)[inside].all()  # 70 % of the orange over grey 120
+    only(page)
+    assert (page.picture(stage) == 120).all()
+    scores = "[...document.querySelectorAll('#image-0001 dl div')].map(row => row.textContent)"
+    assert page.run(scores) == ["uncertainty0.6000", "objects2", "median_area400.0"]
+    page.click(".fold > summary")
+    for is_large, dark, width in product((False, True), (False, True), (400, 1280)):
+        page.resize(width)
+        page.darken(dark)
+        if is_large and not page.run("document.querySelector('#large').open"):
+            page.click(stage)
+            assert page.run("document.querySelectorAll('.panels figure').length") == 1
+            assert (page.picture(".panels .stage")[32, 32] == 120).all()
+        assert page.run("document.documentElement.scrollWidth") <= width
+        found = Axe().run(page.driver, options={"resultTypes": ["violations"]})["violations"]
+        found = [violation for violation in found if violation["impact"] != "minor"]
+        assert not found, [(v["id"], node["html"]) for v in found for node in v["nodes"]]
+
+
 def test_database_page_fits_every_window_and_is_accessible(page, tmp_path, monkeypatch):
     from axe_core_python.selenium import Axe
     from conftest import write_stacks

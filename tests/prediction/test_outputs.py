@@ -166,7 +166,7 @@ def test_folder_has_pictures_by_section_one_table_and_outlines_by_file(stack, wo
     Image.fromarray(stack[0, :100]).save("raw/b.png")
     assert segment("raw", "out/", "--what", "overlay,table,rois") == 0
     names = ["a-0000-overlay.png", "a-0001-overlay.png", "a-0002-overlay.png", "a-rois.zip", "b-overlay.png"]
-    assert sorted(path.name for path in (work / "out").iterdir()) == [*names, "b-rois.zip", "table.csv"]
+    assert sorted(path.name for path in (work / "out").iterdir()) == [*names, "b-rois.zip", "index.html", "table.csv"]
     assert np.asarray(Image.open("out/b-overlay.png")).shape == (100, 40, 3)
     assert {position for _, position in roi_names(work / "out" / "a-rois.zip")} == {1, 2, 3}
     assert {position for _, position in roi_names(work / "out" / "b-rois.zip")} == {0}
