@@ -73,7 +73,7 @@ def test_progress_of_a_training_fits_80_columns_with_time_left_first(seconds, mo
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({}, "takes about 1:40:00 h by its first steps, .* add --nch_ker 16 --max_minutes 10 --train_continue off "),
+        ({}, "takes about 1.7 hours by its first steps, .* add --nch_ker 16 --max_minutes 10 --train_continue off "),
         ({"nch_ker": 16}, "add --max_minutes 10 --train_continue off "),
         ({"max_minutes": 59.0}, None),
         ({"num_epoch": 100}, None),
