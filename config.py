@@ -20,6 +20,7 @@ from flags import (
     SCALE,
     SWITCH,
     TILE,
+    UNIT,
     UNKNOWN_FLAG,
     Flags,
     Table,
@@ -37,6 +38,7 @@ from utils import FlagError, nearest
 
 OF_OBJECTS = ("cells", "table", "overlay", "rois")  # outputs that need objects
 WHAT = ("probability", "mask", "labels", *OF_OBJECTS)
+OF_THRESHOLD = ("mask", "labels", *OF_OBJECTS)  # outputs that need the threshold of two classes
 WHAT_LIST = (
     lambda value: set(value.split(",")) <= set(WHAT),
     f"choose from {', '.join(WHAT)}, with commas and without spaces",
@@ -50,17 +52,28 @@ AUTO_SWITCH = ("auto", *SWITCH)
 INIT = ("normal", "xavier", "kaiming", "orthogonal")
 BEST_SCORE = ("loss", "pixel_error", "dice", "v_info")
 PHANTOM = ("em", "nuclei", "rare")
-SPLIT = ("contiguous", "random", "region")
+SETS = ("train", "val", "test")
+SPLIT = ("auto", "contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
+LAPTOP = {"nch_ker": 16, "max_minutes": 10}  # a training that a laptop does while you wait
+PREDICT = {"mode": "predict", "input": "IMAGES", "output": "segmented", "what": "mask"}  # what to do after a test
 CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
 SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
 SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"
 MODES = ("train", "test", "predict", "export")
 # modes in which flags have an effect, by group and by name; those of a training may be given to all, as in one script
 MODES_OF_GROUP = {"predict": ("predict",), "export": ("export",)}
-MODES_OF = {"output": ("predict", "export"), "split": ("test",), "min_size": ("predict", "test")}
-MODES_OF["fill_holes"] = MODES_OF["min_size"]
+MODES_OF: dict[str, tuple[str, ...]] = {
+    "output": ("predict", "export"),
+    "split": ("test",),
+    "min_size": ("predict", "test"),
+    "fill_holes": ("predict", "test"),
+    "threshold": ("test", "predict", "export"),
+}
+# flags that change some outputs of predict only
+NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(("min_size", "fill_holes", "link"), (*OF_OBJECTS, "labels"))
+NEEDED_BY |= {"threshold": OF_THRESHOLD, "numbers": ("overlay",)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,9 @@ class Config(Flags):
     4
     """
 
+    program = "main.py"
+    beginner = ("mode", "name_data", "gpu_ids", "nch_ker", "max_minutes", "input", "output", "what")
+
     mode: str = flag("train", "train, test, predict or export", "run", choices=MODES)
     scope: str = flag("unet", "name of the experiment, a folder; test, predict, export: several with commas", "run")
     name_data: str = flag("em", "name of the database, a folder", "run")
@@ -80,7 +96,7 @@ class Config(Flags):
     dir_checkpoint: str = flag("./checkpoints", "folder of the checkpoints", "run")
     dir_log: str = flag("./log", "folder of arg.txt and the TensorBoard events", "run")
     dir_result: str = flag("./results", "folder of the test results", "run")
-    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1 = CPU", "run", GPU_LIST)
+    gpu_ids: str = flag("0", "comma-separated GPU numbers, one process each; -1: CPU; mps: Apple's", "run", GPU_LIST)
     seed: int = flag(0, "random seed", "run", up_to(2**63 - 1))
     dist_timeout: float = flag(600.0, "timeout for other processes [s]", "run", positive_up_to(1e7))
     train_continue: bool = flag(True, "resume from the newest checkpoint, or --epoch; off: a new training", "run")
@@ -148,11 +164,13 @@ class Config(Flags):
         "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict", OUTPUT_NAME
     )
     what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", WHAT_LIST)
+    page: bool = flag(True, "write a page, index.html, into a folder", "predict")
     channel: str = flag("", CHANNEL, "predict")
     series: str = flag("", SERIES, "predict")
     section: str = flag("", SECTION, "predict")
     dtype: str = flag("uint8", "type of the probability: 0 to 255, or 0 to 1", "predict", choices=("uint8", "float32"))
     compression: str = flag("auto", "of TIFFs (auto = zlib for mask and cells)", "predict", choices=COMPRESSION)
+    numbers: bool = flag(True, "draw the numbers of the objects into the overlay", "predict")
     link: float = flag(
         0.0, "objects of adjacent sections that overlap by this IoU get one number (0 = off)", "predict", up_to(1)
     )
@@ -177,6 +195,9 @@ class Config(Flags):
         TILE,
     )
     background: str = flag("", "background class, which has no objects, by name or value (default: as trained)", "test")
+    threshold: float | None = flag(
+        None, "probability above which a pixel is foreground (default: chosen in the training)", "test", UNIT, **NUMBER
+    )
     min_size: int = flag(-1, "drop smaller objects [px] (-1 = by the training labels)", "test", between(-1, 10**12))
     fill_holes: str = flag("auto", "fill holes (auto = by the training labels)", "test", choices=AUTO_SWITCH)
 
@@ -191,7 +212,7 @@ class Config(Flags):
         if len({*self.scopes}) < len(self.scopes):
             raise FlagError(f"--scope {self.scope}: names a network twice: name each once")
         self._check_mode()
-        self._check_objects()
+        self._check_what()
         if self.mode == "train" and len(self.scopes) > 1:
             raise FlagError(f"--scope {self.scope}: --mode train trains one network: name one scope, without a comma")
 
@@ -207,11 +228,13 @@ class Config(Flags):
         if self.mode == MODES[0] and not self.train_continue and (given := self.given("epoch")):
             raise FlagError(f"{given}: applies to --train_continue on: add it, or leave --epoch out")
 
-    def _check_objects(self) -> None:
-        """Refuse flags of objects where predict writes none."""
-        given = self.given("min_size", "fill_holes", "link")
-        if self.mode == "predict" and given and not {*OF_OBJECTS, "labels"} & {*self.what.split(",")}:
-            raise FlagError(f"{given}: applies to objects: add cells to --what {self.what}")
+    def _check_what(self) -> None:
+        """Refuse flags of outputs that predict does not write."""
+        what = {*self.what.split(",")} if self.mode == "predict" else {*WHAT}
+        for name, outputs in NEEDED_BY.items():
+            if (given := self.given(name)) and not what & {*outputs}:
+                applies = f"applies to {'objects' if 'cells' in outputs else ', '.join(outputs)}"
+                raise FlagError(f"{given}: {applies}: add {outputs[0]} to --what {self.what}")
 
     @property
     def given_filter(self) -> dict[str, Any]:
@@ -236,12 +259,18 @@ class Config(Flags):
 
 
 OF_LABELS = ("threshold", "objects", "background", "foreground", "ignore", "class_names", "fold")
-OF_SOURCE = {"phantom": "synthetic", "size": "synthetic", "url": "download"}  # flags without effect on another source
+# flags without effect on another source
+OF_SOURCE = {"phantom": "synthetic", "size": "synthetic", "url": "download", "to": "add", "replace": "add"}
+KEPT_BY_ADD = ("overwrite", "threshold", "objects", "foreground", "class_names", "context")
+OF_SPLIT = ("num_val", "num_test", "split", "fold", "seed")
 
 
 @dataclass(frozen=True)
 class DatabaseFlags(Flags):
     """All flags of `run_make_database.py`."""
+
+    program = "run_make_database.py"
+    beginner = ("name_data", "input", "label", "class_names", "objects", "ignore", "split", "info")
 
     dir_data: str = flag("./datasets", "folder of the databases", "database")
     name_data: str = flag("em", "name of the database, a folder", "database")
@@ -249,6 +278,10 @@ class DatabaseFlags(Flags):
 
     input: str = flag("", "images: stacks, folders, patterns (default: train-volume.tif)", "source", nargs="+")
     label: str = flag("", "label images, or none (default: train-labels.tif)", "source", nargs="+")
+    add: str = flag("", "annotated images to add to the database; --label names their labels", "source", nargs="+")
+    to: str = flag("train", "--add: set that the images are added to", "source", choices=SETS)
+    replace: bool = flag(False, "--add: images that are in the database get their new labels", "source")
+    labelled_only: bool = flag(False, "leave out images without a label", "source")
     channel: str = flag("", CHANNEL, "source")
     series: str = flag("", SERIES, "source")
     section: str = flag("", SECTION, "source")
@@ -269,7 +302,12 @@ class DatabaseFlags(Flags):
 
     num_val: int = flag(-1, "number of validation samples (-1 = a tenth, at least one)", "split", at_least(-1))
     num_test: int = flag(-1, "number of test samples (-1 = a tenth, at least one)", "split", at_least(-1))
-    split: str = flag("contiguous", "blocks, random sections, or regions of each image", "split", choices=SPLIT)
+    split: str = flag(
+        "auto",
+        "blocks, random sections, or regions of each image; auto: blocks, or as in the database that is replaced",
+        "split",
+        choices=SPLIT,
+    )
     fold: str = flag("", "K/N: test the K-th of N parts, validate on the one before it", "split", FOLD)
     seed: int = flag(0, "seed of the random split and of the synthetic images", "split", up_to(2**63 - 1))
 
@@ -277,12 +315,14 @@ class DatabaseFlags(Flags):
         super().__post_init__()
         self._check_source()
         self._check_split()
+        if self.add:
+            self._check_add()
         if self.label == NO_LABEL:
             self._check_unlabelled()
 
     def _check_source(self) -> None:
         """Refuse several sources of the images, and a flag of a source that is not used."""
-        sources = [f"--{name}" for name in ("info", "input", "synthetic", "download") if getattr(self, name)]
+        sources = [f"--{name}" for name in ("info", "input", "add", "synthetic", "download") if getattr(self, name)]
         if len(sources) > 1:
             raise FlagError(f"{' and '.join(sources)}: each says which images to use: give one of them")
         if (self.synthetic or self.download) and self.label not in ("", NO_LABEL):
@@ -290,6 +330,13 @@ class DatabaseFlags(Flags):
         for name, source in OF_SOURCE.items():
             if self.given(name) and not getattr(self, source):
                 raise FlagError(f"{self.given(name)}: applies to --{source} only: add that, or leave --{name} out")
+
+    def _check_add(self) -> None:
+        """Refuse flags of what stays as it is when images are added, and images without labels."""
+        if given := self.given(*KEPT_BY_ADD, *OF_SPLIT):
+            raise FlagError(f"--add {given}: the classes, channels and sets of the database stay: leave {given} out")
+        if self.label in ("", NO_LABEL):
+            raise FlagError(f"{self.given('add')}: images that are added need labels: give --label LABELS")
 
     def _check_split(self) -> None:
         """Refuse flags of the splits that don't go together."""
@@ -314,6 +361,8 @@ class DatabaseFlags(Flags):
 class DisplayFlags(Flags):
     """All flags of `display_result.py`."""
 
+    program = "display_result.py"
+
     dir_result: str = flag("./results", "folder of the test results", "figure")
     scope: str = flag("unet", "name of the experiment, a folder", "figure")
     name_data: str = flag("em", "name of the database, a folder", "figure")
@@ -324,16 +373,17 @@ class DisplayFlags(Flags):
     show: bool = flag(False, "also open a window", "figure")
 
 
-PROGRAMS = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
+PROGRAMS: dict[str, type[Flags]] = {table.program: table for table in (Config, DatabaseFlags, DisplayFlags)}
 # flags with a value that are paths, in which `~` is the home folder
-PATHS = ("dir_data", "dir_checkpoint", "dir_log", "dir_result", "init_from", "input", "label", "info", "output", "save")
+OF_FOLDERS = ("dir_data", "dir_checkpoint", "dir_log", "dir_result")
+PATHS = (*OF_FOLDERS, "init_from", "input", "add", "label", "info", "output", "save")
 # words of other programs for a flag of this one, where no likeness tells
 OTHER_WORDS = {
     "num_epoch": "epochs max_epochs iterations",
     "max_minutes": "minutes time max_time hours",
     "batch_size": "batch bs",
     "lr": "learning_rate",
-    "gpu_ids": "gpu gpus device devices cuda cpu",
+    "gpu_ids": "gpu gpus device devices cuda cpu mps",
     "num_workers": "workers jobs",
     "nch_ker": "filters features base_channels channels ngf",
     "nch_out": "classes num_classes n_classes",

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from description import DataInfo, check_samples
 from images.rows import Rows
 from images.statistics import image_statistics, is_wide
+from progress import tracked
 from samples import SampleFile, check_values, to_indices
 from utils import UserError
 
@@ -33,7 +34,7 @@ class Patch(TypedDict, total=False):
     distance: Tensor  # (H, W) float32 border distance [px], if wanted
     index: Any  # int, number of the sample; in a batch a tensor, as the next one
     crop: Any  # int, number among the crops of the sample in the epoch
-    mean: Tensor  # (C,) that the input was normalised by
+    mean: Tensor  # (C,) float32 that the input was normalised by
     std: Tensor  # (C,)
 
 
@@ -85,7 +86,7 @@ class PatchDataset(Dataset[Patch]):
         self._cached: list[CachedSample] = []
         self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
         if memory is not None:
-            self._cached = [self._cache(index) for index in range(len(files))]
+            self._cached = [self._cache(index) for index in tracked(range(len(files)), "read")]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -99,7 +100,8 @@ class PatchDataset(Dataset[Patch]):
             planes = {name: as_tensor(array) for name, array in self._read(window).items()}
         mean, std = self.statistics(window.index)
         pixels = normalise(planes["input"], mean, std).movedim(-1, 0).contiguous()  # (H, W, C) -> (C, H, W)
-        patch: Patch = {"input": pixels, "index": window.index, "crop": window.crop, "mean": mean, "std": std}
+        patch: Patch = {"input": pixels, "index": window.index, "crop": window.crop}
+        patch |= {"mean": mean.float(), "std": std.float()}  # not each device has float64
         if "label" in planes:
             patch["label"] = planes["label"].to(torch.uint8)
         if "distance" in planes:

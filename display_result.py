@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import DisplayFlags, parse
+from config import PREDICT, Config, DisplayFlags, parse
 from evaluation.pictures import (
     COLOURS,
     COLOURS_OF_SEVERAL,
@@ -32,7 +33,7 @@ from evaluation.pictures import (
 from evaluation.tables import RESULTS, sorting_score
 from exchange import reading
 from files import atomic_write
-from utils import UserError, echo, folder_hint, is_out_of_memory, natural_key, program
+from utils import UserError, echo, folder_hint, is_out_of_memory, natural_key, printable, program, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 Colours = dict[str, Colour]  # meaning or class -> colour
 METRICS = "metrics.json"
-MAX_LETTER = 24  # of a name in the legend
 MAX_SIDE = 1024  # [px] longest side of a picture in the figure, more than twice its size on the page
 
 
@@ -63,13 +63,14 @@ def main(argv: list[str] | None = None) -> None:
         metrics = read_metrics(folder)
         names = metrics.worst(folder)[: flags.num] if flags.worst else None
         images = find_images(folder / "images", flags.num, names)
-        titles = {name: metrics.title(name) if flags.overlay or flags.worst else name for name in images}
+        titles = {name: metrics.title(name) if flags.overlay or flags.worst else metrics.file(name) for name in images}
         columns = {titles[name]: {kind: _read(path) for kind, path in files.items()} for name, files in images.items()}
     if flags.worst:
         title += f"\nhighest {metrics.worst_by.replace('_', ' ')} first"
     background = metrics.background if flags.overlay else None
     draw(columns, title, target, show=flags.show, background=background, classes=metrics.colours)
     echo(f"figure of {len(columns)} images: {target}")
+    echo(flags.next_step(Config, **PREDICT))
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Metrics:
     foreground: str | None  # the foreground class; None for several classes
     background: int  # index of the background class
     colours: Colours  # of each class by its name; empty for two classes, which are black and white
+    files: dict[str, str]  # short and unique name of the file of each image
 
     @property
     def worst_by(self) -> str:
@@ -95,9 +97,13 @@ class Metrics:
         scored = [name for name, row in self.scores.items() if by in row]
         return sorted(scored, key=lambda name: self.scores[name][by], reverse=True)
 
+    def file(self, name: str) -> str:
+        """Name of the file of an image; without one, of the image."""
+        return self.files.get(name, name)
+
     def title(self, name: str) -> str:
         """Name of an image, and below it the pixel error and the Dice score of the foreground, or of all classes."""
-        row = self.scores.get(name, {})
+        row, name = self.scores.get(name, {}), self.file(name)
         all_dice = {key: value for key, value in row.items() if key.startswith("dice_")}
         of_foreground = f"dice_{self.foreground}"
         dice = [value for key, value in all_dice.items() if self.foreground is None or key == of_foreground]
@@ -115,11 +121,18 @@ def read_metrics(folder: Path) -> Metrics:
         names = list(content.get("classes", {}))
         background = names.index(content["background"]) if content.get("background") in names else 0
         colours = dict(zip(names, palette(len(names)).tolist(), strict=True)) if len(names) > 2 else {}
-        return Metrics(scores, content.get("foreground"), background, colours)
+        return Metrics(scores, content.get("foreground"), background, colours, _file_names(content["images"]))
     except FileNotFoundError:
-        return Metrics({}, None, 0, {})
+        return Metrics({}, None, 0, {}, {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: can't be read ({error}): run main.py --mode test again") from error
+
+
+def _file_names(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Name of the original file of each image, short; after the number of the image where two are the same."""
+    names = {row["image"]: shortened(printable(row["source"])) for row in rows if row.get("source")}
+    count = Counter(names.values())
+    return {image: name if count[name] == 1 else f"{image} {name}" for image, name in names.items()}
 
 
 def find_images(folder: Path, num: int, names: list[str] | None = None) -> dict[str, dict[str, Path]]:
@@ -182,7 +195,7 @@ def _fill(figure: Figure, columns: dict[str, Pictures], rows: list[str], backgro
     """Draw the rows and one column per image; return the meaning of colours."""
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     colours: Colours = {}
-    smaller: dict[str, Any] = {"fontsize": 9} if any("\n" in title for title in columns) else {}
+    smaller: dict[str, Any] = {"fontsize": 9} if any("\n" in title or len(title) > 12 for title in columns) else {}
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     for axis, row in zip(axes[:, 0], rows, strict=True):
@@ -205,7 +218,7 @@ def _overlay(axes: dict[str, Axes], title: str, pictures: Pictures, background: 
     if not {"input", "output"} <= pictures.keys():
         return {}
     if len({picture.shape[:2] for picture in pictures.values()}) > 1:
-        raise UserError(f"image {title.split()[0]}: its pictures differ in size: run main.py --mode test again")
+        raise UserError(f"image {title.splitlines()[0]}: its pictures differ in size: run main.py --mode test again")
     image, output = pictures["input"], classes_of(pictures["output"])[0]
     of = COLOURS if pictures["output"].ndim == 2 else COLOURS_OF_SEVERAL
     colours = {"output (added)" if "errors" in axes else "output": of["output"]}
@@ -240,7 +253,7 @@ def _legend(figure: Figure, colours: Colours) -> None:
     if not texts:
         return
     patches = [Patch(facecolor=f"#{bytes(colours[text]).hex()}", edgecolor="black") for text in texts]
-    short = [text if len(text) <= MAX_LETTER else f"{text[: MAX_LETTER - 1]}\u2026" for text in texts]
+    short = [shortened(text) for text in texts]
     num_column = max(1, min(len(texts), int(figure.get_figwidth() / (0.1 * max(map(len, short)) + 0.5))))  # [inch]
     figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(texts) // num_column))
     legend = figure.legend(patches, short, loc="outside lower center", ncols=num_column)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from device import is_worker
+from device import abilities, gpu_numbers, is_worker
 from exchange import finish_exchange, reading
 from signals import ENDING
 from utils import FlagError
@@ -28,9 +28,9 @@ Item = TypeVar("Item")
 
 
 def num_gpu(gpu_ids: str) -> int:
-    """Number of GPUs in a comma-separated list, which may be `-1`; all of them must exist, or none."""
-    numbers = [int(number) for number in gpu_ids.split(",")]
-    missing = [number for number in numbers if not 0 <= number < torch.cuda.device_count()]
+    """Number of GPUs in a comma-separated list; all of them must exist, or none."""
+    numbers = gpu_numbers(gpu_ids)
+    missing = [number for number in numbers if number >= torch.cuda.device_count()]
     if missing and len(missing) < len(numbers):
         what = f"no GPU {', '.join(map(str, missing))} here, there are {torch.cuda.device_count()}"
         raise FlagError(f"--gpu_ids {gpu_ids}: {what}: name those that are there")
@@ -130,7 +130,7 @@ class World:
         """
         if self.size == 1:
             return net
-        if next(net.parameters()).is_cuda:
+        if abilities(next(net.parameters()).device).backend != "gloo":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         return nn.parallel.DistributedDataParallel(net)
 
@@ -138,13 +138,13 @@ class World:
 @contextmanager
 def joined(device: torch.device, timeout: float) -> Iterator[World]:
     """Connect to the other processes that torchrun started, if there are any; waits at most `timeout` [s] for each."""
-    if device.type == "cuda":
+    if device.index is not None:  # as only those of CUDA have
         torch.cuda.set_device(device)
     if not is_worker():
         yield World()
         return
     launcher = os.getppid()
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = abilities(device).backend
     limit = datetime.timedelta(seconds=timeout)
     store, rank, size = next(dist.rendezvous("env://", timeout=limit))
     store = dist.PrefixStore(_agree_on_name(store, rank, size, timeout), store)

@@ -6,15 +6,19 @@ import argparse
 import math
 import os
 import re
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils import FlagError, printable
 
 SWITCH = ("on", "off")
 Rule = tuple[Callable[[Any], bool], str]
 FRACTION: Rule = (lambda value: 0 <= value < 1, "must lie in [0, 1)")
+UNIT: Rule = (lambda value: value is None or 0 <= value <= 1, "must lie in [0, 1]")
 
 
 def check_name(flag: str, name: str) -> None:
@@ -48,16 +52,16 @@ COUNT = 10**9  # largest number of epochs
 
 
 def is_gpu_list(value: str) -> bool:
-    """Whether a text is `-1` or a comma-separated list of GPU numbers, each named once.
+    """Whether a text is `-1`, `mps` (Apple's GPU) or a comma-separated list of GPU numbers, each named once.
 
     Examples
     --------
-    >>> [is_gpu_list(text) for text in ("-1", "0", "0, 1", "0,0", "cuda", "-1,0")]
-    [True, True, True, False, False, False]
+    >>> [is_gpu_list(text) for text in ("-1", "mps", "0", "0, 1", "0,0", "cuda", "-1,0")]
+    [True, True, True, True, False, False, False]
     """
     numbers = [number.strip() for number in value.split(",")]
     named = all(n.isdecimal() and len(n) < 5 for n in numbers)
-    return value.strip() == "-1" or (named and len({*map(int, numbers)}) == len(numbers))
+    return value.strip() in ("-1", "mps") or (named and len({*map(int, numbers)}) == len(numbers))
 
 
 def is_output_name(value: str) -> bool:
@@ -104,7 +108,7 @@ SCALE: Rule = (
     lambda value: value == "auto" or scale_factors(value) is not None,
     f"must be auto, a factor in [{1 / LARGEST_SCALE:g}, {LARGEST_SCALE:g}], or two such as 2,1.5 for height and width",
 )
-GPU_LIST: Rule = (is_gpu_list, "must be -1 or comma-separated GPU numbers")
+GPU_LIST: Rule = (is_gpu_list, "must be -1, mps or comma-separated GPU numbers")
 MIN_FOLD = 3  # training, validation and test
 
 
@@ -164,6 +168,9 @@ def flag(default: Any, help: str, group: str, rule: Rule | None = None, *, choic
 class Flags:
     """Base of every table of flags: checks choices, rules and names when an instance is made."""
 
+    program: ClassVar[str]  # file that has these flags
+    beginner: ClassVar[tuple[str, ...]] = ()  # the flags of `--help`, without `all`; empty: every one
+
     def __post_init__(self) -> None:
         for item in fields(self):
             value, choices, rule = getattr(self, item.name), item.metadata["choices"], item.metadata["rule"]
@@ -193,18 +200,30 @@ class Flags:
         """Flags and values as typed on the command line."""
         return as_typed(vars(self))
 
+    def next_step(self, table: type[Flags], **values: Any) -> str:
+        """Line with the command to type next: the flags of these values, and the names and folders of this one."""
+        flags = {name: getattr(self, name) for name in FOLLOW if self.given(name)} | values
+        names = {item.name for item in fields(table)} & flags.keys()
+        typed = as_typed({name: flags[name] for name in ("mode", *FOLLOW, *values) if name in names})
+        script = Path(sys.argv[0])
+        program = str(script.with_name(table.program)) if script.name == self.program else table.program
+        return f"next: {shlex.join(['python', program, *(str(word) for pair in typed.items() for word in pair)])}"
+
 
 def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags and values as typed on the command line, also of a configuration stored in a checkpoint.
+    """Flags and values as typed on the command line, also of a configuration stored in a checkpoint; none for None.
 
     Examples
     --------
-    >>> as_typed({"tta": False, "lr": 0.1})
+    >>> as_typed({"tta": False, "lr": 0.1, "threshold": None})
     {'--tta': 'off', '--lr': 0.1}
     """
-    return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in values.items()}
+    given = {name: value for name, value in values.items() if value is not None}
+    return {f"--{k}": SWITCH[not value] if isinstance(value, bool) else value for k, value in given.items()}
 
 
+# flags that the next command needs as well
+FOLLOW = ("name_data", "scope", "dir_data", "dir_checkpoint", "dir_log", "dir_result", "gpu_ids")
 UNKNOWN_FLAG = r"[-\u2013\u2014]+[^\W\d]"  # begins with hyphens, or with the dashes that text processors make of them
 
 
@@ -215,12 +234,28 @@ class _Parser(argparse.ArgumentParser):
         self.exit(FlagError.status, f"error: {printable(message)}: see {self.prog} --help\n")
 
 
+class _Help(argparse.Action):
+    """Prints the flags that a beginner needs, or with `all` every one, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, values: Any, _option: Any = None) -> None:
+        more = [action for action in parser._actions if self.const and action.dest not in self.const]
+        if values == self.const and more:
+            parser.epilog = f"{len(more) - 1} more flags: python {parser.prog} --help all"  # without --help itself
+            for action in more:
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
+
+
 Table = TypeVar("Table", bound=Flags)
 
 
 def make_parser(table: type[Flags], description: str | None) -> argparse.ArgumentParser:
     """Parser of the flags of a table."""
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, "add_help": False}
+    parser = _Parser(description=description, **shape)
+    help_rules: Any = {"nargs": "?", "choices": ["all"], "const": table.beginner, "help": argparse.SUPPRESS}
+    parser.add_argument("-h", "--help", action=_Help, **help_rules)
     titles = dict.fromkeys(item.metadata["group"] for item in fields(table))
     groups = {title: parser.add_argument_group(title) for title in titles}
     for item in fields(table):

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from config import Config
+from checkpoint import Checkpoint
+from config import OF_THRESHOLD, Config
 from description import differences
 from device import pick_precision
 from distributed import World
@@ -23,6 +24,7 @@ from prediction.output_files import OutputFiles
 from prediction.outputs import make_outputs
 from prediction.predictor import Predictor, load, predict_array, predictor_of
 from prediction.scaling import Scale, scale_line, scales_of
+from training.log import command_line
 from utils import FlagError, UserError, echo
 
 __all__ = ["load", "predict_array", "predict_files"]
@@ -41,6 +43,24 @@ def _differences(predictor: Predictor, frames: list[Frame], wanted: str, scales:
     lines = [differences(member.info, profile, source, advice) for member in predictor.members]
     warnings = dict.fromkeys(f"warning: {line}" for of_member in lines for line in of_member)
     return ([scale_line(scales)] if wanted == "auto" else []) + list(warnings)
+
+
+def _threshold(predictor: Predictor, what: str) -> list[str]:
+    """Line with the threshold, if an output needs it."""
+    is_needed = predictor.num_channel == 1 and {*OF_THRESHOLD} & {*what.split(",")}
+    return [f"threshold {predictor.threshold_text}"] if is_needed else []
+
+
+def _write_page(job: PredictionJob, trained: dict[Path, Checkpoint]) -> None:
+    """Write the page of a folder, in one process."""
+    if not (job.files.page and job.world.is_main):
+        return
+    from evaluation.prediction_page import write_prediction_page
+
+    predictor = job.predictor
+    threshold = {} if predictor.num_channel > 1 else {"threshold": predictor.threshold_text}
+    facts = {"command": command_line(), "checkpoint": ", ".join(map(str, trained)), **threshold}
+    write_prediction_page(job.files.page, job.previews, job.files.frames, predictor, facts)
 
 
 def _sources(config: Config) -> list[str]:
@@ -66,24 +86,25 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     if not config.input or not config.output:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     trained = checkpoint.load_trained(config.checkpoint_folders, config.epoch, is_main=world.is_main)
-    predictor = predictor_of(trained, device, pick_precision(config.amp, device), config.background)
+    predictor = predictor_of(trained, device, pick_precision(config.amp, device), config.background, config.threshold)
     frames = list_frames(config.input, Choice(config.channel, config.series, config.section))
     frames, notes = by_name(frames, predictor.info.profile)
     if world.is_main:
         say_notes(notes)
     images = [FrameRows(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]
     scales = scales_of(config.scale, frames, {path: saved.info for path, saved in trained.items()})
-    for line in _differences(predictor, frames, config.scale, scales):
+    for line in _differences(predictor, frames, config.scale, scales) + _threshold(predictor, config.what):
         if world.is_main:
             echo(line)
-    outputs = make_outputs(config.what, predictor, frames, config.dtype)
+    outputs = make_outputs(config, predictor, frames)
     folders = [Path(name) for name in _sources(config) if Path(name).is_dir()]
-    files = OutputFiles(config.output, outputs, frames, folders)
+    files = OutputFiles(config.output, outputs, frames, config.page, folders)
     _check_objects(config, files)
     job = PredictionJob(config, predictor, [*images], scales, files, world)
     locks: AbstractContextManager[dict[Path, int]] = nullcontext({})  # and the number of older files at each path
     with files.reserved(config.compression) if world.is_main else locks as replaced:
         job.run()
+        _write_page(job, trained)
     if world.is_main:
         for written, num in replaced.items():
             older = f" (replaced {num} older file(s))" if num else ""

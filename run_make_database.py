@@ -3,6 +3,7 @@
 datasets/em/train-volume.tif and train-labels.tif:  python run_make_database.py --name_data em
 two folders, or two stacks:  python run_make_database.py --name_data mine --input IMAGES --label LABELS
 a synthetic stack:           python run_make_database.py --name_data demo --synthetic
+more annotated images:       python run_make_database.py --name_data mine --add IMAGES --label LABELS
 what a file holds:           python run_make_database.py --info FILE
 synthetic nuclei:            python run_make_database.py --name_data nuclei --synthetic --phantom nuclei
 """
@@ -31,9 +32,10 @@ def main(argv: list[str] | None = None) -> None:
 
         return show_info(flags.info, Choice(flags.channel, flags.series, flags.section))
     from evaluation.database_page import show_database  # here, so that --help needs no torch
+    from sources.adding import add_images
     from sources.database import make_database
 
-    make_database(flags, show_database)
+    (add_images if flags.add else make_database)(flags, show_database)
 
 
 if __name__ == "__main__":

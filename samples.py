@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,14 @@ from images.statistics import LARGEST
 from utils import UserError, folder_hint, natural_key
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 # names in the folder of a split that this program or pytorch-UNET gives: samples, their distances and partial files
 SAMPLES = r"((input|label)_?)?\d+(\.distance)?\.npy|\..*\.partial"
 # of a database's folder, replaced together, each with the names of what may be removed in it
 ENTRIES = dict.fromkeys(SPLITS, SAMPLES) | {"dataset.json": "", "index.html": ""}
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
 OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names with `input` and `label` first are samples
+NUM_ROW = 512  # rows of a sample that are read at once
 IGNORE = 255  # class index of pixels that are not annotated
 PAUSES = (0.1, 0.4, 1.5, 3.0)  # [s] after which a file that can't be read is tried again
 # errors of a file whose network folder may be back in a moment
@@ -114,7 +117,7 @@ def to_indices(label: np.ndarray, class_values: list, path: Path) -> np.ndarray:
 
 
 def check_values(
-    path: Path, image: np.ndarray, label: np.ndarray | None, num_class: int, *, partial: bool = False
+    path: object, image: np.ndarray, label: np.ndarray | None, num_class: int, *, partial: bool = False
 ) -> None:
     """Refuse NaN, infinity and huge numbers in an input, and in a label all but class indices (or `IGNORE`)."""
     if image.dtype.kind == "f" and not np.isfinite(image).all():
@@ -126,6 +129,17 @@ def check_values(
     valid = label[label != IGNORE] if partial and label is not None else label
     if valid is not None and valid.max(initial=0) >= num_class:
         raise UserError(f"{path}: class index {valid.max()} beyond the {num_class} classes: make the database again")
+
+
+def digest_of(image: np.ndarray) -> bytes:
+    """Hash of the pixels (H, W, C) of an image, the same for grey that was saved as colour; needs little memory."""
+    bands = [slice(top, top + NUM_ROW) for top in range(0, len(image), NUM_ROW)]
+    if image.shape[2] == 3 and all((image[rows] == image[rows, :, :1]).all() for rows in bands):
+        image = image[..., :1]
+    digest = hashlib.blake2b(f"{image.shape} {image.dtype.name}".encode(), digest_size=16)
+    for rows in bands:
+        digest.update(image[rows].tobytes())
+    return digest.digest()
 
 
 def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> None:

@@ -22,6 +22,7 @@ from dataset import Batch, PatchDataset
 from description import DataInfo, identity, load_info
 from device import pick_precision
 from distributed import World
+from evaluation.hints import loss_hints
 from evaluation.segment import checked_samples, have_foreground
 from evaluation.tables import Scores
 from evaluation.validation import Validation
@@ -30,9 +31,10 @@ from locks import locked
 from prediction.predictor import find_background
 from samples import ENTRIES, SampleFile, list_samples
 from training.augment import Augmentation
-from training.best import BestEpoch
+from training.best import OF_FOREGROUND, BestEpoch
 from training.budget import Budget
 from training.compiled import maybe_compile
+from training.forecast import Forecast
 from training.loader import TrainingBatches, fit_crop, memory_for
 from training.log import Log, NoLog, TrainingLog, command_line
 from training.losses import LOSSES, Loss, check_finite, cross_entropy
@@ -86,6 +88,7 @@ class Trainer:
         self.budget = Budget(config.num_epoch, config.max_minutes, self.world)
         self.best = BestEpoch(config.best_score, config.patience, checkpoint.best_path(self.dir_checkpoint))
         self.saver = Saver(self.best, self.budget, self.world, begin_log=lambda: self.log.open())
+        self.hints: list[str] = []  # about the losses in the end
         self.resumed: Path | None = None  # checkpoint that the training goes on from
 
     def train(self) -> int:
@@ -100,6 +103,7 @@ class Trainer:
             state = self._first_state()
             if why := self._is_done(state):
                 self._echo(f"{why}, or {NEW_TRAINING}")
+                self._echo_next()
                 return 0
             train = list_samples(self.dir_data / "train")
             val = list_samples(self.dir_data / "val") if any((self.dir_data / "val").glob("*.npy")) else []
@@ -123,6 +127,7 @@ class Trainer:
         net = maybe_compile(net, config.compile, self.device, num_step, config.max_minutes)
         criterion = LOSSES[loss_of(config.loss, state.info.num_class)]
         recipe: Any = {"criterion": criterion, "clip": config.clip, "precision": self.precision, "scaler": state.scaler}
+        forecast = Forecast(num_step - len(state.losses), config, self.log.note)
         last = False
         while not last:
             net.train()
@@ -138,6 +143,8 @@ class Trainer:
                 for group in state.optimizer.param_groups:
                     group["lr"] = learning_rate(fraction, config.lr, config.schedule, config.warmup)
                 state.steps.append(train_step(net, batch, state.optimizer, **recipe))
+                forecast.note(state.steps[-1])
+                self.log.show(state.epoch, fraction)
                 if state.average:
                     state.average.update(state.net)
             torch.backends.cudnn.benchmark = False
@@ -155,6 +162,7 @@ class Trainer:
                 self.log.scalars(state.epoch, scores, budget.fraction(state.epoch))
             if last:
                 self.log.hparams(state.epoch, hyperparameters(config), scores)
+                self.hints = loss_hints(scores) if "bce" in loss_of(config.loss, state.info.num_class) else []
                 return
             if self._is_save_due(state, last):
                 self.saver.save_meanwhile(state, epoch_complete=True)
@@ -293,8 +301,10 @@ class Trainer:
         if not files:
             return None
         files = checked_samples(files, info, labelled=True)
-        if config.best_score == "v_info" and not have_foreground(files, info, background):
-            what = "warning: no validation sample has foreground, so no epoch has a V_Info to be the best by"
+        if config.best_score in OF_FOREGROUND and not have_foreground(files, info, background):
+            self.best.is_blank = True
+            score = f"--best_score {config.best_score}"
+            what = f"warning: no validation sample has foreground, so no epoch can be the best by {score}"
             self._echo(f"{what}: choose another --best_score, or annotate more", sys.stderr)
         return Validation(
             files,
@@ -337,8 +347,13 @@ class Trainer:
         if self.budget.is_stopping():
             return self._stop(state, batches, validation)
         path = self.saver.save(state, epoch_complete=True)
+        if validation and (text := validation.threshold_text(state)):
+            self._echo(text)
         why, best = self.best.reason(state, state.epoch), self.best.describe(state)
         self._echo(f"trained to epoch {state.epoch}{why}, saved {path}{best}")
+        for line in self.hints:
+            self._echo(f"hint: {line}")
+        self._echo_next()
         return 0
 
     def _stop(self, state: TrainState, batches: TrainingBatches, validation: Validation | None) -> int:
@@ -361,6 +376,12 @@ class Trainer:
         where = f"{where} after step {len(state.losses)} of {len(batches)}"
         self._echo(f"{where}, saved {path}{earlier}; to resume: {again}", sys.stderr)
         return status
+
+    def _echo_next(self) -> None:
+        """Print the command to type next: the test, of the validation samples where there are no others."""
+        splits = ("test", "val")
+        first = next((split for split in splits if any((self.dir_data / split).glob("*.npy"))), splits[0])
+        self._echo(self.config.next_step(Config, mode="test", **({} if first == splits[0] else {"split": first})))
 
     def _echo(self, text: str, stream: TextIO | None = None) -> None:
         """Print a line in the main process only."""

@@ -8,9 +8,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,6 +48,7 @@ def program(main: Callable[..., int | None]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would call its maker; read when it is imported
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is imported
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", OMP_SPIN_COUNT)  # read when torch is imported
         try:
@@ -109,6 +111,16 @@ def printable(text: str) -> str:
     return re.sub(control, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def shortened(text: str, most: int = 24) -> str:
+    """Text with its middle left out where it is longer than `most` characters.
+
+    >>> shortened("0bf4b144e8f1bd.png", 13)
+    '0bf4b1…bd.png'
+    """
+    last = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - last]}\u2026{text[-last:]}"
+
+
 def echo(text: str, file: TextIO | None = None) -> None:
     """Print lines to stdout or another file and flush; control characters in them are escaped."""
     file = file or sys.stdout
@@ -137,6 +149,32 @@ def spread(total: int, num: int) -> list[int]:
     ([0, 3, 6, 9], [0, 1], [])
     """
     return [index * (total - 1) // max(min(num, total) - 1, 1) for index in range(min(num, total))]
+
+
+def num_common(texts: Iterable[Sequence[str]]) -> int:
+    """Number of letters, or of other parts, that all texts begin with."""
+    return sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*texts, strict=False)))
+
+
+def names_below(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
+    """Paths below the folder that holds all of these files: their names, if no folders lie between.
+
+    They have more of their folders where a name is taken.
+
+    Examples
+    --------
+    >>> list(names_below([Path("raw/1/images/img.tif"), Path("raw/2/images/img.tif")]).values())
+    ['1/images/img.tif', '2/images/img.tif']
+    >>> list(names_below([Path("new/img.tif")], ["img.tif"]).values())
+    ['new/img.tif']
+    """
+    parts = {path: path.absolute().parts for path in paths}
+    names: dict[Path, str] = {}
+    for num in range(num_common(folders for *folders, _ in parts.values()), -1, -1):
+        names = {path: Path(*of[num:]).as_posix() for path, of in parts.items()}
+        if not {*names.values()} & {*taken}:
+            break
+    return names
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -97,7 +97,7 @@ def training_memory(folder: Path, num_epoch: int) -> list[float]:
     command = [sys.executable, str(ROOT / "main.py"), *flags]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment)
-    return [resident(process.pid) for line in process.stdout if line.startswith("epoch ")]
+    return [resident(process.pid) for line in process.stdout if " left, " in line]
 
 
 def resident(pid: int) -> float:

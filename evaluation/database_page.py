@@ -15,7 +15,7 @@ import numpy as np
 from description import DataInfo, sample_origins
 from evaluation.results_page import render
 from evaluation.review import Review, Sample, review
-from images.drawing import grey_range, input_picture, outlines, overlay_picture, palette, picture_channels
+from images.drawing import input_picture, outlines, overlay_picture, palette, picture_range
 from samples import IGNORE, SampleFile
 from utils import spread
 
@@ -54,6 +54,7 @@ def _facts(info: DataInfo, found: Review) -> dict[str, str]:
         ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(profile.low, profile.high, strict=True)]
         facts["channels"] += f": {', '.join(profile.channels)}" if profile.channels else ", names unknown"
         facts["type"] = ", ".join(profile.dtypes) + (", grey saved as colour" if profile.is_grey else "")
+        facts["type"] += ", the indices of a palette of colours" if profile.is_indexed else ""
         facts["grey values in use"] = "; ".join(ranges)
         size = " x ".join(f"{side:.4g}" for side in profile.pixel_size)
         facts["pixel size"] = f"{size} µm" if size else "unknown: the files give none"
@@ -91,8 +92,7 @@ def _pair(info: DataInfo, sample: Sample) -> Pair:
     image, label = SampleFile(sample.file).open()
     step = max(math.ceil(max(sample.shape) / SIDE), 1)
     pixels = np.asarray(image[::step, ::step, info.own_channels])
-    shown = pixels[..., picture_channels(pixels.shape[-1])]
-    picture = input_picture(pixels, grey_range(shown.reshape(-1, shown.shape[-1])))  # a dim image is seen, too
+    picture = input_picture(pixels, picture_range(pixels))
     height, width = sample.shape
     about = f"{height} x {width} px"
     if label is None:

@@ -31,7 +31,7 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_class: int) 
 
 
 def dice(confusion: np.ndarray) -> np.ndarray:
-    """Dice coefficient of each class, 2 |A and B| / (|A| + |B|), 1 for an absent class; (..., K, K) to (..., K).
+    """Dice coefficient of each class, 2 |A and B| / (|A| + |B|), (..., K, K) to (..., K); NaN if it is in neither.
 
     Source: Dice 1945, doi 10.2307/1932409.
 
@@ -39,7 +39,7 @@ def dice(confusion: np.ndarray) -> np.ndarray:
     array([0.66666667, 0.8       ])
     """
     both, label, prediction = _areas(confusion)
-    return _ratio(2 * both, label + prediction)
+    return _ratio(2 * both, label + prediction, np.nan)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def iou(confusion: np.ndarray) -> np.ndarray:
     array([0.5       , 0.66666667])
     """
     both, label, prediction = _areas(confusion)
-    return _ratio(both, label + prediction - both)
+    return _ratio(both, label + prediction - both, np.nan)
 
 
 def pixel_error(confusion: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def pixel_error(confusion: np.ndarray) -> np.ndarray:
     0.25
     """
     both, label, _ = _areas(confusion)
-    return 1.0 - _ratio(both.sum(-1), label.sum(-1))
+    return 1.0 - _ratio(both.sum(-1), label.sum(-1), 1.0)
 
 
 def _areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,16 +67,17 @@ def _areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole, and 1 where both are empty."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)
+def _ratio(part: np.ndarray, whole: np.ndarray, of_empty: float) -> np.ndarray:
+    """Return part / whole, and another value where both are empty."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), of_empty)
 
 
 def confusion_scores(confusion: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Scores of one confusion matrix (K, K): `pixel_error`, and `dice_NAME` and `iou_NAME` of each class."""
+    """Scores of one confusion matrix (K, K): `pixel_error`, `dice_NAME` and `iou_NAME` of each class that occurs."""
     scores = {"pixel_error": float(pixel_error(confusion))}
     for score, values in (("dice", dice(confusion)), ("iou", iou(confusion))):
-        scores |= {f"{score}_{name}": float(value) for name, value in zip(names, values, strict=True)}
+        named = zip(names, values.tolist(), strict=True)
+        scores |= {f"{score}_{name}": value for name, value in named if not np.isnan(value)}
     return scores
 
 
@@ -321,12 +322,12 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     >>> scores["object_f1"], scores["matched_iou"], scores["ap_50"], scores["ap_75"]
     (1.0, 0.5833333333333333, 1.0, 0.0)
     """
-    overlaps = _overlaps(truth, proposal)
-    num_match, num_object = np.transpose([overlaps.counts(limit) for limit in LIMITS])
+    pairs = overlaps(truth, proposal)
+    num_match, num_object = np.transpose([pairs.counts(limit) for limit in LIMITS])
     if not num_object[0]:
         return {}
     precision = num_match / (num_object - num_match)  # TP / (TP + FP + FN)
-    matched = overlaps.iou[overlaps.matches(LIMITS[0])]
+    matched = pairs.iou[pairs.matches(LIMITS[0])]
     return {
         "object_f1": float(2 * num_match[0] / num_object[0]),
         "matched_iou": float(matched.mean()) if len(matched) else 0.0,
@@ -336,14 +337,20 @@ def object_scores(truth: np.ndarray, proposal: np.ndarray) -> dict[str, float]:
     }
 
 
-class _Overlaps(NamedTuple):
+class Overlaps(NamedTuple):
     """Pairs of a true and a proposed object that overlap, and the objects that count; see `object_scores`."""
 
-    iou: np.ndarray  # of each pair
+    joint: np.ndarray  # annotated pixels of each pair
     truth: np.ndarray  # number of the true object of each pair, ascending
     proposal: np.ndarray  # number of the proposed object of each pair
-    counts_alone: np.ndarray  # whether a proposed object counts without a match, by its number
-    num_truth: int  # true objects that are not cut
+    truth_area: np.ndarray  # (N + 1,) annotated pixels by the number; 0 for the background and objects that are cut
+    proposal_area: np.ndarray  # (N + 1,)
+    counts_alone: np.ndarray  # (N + 1,) whether a proposed object counts without a match
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union of each pair."""
+        return self.joint / (self.truth_area[self.truth] + self.proposal_area[self.proposal] - self.joint)
 
     def matches(self, limit: float) -> np.ndarray:
         """Indices of the pairs that reach a limit of at least 0.5, each object in one of them."""
@@ -358,25 +365,24 @@ class _Overlaps(NamedTuple):
         matched = self.proposal[self.matches(limit)]
         counts = self.counts_alone.copy()
         counts[matched] = True
-        return len(matched), self.num_truth + int(counts.sum())
+        return len(matched), int(np.count_nonzero(self.truth_area) + counts.sum())
 
 
-def _overlaps(truth: np.ndarray, proposal: np.ndarray) -> _Overlaps:
+def overlaps(truth: np.ndarray, proposal: np.ndarray) -> Overlaps:
     """Overlaps of true and proposed objects; the arguments are those of `object_scores`."""
     true, proposed, count = _overlapping_pairs(truth, proposal)
     valid = true >= 0
-    cut = np.zeros(0, truth.dtype)  # numbers of the true objects that are 4-adjacent to a pixel without annotation
+    cut = np.zeros(0, np.int64)  # numbers of the true objects that are 4-adjacent to a pixel without annotation
     if not valid.all():
         adjacent = neighbours(truth, truth)
         cut = np.unique(np.concatenate([one[(one > 0) & (other < 0)] for one, other in adjacent]))
     is_cut = np.isin(true, cut)
     area = np.bincount(true[valid], count[valid], minlength=1)
+    area[0] = area[cut] = 0
     proposed_area = np.bincount(proposed[valid], count[valid], minlength=int(proposed.max(initial=0)) + 1)
     # alone, a proposed object counts if at least half of it is annotated and lies outside of cut objects
     outside = np.bincount(proposed, count * (~valid | is_cut))
     counts_alone = (proposed_area > 0) & (2 * outside <= np.bincount(proposed, count))
     counts_alone[0] = False  # the background
     both = (true > 0) & (proposed > 0) & ~is_cut
-    true, proposed, joint = true[both], proposed[both], count[both]
-    iou = joint / (area[true] + proposed_area[proposed] - joint)
-    return _Overlaps(iou, true, proposed, counts_alone, int(np.sum(area[1:] > 0)) - len(cut))
+    return Overlaps(count[both], true[both], proposed[both], area, proposed_area, counts_alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,21 @@ from images.drawing import palette
 Colour = tuple[int, int, int]
 Pictures = dict[str, np.ndarray]  # kind -> (H, W) or (H, W, 3) uint8
 KINDS = ("input", "label", "output")
-PICTURES = rf"\d+-({'|'.join(KINDS)})\.png"  # names of pictures, see `picture_name`
+OBJECTS = "objects"  # kind of the map of objects, in the colours of `FATES`; only of images that have any
+PICTURES = rf"\d+-({'|'.join([*KINDS, OBJECTS])})\.png"  # names of pictures, see `picture_name`
 NOT_ANNOTATED = 128  # grey of pixels without annotation; the palette has no grey but black
 # what only the label has (missed), only the output has (added), or both with other classes (confused), and the outlines
 # of label and output: colours that colour-blind readers can tell apart, of several classes also from those of `palette`
 COLOURS = {"label": (86, 180, 233), "output": (230, 159, 0)}  # sky blue and orange
 COLOURS_OF_SEVERAL = {"label": (255, 255, 255), "output": (255, 42, 212), "confused": (182, 255, 0)}
+# what became of objects, see fates.py, from what is drawn below to what is drawn above, in other colours of `palette`
+FATES: dict[str, Colour] = {
+    "added": (213, 94, 0),
+    "missed": (0, 114, 178),
+    "split": (240, 228, 66),
+    "merged": (204, 121, 167),
+    "matched": (0, 158, 115),
+}
 DIMMED = 3  # part of its brightness that an input keeps below a map of errors
 BAND = 512  # [px] rows of an image that are drawn or counted at a time
 
@@ -127,9 +137,13 @@ def wrong_pixels(inside: np.ndarray, probability: np.ndarray, valid: np.ndarray 
 
 
 def save_images(folder: Path, number: int, pictures: Pictures) -> None:
-    """Write the pictures of one image as `0000-input.png`, `0000-label.png`, `0000-output.png`."""
+    """Write the pictures of one image as `0000-input.png`, `0000-label.png`, `0000-output.png`, `0000-objects.png`."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)
     for kind, picture in pictures.items():
-        Image.fromarray(picture).save(folder / picture_name(image_name(number), kind))
+        image, options = Image.fromarray(picture), dict[str, Any]()
+        if kind == OBJECTS:
+            image.putpalette(bytes(np.ravel([(0, 0, 0), *FATES.values()]).tolist()))
+            options = {"transparency": 0, "bits": 4}
+        image.save(folder / picture_name(image_name(number), kind), **options)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from description import DataInfo, Origin
-from evaluation import metrics
+from evaluation import fates, metrics
+from evaluation.hints import score_hints
 from evaluation.pictures import image_name
 from evaluation.results_page import Card
 from evaluation.scorers import Challenge, ImageScores
@@ -57,13 +58,12 @@ class Report:
         parts = [f"classes {', '.join(classes)}"]
         if len(names) == 2:
             parts += [f"foreground is {names[1 - background]}"]
-            parts += [f"pixels at 0.5, segments at {self.predictor.object_threshold:g}"]
+            parts += [f"pixels at 0.5, segments at {self.predictor.threshold_text}"]
         else:
             parts += [f"background is {names[background]}"]
         num = self.info.num_own
         channels = "input" if num in (1, 3) else f"channel 1 of {num} of the input"
-        ranges = np.reshape(self.info.value_range, (-1, 2)).tolist()  # grey values that become black and white
-        parts += [f"{channels} shown from " + ", ".join(f"{low:.4g} to {high:.4g}" for low, high in ranges)]
+        parts += [f"{channels} shown with the contrast of each image"]
         parts += ["grey in a label is not annotated"] if self.is_partial else []
         parts += [f"objects {self.object_filter}"] if self.object_filter.is_active else []
         return "; ".join(parts)
@@ -89,25 +89,36 @@ class Report:
             "background": names[background],
             "pixel_threshold": 0.5 if two else None,
             "segment_threshold": self.predictor.object_threshold if two else None,
+            "threshold_origin": self.predictor.threshold_origin if two else None,
             "mean": means["mean"],
             "majority_class": names[int(np.argmax(self.info.class_share))],
             "majority": means["majority"],
             "baseline_otsu": means["baseline_otsu"] or None,
             "challenge": challenge.summary() if challenge.scores else None,
+            "objects": fates.total([image.objects for image in self.images if image.objects]) or None,
             "num_labelled": self.num_labelled,
             "scored_images": {name: counts for name, counts in fewer.items() if counts},
             "confusion_matrix": {"names": names, "counts": self.matrix.tolist()},
         } | (self.object_filter._asdict() if self.object_filter.is_active else {})
 
     @property
+    def hints(self) -> list[str]:
+        """What the scores show, and what to do about it."""
+        one_class = len(set().union(*(image.predicted for image in self.images))) == 1
+        return score_hints(self.summary(), one_class=one_class)
+
+    @property
     def rows(self) -> list[dict[str, str | float]]:
-        """Number, sample, source and scores of each image, and the annotated fraction if that is not always 1."""
+        """Number, sample, source, scores, counts of objects of each image; the annotated fraction if not always 1."""
         rows: list[dict[str, str | float]] = []
-        is_partial = self.is_partial
+        is_partial, two = self.is_partial, self.info.num_class == 2
         for card in self.cards:
             source = {"source": card.name} if card.sample in self.origins else {}
             annotated = {"annotated": card.annotated} if is_partial and card.scores else {}
-            rows.append({"image": card.image, "sample": card.sample, **source, **annotated, **card.scores})
+            threshold = {"threshold": self.predictor.object_threshold} if two and card.scores else {}
+            counts = {f"objects_{name}": count for name, count in card.objects.items()}
+            about: dict[str, str | float] = {"image": card.image, "sample": card.sample, **source, **annotated}
+            rows.append({**about, **threshold, **card.scores, **counts})
         return rows
 
     @property
@@ -127,6 +138,7 @@ class Report:
                     pixel_size=origin.pixel_size,
                     wrong=image.wrong,
                     annotated=image.annotated,
+                    objects=image.objects,
                 )
             )
         return cards

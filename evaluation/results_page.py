@@ -15,13 +15,23 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from evaluation.curves import Chart
-from evaluation.pictures import COLOURS, COLOURS_OF_SEVERAL, KINDS, NOT_ANNOTATED, palette, picture_name
-from evaluation.tables import Scores, columns, sorting_score
-from utils import printable
+from evaluation.fates import counts_text
+from evaluation.pictures import (
+    COLOURS,
+    COLOURS_OF_SEVERAL,
+    FATES,
+    KINDS,
+    NOT_ANNOTATED,
+    OBJECTS,
+    palette,
+    picture_name,
+)
+from evaluation.tables import LOW_IS_GOOD, Scores, columns, main_scores, meaning_of, sorting_score
+from utils import printable, shortened
 
 TEMPLATES = Path(__file__).parent / "templates"
-LOW_IS_GOOD = ("loss", "pixel_error", "warping_error", "num_split", "num_merger")
 MAIN = ("loss", "pixel_error", "dice_", "v_rand", "v_info", "object_f1")  # what the scores begin with that stand first
+DIRECTIONS = ("worst first", "best first")
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,17 @@ class Card:
     pixel_size: tuple[float, float] | None = None  # height and width of a pixel [µm]
     wrong: list[int] = field(default_factory=list)  # `wrong_pixels`; empty with more than two classes
     annotated: float = 1.0  # fraction of its pixels
+    objects: dict[str, int] = field(default_factory=dict)  # counts of `ObjectMap`
 
     @property
     def title(self) -> str:
         """Name of the original file, otherwise of the sample."""
         return printable(self.name or self.sample)
+
+    @property
+    def short(self) -> str:
+        """The title on one line."""
+        return shortened(self.title)
 
     def about(self, *, has_label: bool) -> str:
         """Line below the scores."""
@@ -70,6 +86,7 @@ class Run:
     commands: list[str]  # of each training, with the flags that differ from their defaults
     flags: dict[str, Any]  # all flags of the training as typed, and their values
     charts: dict[str, list[Chart]]  # training curves of each network
+    hints: list[str] = field(default_factory=list)  # what the scores show, and what to do
 
 
 def round_below(value: float) -> float:
@@ -101,14 +118,16 @@ def write_index(folder: Path, target: Path, run: Run, summary: dict[str, Any], c
     baselines = {f"all {summary['majority_class']}": summary["majority"], "Otsu": summary.get("baseline_otsu")}
     page = render(
         "index.html",
+        title=run.title,
+        layers="veil errors label-line output-line",
         run=run,
         summary=summary,
         baselines={name: scores for name, scores in baselines.items() if scores},
         cards=sorted(cards, key=lambda card: card.scores.get(by, -np.inf), reverse=True),
         names=names,
         mean_names=columns([summary["mean"]]),
+        main_means=main_scores([summary["mean"]])[0],
         fewer=summary.get("scored_images", {}),
-        sorted_by=by,
         partial=any(card.annotated < 1 for card in cards),
         checkpoints=[(name, link_to(path, target)) for name, path in run.checkpoints],
         pictures=pictures,
@@ -148,7 +167,7 @@ def class_legend(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def picture_links(folder: Path, card: Card) -> dict[str, str]:
     """Address of each picture of an image that there is."""
-    names = {kind: f"images/{picture_name(card.image, kind)}" for kind in KINDS}
+    names = {kind: f"images/{picture_name(card.image, kind)}" for kind in (*KINDS, OBJECTS)}
     return {kind: name for kind, name in names.items() if (folder / name).exists()}
 
 
@@ -175,12 +194,17 @@ def _data(
         "colours": {name: f"#{bytes(colour).hex()}" for name, colour in colours.items()},
         "notAnnotated": NOT_ANNOTATED,
         "threshold": _in_8_bits(summary["pixel_threshold"]),
+        "fates": {name: f"#{bytes(colour).hex()}" for name, colour in FATES.items()},
         "lowIsGood": LOW_IS_GOOD,
+        "meanings": {name: meaning_of(name) for name in columns([summary["mean"], *(card.scores for card in cards)])},
         "mainScores": MAIN,
+        "directions": DIRECTIONS,
         "sortedBy": by,
         "images": {
             card.image: {
                 "title": card.title,
+                "short": card.short,
+                "objects": f"objects: {counts_text(card.objects)}" if card.objects else "",
                 "about": card.about(has_label="label" in pictures[card.image]),
                 "height": card.shape[0],
                 "width": card.shape[1],

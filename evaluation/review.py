@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,18 +12,18 @@ import numpy as np
 from scipy import ndimage
 
 from description import DataInfo, Origin
+from evaluation.hints import FEW, hint
 from images.statistics import LABEL_TILE, ObjectSizes
-from samples import IGNORE, SampleFile
+from progress import tracked
+from samples import IGNORE, NUM_ROW, SPLIT_NAMES, SampleFile, digest_of
 from utils import printable, spread
 
 NUM_PIXEL = 2**18  # of an image, evenly spaced, that grey values are taken from
-NUM_ROW = 512  # rows of a sample that are read at once
 NUM_BIN = 64  # of a histogram
 NUM_MEASURED = 100  # samples of a split whose objects and grey values are measured, evenly spaced
 RARE = 1e-4  # share of the pixels below which a class may be a slip of the annotation
 NEAR = 0.1  # standard deviations of an image that foreground and background differ by at least
 THIN = 2  # [px] narrower objects can't be parted by a border of their own
-NAMES = {"train": "training", "val": "validation", "test": "test"}
 NUM_NAMED = 3  # images that a warning names
 
 
@@ -100,22 +99,21 @@ def review(
         measured = {*spread(len(paths), NUM_MEASURED)}
         samples[split] = [
             _measure(info, path, of_split.get(path.name, Origin(path.name)).name, full=number in measured)
-            for number, path in enumerate(paths)
+            for number, path in enumerate(tracked(paths, f"page, {split}"))
         ]
-    rules = (_without_class, _rare, _one_image, _turned, _thin, _twice)
+    rules = (_without_class, _rare, _few, _one_image, _turned, _thin, _twice)
     return Review(info, samples, [*notes, *(line for rule in rules for line in rule(info, samples))])
 
 
 def _measure(info: DataInfo, path: Path, name: str, *, full: bool) -> Sample:
     """Measure one sample; `full`: also its objects and grey values."""
     image, label = SampleFile(path).open()
-    digest, counts = hashlib.blake2b(str(image.shape).encode(), digest_size=16), np.zeros(IGNORE + 1, np.int64)
-    for top in range(0, len(image), NUM_ROW):  # in little memory
-        digest.update(image[top : top + NUM_ROW].tobytes())
-        if label is not None:
+    counts = np.zeros(IGNORE + 1, np.int64)
+    if label is not None:
+        for top in range(0, len(label), NUM_ROW):  # in little memory
             counts += np.bincount(label[top : top + NUM_ROW].ravel(), minlength=IGNORE + 1)
     of_classes = None if label is None else counts[: info.num_class]
-    sample = Sample(path, printable(name), image.shape[:2], digest.digest(), of_classes)
+    sample = Sample(path, printable(name), image.shape[:2], digest_of(image), of_classes)
     return replace(sample, **_grey_values(info, image, label), **_objects(info, label)) if full else sample
 
 
@@ -171,7 +169,9 @@ def _without_class(info: DataInfo, samples: Samples) -> list[str]:
         total = _total(of_split)
         missing = [] if total is None else np.flatnonzero(total == 0).tolist()
         names = [f"class {k} ({info.class_names[k]})" for k in missing]
-        lines += [f"no {NAMES[split]} sample has {name}: choose another --split, or annotate more" for name in names]
+        lines += [
+            f"no {SPLIT_NAMES[split]} sample has {name}: choose another --split, or annotate more" for name in names
+        ]
     return lines
 
 
@@ -185,6 +185,13 @@ def _rare(info: DataInfo, samples: Samples) -> list[str]:
     names = ", ".join(f"{info.class_names[k]} ({total[k]} px)" for k in rare)
     what = "have hardly a pixel, as slips of an annotation or blurred edges do"
     return [f"classes {names} {what}: check the values of the labels"] if rare else []
+
+
+def _few(info: DataInfo, samples: Samples) -> list[str]:
+    """Two classes with hardly an object to learn from."""
+    labelled = [sample for sample in samples.get("train", ()) if sample.counts is not None]
+    few = 0 < sum(sample.num_object for sample in labelled) < FEW and len(labelled) <= NUM_MEASURED
+    return [hint("few")] if few and info.num_class == 2 else []
 
 
 def _one_image(_info: DataInfo, samples: Samples) -> list[str]:

@@ -16,8 +16,9 @@ from scipy import ndimage
 
 from description import DataInfo
 from evaluation import metrics
+from evaluation.fates import ObjectMap
 from evaluation.otsu import otsu_mask
-from evaluation.pictures import Pictures, probability_picture, row_bands, save_images, wrong_pixels
+from evaluation.pictures import OBJECTS, Pictures, probability_picture, row_bands, save_images, wrong_pixels
 from evaluation.segment import Segmented
 from evaluation.tables import Scores, columns
 from evaluation.thinning import LARGE
@@ -98,6 +99,11 @@ class Challenge:
         plateau = np.flatnonzero(levels == levels[middle])
         return metrics.THRESHOLDS[min(plateau, key=lambda k: (error[k], abs(k - middle)))]
 
+    @property
+    def chosen_on(self) -> list[int]:
+        """Number of the images that the best threshold is chosen on, and of the objects in their labels."""
+        return [len(self.decisive), sum(int(scores["num_object"]) for scores in self.decisive)]
+
     def summary(self) -> Scores:
         """Maximum over the thresholds of the mean V_Rand and V_Info, least pixel error, and the Rand error.
 
@@ -120,12 +126,13 @@ class Challenge:
 
 
 def segment_scores(image: Segmented, background: int) -> dict[str, np.ndarray]:
-    """`metrics.challenge_scores` of an image of two classes with a label, and its `metrics.threshold_counts`."""
+    """`metrics.challenge_scores` of an image of two classes, its `metrics.threshold_counts` and number of objects."""
     assert image.label is not None
     foreground, inside, valid = image.foreground(background), image.label != background, image.valid
     with scoring_threads(foreground.size) as threads:
         scores = metrics.challenge_scores(inside, foreground, valid=valid, mapped=threads.map)
-    return scores | {"counts": metrics.threshold_counts(inside, foreground, valid)}
+    num_object = metrics.number_segments(inside, valid).max()
+    return scores | {"counts": metrics.threshold_counts(inside, foreground, valid), "num_object": num_object}
 
 
 @dataclass
@@ -161,6 +168,7 @@ class ImageScores:
     otsu: Scores = field(default_factory=dict)  # of Otsu's threshold; empty if that does not apply
     challenge: dict[str, np.ndarray] | None = None  # `metrics.challenge_scores` of an image of two classes
     wrong: list[int] = field(default_factory=list)  # wrong pixels of the output's picture, see `wrong_pixels`
+    objects: dict[str, int] = field(default_factory=dict)  # counts of `ObjectMap`; empty without objects
 
 
 def _unfiltered(scores: Scores) -> Scores:
@@ -212,17 +220,20 @@ class TestScorer:
             output = probability_picture(image.probability)
             entry.wrong = wrong_pixels(inside, output if self.background == 0 else 255 - output, valid)
             del inside, foreground, output  # up to six bytes per pixel that the next scores need themselves
-        scores = threads.submit(self._scores_of_output, image, label)
+        scores = threads.submit(self._scores_of_output, image, label, objects := ObjectMap(label.shape))
         baseline = threads.submit(self._scores_of_constant, image, label)
         if two:
             entry.otsu = threads.submit(self._scores_of_otsu, image, label).result()
         entry.annotated = 1.0 if valid is None else float(valid.mean())
         of_output = {"loss": image.loss} | scores.result()
+        if any(objects.counts.values()):
+            entry.objects = objects.counts
+            save_images(self.folder, image.index, {OBJECTS: objects.picture})
         entry.scores = {name: of_output[name] for name in columns([of_output])}
         entry.baseline = baseline.result()
 
-    def _scores_of_output(self, image: Segmented, label: np.ndarray) -> Scores:
-        """Scores of the pixels, segments and objects that the network found."""
+    def _scores_of_output(self, image: Segmented, label: np.ndarray, object_map: ObjectMap) -> Scores:
+        """Scores of the pixels, segments and objects that the network found, which are added to the map."""
         scores = metrics.confusion_scores(image.matrix, self.info.class_names)
         if self.info.num_class == 2:
             inside, probability = label != self.background, image.foreground(self.background)
@@ -232,7 +243,8 @@ class TestScorer:
             if self.object_filter.is_active:
                 scores |= _unfiltered(metrics.object_scores(truth, grow(objects)))
                 objects = filter_objects(objects, self.object_filter)
-            return scores | metrics.mask_scores(inside, mask, grow(objects), image.valid, truth)
+            object_map.add(truth, objects := grow(objects))
+            return scores | metrics.mask_scores(inside, mask, objects, image.valid, truth)
         class_ids = foreground_class_ids(image.classes, self.background)
         bands = separate_bands(image.probability, self.threshold, class_ids=class_ids)
         objects, classes = join_bands(bands, label.shape), image.classes
@@ -241,7 +253,7 @@ class TestScorer:
             objects, object_list = filter_objects(objects, self.object_filter), ObjectList()
             object_list.add(objects, class_ids)
             classes = object_list.class_id[objects] - np.uint8(1)  # also of filled holes
-        return scores | self._object_scores(image, label, objects, classes)
+        return scores | self._object_scores(image, label, objects, classes, object_map)
 
     def _scores_of_constant(self, image: Segmented, label: np.ndarray) -> Scores:
         """Scores of always predicting the majority class: one object, or none where that is the background."""
@@ -268,11 +280,20 @@ class TestScorer:
         scores = metrics.confusion_scores(matrix, self.info.class_names)
         return scores | metrics.mask_scores(label != self.background, mask, valid=image.valid)
 
-    def _object_scores(self, image: Segmented, label: np.ndarray, objects: np.ndarray, classes: np.ndarray) -> Scores:
+    def _object_scores(
+        self,
+        image: Segmented,
+        label: np.ndarray,
+        objects: np.ndarray,
+        classes: np.ndarray,
+        object_map: ObjectMap | None = None,
+    ) -> Scores:
         """Mean of the object scores over the classes that have some, without the background."""
-        of_class = [
-            metrics.object_scores(metrics.number_segments(label == k, image.valid), objects * (classes == k))
-            for k in range(self.info.num_class)
-            if k != self.background
-        ]
+        of_class = []
+        for k in range(self.info.num_class):
+            if k != self.background:
+                truth, proposal = metrics.number_segments(label == k, image.valid), objects * (classes == k)
+                of_class.append(metrics.object_scores(truth, proposal))
+                if object_map:
+                    object_map.add(truth, proposal)
         return metrics.mean_scores(of_class)

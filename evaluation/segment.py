@@ -12,9 +12,10 @@ from description import DataInfo, check_samples
 from distributed import World
 from evaluation.metrics import confusion_matrix
 from evaluation.pictures import Pictures, label_picture, probability_picture, row_bands
-from images.drawing import input_picture
+from images.drawing import input_picture, picture_range
 from prediction.predictor import Predictor
 from prediction.tiling import Band
+from progress import Progress
 from samples import IGNORE, SampleFile, check_values
 from utils import UserError
 
@@ -39,7 +40,8 @@ class Segmented:
     def pictures(self, info: DataInfo) -> Pictures:
         """Pictures of the input, the label if there is one, and the output."""
         image = self.image[..., info.own_channels]
-        bands = [input_picture(image[rows].astype(np.float32), info.value_range) for rows in row_bands(len(image))]
+        contrast = picture_range(image)
+        bands = [input_picture(image[rows].astype(np.float32), contrast) for rows in row_bands(len(image))]
         pictures = {"input": np.concatenate(bands)}
         if self.label is not None:
             pictures["label"] = label_picture(self.label, info.num_class, self.valid)
@@ -93,21 +95,24 @@ def segment(
     image stays unfinished.
     """
     info = predictor.info
-    for index in range(world.rank, len(files), world.size):
-        image, label, valid = _read(files[index], info)
-        probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
-        matrix = np.zeros((info.num_class, info.num_class), np.int64)
-        segmented = Segmented(index, image, label, probability, classes, 0.0, matrix, valid)
-        try:
-            bands = predictor.bands(image, predictor.tile_grid(image.shape, tile), tta=tta, every_class=True)
-            with closing(bands.compute()) as computed:
-                for band in computed:
-                    if stop():
-                        return
-                    _add_band(segmented, band)
-        except UserError as error:
-            raise type(error)(f"{files[index].input}: {error}") from error
-        yield segmented
+    indices = range(world.rank, len(files), world.size)
+    with Progress(len(indices), "score") as progress:
+        for index in indices:
+            image, label, valid = _read(files[index], info)
+            probability, classes = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.uint8)
+            matrix = np.zeros((info.num_class, info.num_class), np.int64)
+            segmented = Segmented(index, image, label, probability, classes, 0.0, matrix, valid)
+            try:
+                bands = predictor.bands(image, predictor.tile_grid(image.shape, tile), tta=tta, every_class=True)
+                with closing(bands.compute()) as computed:
+                    for band in computed:
+                        if stop():
+                            return
+                        _add_band(segmented, band)
+                        progress.update(len(image[band.rows]) / len(image))
+            except UserError as error:
+                raise type(error)(f"{files[index].input}: {error}") from error
+            yield segmented
 
 
 def _add_band(image: Segmented, band: Band) -> None:

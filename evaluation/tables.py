@@ -18,6 +18,27 @@ OF_SEGMENTS = ("v_rand", "v_info", "object_f1", "object_f1_unfiltered")
 MAIN_SCORES = ("image", "loss", "pixel_error"), OF_SEGMENTS  # columns before and after Dice
 OF_OBJECTS = ("matched_iou", "ap", "ap_50", "ap_75", "warping_error", "num_split", "num_merger")
 LAST_SCORES = (*OF_SEGMENTS, *OF_OBJECTS)  # not each image has them: their order is this one, after all others
+MEANINGS = {  # score -> its best value, and what it is in a sentence; docs/test-and-scores.md has the same
+    "loss": (0, "cross entropy per pixel, without weights, whatever loss the training minimised"),
+    "pixel_error": (0, "fraction of pixels with the wrong class"),
+    "dice_NAME": (
+        1,
+        "overlap of a class in label and output: twice the area of both, divided by the sum of their areas",
+    ),
+    "iou_NAME": (1, "intersection over union of a class in label and output"),
+    "v_rand": (1, "V_Rand of the ISBI 2012 challenge: F-score of pairs of pixels that are in one segment"),
+    "v_info": (1, "V_Info of the challenge: F-score of the mutual information of the segments"),
+    "object_f1": (1, "F1 of the objects found; two objects match if their intersection over union is at least 0.5"),
+    "object_f1_unfiltered": (1, "the same before small objects are dropped and holes filled, where that differs"),
+    "matched_iou": (1, "mean intersection over union of the matched objects"),
+    "ap": (1, "average precision of the objects, the mean over limits of 0.5, 0.55, ... 0.95 for a match"),
+    "ap_50": (1, "average precision where the intersection over union of a match is at least 0.5"),
+    "ap_75": (1, "average precision where the intersection over union of a match is at least 0.75"),
+    "warping_error": (0, "fraction of pixels that change the topology"),
+    "num_split": (0, "number of split segments of the warping error"),
+    "num_merger": (0, "number of merged segments of the warping error"),
+}
+LOW_IS_GOOD = [name for name, (best, _) in MEANINGS.items() if best == 0]
 WIDTH = 100  # columns of a terminal
 SORTED_BY = ("pixel_error", "loss")  # the first of these scores that there is tells which images are the worst
 # entries of the result folder, replaced together, each with the names of what may be removed in it
@@ -44,6 +65,11 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """
     names = dict.fromkeys(name for row in rows for name in row)
     return sorted(names, key=lambda name: LAST_SCORES.index(name) if name in LAST_SCORES else -1)
+
+
+def meaning_of(name: str) -> str:
+    """What a score is, in a sentence."""
+    return MEANINGS.get(name, MEANINGS.get(name.split("_")[0] + "_NAME", (0, "")))[1]
 
 
 def sorting_score(rows: Iterable[Scores]) -> str:

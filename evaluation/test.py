@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +13,13 @@ import torch
 
 import checkpoint
 from checkpoint import Checkpoint
-from config import Config
+from config import PREDICT, Config
 from description import sample_origins
 from device import pick_precision
 from distributed import World
 from evaluation import tables
 from evaluation.curves import charts, read_curves
+from evaluation.fates import counts_text
 from evaluation.report import Report
 from evaluation.results_page import Run, write_index
 from evaluation.scorers import TestScorer
@@ -42,7 +42,7 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
     with world.reading(database, ENTRIES, "choose another --name_data"):
         tested = checkpoint.load_trained(config.checkpoint_folders, config.epoch, load, is_main=world.is_main)
         precision = pick_precision(config.amp, device)
-        predictor = predictor_of(tested, device, precision, config.background)
+        predictor = predictor_of(tested, device, precision, config.background, config.threshold)
         files = checked_samples(list_samples(database / config.split), predictor.info, labelled=False)
         with _results(target, world) as folder:
             object_filter = predictor.object_filter._replace(**config.given_filter)  # as predict does
@@ -52,12 +52,13 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
                 scorer(image)
             report = Report(scorer.finish(world.gather), files, predictor, origins, object_filter)
             if world.is_main:
-                run = _run(config, tested, report.legend, precision)
+                run = replace(_run(config, tested, report.legend, precision), hints=report.hints)
                 summary = report.summary()
                 tables.write_metrics(folder, run.facts | summary, report.rows)
                 write_index(folder, target, run, summary, report.cards)
     if world.is_main:
         _print_scores(report, [saved.epoch for saved in tested.values()], target)
+        echo(config.next_step(Config, **PREDICT))
     return 0
 
 
@@ -132,11 +133,13 @@ def _print_scores(report: Report, epochs: list[int], folder: Path) -> None:
     of = f"epoch {epochs[0]}" if len(epochs) == 1 else f"mean of networks of epochs {', '.join(map(str, epochs))}"
     echo(f"{of}; {report.legend}")
     summary = report.summary()
+    if summary["objects"]:
+        echo(f"objects: {counts_text(summary['objects'])}")
     if challenge := summary["challenge"]:
         fewer, num = summary["scored_images"].get("challenge", {}), report.num_labelled
         over = {name: f" ({count} of {num} images)" for name, count in fewer.items()}
         scores = ", ".join(f"{name} {value:.4f}{over.get(name, '')}" for name, value in challenge.items())
         echo(f"ISBI 2012 challenge scores, best threshold from 0.1 to 0.9 on this test set: {scores}")
-    echo(f"pictures and scores: {folder / 'index.html'}")
-    if len(set().union(*(image.predicted for image in report.images))) == 1:
-        echo("warning: all pixels were predicted as the same class: train longer, or check the labels", sys.stderr)
+    echo(f"pictures and scores: open {folder / 'index.html'}")
+    for line in report.hints:
+        echo(f"hint: {line}")

@@ -13,6 +13,7 @@ from distributed import World
 from evaluation.scorers import Challenge, PixelScores, segment_scores
 from evaluation.segment import Segmented, segment
 from prediction.predictor import Member, Predictor, find_background, fold_norm
+from prediction.threshold import of_foreground, origin_of
 from samples import SampleFile
 from training.budget import Budget
 from training.state import TrainState
@@ -58,9 +59,14 @@ class Validation:
         if stoppable and self.budget.is_stopping():
             return None
         challenge = Challenge(self._gather(images))
-        best = challenge.best_threshold
-        state.threshold = best if predictor.background == 0 else round(1 - best, 6)
+        state.threshold = of_foreground(challenge.best_threshold, predictor.background)
+        state.chosen_on = challenge.chosen_on
         return challenge
+
+    def threshold_text(self, state: TrainState) -> str:
+        """The threshold of the foreground, and where it comes from; empty for more than two classes."""
+        threshold = of_foreground(state.threshold, find_background(state.info, self.background))
+        return f"threshold {threshold:g}, {origin_of(state.chosen_on)}" if state.info.num_class == 2 else ""
 
     def _gather(self, images: list[tuple[int, Any]]) -> list[Any]:
         """Scores of the images of all processes, sorted by the numbers of the images."""

@@ -154,9 +154,22 @@ def _geometry(path: Path, plugin: Plugin | None, number: int, axes: str, lengths
         image.set_scene(number)
         names = ("physical_pixel_sizes", "time_interval", "channel_names")
         sizes, interval, channels = (_read(image, name) for name in names)
-    pixel, unknown = in_micron({axis: getattr(sizes, axis, None) for axis in "ZYX"}, dict.fromkeys("ZYX", "µm"))
+    lengths_of = {axis: getattr(sizes, axis, None) for axis in _calibrated_axes(path, plugin)}
+    pixel, unknown = in_micron(lengths_of, dict.fromkeys("ZYX", "µm"))
     seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else None
     return Geometry(axes, lengths, pixel, unknown, seconds or None, channels=tuple(map(str, channels or ())))
+
+
+def _calibrated_axes(path: Path, plugin: Plugin | None) -> str:
+    """Axes whose pixel size is that of the microscope: for any other, ND2 has 1 µm."""
+    if not plugin or plugin.kind != "ND2":
+        return "ZYX"
+    from nd2 import ND2File
+
+    with suppress(Exception), ND2File(path) as file:
+        is_calibrated = (file.metadata.channels or [])[0].volume.axesCalibrated
+        return "".join(axis for axis, given in zip("XYZ", is_calibrated, strict=True) if given)
+    return ""
 
 
 def _read(image: Any, name: str) -> Any:

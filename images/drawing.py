@@ -7,6 +7,7 @@ import colorsys
 import numpy as np
 
 Range = list[float] | list[list[float]]  # [low, high] of all channels, or of each
+SIDE = 1024  # [px] at most of the image that its contrast is taken from: a large one counts every n-th row and column
 FAINT = 4  # a channel has a range of its own if that is smaller than the common one by this factor
 
 
@@ -45,6 +46,13 @@ def grey_range(values: np.ndarray) -> Range:
     return ranges if is_faint else common
 
 
+def picture_range(image: np.ndarray) -> Range:
+    """`grey_range` of the picture of an image (H, W, C) by itself, so that a dim one is seen, too."""
+    step = -(-max(image.shape[:2]) // SIDE)  # rounded up
+    pixels = np.asarray(image[::step, ::step, picture_channels(image.shape[-1])])
+    return grey_range(pixels.reshape(-1, pixels.shape[-1]))
+
+
 def _well_used_range(values: np.ndarray) -> list[float]:
     low, high = np.percentile(values, (0.1, 99.9)).tolist()
     if values.dtype == np.uint8 and high >= 128:
@@ -55,7 +63,7 @@ def _well_used_range(values: np.ndarray) -> list[float]:
 def input_picture(pixels: np.ndarray, value_range: Range) -> np.ndarray:
     """Picture of an input (H, W, C): its three channels (H, W, 3), else the first one (H, W).
 
-    `value_range` are the values that become 0 and 255, the same for all images, so that no contrast is stretched.
+    `value_range` are the values that become 0 and 255, see `grey_range`.
     """
     low, high = np.reshape(value_range, (-1, 2)).T
     channels = pixels[..., picture_channels(pixels.shape[-1])]

@@ -60,6 +60,7 @@ def _lines(path: Path, inner: str, choice: Choice) -> Iterator[str]:
         profile = profile_of(frames)
         ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(profile.low, profile.high, strict=True)]
         grey = "; the colours are grey everywhere" if profile.is_grey else ""
+        grey += "; they are the indices of a palette of colours" if profile.is_indexed else ""
         yield f"  grey values in use, of each channel: {'; '.join(ranges)}{grey}"
 
 

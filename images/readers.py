@@ -399,6 +399,12 @@ def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
     return None
 
 
+def is_indexed(frame: Frame) -> bool:
+    """Whether the grey values of a frame are the indices of a palette of colours, in which viewers show it."""
+    palette = read_file(frame.path).palette
+    return palette is not None and bool((palette != palette[:, :1]).any())
+
+
 def forget_files() -> None:
     """Close the files read last, which otherwise stay memory-mapped."""
     _read_version.cache_clear()

@@ -133,7 +133,8 @@ def _palette(tif: Any) -> np.ndarray | None:
     page = tif.pages[0] if len(tif.pages) else None
     if page is None or page.colormap is None or page.photometric != PALETTE:
         return None
-    return (page.colormap.T >> 8).astype(np.uint8)
+    bits = 8 if page.colormap.max() > 255 else 0  # of 16; some programs write 8-bit colours, as libtiff knows
+    return (page.colormap.T >> bits).astype(np.uint8)
 
 
 def _orientation(series: Any) -> int:

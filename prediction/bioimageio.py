@@ -117,6 +117,7 @@ def _describe(predictor: Predictor, folder: Path, config: Config) -> spec.ModelD
         timestamp=spec.Datetime.now(),
         inputs=[_input(_save(folder, "input", image), predictor)],
         outputs=[_output(_save(folder, "output", probability), names, predictor.halo)],
+        config=spec.Config.model_validate({"threshold": predictor.threshold} if info.num_class == 2 else {}),
         weights=spec.WeightsDescr(
             torchscript=spec.TorchscriptWeightsDescr(source=folder / "weights.pt", pytorch_version=version)
         ),
@@ -209,6 +210,8 @@ def _readme(predictor: Predictor, sources: list[Path]) -> str:
     names = ", ".join(f"`{file}`" for file in files)
     mean = f"The output is the mean of the probabilities of {len(sources)} networks. " if len(sources) > 1 else ""
     lines = [f"# U-Net\n\nExported from {names}. {mean}Classes: {classes}. Output: probability of the class."]
+    if info.num_class == 2:
+        lines += [f"A pixel is {info.class_names[1]} where it is above {predictor.threshold:g} (`threshold`)."]
     lines += [
         f"Input: raw grey values, height and width multiples of {stride} px (mirror others at the bottom and right)."
     ]

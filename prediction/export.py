@@ -104,7 +104,7 @@ def export(config: Config) -> int:
     _check_flags(config)
     trained = checkpoint.load_trained(config.checkpoint_folders, config.epoch)
     _check_output(output, trained)
-    predictor = predictor_of(trained, torch.device("cpu"), None, "")
+    predictor = predictor_of(trained, torch.device("cpu"), None, "", config.threshold)
     predictor = replace(predictor, members=tuple(map(_without_legacy, predictor.members)))
     names = ", ".join(map(str, trained))
     with warnings.catch_warnings(action="ignore"):  # the exporters' own
@@ -118,6 +118,8 @@ def export(config: Config) -> int:
     with atomic_write(output) as file:
         file.write(content)
     echo(f"{names} exported to {output}; it differs from the checkpoint by at most {difference:.1e}")
+    if predictor.num_channel == 1:
+        echo(f"threshold {predictor.threshold_text}")
     if is_package and not (authors_of(config) and config.license):
         echo("note: the model zoo takes a package only with author and licence: see --author and --license")
     return 0
@@ -192,6 +194,11 @@ def _example(predictor: Predictor, num: int = 1) -> Tensor:
     return torch.rand(num, predictor.info.nch_in, 5 * stride, 6 * stride, generator=generator) * 255
 
 
+def _metadata(predictor: Predictor) -> dict[str, str]:
+    """What a file says beside its graph: the threshold of its output, with two classes."""
+    return {"threshold": f"{predictor.threshold:g}"} if predictor.num_channel == 1 else {}
+
+
 def to_onnx(predictor: Predictor) -> tuple[bytes, Run]:
     """ONNX for any batch, height and width, and what runs it."""
     import onnxruntime
@@ -210,7 +217,10 @@ def to_onnx(predictor: Predictor) -> tuple[bytes, Run]:
         verbose=False,
     )
     assert program is not None  # with dynamo
-    content = program.model_proto.SerializeToString()
+    model = program.model_proto
+    for key, value in _metadata(predictor).items():
+        model.metadata_props.add(key=key, value=value)
+    content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return content, lambda image: session.run(None, {"image": image})[0]
 
@@ -219,7 +229,8 @@ def to_torchscript(predictor: Predictor, normalises: bool = True) -> tuple[bytes
     """TorchScript for any size, and what runs it; saved to memory, since torch would end the process on a full disk."""
     buffer = io.BytesIO()
     segmenter = Segmenter(predictor, normalises).eval()
-    torch.jit.save(torch.jit.trace(segmenter, _example(predictor), check_trace=False), buffer)
+    traced = torch.jit.trace(segmenter, _example(predictor), check_trace=False)
+    torch.jit.save(traced, buffer, _extra_files=_metadata(predictor))
     graph = torch.jit.load(io.BytesIO(buffer.getvalue()))
 
     def run(image: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from config import Config
 from description import DataInfo
@@ -32,14 +31,16 @@ from images.writers import (
 from images.zarr_writer import ZarrWriter
 from prediction.gaps import grow_bands
 from prediction.linking import StackLinker, stacks_to_link
-from prediction.object_table import FrameObjects, write_table
+from prediction.object_table import FrameObjects, ObjectTables
 from prediction.objects import TILE_HEIGHT, filter_bands, separate_bands
 from prediction.output_files import OutputFiles
 from prediction.outputs import Labels, ObjectBand, Output, Rois, Table, object_bands
 from prediction.predictor import Predictor
+from prediction.preview import Preview, PreviewMaker, most_uncertain
 from prediction.rois import RoiWriter
 from prediction.scaling import Scale, restored, restored_rows, store, stored
 from prediction.tiling import Band, TileGrid, write_in_background
+from progress import Progress
 from utils import UserError, echo
 
 
@@ -103,9 +104,16 @@ class PredictionJob:
                 idle = f"{num_idle} of {world.size} have nothing to do"
                 echo(f"note: --link: one process segments a whole stack: {idle}")
         self.objects: list[FrameObjects] = []
+        self.previews: list[Preview] = []  # of the page, in its order
+        self._preview: PreviewMaker | None = None  # of the image that is computed
+
+    @property
+    def classes(self) -> list[int]:
+        """Classes with objects: all but the background."""
+        return [k for k in range(self.predictor.info.num_class) if k != self.predictor.background]
 
     def run(self) -> None:
-        """Compute and write this process's part, and gather the objects of all processes."""
+        """Compute and write this process's part, gather the objects of all processes, and write their tables."""
         with closing(self.linker) if self.linker else nullcontext(), self._open_writers() as writers:
 
             def write(part: Part) -> None:
@@ -113,7 +121,11 @@ class PredictionJob:
                     writers[name].write(part.frame, part.top, rows)
 
             write_in_background(self._parts(), write)
+        self.previews = most_uncertain(self.world.gather(self.previews))
         self.objects = sorted(self.world.gather(self.objects), key=lambda objects: objects.frame)
+        if self.world.is_main and self.files.tables:
+            shapes, names = [image.shape for image in self.images], self.predictor.info.class_names
+            ObjectTables(self.files, self.objects, shapes, names, self.classes, self.stacks).write()
 
     @contextmanager
     def _open_writers(self) -> Iterator[dict[str, Writer]]:
@@ -232,12 +244,12 @@ class PredictionJob:
         num = sum(map(len, tasks.values())) + sum(len(self._restored_rows(n)) for n in tasks if self.is_scaled[n])
         if self.files.has_objects:
             num += sum(-(-self.images[frame].shape[0] // TILE_HEIGHT) for frame in tasks)
-        with tqdm(total=num, desc="segment", unit="band", disable=None if self.world.is_main else True) as bar:
+        with Progress(num, "segment") as progress:
             for frame, numbers in tasks.items():
                 try:
                     for part in self._frame_parts(frame, numbers):
                         yield part
-                        bar.update()
+                        progress.update()
                 except UserError as error:
                     text, name = str(error), self.files.frames[frame]
                     is_named = any(word in text for word in (str(name.path), self.files.target))
@@ -245,7 +257,9 @@ class PredictionJob:
 
     def _frame_parts(self, frame: int, numbers: list[int]) -> Iterator[Part]:
         """Some bands of a frame, then its objects, which need all of them."""
-        image, num_channel = self.images[frame], self.predictor.num_channel
+        image, num_channel, files = self.images[frame], self.predictor.num_channel, self.files
+        if files.page:
+            self._preview = PreviewMaker(frame, files.frames[frame], len(files.frames), self.predictor)
         bands: Iterator[Band] = self.predictor.bands(image, self.grids[frame], tta=self.config.tta).compute(numbers)
         with ExitStack() as stack:
             num_plane = min(num_channel, 2) if self.files.has_objects else 0
@@ -258,6 +272,8 @@ class PredictionJob:
             yield from map(partial(self._pixel_part, frame, planes), bands)
             if planes:
                 yield from map(partial(self._object_part, frame), self._objects(stack, frame, *planes))
+        if self._preview:
+            self.previews = most_uncertain([*self.previews, self._preview.finish()])
 
     @staticmethod
     def _scaled_part(frame: int, file: RowFile, band: Band) -> Part:
@@ -270,6 +286,8 @@ class PredictionJob:
         if planes:
             for file, plane in zip(planes, self.predictor.object_planes(band.values), strict=True):
                 file.append(plane)
+        if self._preview:
+            self._preview.add(band)
         outputs = [output for output in self.files.outputs.values() if not output.of_objects]
         return Part(frame, band.rows.start, {output.name: output.of(band) for output in outputs})
 
@@ -296,6 +314,8 @@ class PredictionJob:
         """Outputs of a band of objects; with the last one the class and measures of each object are complete."""
         outputs = self.files.outputs
         made = {name: output.of(band) for name, output in outputs.items() if output.of_objects}
+        if self._preview:
+            self._preview.add_objects(band)
         drop_cached_pages(band.frame.open())
         if band.below is None:
             numbers = np.flatnonzero(band.area[1:]) + 1
@@ -304,19 +324,18 @@ class PredictionJob:
         return Part(number, band.rows.start, {name: rows for name, rows in made.items() if rows is not None})
 
     def report_objects(self) -> None:
-        """Print the number of objects of each class and their filter, and write their table if there is one."""
-        info, background = self.predictor.info, self.predictor.background
+        """Print the number of objects of each class, and their filter."""
+        names, background = self.predictor.info.class_names, self.predictor.background
         stacks = self.stacks or list(range(len(self.images)))  # numbers count again in each
         keys = np.concatenate([stacks[part.frame] * 2**32 + part.numbers for part in self.objects])
         first = np.unique(keys, return_index=True)[1]  # a linked object counts once
         classes = np.concatenate([part.classes for part in self.objects])[first]
-        counts = np.bincount(classes, minlength=info.num_class)
-        text = ", ".join(f"{counts[k]} of {name}" for k, name in enumerate(info.class_names) if k != background)
-        linked = f", linked in {len({*self.stacks})} stack(s)" if self.linker else ""
-        echo(f"objects: {text}{linked}; background is {info.class_names[background]}")
-        if self.files.table:
-            names = info.class_names if self.predictor.num_channel > 1 else []
-            write_table(self.files, self.objects, names, self.stacks)
+        counts = np.bincount(classes, minlength=len(names))
+        # a class without a name has a number
+        text = ", ".join(f"{counts[k]} {'of class ' * names[k].isdecimal()}{names[k]}" for k in self.classes)
+        text += f" in {len(self.images)} image{'s' * (len(self.images) > 1)}"
+        text += f", linked in {len({*self.stacks})} stack(s)" if self.linker else ""
+        echo(f"objects: {text}" + (f"; background is {names[background]}" if len(names) > 2 else ""))
         filters = list(dict.fromkeys(self.filters))  # several: of images at several scales
         if any(each.is_active for each in filters):
             is_given = len(self.config.given_filter) == len(filters[0])

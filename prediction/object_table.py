@@ -1,9 +1,11 @@
-"""The table of the objects: a row for each, with its measures in pixels and in micron."""
+"""The tables of the objects: a row for each, a summary with a row for each image, and one for each object in 3-D."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ import numpy as np
 from files import atomic_write
 from images.geometry import Geometry
 from images.notes import say_notes
-from images.readers import Frame, geometries_of
+from images.readers import Frame, geometries_of, read_geometry
 from prediction.measure import Measures
 from prediction.output_files import OutputFiles
-from utils import csv_cell, echo, printable
+from prediction.outputs import Table
+from utils import csv_cell, echo, names_below, printable
 
 BOX = ("top", "left", "bottom", "right")
 Columns = dict[str, Any]  # name -> (N,) values
@@ -31,33 +34,128 @@ class FrameObjects:
     measures: Measures | None  # of each, if there is a table
 
 
-def write_table(files: OutputFiles, objects: list[FrameObjects], class_names: list[str], stacks: list[int]) -> None:
-    """Write the measures of the objects of each frame, and print which images have no pixel size.
+@dataclass(frozen=True)
+class ObjectTables:
+    """The objects of each frame as rows of the tables."""
 
-    `class_names` are empty if all objects are of one class, `stacks` (number of the stack of each frame, from 0) if
-    objects are not linked; several stacks, each numbered for itself, get a column.
-    """
-    assert files.table is not None
-    geometries, planes, has_stacks = geometries_of(files.frames), _planes(files.frames), len({*stacks}) > 1
-    is_in_micron = any(geometry.pixel_size for geometry in geometries)
-    with atomic_write(files.table, "w") as file:
-        table = csv.writer(file, lineterminator="\n")
-        for part in objects:
-            frame, measures = files.frames[part.frame], part.measures
+    files: OutputFiles
+    objects: list[FrameObjects]  # of each frame
+    shapes: Sequence[tuple[int, ...]]  # height and width [px], ... of each frame
+    class_names: list[str]  # by class index
+    classes: list[int]  # those that have objects
+    stacks: list[int]  # number of the stack of each frame, from 0; empty if objects are not linked
+
+    def write(self) -> None:
+        """Write each table, and print which images have no pixel size."""
+        for name, path in self.files.tables.items():
+            with atomic_write(path, "w") as file:
+                table = csv.writer(file, lineterminator="\n")
+                for number, columns in enumerate(TABLES[name](self)):
+                    if number == 0:
+                        table.writerow(map(csv_cell, columns))
+                    for row in zip(*map(_texts, columns.values()), strict=True):
+                        table.writerow(map(csv_cell, row))
+        _say_what_is_unknown(self.files, self._geometries)
+
+    @cached_property
+    def _geometries(self) -> list[Geometry]:
+        return geometries_of(self.files.frames)
+
+    @cached_property
+    def _planes(self) -> list[dict[str, Any]]:
+        return _planes(self.files.frames)
+
+    @cached_property
+    def _images(self) -> list[tuple[str, str]]:
+        """Short name and path of the image of each frame; some names are no UTF-8."""
+        frames = self.files.frames
+        short = names_below([*dict.fromkeys(frame.path for frame in frames)])
+        series = [f":{frame.series}" if frame.series else "" for frame in frames]
+        pairs = zip(frames, series, strict=True)
+        return [(printable(f"{short[frame.path]}{name}"), printable(f"{frame.path}{name}")) for frame, name in pairs]
+
+    def rows(self) -> Iterator[Columns]:
+        """Columns of the objects of each frame; several stacks, each numbered for itself, get a column."""
+        is_in_micron = any(geometry.pixel_size for geometry in self._geometries)
+        for part in self.objects:
+            frame, measures = part.frame, part.measures
             assert measures is not None
-            # some names are no UTF-8
-            name = printable(f"{frame.path}:{frame.series}" if frame.series else str(frame.path))
-            num = len(measures.number)
-            columns: Columns = {"image": [name] * num, "section": [files.section(part.frame)] * num}
-            columns |= {"stack": [stacks[part.frame] + 1] * num} if has_stacks else {}
-            columns |= {"object": measures.number} | {axis: [n] * num for axis, n in planes[part.frame].items()}
-            columns |= {"class": [class_names[index] for index in part.classes]} if class_names else {}
-            columns |= _measures_of(measures, geometries[part.frame].pixel_size, is_in_micron)
-            if part is objects[0]:
-                table.writerow(map(csv_cell, columns))
-            for row in zip(*map(_texts, columns.values()), strict=True):
-                table.writerow(map(csv_cell, row))
-    _say_what_is_unknown(files, geometries)
+            image, path = self._images[frame]
+            columns: Columns = {"image": image, "section": self.files.section(frame)} | self._stack(frame)
+            columns |= {"object": measures.number} | self._planes[frame]
+            if len(self.classes) > 1:
+                columns |= {"class": [self.class_names[index] for index in part.classes]}
+            columns |= _measures_of(measures, self._geometries[frame].pixel_size, is_in_micron)
+            yield _filled(columns | {"path": path}, len(measures.number))
+
+    def summary(self) -> Iterator[Columns]:
+        """Columns of each frame: number, density and size of its objects; a size that is unknown is blank."""
+        for part in self.objects:
+            assert part.measures is not None
+            frame, areas, pixel = part.frame, part.measures.area, self._area_of(part.frame)
+            num, num_pixel = len(areas), self.shapes[frame][0] * self.shapes[frame][1]
+            image, path = self._images[frame]
+            columns: Columns = {"image": image, "section": self.files.section(frame), "count": num}
+            if len(self.classes) > 1:
+                columns |= {f"count_{self.class_names[k]}": int((part.classes == k).sum()) for k in self.classes}
+            mean = areas.mean() if num else np.nan
+            columns |= self._stack(frame) | self._planes[frame] | {"area_fraction": areas.sum() / num_pixel}
+            columns |= {"mean_area_px": mean, "mean_area_um2": mean * pixel}
+            yield _filled(columns | {"density_per_mm2": num / (num_pixel * pixel) * 1e6, "path": path}, 1)
+
+    def linked(self) -> Iterator[Columns]:
+        """Columns of the objects of each stack in 3-D; a size that is unknown is blank."""
+        for stack in dict.fromkeys(self.stacks):
+            yield self._linked([part for part in self.objects if self.stacks[part.frame] == stack])
+
+    def _linked(self, parts: list[FrameObjects]) -> Columns:
+        """Columns of the objects through the sections of one stack."""
+        frames, nums = [part.frame for part in parts], [len(part.numbers) for part in parts]
+        numbers, classes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("numbers", "classes"))
+        area, centre = (np.concatenate([getattr(part.measures, name) for part in parts]) for name in ("area", "centre"))
+        section = np.repeat([self.files.section(frame) for frame in frames], nums)
+        z = np.repeat([self._planes[frame].get("z") or number for number, frame in enumerate(frames, 1)], nums) - 1
+        objects, first, index, num_section = np.unique(
+            numbers, return_index=True, return_inverse=True, return_counts=True
+        )
+        last = len(numbers) - 1 - np.unique(numbers[::-1], return_index=True)[1]  # of its sections, as first is
+        image, path = self._images[frames[0]]
+        columns: Columns = {"image": image, "object": objects, "first_section": section[first]}
+        columns |= {"last_section": section[last], "num_section": num_section} | self._stack(frames[0])
+        columns |= {axis: n for axis, n in self._planes[frames[0]].items() if axis == "t"}
+        columns |= {"class": [self.class_names[k] for k in classes[first]]} if len(self.classes) > 1 else {}
+        columns["volume_voxels"] = np.bincount(index, area).astype(np.int64)
+        spacing = read_geometry([self.files.frames[frame] for frame in frames]).pixel.get("Z", np.nan)
+        columns["volume_um3"] = columns["volume_voxels"] * self._area_of(frames[0]) * spacing
+        for axis, values in zip("zyx", (z, *centre.T), strict=True):
+            columns[f"centre_{axis}_px"] = np.bincount(index, area * values) / columns["volume_voxels"]
+        geometry = self._geometries[frames[0]]
+        pixel = geometry.pixel if geometry.pixel_size else {}
+        columns |= {
+            f"centre_{axis}_um": columns[f"centre_{axis}_px"] * pixel.get(axis.upper(), np.nan) for axis in "zyx"
+        }
+        return _filled(columns | {"path": path}, len(objects))
+
+    def _stack(self, frame: int) -> Columns:
+        """Number of the stack of a frame, from 1, if there are several."""
+        return {"stack": self.stacks[frame] + 1} if len({*self.stacks}) > 1 else {}
+
+    def _area_of(self, frame: int) -> float:
+        """Area of a pixel [micron²]; NaN if it is unknown."""
+        height, width = self._geometries[frame].pixel_size or (np.nan, np.nan)
+        return height * width
+
+
+TABLES: dict[str, Callable[[ObjectTables], Iterator[Columns]]] = {
+    "table": ObjectTables.rows,
+    "summary": ObjectTables.summary,
+    "linked": ObjectTables.linked,
+}
+
+
+def _filled(columns: Columns, num: int) -> Columns:
+    """Columns of `num` values each, where one that is the same for all rows is given once."""
+    return {name: [values] * num if np.ndim(values) == 0 else values for name, values in columns.items()}
 
 
 def _say_what_is_unknown(files: OutputFiles, geometries: list[Geometry]) -> None:
@@ -70,14 +168,16 @@ def _say_what_is_unknown(files: OutputFiles, geometries: list[Geometry]) -> None
     some = f"{len(notes)} of {len(geometries)} images have no pixel size, their measures in micron are blank"
     if notes:
         none = "measures in px only, the images have no pixel size"
-        echo(f"{files.table}: {none if len(notes) == len(geometries) else some}")
+        echo(f"{files.tables[Table.name]}: {none if len(notes) == len(geometries) else some}")
     say_notes(notes)
 
 
-def _texts(column: Any) -> Any:
-    """Values of a column, fractions as texts."""
-    has_fractions = isinstance(column, np.ndarray) and column.dtype.kind == "f"
-    return [f"{value:.8g}" for value in column] if has_fractions else column
+def _texts(column: Any) -> list[Any]:
+    """Values of a column, fractions as texts; NaN, what is unknown, is blank."""
+    return [
+        ("" if np.isnan(value) else f"{value:.8g}") if isinstance(value, float | np.floating) else value
+        for value in column
+    ]
 
 
 def _planes(frames: list[Frame]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from images.geometry import Geometry, numbers_along
 from images.output_paths import check_apart, check_replaceable, written_at
 from images.readers import Frame, read_geometry
-from images.writers import TIFF, is_predicted, png_files
+from images.writers import PREDICTED, TIFF, is_predicted, png_files
 from locks import locked
 from prediction.outputs import OUTPUTS, Cells, Labels, Output, Rois, Table
 from prediction.rois import RoiPlane, is_roi_file, position_of
@@ -24,17 +24,28 @@ SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".png")
 PNG_TYPES = ("uint8", "uint16", "uint32")  # numbers of objects in 32 bits are written in 16
 MAX_PNG = 2**22  # [px] of a label image as PNG; a larger one may number more objects than 16 bits do
 ENDINGS = [output.ending for output in OUTPUTS.values() if output.ending]
-# first columns of a table; the last are those of earlier versions
-TABLE_BEGINS = ("image,section,object,", "image,section,stack,object,", "image,object,class,area_px")
+# first columns of the tables; the last one is of earlier versions
+TABLE_BEGINS = (
+    "image,section,object,",
+    "image,section,stack,object,",
+    "image,section,count,",
+    "image,object,first_section,",
+    "image,object,class,area_px",
+)
 
 
 def _is_table(path: Path) -> bool:
     return path.read_text("utf-8", "replace").startswith(TABLE_BEGINS)
 
 
+def _is_page(path: Path) -> bool:
+    return PREDICTED in path.read_text("utf-8", "replace")[:1000]
+
+
 OURS = {  # how files of predict are told from others of the same ending
     ".csv": (_is_table, "a table of objects"),
     ".zip": (is_roi_file, "a .zip of ROIs of predict only"),
+    ".html": (_is_page, "a page of predict"),
     ".png": (is_predicted, "a PNG of predict, or one of an earlier version"),
     ".tif": (is_predicted, "a TIFF of predict"),
 }
@@ -47,6 +58,7 @@ class OutputFiles:
     target: str  # `--output`: a file, or a folder for PNGs
     outputs: dict[str, Output]  # by name
     frames: list[Frame]  # images to segment
+    has_page: bool  # whether a folder gets an index.html
     folders: list[Path]  # that the images were read from; what is written there would be an input of the next run
 
     @cached_property
@@ -112,16 +124,23 @@ class OutputFiles:
             for name in self.paths
         }
 
+    @property
+    def page(self) -> Path | None:
+        """Page of the images in a folder."""
+        return Path(self.target, "index.html") if self.to_folder and self.has_page else None
+
     @cached_property
-    def table(self) -> Path | None:
-        """Table of the objects."""
+    def tables(self) -> dict[str, Path]:
+        """Table of the objects, and those beside it, by their names in object_table.py."""
         table = self.outputs.get(Table.name)
-        if table is None:
-            return None
-        if table.is_extra:
-            cells = self.paths[Cells.name]
-            return cells / "cells.csv" if self.to_folder else cells.with_suffix(".csv")
-        return Path(self.target, "table.csv") if self.to_folder else self._file(table)
+        if not isinstance(table, Table):
+            return {}
+        if self.to_folder:
+            names = {Table.name: "cells" if table.is_extra else Table.name} | {name: name for name in table.more}
+            return {name: Path(self.target, f"{stem}.csv") for name, stem in names.items()}
+        path = self.paths[Cells.name].with_suffix(".csv") if table.is_extra else self._file(table)
+        stem = path.stem.removesuffix(f"-{Table.name}")
+        return {Table.name: path} | {name: path.with_name(f"{stem}-{name}.csv") for name in table.more}
 
     @cached_property
     def roi_files(self) -> list[Path]:
@@ -190,7 +209,8 @@ class OutputFiles:
         is_tiff = [path.suffix.lower() in TIFF for path in self.paths.values()]
         if compression != "auto" and (self.to_png or not any(is_tiff)):
             raise FlagError(f"--compression {compression}: applies to TIFFs: leave it out, or write .tif")
-        others = [*dict.fromkeys([*([self.table] if self.table else []), *self.roi_files, *self.label_files])]
+        more = [*self.tables.values(), *filter(None, [self.page])]
+        others = [*dict.fromkeys([*more, *self.roi_files, *self.label_files])]
         files = [*dict.fromkeys(self.paths.values()), *others]
         written = [part for path in (others if self.to_png else files) for part in written_at(path)]
         inputs = [*self.folders, *(frame.path for frame in self.frames)]

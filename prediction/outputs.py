@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from config import Config
 from images.drawing import Range, grey_range, input_picture, outlines, overlay_picture, palette, picture_channels
 from images.readers import Frame
 from images.rows import Rows
+from prediction.digits import ObjectNumbers
 from prediction.labels import label_values
 from prediction.measure import Measures, ObjectMeasurer
 from prediction.objects import ObjectList
@@ -71,7 +73,7 @@ class Output:
     is_extra = False  # not asked for: a table next to the cells of several classes
     of_objects = False  # made of each `ObjectBand`, else of each `Band` of the probability (K, h, W)
 
-    def __init__(self, predictor: Predictor, frames: list[Frame], dtype: str) -> None:
+    def __init__(self, predictor: Predictor, frames: list[Frame], config: Config) -> None:
         self.predictor = predictor
 
     def of(self, band: Any) -> Any:
@@ -84,8 +86,8 @@ class Probability(Output):
 
     name = "probability"
 
-    def __init__(self, predictor: Predictor, frames: list[Frame], dtype: str) -> None:
-        self.dtype, self.num_channel = dtype, predictor.num_channel
+    def __init__(self, predictor: Predictor, frames: list[Frame], config: Config) -> None:
+        self.dtype, self.num_channel = config.dtype, predictor.num_channel
 
     def of(self, band: Band) -> np.ndarray:
         """Rows (K, h, W)."""
@@ -119,8 +121,8 @@ class Labels(Output):
 
     name, is_labels = "labels", True
 
-    def __init__(self, predictor: Predictor, frames: list[Frame], dtype: str) -> None:
-        super().__init__(predictor, frames, dtype)
+    def __init__(self, predictor: Predictor, frames: list[Frame], config: Config) -> None:
+        super().__init__(predictor, frames, config)
         self.values = label_values(predictor.info)
         self.of_objects = self.values is None
         self.dtype = "uint32" if self.values is None else self.values.dtype.name
@@ -156,10 +158,13 @@ class Cells(Output):
 
 
 class Table(Output):
-    """Measures of the objects, which object_table.py writes at the end."""
+    """Measures of the objects, which object_table.py writes at the end, with a summary."""
 
     name, ending, of_objects = "table", ".csv", True
     measures: Measures | None = None  # of the frame whose last band came
+
+    def __init__(self, predictor: Predictor, frames: list[Frame], config: Config) -> None:
+        self.more = ("summary", "linked") if config.link else ("summary",)
 
     def of(self, band: ObjectBand) -> None:
         """Measure the objects."""
@@ -171,12 +176,13 @@ class Table(Output):
 
 
 class Overlay(Output):
-    """The image with the outlines of its objects, in the colours of their classes."""
+    """The image with the outlines of its objects, in the colours of their classes, and their numbers."""
 
     name, is_rgb, of_objects = "overlay", True, True
 
-    def __init__(self, predictor: Predictor, frames: list[Frame], dtype: str) -> None:
+    def __init__(self, predictor: Predictor, frames: list[Frame], config: Config) -> None:
         self.colours = outline_colours(predictor.info.num_class, predictor.background)
+        self.has_numbers = config.numbers
         self._frames: dict[Path, list[Frame]] = {}  # of each file
         for frame in frames:
             self._frames.setdefault(frame.path, []).append(frame)
@@ -193,6 +199,10 @@ class Overlay(Output):
             part = slice(row, row + 1)
             image = input_picture(band.pixels[part].astype(np.float64), self._ranges[path])
             picture[part] = overlay_picture(image, edge[part], colour_of[band.objects[part]])
+        if band.above is None:
+            self._numbers = ObjectNumbers()
+        if self.has_numbers:
+            self._numbers.draw(picture, band.objects)
         return picture[None]
 
 
@@ -233,13 +243,13 @@ class Rois(Output):
 OUTPUTS = {output.name: output for output in (Probability, Mask, Labels, Cells, Table, Overlay, Rois)}
 
 
-def make_outputs(what: str, predictor: Predictor, frames: list[Frame], dtype: str) -> dict[str, Output]:
+def make_outputs(config: Config, predictor: Predictor, frames: list[Frame]) -> dict[str, Output]:
     """Outputs by their names in `--what`, and a table next to the cells of several classes."""
-    names = {*what.split(",")}
+    names = {*config.what.split(",")}
     is_extra = Cells.name in names and Table.name not in names and predictor.num_channel > 1
     names |= {Table.name} if is_extra else set()
     outputs: dict[str, Output] = {
-        name: make(predictor, frames, dtype) for name, make in OUTPUTS.items() if name in names
+        name: make(predictor, frames, config) for name, make in OUTPUTS.items() if name in names
     }
     if is_extra:
         outputs[Table.name].is_extra = True

@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from checkpoint import Checkpoint
 from dataset import as_tensor, normalise, statistics_of
 from description import DataInfo
-from device import pick_device, pick_precision, to_device
+from device import abilities, pick_device, pick_precision, to_device
 from flags import SCALE, scale_factors
 from images.readers import Rows
 from images.resample import resampled
@@ -29,6 +29,7 @@ from prediction.halo import Sides, forward_tile, halo
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, filter_objects, foreground_class_ids, join_bands, separate_bands
 from prediction.scaling import Scale, restored
+from prediction.threshold import at_threshold, of_foreground, origin_of
 from prediction.tiling import Bands, Tile, TileGrid, tile_shape, tiles_along
 from prediction.views import VIEWS, TilePlace
 from utils import DivergenceError, UserError, name_hint
@@ -88,6 +89,7 @@ class Predictor:
     device: torch.device
     precision: torch.dtype | None = None  # data type of mixed precision; None for float32
     background: int = 0  # index of the class whose pixels belong to no object
+    threshold_origin: str = "as given"  # in words, where it comes from
 
     @property
     def info(self) -> DataInfo:
@@ -117,9 +119,12 @@ class Predictor:
     @property
     def object_threshold(self) -> float:
         """Probability above which a pixel is foreground; 0.5 with more than two classes."""
-        if self.info.num_class > 2:
-            return 0.5
-        return self.threshold if self.background == 0 else round(1 - self.threshold, 6)
+        return 0.5 if self.info.num_class > 2 else of_foreground(self.threshold, self.background)
+
+    @property
+    def threshold_text(self) -> str:
+        """The threshold of the foreground, and where it comes from."""
+        return f"{self.object_threshold:g}, {self.threshold_origin}"
 
     @property
     def object_filter(self) -> ObjectFilter:
@@ -206,8 +211,8 @@ class Predictor:
 
     def _max_pixels(self, pixel_bytes: int, wanted: int) -> int:
         """Largest number of pixels in a tile that need so much memory each; at least `wanted`, if memory allows."""
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0] // 2 // pixel_bytes
+        if free_memory := abilities(self.device).free_memory:
+            return free_memory(self.device) // 2 // pixel_bytes
         try:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, OSError, ValueError):
@@ -255,9 +260,13 @@ def load(
 
 
 def predictor_of(
-    trained: Mapping[Path, Checkpoint], device: torch.device, precision: torch.dtype | None, background: str
+    trained: Mapping[Path, Checkpoint],
+    device: torch.device,
+    precision: torch.dtype | None,
+    background: str,
+    threshold: float | None = None,
 ) -> Predictor:
-    """Network of a checkpoint, or the ensemble of several, ready to segment."""
+    """Network of a checkpoint, or the ensemble of several, ready to segment; their own threshold, or another one."""
     if not trained:
         raise UserError("no checkpoint named: give the path of at least one")
     members, backgrounds = [], []
@@ -278,8 +287,9 @@ def predictor_of(
         backgrounds.append(find_background(saved.info, background or saved.config.get("background", "")))
         if backgrounds[-1] != backgrounds[0]:
             raise UserError(f"{first} and {path} were trained with different backgrounds: choose one by --background")
-    threshold = fmean(saved.threshold for saved in trained.values())
-    return Predictor(tuple(members), threshold, device, precision, backgrounds[0])
+    mean = fmean(saved.threshold for saved in trained.values())
+    origin = origin_of(*(saved.chosen_on for saved in trained.values()))
+    return at_threshold(Predictor(tuple(members), mean, device, precision, backgrounds[0], origin), threshold)
 
 
 def find_background(info: DataInfo, name: str) -> int:
@@ -304,6 +314,7 @@ def predict_array(
     fill_holes: bool | None = None,
     link: float = 0.0,
     scale: float | tuple[float, float] = 1.0,
+    threshold: float | None = None,
 ) -> np.ndarray:
     """Probability of each pixel of an image or a stack, or its objects.
 
@@ -331,6 +342,8 @@ def predict_array(
         How many times larger, or higher and wider, the image becomes for the network, so that its objects are as large
         as those of the training: the size of its pixels divided by that in the training. The result has the size of
         the image.
+    threshold : float
+        Probability of the foreground, of two classes, above which pixels are cells; None: the best of validation.
 
     Returns
     -------
@@ -345,13 +358,10 @@ def predict_array(
     """
     if what not in ("probability", "cells"):
         raise UserError(f"what={what!r}: choose probability or cells")
-    image = np.asarray(image)
-    if predictor.info.nch_in == 1 and not _has_channels(image.shape):
-        image = image[..., None]
-    if image.ndim < 3 or 0 in image.shape or image.dtype.kind not in "uifb":
-        raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
+    image = _with_channels(np.asarray(image), predictor.info.nch_in)
     if link and (what != "cells" or image.ndim != 4 or len(image) < 2):
         raise UserError(f"link={link:g} of an image of shape {image.shape}: links the cells of a stack (N, H, W)")
+    predictor = at_threshold(predictor, threshold, "threshold")
     given: dict[str, Any] = {"min_size": min_size, "fill_holes": fill_holes}
     given_filter = {name: value for name, value in given.items() if value is not None}
     object_filter = (factors := _scale_from(scale)).filter(predictor.object_filter)._replace(**given_filter)
@@ -361,6 +371,15 @@ def predict_array(
         result.append(values if what == "probability" else _cells(predictor, values, object_filter, linker)[None])
     stacked = np.stack(result).reshape(*image.shape[:-3], -1, *image.shape[-3:-1])
     return stacked[..., 0, :, :] if what == "cells" or predictor.num_channel == 1 else stacked
+
+
+def _with_channels(image: np.ndarray, nch: int) -> np.ndarray:
+    """Image or stack (..., H, W, C) of a network of so many channels."""
+    if nch == 1 and not _has_channels(image.shape):
+        image = image[..., None]
+    if image.ndim < 3 or 0 in image.shape or image.dtype.kind not in "uifb":
+        raise UserError(f"an image of shape {image.shape} and type {image.dtype}: give numbers (H, W) or (H, W, C)")
+    return image
 
 
 def _scale_from(scale: Any) -> Scale:

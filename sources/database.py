@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
-from tqdm import tqdm
 
-from config import NO_LABEL, DatabaseFlags
-from description import DataInfo, describe
+from config import LAPTOP, NO_LABEL, SPLIT, Config, DatabaseFlags
 from exchange import atomic_folder, finish_exchange
-from images.profile import profile_of
-from images.readers import Frame, forget_files, read_geometry, sha256
+from images.profile import are_indexed, common_names
+from images.readers import forget_files
 from images.selection import Choice
-from images.statistics import Moments
 from locks import locked
-from samples import DISTANCE, ENTRIES, IGNORE, SPLITS, SampleFile, write_sample
+from samples import DISTANCE, ENTRIES, SPLITS
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes, numbers_in
-from sources.pairing import Pair, check_pairs, colour_hint, list_pairs, num_common, with_context
-from sources.splits import Splits, split_numbers, split_pairs
+from sources.pairing import Pair, check_pairs, colour_hint, left_out, list_pairs, with_context
+from sources.splits import Splits, known_splits, split_numbers, split_pairs
 from sources.touching import touching_share
-from training.weight_map import loss_of, save_distance
+from sources.writing import Contents, Show, sample_entries, source_entries, sources_of, write_samples
 from utils import FlagError, UserError, echo, folder_hint
 
 OTHER_NAME = "choose another --name_data"
@@ -37,9 +31,6 @@ DRAWN = r"\d+\.tif"  # names of synthetic images in a folder
 CLASS_NAMES = {"em": ["membrane", "cell"], "nuclei": ["background", "nucleus"], "rare": ["background", "nucleus"]}
 NUM_SEEN = 64  # label images that are asked whether their objects touch
 MAX_DRAWN = 2**30  # [px] of a synthetic stack
-
-Files = dict[str, list[Path]]  # of the samples of each split
-Show = Callable[[Path, DataInfo, Files, list[str]], list[str]]  # writes the page; returns what looks wrong
 
 
 def make_database(flags: DatabaseFlags, show: Show) -> None:
@@ -67,7 +58,9 @@ def make_database(flags: DatabaseFlags, show: Show) -> None:
             lines = _write_database(new_folder, flags, choice, defaults, show)
             forget_files()  # Windows can't rename a memory-mapped file
     echo(f"{folder}: {lines}")
-    echo(f"look at it: {folder / 'index.html'}")
+    echo(f"look at it: open {folder / 'index.html'}")
+    if flags.label != NO_LABEL:
+        echo(flags.next_step(Config, mode="train", **LAPTOP))
 
 
 def _refuse_to_replace(flags: DatabaseFlags, folder: Path, names: Iterable[str]) -> None:
@@ -102,33 +95,37 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     """Write samples and description, and return the report; `defaults` are images and labels that no flag names."""
     source = flags.input or _existing(defaults[0], "--input IMAGES")
     target = flags.label or _existing(defaults[1], "--label LABELS, or --label none")
-    pairs = with_context(list_pairs(source, None if target == NO_LABEL else target, choice), flags.context)
-    if flags.split != "region":  # at once, not after all pixels are read
+    known, flags = known_splits(new_folder.parent, flags)
+    labels = None if target == NO_LABEL else target
+    listed = list_pairs(source, labels, choice, labelled_only=flags.labelled_only)
+    pairs = [pair for pair in with_context(listed, flags.context) if pair.label or not flags.labelled_only]
+    if flags.split != "region" and not known:  # at once, not after all pixels are read
         split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
     pairs = check_pairs(pairs)
     classes = _classes(pairs, flags)
-    splits, notes = split_pairs(pairs, classes, flags)
-    files, annotated = _write_samples(new_folder, splits, classes)
-    samples = (SampleFile(file).open() for file in files["train"] or files["test"])
-    moments = Moments()
-    info = describe(samples, classes.values, classes.names, flags.context, moments)
-    profile = profile_of([pair.input for pair in splits["train"] or splits["test"]])
-    info = replace(info, ignore=classes.ignore, profile=profile, gap=classes.gap).checked(
-        pairs[0].input.path, "scale the images, and save them again"
-    )
-    entries = {name: value for name, value in asdict(info).items() if value is not None}
-    text = json.dumps(entries | _provenance(flags, pairs, splits), indent=1)
-    (new_folder / "dataset.json").write_text(text + "\n", "utf-8")
-    if info.is_partial:
-        fractions = [f"{valid / num:.1%} of {split}" for split, (valid, num) in annotated.items() if num]
-        notes.append(f"annotated: {', '.join(fractions)}")
-    if classes.left:
-        num, left = np.sum([*classes.left.values()], axis=0)
-        notes.append(f"objects: {num} numbered, {left} left after a gap between those that touch")
-    warnings = show(new_folder, info, files, _touching(pairs, classes, flags))
-    lines = _report(files, info, pairs[0].input.open().dtype, [*notes, *(f"warning: {line}" for line in warnings)])
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (info.mean, moments.std.tolist()))
-    return f"{lines}\nmean {mean}, standard deviation {std}"
+    splits, notes = split_pairs(pairs, classes, flags, known)
+    contents = _write_contents(new_folder, flags, pairs, splits, classes)
+    notes += left_out(listed) if flags.labelled_only else []
+    numbers = ", ".join(f"{len(of)} {split}" for split, of in splits.items())
+    return contents.complete([numbers, *notes], _touching(pairs, classes, flags), show)
+
+
+def _write_contents(
+    folder: Path, flags: DatabaseFlags, pairs: list[Pair], splits: Splits, classes: Classes
+) -> Contents:
+    """Write the samples; return what the description is made of."""
+    files = {split: [folder / split / f"{number:05d}.npy" for number in range(len(of))] for split, of in splits.items()}
+    jobs = {split: [*zip(files[split], splits[split], strict=True)] for split in splits}
+    write_samples([job for of_split in jobs.values() for job in of_split], classes)
+    sources = sources_of(pairs)
+    kind = SPLIT[1] if flags.split == SPLIT[0] else flags.split
+    entries = {
+        "split": {"kind": kind, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
+        "sources": source_entries(sources.values()),
+        "samples": {split: sample_entries(of_split, sources) for split, of_split in jobs.items()},
+    }
+    frames = [pair.input for pair in splits["train"] or splits["test"]]
+    return Contents(folder, files, classes, flags.context, common_names(frames), are_indexed(frames), entries)
 
 
 def _existing(path: Path, flag: str) -> str:
@@ -155,7 +152,8 @@ def _classes(pairs: list[Pair], flags: DatabaseFlags) -> Classes:
         raise UserError(f"{error}; {what}") from error
     classes = classes._replace(names=_class_names(flags, classes))
     classes = choose_background(classes, "" if numbered else flags.background, flags.foreground)
-    return classes
+    is_named = flags.class_names or flags.synthetic or flags.download or objects
+    return classes if is_named or len(classes.values) != 2 else classes._replace(names=["background", "foreground"])
 
 
 def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list[str]:
@@ -169,7 +167,7 @@ def _touching(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> list
 
 
 def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
-    """Names of the flag, in the order of the values, of a synthetic image or the downloaded one, or of the values."""
+    """Names in the order of the values: of the flag, of a synthetic image or the downloaded one, or the values."""
     if not flags.class_names:
         return CLASS_NAMES[flags.phantom] if flags.synthetic or flags.download else classes.names
     names = [name.strip() for name in flags.class_names.split(",")]
@@ -178,93 +176,3 @@ def _class_names(flags: DatabaseFlags, classes: Classes) -> list[str]:
         what = f"the labels have {len(classes.values)} classes, {classes.values}"
         raise UserError(f"--class_names {flags.class_names}: {what}: give each a different name of letters and digits")
     return names
-
-
-def _write_samples(folder: Path, splits: Splits, classes: Classes) -> tuple[Files, dict[str, np.ndarray]]:
-    """Write all samples; return their files, and of each split the number of annotated and of all labelled pixels."""
-    files: Files = {split: [] for split in splits}
-    annotated = {split: np.zeros(2, int) for split in splits}
-    jobs = [(split, number, pair) for split, pairs in splits.items() for number, pair in enumerate(pairs)]
-    for split, number, pair in tqdm(jobs, desc="write", disable=None, leave=False):
-        path = folder / split / f"{number:05d}.npy"
-        path.parent.mkdir(exist_ok=True)
-        files[split].append(path)
-        label = None
-        if pair.label is not None:
-            label = classes.indices(pair.label)[pair.window].astype(np.uint8)
-            annotated[split] += np.count_nonzero(label != IGNORE), label.size
-        write_sample(path, pair.read(), label)
-        if split == "train" and label is not None and loss_of("auto", len(classes.values)) == "wbce":
-            save_distance(SampleFile(path), label)  # computed once, so that a training need not
-    return files, annotated
-
-
-def _provenance(flags: DatabaseFlags, pairs: list[Pair], splits: Splits) -> dict[str, Any]:
-    """Origin of the samples: split, source files with hashes, and source of each sample."""
-    sizes: dict[Path, dict[str, list[float]]] = {}
-    files: dict[Path, None] = {}
-    for pair in pairs:
-        files |= dict.fromkeys(pair.files)
-        if pair.input.path not in sizes:  # the file is still open
-            sizes[pair.input.path] = _pixel_size(pair.input)
-    names = names_below(list(sizes))
-    sources = names | names_below([path for path in files if path not in names])
-    samples = {
-        split: [
-            {"file": f"{number:05d}.npy", "source": names[pair.input.path]} | _origin(pair) | sizes[pair.input.path]
-            for number, pair in enumerate(members)
-        ]
-        for split, members in splits.items()
-    }
-    return {
-        "split": {"kind": flags.split, "seed": flags.seed} | ({"fold": flags.fold} if flags.fold else {}),
-        "sources": [{"name": name, "sha256": sha256(path)} for path, name in sources.items()],
-        "samples": samples,
-    }
-
-
-def names_below(paths: Sequence[Path]) -> dict[Path, str]:
-    """Paths below the folder that holds all of these files: their names, if no folders lie between.
-
-    Examples
-    --------
-    >>> list(names_below([Path("raw/1/images/img.tif"), Path("raw/2/images/img.tif")]).values())
-    ['1/images/img.tif', '2/images/img.tif']
-    """
-    parts = {path: path.absolute().parts for path in paths}
-    num = num_common(folders for *folders, _ in parts.values())
-    return {path: Path(*of[num:]).as_posix() for path, of in parts.items()}
-
-
-def _origin(pair: Pair) -> dict[str, Any]:
-    """What a sample is of its file: page, series such as a well, chosen channels; rows or columns of a region."""
-    frame = pair.input
-    entries: dict[str, Any] = {"frame": frame.index}
-    if frame.series:
-        entries |= {"series": frame.series, "frame_of_series": frame.index_in_series}
-    if frame.channels:
-        entries["channels"] = list(frame.channels)
-    for name, side in zip(("rows", "columns"), pair.window, strict=True):
-        if side.stop is not None:
-            entries[name] = [side.start, side.stop - 1]
-    return entries
-
-
-def _pixel_size(frame: Frame) -> dict[str, list[float]]:
-    """Height and width of a pixel [µm]; empty if the file doesn't give them."""
-    size = read_geometry([frame]).pixel_size
-    return {"pixel_size": list(size)} if size else {}
-
-
-def _report(files: Files, info: DataInfo, dtype: np.dtype, notes: list[str]) -> str:
-    """Lines that describe the database."""
-    sizes = sorted({SampleFile(path).open()[0].shape[:2] for paths in files.values() for path in paths})
-    sides = ", ".join(f"{height} x {width}" for height, width in sizes[:5]) + (" ..." if len(sizes) > 5 else "")
-    lines = [", ".join(f"{len(members)} {split}" for split, members in files.items()), *notes]
-    lines += [f"images: {sides} px, {info.nch_in} channel(s) of {dtype.name}"]
-    pixels = "annotated pixels" if info.is_partial else "pixels"
-    for index, value in enumerate(info.class_values):
-        role = {0: " (background)", 1: " (foreground)" if info.num_class == 2 else ""}.get(index, "")
-        words = f"{info.class_names[index]}, " + ("" if isinstance(value, str) else f"label value {value}, ")
-        lines += [f"class {index}{role}: {words}{info.class_share[index]:.1%} of {pixels}"]
-    return "\n".join(lines)

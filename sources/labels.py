@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
-from description import MAX_CLASS
+from description import MAX_CLASS, DataInfo
 from images.readers import Frame
+from progress import tracked
 from samples import IGNORE
 from sources.numbered import GAP, border_number, part_objects
 from sources.scan import (
@@ -22,6 +22,7 @@ from sources.scan import (
     ignored_key,
     in_alpha,
     is_colour_label,
+    key_of,
     numbers_in,
     scan,
     typed,
@@ -55,6 +56,14 @@ class Masks(NamedTuple):
 Label = Frame | Masks
 
 
+class Reading(NamedTuple):
+    """How labels are read, besides the values of the classes; kept in `dataset.json` for labels that are added."""
+
+    threshold: float | None = None  # values above it are class 1
+    objects: bool = False  # the labels number the objects
+    background: float = 0  # number of the background, which is no object
+
+
 class Classes(NamedTuple):
     """Classes, and how label pixels become class indices."""
 
@@ -64,6 +73,7 @@ class Classes(NamedTuple):
     ignore: float | list[int] | None = None  # label value that is not annotated; None: all pixels are annotated
     gap: int = 0  # [px] between objects that touch, of labels that number objects
     left: dict[str, np.ndarray] | None = None  # numbered objects of each label that was read, and those that are left
+    reading: Reading = Reading()
 
 
 def find_classes(labels: list[Label], threshold: float | None, objects: bool, ignore: str, background: str) -> Classes:
@@ -173,6 +183,11 @@ def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Cl
         if ground:
             what = f"the number {ground:g} is background, since most pixels at the borders of the images have it"
             echo(f"note: {what}; if it is an object: --background 0")
+    return _read_objects(ground, ignored)
+
+
+def _read_objects(ground: float, ignored: float | None) -> Classes:
+    """Background and object, of labels whose background has this number."""
     left: dict[str, np.ndarray] = {}  # of each label image, the objects that are numbered, and those that are left
 
     def indices(label: Label) -> np.ndarray:
@@ -182,8 +197,8 @@ def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Cl
         left[str(label)] = np.array([len(np.unique(part[part > 0])) for part in (numbers, numbers * foreground)])
         return np.where(valid, foreground, np.uint8(IGNORE))
 
-    names = ["background", "object"]
-    return Classes(names, names, indices, value_of(ignored, colour=False), GAP, left)
+    names, reading = ["background", "object"], Reading(objects=True, background=ground)
+    return Classes(names, names, indices, value_of(ignored, colour=False), GAP, left, reading)
 
 
 def _read_some(labels: list[Label], ignored: float | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -199,12 +214,18 @@ def _classes_by_threshold(labels: list[Label], threshold: float, ignore: str) ->
         what = f"the label values go from {low:g} to {high:g}, which is one class"
         raise UserError(f"--threshold {threshold:g}: {what}: choose a threshold between them")
 
+    return _read_by_threshold(threshold, ignored)
+
+
+def _read_by_threshold(threshold: float, ignored: float | None) -> Classes:
+    """Two classes of grey labels."""
+
     def indices(label: Label) -> np.ndarray:
         pixels, valid = _read_grey(label, ignored)
         return np.where(valid, pixels[..., 0] > threshold, np.uint8(IGNORE))
 
-    names = [f"<= {threshold:g}", f"> {threshold:g}"]
-    return Classes(names, names, indices, value_of(ignored, colour=False))
+    names, reading = [f"<= {threshold:g}", f"> {threshold:g}"], Reading(threshold)
+    return Classes(names, names, indices, value_of(ignored, colour=False), reading=reading)
 
 
 def _read_grey(label: Label, ignored: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +245,7 @@ def _value_range(labels: list[Label], flag: str, ignore: str) -> tuple[float, fl
         raise UserError(f"--ignore {ignore}: the labels of {flag} are grey: give one number")
     ranges: list[tuple[float, float]] = []  # of the labels with annotated pixels
     has_ignored = False
-    for label in tqdm(labels, desc="labels", disable=None, leave=False):
+    for label in tracked(labels, "labels"):
         pixels, valid = _read_grey(label, ignored)
         if is_colour_label(label, pixels):
             raise UserError(f"{flag}: the labels are colours: leave it out, or give grey labels")
@@ -253,12 +274,61 @@ def choose_background(classes: Classes, background: str, foreground: str) -> Cla
         if foreground and index != first:
             raise UserError(f"--foreground {foreground}: that is the background: leave one out")
         first = index
-    order = [first, *(k for k in range(len(classes.values)) if k != first)]
+    return _ordered(classes, [first, *(k for k in range(len(classes.values)) if k != first)])
+
+
+def _ordered(classes: Classes, order: list[int]) -> Classes:
+    """Classes in another order."""
     rank = np.full(IGNORE + 1, IGNORE)
     rank[order] = range(len(order))
     values, names = ([of[k] for k in order] for of in (classes.values, classes.names))
     indices = classes.indices
     return classes._replace(values=values, names=names, indices=lambda label: rank[np.asarray(indices(label), np.intp)])
+
+
+def fit_classes(labels: list[Label], info: DataInfo, reading: Reading, ignore: str) -> Classes:
+    """Classes of a database, and their indices of the pixels of labels that are added to it."""
+    grey = reading.objects or reading.threshold is not None
+    for label in labels:
+        if isinstance(label, Masks) and not reading.objects:
+            raise UserError(f"{label}: one mask per object, which the labels of the database are not: join them")
+        if grey and is_colour_label(label, label.read()):
+            raise UserError(f"{label}: colours, where the labels of the database are grey: save it as grey values")
+    ignored = ignored_key(ignore, colour=False)
+    if reading.objects:
+        classes = _read_objects(reading.background, ignored)
+    elif reading.threshold is not None:
+        classes = _read_by_threshold(reading.threshold, ignored)
+    else:
+        classes = _fit_values([label for label in labels if isinstance(label, Frame)], info.class_values, ignore)
+    order = [classes.values.index(value) for value in info.class_values]
+    return _ordered(classes, order)._replace(names=info.class_names)
+
+
+def _fit_values(labels: list[Frame], values: list, ignore: str) -> Classes:
+    """Classes with these values, in ascending order; refuses labels with others, but masks of one kind."""
+    scanned = in_alpha(scan(labels, ignore, colour=any(isinstance(value, list) for value in values)))
+    keys = sorted(key_of(value, scanned.colour) for value in values)
+    if np.isnan(keys).any():
+        kind = "colours" if scanned.colour else "grey values"
+        raise UserError(
+            f"{labels[0]}: {kind}; the classes of the database are {'; '.join(map(typed, values))}: save it so"
+        )
+    # as if a label of the database were among them
+    scanned = as_one_kind(
+        scanned._replace(
+            counts=scanned.counts + Counter(dict.fromkeys(keys, 1)), keys_of_labels=[*scanned.keys_of_labels, {*keys}]
+        )
+    )
+    if len(scanned.keys) != len(keys):
+        for label, keys_of_label in zip(labels, scanned.keys_of_labels, strict=False):
+            others = [typed(value_of(key, scanned.colour)) for key in sorted(keys_of_label - {*keys, scanned.ignored})]
+            if others:
+                what = f"{label}: label value {'; '.join(others[:8])}{' ...' if len(others) > 8 else ''}"
+                raise UserError(f"{what}: the classes of the database are {'; '.join(map(typed, values))}: repair it")
+    ascending = sorted(values, key=lambda value: key_of(value, scanned.colour))
+    indices = make_indices(scanned.read, scanned.keys, scanned.ignored)
+    return Classes(ascending, [*map(str, ascending)], indices, value_of(scanned.ignored, scanned.colour))
 
 
 def _index_of(classes: Classes, flag: str, text: str) -> int:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from string import digits
 
 import numpy as np
-from tqdm import tqdm
 
 from images.readers import ALL, Frame, Source, files_of, is_one_file, list_frames, with_neighbours
 from images.rows import listed
 from images.selection import Choice
+from progress import tracked
 from samples import check_values
 from sources.labels import Label, Masks
 from sources.scan import is_colour
-from utils import UserError, echo
+from utils import UserError, echo, num_common
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,10 @@ class Pair:
             sections.append(pixels[..., : self.channels or None])  # of RGB without colours, one is enough
         return np.concatenate(sections, axis=-1)
 
+    def image(self) -> np.ndarray:
+        """Pixels (H, W, C) of the sample without its neighbouring sections."""
+        return replace(self, stack=()).read()
+
     @property
     def files(self) -> list[Path]:
         """Files of the image and its labels."""
@@ -55,8 +58,12 @@ class Pair:
         return files_of([self.input, *labels])
 
 
-def list_pairs(source: Source, target: Source | None, choice: Choice = ALL) -> list[Pair]:
+def list_pairs(
+    source: Source, target: Source | None, choice: Choice = ALL, *, labelled_only: bool = False
+) -> list[Pair]:
     """Images with their labels: pages of stacks in order, files of folders by name.
+
+    With `labelled_only`, files may have no label.
 
     Labels of all series and sections, or of all sections, are chosen like the images; other labels must be those of the
     chosen images.
@@ -78,7 +85,10 @@ def list_pairs(source: Source, target: Source | None, choice: Choice = ALL) -> l
             labelled = candidates
             break
     names = [str(of) if isinstance(of, str | Path) else f"{len(of)} paths from {of[0]} on" for of in (source, target)]
-    pairs = _pairs_of_stacks(labelled, labels, names) if are_stacks else _pairs_of_files(labelled, labels, names)
+    if are_stacks:
+        pairs = _pairs_of_stacks(labelled, labels, names)
+    else:
+        pairs = _pairs_of_files(labelled, labels, names, labelled_only)
     chosen = {(image.path, image.index) for image in images}
     return [pair for pair in pairs if (pair.input.path, pair.input.index) in chosen]
 
@@ -91,7 +101,7 @@ def _pairs_of_stacks(images: list[Frame], labels: list[Frame], names: list[str])
     return [Pair(image, label) for image, label in zip(images, labels, strict=True)]
 
 
-def _pairs_of_files(images: list[Frame], labels: list[Frame], names: list[str]) -> list[Pair]:
+def _pairs_of_files(images: list[Frame], labels: list[Frame], names: list[str], labelled_only: bool) -> list[Pair]:
     """Pairs of files by folder or name; `names` are those of the sources of images and labels."""
     unlabelled = _without_labels(images, labels)
     if not unlabelled:
@@ -99,7 +109,8 @@ def _pairs_of_files(images: list[Frame], labels: list[Frame], names: list[str]) 
     if len(unlabelled) < len(images):
         what = f"{len(images) - len(unlabelled)} image(s) of {names[0]} are matched by {names[1]}"
         echo(f"{what}: used as labels only")
-    return _pairs_by_folder(unlabelled, labels) or _pairs_by_name(unlabelled, labels, names)
+    by_folder = _pairs_by_folder(unlabelled, labels, labelled_only)
+    return by_folder or _pairs_by_name(unlabelled, labels, names, labelled_only)
 
 
 def colour_hint(frames: list[Frame]) -> str:
@@ -119,39 +130,47 @@ def _without_labels(images: list[Frame], labels: list[Frame]) -> list[Frame]:
     return [image for image in images if (image.path, image.index) not in also_labels]
 
 
-def _pairs_by_folder(images: list[Frame], labels: list[Frame]) -> list[Pair]:
+def _pairs_by_folder(images: list[Frame], labels: list[Frame], labelled_only: bool) -> list[Pair]:
     """Pairs of images with one folder each and one mask per object, `ID/images/*` and `ID/masks/*`; else none."""
     masks: dict[Path, list[Frame]] = defaultdict(list)
     for label in labels:
         masks[label.path.parent.parent].append(label)
     folders = [image.path.parent.parent for image in images]
-    if set(folders) != masks.keys() or len(set(folders)) < len(images) or len(labels) <= len(images):
+    of_all = masks.keys() <= {*folders} if labelled_only else masks.keys() == {*folders}
+    if not of_all or len(set(folders)) < len(images) or len(labels) <= len(masks):
         return []
-    echo(f"{len(labels)} masks of {len(images)} images: one per object, touching ones separated as by --objects on")
-    return [Pair(image, Masks(tuple(masks[folder]))) for image, folder in zip(images, folders, strict=True)]
+    echo(f"{len(labels)} masks of {len(masks)} images: one per object, touching ones separated as by --objects on")
+    pairs = zip(images, folders, strict=True)
+    return [Pair(image, Masks(tuple(masks[folder])) if folder in masks else None) for image, folder in pairs]
 
 
-def _pairs_by_name(images: list[Frame], labels: list[Frame], names: list[str]) -> list[Pair]:
+def _pairs_by_name(images: list[Frame], labels: list[Frame], names: list[str], labelled_only: bool) -> list[Pair]:
     """Pairs of frames with equal keys, by the rule of `KEYS` that pairs the most; `names` are those of both sources."""
-    ways = [(_by_key(images, rule), _by_key(labels, rule)) for rule in KEYS]
+    ways = [(_by_key(images, rule, labelled_only), _by_key(labels, rule)) for rule in KEYS]
     of_images, of_labels = max(ways, key=lambda way: len(way[0].keys() & way[1].keys()))
-    paired = {frames[key] for key in of_images.keys() & of_labels.keys() for frames in (of_images, of_labels)}
-    unpaired = [str(frame) for frame in (*images, *labels) if frame not in paired]
+    label_of = {of_images[key]: of_labels[key] for key in of_images.keys() & of_labels.keys()}
+    no_label = [frame for frame in images if frame not in label_of]
+    with_image = {*label_of.values()}
+    no_image = [label for label in labels if label not in with_image]
+    unpaired = [str(frame) for frame in (*([] if labelled_only else no_label), *no_image)]
     if unpaired:
         more = f" and {len(unpaired) - 10} more" if len(unpaired) > 10 else ""
         advice = f"give an image in {names[0]} and its label in {names[1]} the same name"
+        advice += "" if no_image else ", or add --labelled_only to leave out images without a label"
         raise UserError(f"no partner for {', '.join(unpaired[:10])}{more}: {advice}")
-    return [Pair(frame, of_labels[key]) for key, frame in of_images.items()]
+    return [Pair(frame, label_of.get(frame)) for frame in images]
 
 
-def _by_key(frames: list[Frame], rule: Callable[[list[Path]], list[str]]) -> dict[tuple[str, int], Frame]:
-    """Frames by the key of their file, and their number among the frames of that file."""
+def _by_key(
+    frames: list[Frame], rule: Callable[[list[Path]], list[str]], unique: bool = False
+) -> dict[tuple[str, int], Frame]:
+    """Frames by the key of their file, and their number among the frames of that file; `unique`: where one has it."""
     counts: Counter[Path] = Counter()
-    frame_of = {}
+    frames_of: dict[tuple[str, int], list[Frame]] = defaultdict(list)
     for key, frame in zip(rule([frame.path for frame in frames]), frames, strict=True):
-        frame_of[key, counts[frame.path]] = frame
+        frames_of[key, counts[frame.path]].append(frame)
         counts[frame.path] += 1
-    return frame_of
+    return {key: members[-1] for key, members in frames_of.items() if len(members) == 1 or not unique}
 
 
 def _differences(stems: list[str]) -> list[str]:
@@ -166,11 +185,6 @@ def _differences(stems: list[str]) -> list[str]:
     backwards = [stem[::-1] for stem in stems]
     suffix = backwards[0][: num_common(backwards)][::-1].lstrip(digits)
     return [stem.removeprefix(prefix).removesuffix(suffix).lstrip("0") for stem in stems]
-
-
-def num_common(texts: Iterable[Sequence[str]]) -> int:
-    """Number of letters, or of other parts, that all texts begin with."""
-    return sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*texts, strict=False)))
 
 
 def _last_number(stem: str) -> str:
@@ -192,12 +206,18 @@ def with_context(pairs: list[Pair], context: int) -> list[Pair]:
     return [replace(pair, stack=tuple(frames)) for pair, frames in zip(pairs, stacks, strict=True)]
 
 
+def left_out(pairs: list[Pair]) -> list[str]:
+    """Line for the report on the images that `--labelled_only` leaves out."""
+    num = sum(pair.label is None for pair in pairs)
+    return [f"left out: {num} image(s) without a label, which predict can segment"] if num else []
+
+
 def check_pairs(pairs: list[Pair]) -> list[Pair]:
     """Pairs that can form one database; a mix of grey and RGB images is converted to one."""
     by_channels: dict[int, list[Frame]] = defaultdict(list)
     first, blank = pairs[0].input, []
     dtype = first.open().dtype
-    for pair in tqdm(pairs, desc="check", disable=None, leave=False):
+    for pair in tracked(pairs, "check"):
         image = pair.input.read()
         check_values(pair.input, image, None, 0)
         blank += [pair.input] if image.min() == image.max() else []

@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from description import MAX_CLASS
 from images.readers import Frame, read_palette
+from progress import tracked
 from utils import UserError, echo
 
 FULL = (1, 255, 65535)  # values of the foreground in masks of 1, 8 and 16 bits
@@ -34,17 +34,17 @@ class Scan(NamedTuple):
         return sorted(self.counts.keys() - {self.ignored})
 
 
-def scan(labels: list[Frame], ignore: str) -> Scan:
-    """Read all labels, and count their values or colours."""
-    as_indices = _have_one_palette(labels)
+def scan(labels: list[Frame], ignore: str, *, colour: bool = False) -> Scan:
+    """Read all labels, and count their values or colours; `colour`: colours, even if all of them are grey."""
+    as_indices = not colour and _have_one_palette(labels)
     # of all labels, since each may be refused
-    colour = sum(is_colour_label(label, _read_pixels(label, as_indices)) for label in labels) > 0
+    colour |= sum(is_colour_label(label, _read_pixels(label, as_indices)) for label in labels) > 0
 
     def read(label: Frame) -> np.ndarray:
         return label_keys(_read_pixels(label, as_indices), colour)
 
     scanned = Scan(labels, ignored_key(ignore, colour), colour, read, Counter(), [])
-    for label in tqdm(labels, desc="labels", disable=None, leave=False):
+    for label in tracked(labels, "labels"):
         counts = count_keys(read(label))
         scanned.counts.update(counts)
         scanned.keys_of_labels.append({*counts})
@@ -171,6 +171,13 @@ def value_of(key: float | None, colour: bool) -> Any:
     if colour:
         return list(int(key).to_bytes(3))
     return int(key) if key == int(key) else key
+
+
+def key_of(value: Any, colour: bool) -> float:
+    """Key of a label value, the reverse of `value_of`; NaN if there is none."""
+    if isinstance(value, list):
+        return int.from_bytes(bytes(map(int, value))) if colour else np.nan
+    return value * 0x010101 if colour and value in range(256) else np.nan if colour else value
 
 
 def typed(value: Any) -> str:

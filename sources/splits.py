@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from config import NO_LABEL, DatabaseFlags
+from config import NO_LABEL, OF_SPLIT, DatabaseFlags
 from flags import fold_numbers
-from samples import IGNORE, SPLITS
+from progress import tracked
+from samples import IGNORE, SPLITS, digest_of, is_database
+from sources.known import Known
 from sources.labels import Classes
 from sources.pairing import Pair
-from utils import UserError
+from utils import UserError, echo
 
 MIN_REGION = 32  # [px] least length of a region along the side that is cut
 MARGIN, SMALL_MARGIN = 32, 8  # [px] dropped between two regions, the second where there is less than LARGE
@@ -23,22 +25,69 @@ LARGE = 512  # [px] from the first to the last annotated pixel along the side th
 Splits = dict[str, list[Pair]]
 
 
-def split_pairs(pairs: list[Pair], classes: Classes, flags: DatabaseFlags) -> tuple[Splits, list[str]]:
-    """Samples of each split, without images that have no annotated pixel, and lines for the report."""
+def split_pairs(
+    pairs: list[Pair], classes: Classes, flags: DatabaseFlags, known: Known | None = None
+) -> tuple[Splits, list[str]]:
+    """Samples of each split, without images that have no annotated pixel, and lines for the report.
+
+    Images of the database `known` stay in their splits.
+    """
     profiles: list[tuple[Pair, np.ndarray]] = []
     annotated, left_out = pairs, []
     if flags.split == "region" or classes.ignore is not None:
-        profiles = [(pair, _profile(pair, classes)) for pair in tqdm(pairs, "annotation", disable=None, leave=False)]
+        profiles = [(pair, _profile(pair, classes)) for pair in tracked(pairs, "annotation")]
         profiles = [(pair, profile) for pair, profile in profiles if profile.any()]
         annotated = [pair for pair, _ in profiles]
     if len(annotated) < len(pairs):
         left_out = [f"left out: {len(pairs) - len(annotated)} image(s) without an annotated pixel"]
     if flags.split == "region":
         splits, note = _regions(profiles, flags)
-        return splits, [note, *left_out]
+        return splits, [note, *left_out, *(_cut_elsewhere(splits, known) if known else [])]
+    if known:
+        splits, note = _as_before(annotated, known)
+        if note and splits["train"]:
+            return splits, [note, *left_out]
     numbers = split_numbers(len(annotated), flags, "".join(f"; {line}" for line in left_out))
     splits = {split: [annotated[i] for i in members] for split, members in numbers.items()}
     return splits, ([f"fold {flags.fold}"] if flags.fold else []) + left_out
+
+
+def known_splits(folder: Path, flags: DatabaseFlags) -> tuple[Known | None, DatabaseFlags]:
+    """The database that is replaced, if its splits stay, and the flags of that split; naming one splits again."""
+    kept = flags.overwrite and not (flags.synthetic or flags.label == NO_LABEL)
+    if not kept or not is_database(folder) or (flags.given(*OF_SPLIT) and flags.split != "region"):
+        return None, flags
+    try:
+        known = Known.load(folder)
+    except UserError as error:
+        echo(f"note: the images are split again, since the old database can't be read: {error}")
+        return None, flags
+    split = known.entries.get("split")
+    is_region = isinstance(split, dict) and split.get("kind") == "region"
+    if is_region and flags.split == "auto":
+        num_val, num_test = (-1 if known.files[split] else 0 for split in ("val", "test"))
+        flags = replace(flags, split="region", num_val=num_val, num_test=num_test)
+    return known if is_region == (flags.split == "region") and known.info.class_values else None, flags
+
+
+def _as_before(pairs: list[Pair], known: Known) -> tuple[Splits, str]:
+    """Images of a database in their splits, and others in the training, with a line for the report."""
+    splits: Splits = {split: [] for split in SPLITS}
+    places = [known.find(pair.image()) for pair in tracked(pairs, "splits")]
+    for pair, of_pair in zip(pairs, places, strict=True):
+        splits[of_pair[0].split if of_pair else "train"].append(pair)
+    num_new = places.count([])
+    what = f"{len(pairs) - num_new} image(s) stay in the set where they were"
+    return splits, f"{what}, {num_new} new in train; --split contiguous splits again" if num_new < len(pairs) else ""
+
+
+def _cut_elsewhere(splits: Splits, known: Known) -> list[str]:
+    """Line on regions of the earlier validation and test that are not those of the new database."""
+    new = {(split, digest_of(pair.image())) for split in SPLITS for pair in splits[split]}
+    old = {(place.split, digest) for digest, places in known.places.items() for place in places}
+    num = len({each for each in old - new if each[0] != "train"})
+    what = f"{num} region(s) of the validation and the test are cut elsewhere, or gone"
+    return [f"{what}: scores can't be compared with those before"] if num else []
 
 
 def split_numbers(num: int, flags: DatabaseFlags, hint: str = "") -> dict[str, np.ndarray]:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -9,7 +10,7 @@ import description
 import main
 import model
 import samples
-from config import OF_OBJECTS, PHANTOM, WHAT, Config, DatabaseFlags, parse
+from config import OF_OBJECTS, PHANTOM, PROGRAMS, WHAT, Config, DatabaseFlags, DisplayFlags, parse
 from images import writers
 from prediction import export, outputs
 from sources import database, phantom
@@ -28,6 +29,34 @@ def test_help_imports_no_torch():
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "0 False"
     assert "--nch_ker" in out
+
+
+@pytest.mark.parametrize("table", PROGRAMS.values())
+def test_help_has_eight_flags_and_help_all_has_every_one(table, capsys):
+    def listed(*argv):
+        with pytest.raises(SystemExit) as error:
+            parse(table, [*argv], None)
+        assert error.value.code == 0
+        out = capsys.readouterr().out
+        return re.findall(r"^  --(\w+)", out, re.MULTILINE), out
+
+    names = [item.name for item in fields(table)]
+    first, out = listed("--help")
+    assert len(first) == 8 and {*first} <= {*names}
+    assert len(names) == 8 or f"\n{len(names) - 8} more flags: python" in out
+    assert listed("-h", "all")[0] == names
+
+
+def test_next_step_is_quoted_and_keeps_names_and_folders(monkeypatch):
+    made = DatabaseFlags(name_data="my cells", dir_data="~/d", seed=3)
+    expected = "next: python main.py --mode train --name_data 'my cells' --dir_data '~/d' --nch_ker 16"
+    assert made.next_step(Config, mode="train", nch_ker=16) == expected
+    config = Config(scope="a", dir_result="out", dir_log="log", gpu_ids="-1", nch_ker=8, flip=False)
+    monkeypatch.setattr(sys, "argv", ["../unet/main.py", "--x"])
+    assert config.next_step(Config, mode="test") == (
+        "next: python ../unet/main.py --mode test --scope a --dir_log log --dir_result out --gpu_ids -1"
+    )
+    assert config.next_step(DisplayFlags) == "next: python ../unet/display_result.py --scope a --dir_result out"
 
 
 def test_choices_of_a_flag_are_those_that_are_implemented():

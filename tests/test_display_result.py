@@ -236,6 +236,16 @@ def test_worst_images_have_the_highest_pixel_error(results, fails):
     assert metrics.title("0010") == "0010\npixel error 0.2000, Dice 0.500" and metrics.title("0001") == "0001"
 
 
+def test_title_is_the_short_unique_name_of_the_file(results):
+    sources = ["cell.tif", "d" * 40 + ".tif", "d" * 41 + ".tif", ""]
+    rows = [{"image": f"{k:04d}", "sample": "", "source": source} for k, source in enumerate(sources)]
+    (results / "metrics.json").write_text(json.dumps({"images": rows}))
+    short = "d" * 12 + "\u2026" + "d" * 7 + ".tif"
+    titles = [read_metrics(results).file(row["image"]) for row in rows]
+    assert titles == ["cell.tif", f"0001 {short}", f"0002 {short}", "0003"]
+    assert main([]) == 0
+
+
 @pytest.mark.parametrize(
     ("classes", "foreground", "dice"), [(("cell_border", "cell"), "cell", 0.5), (("a", "b", "c"), None, 1 / 3)]
 )

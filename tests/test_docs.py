@@ -9,6 +9,7 @@ from conftest import ROOT
 from test_words import PYTORCH_UNET
 
 from config import OF_PYTORCH_UNET, Config, DatabaseFlags, DisplayFlags, parse
+from evaluation.hints import HINTS
 from flags import SWITCH
 
 TABLES = {"main.py": Config, "run_make_database.py": DatabaseFlags, "display_result.py": DisplayFlags}
@@ -45,6 +46,12 @@ def test_the_map_of_the_readme_names_files_and_folders_that_are_there():
     named = re.findall(r"^    ([\w.]+/?) ", section, re.MULTILINE)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_hints_are_those_of_the_readme():
+    text = re.sub(r"\s+", " ", (ROOT / "README.md").read_text("utf-8"))
+    listed = re.findall(r"- \*\*([^*]+)\*\*: (.*?)\.(?= -| `tensorboard)", text)
+    assert [(symptom.lower(), advice) for symptom, advice in listed] == [(a.lower(), b) for a, b in HINTS.values()]
 
 
 @each_page

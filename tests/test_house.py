@@ -10,7 +10,7 @@ from conftest import ROOT
 ROWS = [  # of files at the door and of folders; what stands in a row imports what stands above it
     ["signals", "model", "rules"],
     ["utils"],
-    ["device"],
+    ["device", "progress"],
     ["files"],
     ["locks"],
     ["exchange"],

@@ -189,7 +189,7 @@ def test_output_of_one_class_is_warned_of(trained, work, capsys):
     saved["average"]["net"]["fc.bias"].fill_(9.0)
     torch.save(saved, path)
     assert main.main(TEST) == 0
-    assert "predicted as the same class" in capsys.readouterr().err
+    assert "hint: all pixels are predicted as one class: " in capsys.readouterr().out
 
 
 def test_partial_labels_are_validated_where_they_are_annotated(database, work, fails):
@@ -399,3 +399,22 @@ def test_disk_that_fills_up_leaves_the_old_results(trained, work, fails):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert snapshot(work) == before
+
+
+def test_next_steps_lead_from_images_to_a_segmentation(work, capsys):
+    write_stacks(work / "raw", num=4)
+    raw = ["--input", "raw/train-volume.tif", "--label", "raw/train-labels.tif"]
+    assert run_make_database.main(["--name_data", "my cells", "--dir_data", "data", *raw]) == 0
+    more = {"train": [*SMALL, "--max_minutes", "0", "--num_epoch", "1", "--scope", "a"], "test": [], "predict": []}
+    for mode, flags in more.items():
+        line = capsys.readouterr().out.splitlines()[-1]
+        words = shlex.split(line.removeprefix("next: python main.py "))
+        assert words[:4] == ["--mode", mode, "--name_data", "my cells"]
+        assert ("data" in words, "--gpu_ids -1" in line, "--scope a" in line) == (
+            True,
+            mode != "train",
+            mode != "train",
+        )
+        words = ["raw/train-volume.tif" if word == "IMAGES" else word for word in words]
+        assert main.main([*words, *flags]) == 0
+    assert len(list((work / "segmented").glob("*.png"))) == 4

@@ -1,7 +1,7 @@
 """What a training assumes of its images is kept, and compared with those that come later, through the command line."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from conftest import SMALL
 
 import main
 from images.profile import Profile, channels_by_name, compare, profile_of
-from images.readers import list_frames
+from images.readers import list_frames, read_palette
 from run_make_database import main as make_database
 
 RNG = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def test_channels_are_taken_by_name_in_predict(there, capsys):
 def test_channels_that_are_missing_are_refused(there, fails):
     write("new.ome.tif", RNG.integers(20, 200, (2, 48, 48), np.uint8), ("DAPI", "Cy5"))
     line = fails(main.main, PREDICT)
-    assert "new.ome.tif: channels DAPI, Cy5; the network was trained on DAPI, GFP: no GFP: name the channels" in line
+    assert "new.ome.tif: channels DAPI, Cy5, in the training DAPI, GFP: no GFP: name the channels" in line
     assert not (there / "out.npy").exists()
 
 
@@ -127,13 +127,28 @@ def test_compare_names_a_mean_that_is_far_off():
     far = replace(BASE, mean=[89.0], low=[70.0], high=[99.0])
     assert compare(BASE, BASE, [10.0], "a", by_data=True) == [] == compare(BASE, far, [10.0], "a", by_data=False)
     (line,) = compare(BASE, far, [10.0], "a", by_data=True)
-    assert line.startswith("a: grey values 70 to 99 (uint8), the network was trained on 10 to 90 (uint8)")
+    assert line.startswith("a: grey values 70 to 99 (uint8), in the training 10 to 90 (uint8)")
 
 
 def test_compare_names_grey_that_is_saved_as_colour():
     colour = Profile(["uint8"], [50.0] * 3, [10.0] * 3, [90.0] * 3, [], [])
     (line,) = compare(colour, replace(colour, is_grey=True), [10.0] * 3, "a", by_data=False)
-    assert line == "a: grey, saved as colour; the network was trained on images that are coloured"
+    assert line == "a: grey, saved as colour; in the training the images are coloured"
+
+
+@pytest.mark.parametrize("largest", [255, 65535])
+def test_profile_knows_grey_values_that_are_indices_of_colours(tmp_path, largest):
+    indices, table = np.arange(64, dtype=np.uint8).reshape(8, 8), np.zeros((3, 256), np.uint16)
+    table[1, :64] = np.arange(64) * (largest // 63)  # from black to green, as a camera's look-up table
+    tifffile.imwrite(tmp_path / "a.tif", indices, photometric="palette", colormap=table)
+    tifffile.imwrite(tmp_path / "b.tif", indices)
+    coloured, plain = (profile_of(list_frames(tmp_path / name)) for name in ("a.tif", "b.tif"))
+    assert (coloured.is_indexed, plain.is_indexed) == (True, False)
+    (line,) = compare(plain, coloured, [10.0], "a", by_data=False)
+    assert "images that have a palette of colours, whose indices are read; in the training they have none" in line
+    older = {name: value for name, value in asdict(plain).items() if name != "is_indexed"}
+    assert Profile.from_dict(older, 1) == plain
+    assert read_palette(list_frames(tmp_path / "a.tif")[0])[1].max() == 252 + (largest > 255) * 3
 
 
 def test_profile_of_an_image_with_infinity_is_of_the_other_pixels(tmp_path):

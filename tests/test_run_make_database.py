@@ -170,7 +170,21 @@ def test_labels_of_any_type_are_read(work, dtype, values):
     assert main([]) == 0
     assert np.array_equal(load(folder)["label"], labels[0])
     assert info(folder)["class_values"] == values
-    assert info(folder)["class_names"] == [str(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "named"),
+    [
+        ((0, 255), [], {"background": 0, "foreground": 255}),
+        ((0, 255), ["--foreground", "0"], {"background": 255, "foreground": 0}),
+        ((0, 255), ["--threshold", "9"], {"background": "<= 9", "foreground": "> 9"}),
+        ((0, 1, 7), [], {"0": 0, "1": 1, "7": 7}),
+    ],
+)
+def test_two_classes_without_names_are_background_and_foreground(work, values, flags, named):
+    folder = write_stacks(work / "datasets" / "em", values=values)
+    assert main(flags) == 0
+    assert dict(zip(info(folder)["class_names"], info(folder)["class_values"], strict=True)) == named
 
 
 def test_grey_saved_as_rgb_is_grey(work):
@@ -235,15 +249,15 @@ def test_overwrite_that_fails_leaves_the_old_database(work, fails, monkeypatch):
     assert main([]) == 0
     before = snapshot(folder)
     assert "2 classes" in fails(main, ["--overwrite", "--class_names", "a,b,c"])
-    monkeypatch.setattr(database, "_provenance", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(database, "sources_of", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["--overwrite"]) == 130
     assert snapshot(folder) == before
 
 
 KILLED = """
 import os, signal, run_make_database
-from sources import database
-database.sha256 = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the samples are written, dataset.json is not
+from sources import writing
+writing.sha256 = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the samples are written, dataset.json is not
 run_make_database.main(["--overwrite", "--num_val", "2"])
 """
 

@@ -219,7 +219,7 @@ def test_train_saves_and_stops_when_nobody_reads_its_output(database, work, star
     os.mkfifo("pipe")
     process = start(main.main, *SMALL, "--num_epoch", "1000", out=work / "pipe")
     with (work / "pipe").open() as pipe:
-        while not pipe.readline().startswith("epoch"):
+        while "epoch 1/" not in pipe.readline():
             assert process.poll() is None
     _, err = process.communicate()
     assert process.returncode == 141 and "saved" in err.splitlines()[-1]
@@ -625,7 +625,11 @@ def test_background_of_three_classes_scores_and_writes_objects_with_a_class(work
     for _, number, name, area in rows:
         assert set(np.unique(mask[cells == int(number)])) == {int(name)} and (cells == int(number)).sum() == int(area)
     said = capsys.readouterr().out
-    assert f"{sum(row[2] == '0' for row in rows)} of 0" in said and "background is 2" in said
+    assert (
+        f"{sum(row[2] == '0' for row in rows)} of class 0, " in said
+        and " in 1 image; " in said
+        and "background is 2" in said
+    )
 
 
 def test_background_refuses_what_is_no_class_and_a_table_that_is_not_ours(work, fails):

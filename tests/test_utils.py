@@ -3,7 +3,6 @@ import signal
 
 import pytest
 
-from device import pick_device
 from main import memory_advice
 from signals import StopRequest
 from utils import UserError, program
@@ -74,13 +73,6 @@ def test_program_keeps_the_traceback_of_a_defect_of_ours():
     for error in (RuntimeError("shapes differ"), KeyError("x"), OSError("no number")):
         with pytest.raises(type(error)):
             _raiser(error)([])
-
-
-def test_pick_device_warns_of_a_missing_gpu_and_returns_the_cpu(capsys):
-    assert pick_device("-1").type == "cpu"
-    assert capsys.readouterr().err == ""
-    assert pick_device("99").type == "cpu"
-    assert "no GPU 99 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from checkpoint import Checkpoint, list_epochs
+from device import abilities
 from training.state import TrainState
 from utils import FlagError, UserError
 
@@ -27,6 +28,7 @@ SCORES: dict[str, Callable[[Scores], float | None]] = {  # None where the epoch 
     "v_info": lambda scores: scores.get("max/v_info"),
 }
 FALLING = ("loss", "pixel_error")  # the lower, the better
+OF_FOREGROUND = ("dice", "v_info")  # that tell nothing where no validation sample has foreground
 
 
 @dataclass
@@ -39,6 +41,7 @@ class BestEpoch:
     checkpoint: Checkpoint | None = None  # a copy on the CPU
     has_threshold: bool = False  # whether its threshold was chosen for its weights
     is_written: bool = False  # whether the file holds it
+    is_blank: bool = False  # whether the score is one of foreground, and no validation sample has any
 
     def check(self, num_class: int, *, has_validation: bool) -> None:
         """Refuse flags that ask for scores which the validation set does not have."""
@@ -75,7 +78,7 @@ class BestEpoch:
     def consider(self, state: TrainState, scores: Scores, seconds: float) -> None:
         """Copy the checkpoint of a complete epoch if its score is the best until now; `seconds` as in a checkpoint."""
         score = SCORES[self.score](scores)
-        if score is None or not isfinite(score):
+        if self.is_blank or score is None or not isfinite(score):
             return
         sign = -1 if self.score in FALLING else 1
         if state.best_score is None or sign * score > sign * state.best_score:
@@ -99,7 +102,8 @@ class BestEpoch:
         net.load_state_dict(self.checkpoint.average["net"] if self.checkpoint.average else self.checkpoint.net)
         best = replace(state, net=net, average=None)
         if score_segments(best) is not None:
-            self.checkpoint.threshold, self.has_threshold, self.is_written = best.threshold, True, False
+            self.checkpoint.threshold, self.checkpoint.chosen_on = best.threshold, best.chosen_on
+            self.has_threshold, self.is_written = True, False
 
     def save(self, before_rename: Callable[[], None]) -> None:
         """Write the checkpoint if the file is not up to date; a failure leaves the old file."""
@@ -127,10 +131,10 @@ def _copy_of(saved: Checkpoint, older: Checkpoint | None) -> Checkpoint:
 def _copied(value: Any, memory: Any) -> Any:
     """Copy of tensors, and of the tables and lists that hold them."""
     if isinstance(value, torch.Tensor):
-        # pinned memory, from a GPU: four times as fast
-        form = (value.shape, value.dtype, value.is_cuda)
+        pinned = abilities(value.device).pinned  # four times as fast
+        form = (value.shape, value.dtype, pinned)
         if not isinstance(memory, torch.Tensor) or (memory.shape, memory.dtype, memory.is_pinned()) != form:
-            memory = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            memory = torch.empty_like(value, device="cpu", pin_memory=pinned)
         return memory.copy_(value)
     if isinstance(value, dict):
         older = memory if isinstance(memory, dict) else {}

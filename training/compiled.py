@@ -9,6 +9,8 @@ from typing import cast
 import torch
 from torch import nn
 
+from device import abilities
+
 LONG_STEPS, LONG_MINUTES = 5000, 10  # compiling takes minutes, which a shorter training does not save
 
 
@@ -31,4 +33,4 @@ def maybe_compile(net: nn.Module, choice: str, device: torch.device, num_step: i
 def can_compile(device: torch.device) -> bool:
     """Whether the device is a GPU, and a C compiler and Triton are installed."""
     has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return device.type == "cuda" and has_compiler and importlib.util.find_spec("triton") is not None
+    return abilities(device).compiles and has_compiler and importlib.util.find_spec("triton") is not None

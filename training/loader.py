@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset import Batch, PatchDataset
+from device import abilities
 from distributed import World
 from samples import IGNORE, SampleFile
 from training.augment import Augmentation
@@ -99,10 +100,15 @@ class TrainingBatches:
         return batch
 
     def _augmented(self, batch: Batch, rngs: list[np.random.Generator]) -> Batch:
-        """Batch on the device, augmented with the random numbers of each crop."""
+        """Batch on the device, augmented there with the random numbers of each crop, or before where it can't."""
+        if abilities(self.device).augments:
+            return self.augment(self._moved(batch), rngs)
+        return self._moved(self.augment(batch, rngs))
+
+    def _moved(self, batch: Batch) -> Batch:
+        """Batch on the device."""
         tensors = cast(dict[str, Tensor], batch)
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
-        return self.augment(cast(Batch, moved), rngs)
+        return cast(Batch, {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()})
 
     def _weighted(self, batch: Batch, valid: Tensor, num_own: int, size: int) -> Tensor:
         """Weights with which the mean over the pixels of the whole batch is the mean over its annotated pixels."""
@@ -115,8 +121,8 @@ def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.de
     """Device that caches a database of this size, a GPU only if it has ample memory; None: read it from disk."""
     if num_byte > cache_gb * 1e9:
         return None
-    ample = device.type == "cpu" or 8 * num_byte < torch.cuda.mem_get_info(device)[0]
-    return device if ample else torch.device("cpu")
+    free_memory = abilities(device).free_memory
+    return device if free_memory and 8 * num_byte < free_memory(device) else torch.device("cpu")
 
 
 def fit_crop(crop: tuple[int, int], shapes: list[tuple[int, int]], stride: int, *, verbose: bool) -> tuple[int, int]:
@@ -149,7 +155,7 @@ def patch_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
-        pin_memory=device.type == "cuda" and data.memory != device,  # from which a GPU copies without waiting
+        pin_memory=abilities(device).pinned and data.memory != device,  # from which a GPU copies without waiting
     )
 
 

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from files import atomic_write
+from progress import clock
 from utils import UserError, echo, printable
 
 if TYPE_CHECKING:  # imported where they are used: a test needs none of them
@@ -22,6 +24,7 @@ if TYPE_CHECKING:  # imported where they are used: a test needs none of them
 
 CHARTS = {"loss": {"train and validation": ["Multiline", ["loss/train", "loss/val"]]}}  # of custom scalars
 NO_SCORES = ("learning_rate", "images_per_second")  # curves that are none
+WIDTH, EACH = 79, 1.0  # columns of the progress on a terminal, and time [s] until it is shown again
 PROGRESS = ("loss", "dice", "pixel_error", "images_per_second")  # scores next to the progress
 
 
@@ -46,9 +49,12 @@ class TrainingLog:
         self._waiting: list[Event] | None = []  # events until `open`; None: none can be written any more
         self._flags: tuple[Event, ...] = ()  # which each file begins with
         self._table: dict[str, Any] = {}  # of arg.txt
-        self.bar = tqdm(total=last, initial=first - 1, unit="epoch", disable=None, dynamic_ncols=True)
+        self.bar = tqdm(bar_format="{desc}", disable=None)
+        self.texts: dict[str, str] = {}  # scores of the last epoch
         self.of = f"/{last}" if last else ""  # a run that is limited by time has no last epoch
+        self.last_shown = 0.0  # time [s]
         self.start, self.before = time.monotonic(), progress  # the fraction of the run that was done before
+        self.show(first, progress)
 
     def open(self) -> None:
         """Write arg.txt and the events until now; called when the files of an earlier training are out of the way."""
@@ -108,15 +114,32 @@ class TrainingLog:
         """Add one point to each curve, and show the progress, the fraction of the run that is done."""
         self._mend(epoch)
         self._write(epoch, summary={"value": [{"tag": name, "simple_value": value} for name, value in scores.items()]})
-        texts = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in PROGRESS}
-        pace = (time.monotonic() - self.start) / max(progress - self.before, 1e-9)  # [s] for the whole run
-        minutes, seconds = divmod(round(pace * (1 - progress)), 60)
-        left = f"{minutes}:{seconds:02d}"
-        self.bar.set_postfix(texts | {"left": left}, refresh=False)
-        self.bar.update()
+        self.texts = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in PROGRESS}
+        self.last_shown = 0.0
+        self.show(epoch, progress)
         if self.bar.disable:
-            text = "  ".join(f"{name} {value}" for name, value in texts.items())
-            echo(f"epoch {epoch}{self.of}  {text}  {left} left")
+            echo(self._line(epoch, progress))
+
+    def show(self, epoch: int, progress: float) -> None:
+        """Show the progress on a terminal, if the last time was not just now."""
+        if not self.bar.disable and time.monotonic() - self.last_shown >= EACH:
+            self.last_shown = time.monotonic()
+            self.bar.set_description_str(self._line(epoch, progress, WIDTH))
+
+    def _line(self, epoch: int, progress: float, width: float = inf) -> str:
+        """Progress as a line: the time left first, and last as many scores as fit."""
+        gone, done = time.monotonic() - self.start, progress - self.before
+        left = clock(gone / done * (1 - progress)) if done > 0 else "?"
+        line = f"{left} left, {clock(gone)} done, epoch {epoch}{self.of}"
+        for name, value in self.texts.items():
+            line += text if len(line + (text := f"  {name} {value}")) <= width else ""
+        return line
+
+    def note(self, text: str) -> None:
+        """Print a line above the progress."""
+        self.bar.clear()
+        echo(text)
+        self.bar.refresh()
 
     def arguments(self, epoch: int, values: dict[str, Any], network: Mapping[str, Any]) -> None:
         """Add the flags as a table of text, and the layout of the chart of both losses; called before `open`."""

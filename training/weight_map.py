@@ -9,10 +9,10 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 from description import DataInfo
 from files import atomic_write, flush_folders
+from progress import tracked
 from samples import IGNORE, SampleFile, check_values
 from utils import UserError
 
@@ -35,7 +35,7 @@ def loss_of(choice: str, num_class: int) -> str:
 def cache_border_distances(files: list[SampleFile], info: DataInfo) -> None:
     """Compute the border distance of each sample once, and cache it in a file next to the sample."""
     folders = set()
-    for file in tqdm(files, desc="weight map", disable=None, leave=False):
+    for file in tracked(files, "weight map"):
         _rename_earlier(file)
         image, label = file.open(info.class_values)
         if label is None:

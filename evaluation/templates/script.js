@@ -151,6 +151,9 @@ function drawFilters(beginning = "") {
 
 // --- layers, threshold and classes
 
+const isOn = (name) => document.body.dataset.layers.split(" ").includes(name);
+const HIDES = { objects: "errors", errors: "objects" }; // two maps in colours can't be seen at once
+
 function toggleLayer(name) {
   const box = find(`[data-layer="${name}"]`);
   if (!box) return;
@@ -158,6 +161,16 @@ function toggleLayer(name) {
   box.checked = !on.delete(name);
   if (box.checked) on.add(name);
   document.body.dataset.layers = [...on].join(" ");
+  if (box.checked && HIDES[name] && isOn(HIDES[name])) toggleLayer(HIDES[name]);
+}
+
+/** Show the inputs brighter by a power of two: their white is that much lower than the picture's. */
+function setContrast(power) {
+  const slider = find("#contrast");
+  slider.value = power;
+  const factor = 2 ** Number(slider.value);
+  find("#contrast-value").value = `\u00d7${+factor.toPrecision(2)}`;
+  document.documentElement.style.setProperty("--contrast", factor === 1 ? "none" : `brightness(${factor})`);
 }
 
 function toggleClass(k) {
@@ -166,7 +179,7 @@ function toggleClass(k) {
 }
 
 const percent = (fraction) => `${(100 * fraction).toFixed(2)} %`;
-const number = (value) => value.toFixed(value >= 10 ? 1 : 4);
+const number = (value, name) => (data.counts?.includes(name) ? String(value) : value.toFixed(value >= 10 ? 1 : 4));
 const errorAt = (image) => image.wrong[state.threshold] / image.valid;
 
 /** Pixel error of an image at the threshold; empty with more than two classes, and without a label. */
@@ -178,6 +191,7 @@ function setThreshold(value) {
   state.threshold = Math.min(254, Math.max(0, value));
   find("#threshold").value = state.threshold;
   find("#threshold-value").value = ((state.threshold + 0.5) / 255).toFixed(2);
+  find("#threshold-flag").textContent = `--threshold ${find("#threshold-value").value}`;
   drawFilters("output-");
   for (const line of document.querySelectorAll(".live")) line.textContent = errorText(imageOf(line.closest(".card")));
   const errors = Object.values(data.images).filter((image) => image.wrong.length).map(errorAt);
@@ -190,12 +204,14 @@ function setThreshold(value) {
 function fill(card) {
   const image = imageOf(card);
   card.append(find("#below").content.cloneNode(true));
-  find(".wipe", card).setAttribute("aria-label", `Wipe to the output of ${image.title}`);
+  find(".wipe", card)?.setAttribute("aria-label", `Wipe to the output of ${image.title}`);
   find(".live", card).textContent = errorText(image);
   find(".about", card).textContent = image.about;
+  find(".objects-of", card).textContent = image.objects;
   const isMain = ([name]) => data.mainScores.some((beginning) => name.startsWith(beginning));
-  const scores = Object.entries(image.scores).map(([name, value]) => [name, number(value)]);
-  const rows = scores.filter(isMain).map((row) => html("div", {}, html("dt", {}, row[0]), html("dd", {}, row[1])));
+  const scores = Object.entries(image.scores).map(([name, value]) => [name, number(value, name)]);
+  const term = (name) => html("dt", { title: data.meanings[name] }, name);
+  const rows = scores.filter(isMain).map((row) => html("div", {}, term(row[0]), html("dd", {}, row[1])));
   find("dl", card).append(...rows);
   const more = scores.filter((row) => !isMain(row)).map((row) => row.join(" ")).join(", ");
   find("details p", card).textContent = more;
@@ -236,7 +252,7 @@ function sortBy(name) {
   state.worstFirst = state.score !== name || !state.worstFirst;
   state.score = name;
   find("#sort").value = name;
-  find("#direction").textContent = state.worstFirst ? "worst first" : "best first";
+  find("#direction").textContent = data.directions[Number(!state.worstFirst)];
   for (const button of document.querySelectorAll(".by")) button.setAttribute("aria-pressed", button.dataset.score === name);
   sortCards();
 }
@@ -244,7 +260,7 @@ function sortBy(name) {
 /** Score of each image in the order of the cards; each point leads to its card. */
 function drawChart() {
   const chart = find("#chart");
-  if (!chart) return;
+  if (!chart?.clientWidth) return; // there is none, or it is folded
   const rows = state.shown.filter((card) => imageOf(card).scores[state.score] !== undefined);
   const values = rows.map((card) => imageOf(card).scores[state.score]);
   const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -282,7 +298,8 @@ function panel(title, layer) {
 function panelsOf(card) {
   const made = [panel("input with layers", "input"), panel("output", "output-shown")];
   find(".stage", made[0]).append(find("#layers").content.cloneNode(true));
-  find(".wiped", made[0]).remove();
+  find(".wiped", made[0])?.remove();
+  if (!find("#layers").content.querySelector(".wiped")) return [made[0]]; // a page without outputs
   if (!card.classList.contains("unlabelled")) {
     made.splice(1, 0, panel("label", "label-shown"));
     made.push(panel("errors", "input dim"));
@@ -299,11 +316,12 @@ function open(card) {
   const panels = find(".panels");
   panels.className = `panels ${card.classList.contains("unlabelled") ? "unlabelled" : ""}`;
   panels.style.cssText = find(".stage", card).style.cssText;
+  panels.style.setProperty("--input", `url("${find("img", card).src}")`);
   panels.replaceChildren(...panelsOf(card));
-  find("#large-title").textContent = imageOf(card).title;
+  make(find("#large-title"), { title: imageOf(card).title }, []).textContent = imageOf(card).short;
   showScores();
   if (!large.open) {
-    find(".toolbar-place", large).append(find(".toolbar")); // the one toolbar, as a dialog shuts off the page
+    find(".toolbar-place", large).append(find(".tools")); // the one toolbar, as a dialog shuts off the page
     large.showModal();
   }
   Object.assign(view, { scale: 1, x: 0.5, y: 0.5 });
@@ -312,8 +330,8 @@ function open(card) {
 
 function showScores() {
   const image = imageOf(state.open);
-  const parts = Object.entries(image.scores).slice(0, 2).map(([name, value]) => `${name} ${number(value)}`);
-  find("#large-scores").textContent = [...parts, errorText(image)].filter(Boolean).join(", ");
+  const parts = Object.entries(image.scores).slice(0, 2).map(([name, value]) => `${name} ${number(value, name)}`);
+  find("#large-scores").textContent = [...parts, errorText(image), image.objects].filter(Boolean).join(", ");
 }
 
 function step(by) {
@@ -332,7 +350,7 @@ function sizes() {
 /** Show the same part of the image in all panels. */
 function place() {
   const panels = find(".panels");
-  const wide = large.clientWidth / large.clientHeight > 2.4 || panels.children.length === 2;
+  const wide = large.clientWidth / large.clientHeight > 2.4 || panels.children.length <= 2;
   panels.style.setProperty("--columns", wide ? panels.children.length : 2);
   panels.style.setProperty("--rows", wide ? 1 : 2);
   const { width, height, imageWidth, imageHeight } = sizes();
@@ -388,7 +406,7 @@ function drag(event) {
 }
 
 function closeLarge() {
-  find("main .toolbar-place").append(find(".toolbar"));
+  find("main .toolbar-place").append(find(".tools"));
   const card = state.open;
   state.open = null;
   leadTo(card);
@@ -402,6 +420,9 @@ const KEYS = {
   e: () => toggleLayer("errors"),
   L: () => toggleLayer("label-fill"),
   O: () => toggleLayer("output-fill"),
+  b: () => toggleLayer("objects"),
+  "{": () => setContrast(Number(find("#contrast").value) - 0.5),
+  "}": () => setContrast(Number(find("#contrast").value) + 0.5),
   "[": () => isTwo && setThreshold(state.threshold - 5),
   "]": () => isTwo && setThreshold(state.threshold + 5),
   "?": toggleHelp,
@@ -445,6 +466,9 @@ function listenOnPage() {
   }
   on("#sort", "change", ({ target }) => sortBy(target.value));
   on("#direction", "click", () => sortBy(state.score));
+  on("#contrast", "input", ({ target }) => setContrast(target.value));
+  on("#contrast-reset", "click", () => setContrast(0));
+  on(".fold", "toggle", drawChart);
   on(".scores", "click", ({ target }) => target.dataset.score && sortBy(target.dataset.score));
   on("#filter", "input", sortCards);
   on("#chart", "click", (event) => {
@@ -477,7 +501,9 @@ document.body.append(svg("svg", { id: "filters", width: 0, height: 0, "aria-hidd
 drawFilters();
 if (isTwo) setThreshold(data.threshold);
 for (const button of document.querySelectorAll(".by")) button.setAttribute("aria-pressed", button.dataset.score === state.score);
-drawChart();
 for (const card of cards) nearby.observe(card);
+const narrow = matchMedia("(max-width: 599px)"); // there the tools would fill the window
+narrow.addEventListener("change", () => (find(".tools").open = !narrow.matches));
+find(".tools").open = !narrow.matches;
 listenOnPage();
 listenInLargeView();

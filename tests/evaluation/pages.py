@@ -1,9 +1,17 @@
 """Results of a test made by hand, and their page."""
 
 import numpy as np
+import torch
+from PIL import Image
+from test_ensemble import INFO
 
-from evaluation.pictures import label_picture, save_images, wrong_pixels
+from evaluation.fates import ObjectMap, total
+from evaluation.pictures import OBJECTS, label_picture, save_images, wrong_pixels
+from evaluation.prediction_page import write_prediction_page
 from evaluation.results_page import Card, Run, write_index
+from images.readers import list_frames
+from prediction.predictor import Member, Predictor
+from prediction.preview import Preview, _png
 
 SIZE = 64
 
@@ -39,6 +47,7 @@ def summary_of(classes=("background", "cell"), background="background", mean=Non
         "pixel_threshold": 0.5 if two else None,
         "segment_threshold": 0.7 if two else None,
         "mean": mean or {"loss": 0.2, "pixel_error": 0.05, "dice_cell": 0.9},
+        "objects": None,
         "majority_class": background,
         "majority": {"pixel_error": 0.1},
     }
@@ -51,7 +60,10 @@ def write_two_classes(folder, num=3, *, background="background", charts=None, **
         pixels, label, probability = scene(number % 9)
         valid = np.arange(SIZE) < (40 if number == num - 1 else SIZE)
         valid = np.broadcast_to(valid, label.shape)
+        objects = ObjectMap(label.shape)
+        objects.add(label, (probability > 178).astype(np.uint8))
         pictures = {"input": pixels, "label": label_picture(label, 2, valid), "output": probability}
+        pictures[OBJECTS] = objects.picture
         save_images(folder / "images", number, pictures)
         is_inverted = background == "cell"
         inside, output = (label == 0, 255 - probability) if is_inverted else (label == 1, probability)
@@ -62,10 +74,12 @@ def write_two_classes(folder, num=3, *, background="background", charts=None, **
         changed = {
             "wrong": wrong,
             "annotated": float(valid.mean()),
+            "objects": objects.counts,
             "pixel_size": None if number else (0.5, 0.5),
         } | changes
         cards.append(Card(**vars(card) | changed))
-    write_index(folder, folder, run_of(charts=charts or {}), summary_of(background=background), cards)
+    summary = summary_of(background=background) | {"objects": total([card.objects for card in cards])}
+    write_index(folder, folder, run_of(charts=charts or {}), summary, cards)
     return (folder / "index.html").as_uri()
 
 
@@ -99,4 +113,22 @@ def write_unlabelled(folder):
     save_images(folder / "images", 0, {"input": pixels, "output": probability})
     summary = summary_of() | {"mean": {}, "majority": {}}
     write_index(folder, folder, run_of(), summary, [Card("0000", "00000.npy", pixels.shape, {})])
+    return (folder / "index.html").as_uri()
+
+
+def write_prediction(folder):
+    """Page of a prediction of two images, the second of which is the more uncertain; each has a square outlined."""
+    pixels, label, _ = scene(0)
+    palette = np.full((256, 3), (230, 159, 0), np.uint8)
+    for k in range(2):
+        Image.fromarray(pixels).save(folder / f"a_very_long_name_of_an_image_{k}.png")
+    frames = list_frames(str(folder))
+    previews = [
+        Preview(
+            k, pixels.shape, 0.1 + 0.5 * k, _png(pixels), _png(label, palette), np.ones(k + 1, int), np.full(k + 1, 400)
+        )
+        for k in (1, 0)
+    ]
+    network = Predictor((Member(torch.nn.Identity(), INFO),), 0.5, torch.device("cpu"), background=0)
+    write_prediction_page(folder / "index.html", previews, frames, network, {"command": "python main.py"})
     return (folder / "index.html").as_uri()

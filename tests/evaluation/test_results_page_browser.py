@@ -147,6 +147,7 @@ def test_cards_are_sorted_by_any_score_filtered_and_led_to(page, two):
     assert page.order() == ["0002", "0001", "0000"] and page.find("#sort").get_property("value") == "pixel_error"
     page.click("#direction")
     assert page.order() == ["0000", "0001", "0002"] and page.text("#direction") == "best first"
+    page.click(".fold > summary")
     page.click(".by[data-score=dice_cell]")
     assert page.order() == ["0002", "0001", "0000"] and page.text("#direction") == "worst first"
     page.click(".by[data-score=loss]")
@@ -171,7 +172,7 @@ def test_threshold_changes_mask_and_error_as_the_scores_say(page, two):
     missed = 400 / 64**2
     assert page.text("#image-0001 .live") == f"pixel error {100 * missed:.2f} % at threshold 0.79"
     page.click(".jump:nth-of-type(2)")
-    assert page.text("#threshold-value") == "0.70"
+    assert page.text("#threshold-value") == "0.70" and page.text("#threshold-flag") == "--threshold 0.70"
 
 
 def test_errors_are_coloured_where_label_and_output_differ(page, two):
@@ -187,6 +188,50 @@ def test_errors_are_coloured_where_label_and_output_differ(page, two):
     assert (shown[:, :40] == 120).all() and (shown[:, 40:] != 120).all() and np.unique(shown[:, 40:]).size > 1
     page.click("[data-layer=veil]")
     assert (page.picture("#image-0002 .stage") == 120).all()
+
+
+def test_objects_are_coloured_by_what_became_of_them(page, tmp_path):
+    address = pages.write_two_classes(tmp_path, 8)  # the square of image k is k px off: from 7 px on it is missed
+    stage = open_card(page, address, "0007", "errors")
+    page.click("[data-layer=objects]")
+    assert not page.find("[data-layer=errors]").is_selected()
+    label, found = pages.scene(7)[1] == 1, pages.scene(7)[2] == 200
+    shown = page.picture(stage)
+    assert np.array_equal(is_near(shown, (0, 114, 178)), label) and label.any()
+    assert np.array_equal(is_near(shown, (213, 94, 0)), found & ~label)
+    counts = "objects: 0 matched, 1 missed (0 split), 1 added (0 merged)"
+    assert page.text("#image-0007 .objects-of") == counts
+    assert is_near(page.picture("#image-0006 .stage"), (0, 158, 115))[16:36, 14:34].all()
+    legend = "[...document.querySelectorAll('label:has([data-layer=objects]) .key')].map(key => key.textContent)"
+    assert page.run(legend) == ["7 matched", "1 missed", "1 added", "0 split", "0 merged"]
+
+
+def test_contrast_brightens_the_input_alone_and_is_reset(page, two):
+    stage = open_card(page, two, "0001", "output-fill")
+    plain, inside = page.picture(stage), pages.scene(1)[2] > 127
+    page.slide("#contrast", 1)
+    shown = page.picture(stage)
+    assert (shown[~inside] == 240).all() and page.text("#contrast-value") == "\u00d72"
+    page.press("{", "{", "{")
+    assert page.text("#contrast-value") == "\u00d70.71"
+    page.click("#contrast-reset")
+    assert np.array_equal(page.picture(stage), plain)
+
+
+def test_meaning_of_a_score_opens_by_keyboard(page, two):
+    page.open(two)
+    page.click(".fold > summary")
+    page.run("document.querySelector('.meaning > summary').focus()")
+    height = page.find(".meaning").rect["height"]
+    page.press("\ue007")  # Enter
+    assert page.find(".meaning").rect["height"] > height + 10
+
+
+@pytest.mark.parametrize(("width", "seen"), [(1280, 300), (400, 250)])
+def test_pictures_lie_in_the_first_screen(page, tmp_path, width, seen):
+    curves = charts({name: [(1, 0.5), (2, 0.4)] for name in ("loss/val", "pixel_error", "dice/cell")})
+    page.open(pages.write_two_classes(tmp_path, charts={"unet": curves}), width, 800)
+    assert page.run("document.querySelector('.card .stage').getBoundingClientRect().top") < 800 - seen
 
 
 def test_outlines_follow_the_borders_of_label_and_output(page, two):
@@ -281,6 +326,7 @@ def test_annotation_ends_in_grey_and_without_an_outline(page, tmp_path):
 def test_curves_stand_next_to_the_scores(page, tmp_path):
     curves = charts({name: [(1, 0.5), (2, 0.4)] for name in ("loss/val", "pixel_error", "dice/cell")})
     page.open(pages.write_two_classes(tmp_path, charts={"unet": curves}))
+    page.click(".fold > summary")
     places = [page.find(selector).rect for selector in (".scores", "figure:nth-child(1)", "figure:nth-child(2)")]
     left, top = [place["x"] for place in places], [place["y"] for place in places]
     assert left == sorted(left) and top[1] == top[2] < top[0] + places[0]["height"]
@@ -291,6 +337,8 @@ def test_page_fits_every_window_and_is_accessible(page, two, three):
 
     for address in (two, three):
         page.open(address)
+        page.click(".fold > summary")
+        page.click(".meaning > summary")
         for dark, width in product((False, True), (400, 1280, 2500)):
             page.darken(dark)
             page.resize(width)
@@ -329,6 +377,32 @@ def test_unlabelled_image_shows_input_and_output(page, tmp_path):
     page.click(".card .stage")
     captions = "[...document.querySelectorAll('.panels figcaption')].map(caption => caption.textContent)"
     assert page.run(captions) == ["input with layers", "output"]
+
+
+def test_prediction_page_fits_every_window_and_is_accessible(page, tmp_path):
+    from axe_core_python.selenium import Axe
+
+    address = pages.write_prediction(tmp_path)
+    stage = open_card(page, address, "0001", "objects")
+    assert page.order() == ["0001", "0000"] and page.text("#image-0001 h3") == "a_very_long_…f_an_image_1"
+    inside = pages.scene(0)[1] == 1
+    assert is_near(page.picture(stage), (197, 147, 36), 5)[inside].all()  # 70 % of the orange over grey 120
+    only(page)
+    assert (page.picture(stage) == 120).all()
+    scores = "[...document.querySelectorAll('#image-0001 dl div')].map(row => row.textContent)"
+    assert page.run(scores) == ["uncertainty0.6000", "objects2", "median_area400.0"]
+    page.click(".fold > summary")
+    for is_large, dark, width in product((False, True), (False, True), (400, 1280)):
+        page.resize(width)
+        page.darken(dark)
+        if is_large and not page.run("document.querySelector('#large').open"):
+            page.click(stage)
+            assert page.run("document.querySelectorAll('.panels figure').length") == 1
+            assert (page.picture(".panels .stage")[32, 32] == 120).all()
+        assert page.run("document.documentElement.scrollWidth") <= width
+        found = Axe().run(page.driver, options={"resultTypes": ["violations"]})["violations"]
+        found = [violation for violation in found if violation["impact"] != "minor"]
+        assert not found, [(v["id"], node["html"]) for v in found for node in v["nodes"]]
 
 
 def test_database_page_fits_every_window_and_is_accessible(page, tmp_path, monkeypatch):

@@ -13,11 +13,11 @@ VALUES = (0, 255)
 EMPTY = np.zeros((48, 48), np.uint8)
 
 
-def sample(bright=True, size=6, num=4):
+def sample(bright=True, size=6, num=25):
     """Image and label of 48 px with squares, brighter or darker than what is around them."""
     label = np.zeros((48, 48), np.uint8)
     for number in range(num):
-        top, left = 4 + 22 * (number // 2), 4 + 22 * (number % 2)
+        top, left = 2 + 9 * (number // 5), 2 + 9 * (number % 5)
         label[top : top + size, left : left + size] = 1
     image = 100 + RNG.normal(0, 5, label.shape) + label * (60.0 if bright else -60.0)
     return image.clip(0, 255).astype(np.uint8), label
@@ -38,8 +38,8 @@ def made(tmp_path, splits, values=VALUES, change=lambda info: info):
 def test_review_of_right_data_warns_of_nothing(tmp_path):
     found = made(tmp_path, {"train": [sample() for _ in range(4)], "val": [sample()], "test": [sample()]})
     assert found.warnings == []
-    assert found.shares("train") == pytest.approx([1 - 144 / 48**2, 144 / 48**2]) and found.annotated("train") == 1
-    assert found.areas(1).tolist() == [36] * 24
+    assert found.shares("train") == pytest.approx([1 - 900 / 48**2, 900 / 48**2]) and found.annotated("train") == 1
+    assert found.areas(1).tolist() == [36] * 150
     edges, lines = found.histogram()
     middle = (edges[1:] + edges[:-1]) / 2
     assert [round(float((middle * line).sum()), -1) for line in lines] == [100, 160]
@@ -51,11 +51,12 @@ WRONG = {
         "no validation sample has class 1 (255)",
     ),
     "one training image": ({"train": [sample()]}, "one training image"),
+    "few objects": ({"train": [sample(num=9), sample(num=10)]}, "fewer than 20 objects to learn from: annotate"),
     "turned label": (
         {"train": [sample(), sample(), sample(), sample(), sample(bright=False)]},
         "but not in train-4.tif",
     ),
-    "thin objects": ({"train": [sample(size=1), sample()]}, "4 of 12 objects are narrower than 2 px"),
+    "thin objects": ({"train": [sample(size=1), sample()]}, "25 of 75 objects are narrower than 2 px"),
 }
 
 
@@ -88,7 +89,7 @@ def test_review_counts_what_is_annotated(tmp_path):
     image, label = sample()
     label[24:] = IGNORE
     found = made(tmp_path, {"train": [(image, label), sample()]})
-    assert found.annotated("train") == 0.75 and found.shares("train")[1] == pytest.approx(216 / (1.5 * 48**2))
+    assert found.annotated("train") == 0.75 and found.shares("train")[1] == pytest.approx(1380 / (1.5 * 48**2))
 
 
 def test_database_page_shows_what_is_wrong_and_the_pairs(tmp_path):

@@ -1,10 +1,12 @@
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from evaluation.tables import format_confusion, write_metrics
+from evaluation.tables import LOW_IS_GOOD, MEANINGS, format_confusion, meaning_of, write_metrics
 
 
 def test_write_metrics_writes_json_and_csv(tmp_path):
@@ -56,3 +58,10 @@ def test_format_confusion_fits_100_columns():
     assert head.split() == ["label", *map(str, range(12))] and len(head) <= 100
     assert second.startswith("1 class 1 ") and last.split()[-1] == "100.0"
     assert format_confusion(np.eye(30), [str(k) for k in range(30)]) == ""
+
+
+def test_meanings_of_scores_are_those_of_the_docs():
+    text = (ROOT / "docs" / "test-and-scores.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([01]) \| (.+) \|$", text, re.MULTILINE)
+    assert {name: (int(best), meaning) for name, best, meaning in rows} == MEANINGS
+    assert meaning_of("dice_my_class") == MEANINGS["dice_NAME"][1] and LOW_IS_GOOD[0] == "loss"

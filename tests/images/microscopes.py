@@ -63,7 +63,7 @@ def write_lif(path, images, um=0.5):
     path.write_bytes(block(f'<LMSDataContainerHeader Version="2">{tree}</LMSDataContainerHeader>') + blocks)
 
 
-def write_nd2(path, pixels, um=0.5, colours=False):
+def write_nd2(path, pixels, um=0.5, colours=False, calibrated=True):
     """An ND2 of version 2, of one image (C, Y, X), as Nikon's format is laid out; no package writes it.
 
     With `colours` the three channels are one image of a colour camera, whose file has blue first.
@@ -81,7 +81,8 @@ def write_nd2(path, pixels, um=0.5, colours=False):
         for c in range(1 if colours else num)
     )
     planes = f'<uiCount runtype="lx_uint32" value="{1 if colours else num}"/><sPlane runtype="X">{planes}</sPlane>'
-    meta = f'<bCalibrated runtype="bool" value="true"/><dCalibration runtype="double" value="{um}"/>'
+    meta = f'<bCalibrated runtype="bool" value="{str(calibrated).lower()}"/>'
+    meta += f'<dCalibration runtype="double" value="{um}"/>'
     meta += f'<sPicturePlanes runtype="X">{planes}</sPicturePlanes>'
     chunks = {
         b"ImageAttributes!": variant("SLxImageAttributes", attributes),

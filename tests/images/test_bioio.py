@@ -164,6 +164,13 @@ def test_nd2_is_read(tmp_path):
     assert (g.pixel["X"], g.pixel["Y"], g.channels) == (0.5, 0.5, ("Dye0", "Dye1"))
 
 
+def test_nd2_without_calibration_has_no_pixel_size(tmp_path):
+    pytest.importorskip("bioio_nd2")
+    write_nd2(tmp_path / "a.nd2", volume(2, 20, 30), um=1.0, calibrated=False)
+    geometry = read_geometry(list_frames(tmp_path))
+    assert geometry.pixel == {} and geometry.unknown == "the file gives none"
+
+
 def test_planes_are_decoded_once_and_no_others(tmp_path, monkeypatch):
     pytest.importorskip("bioio_lif")
     write_lif(tmp_path / "a.lif", {"A": volume(4, 1, 200, 30)})

@@ -61,7 +61,7 @@ def test_predict_filters_by_the_training_labels_unless_flags_say_otherwise(stack
     said = capsys.readouterr().out
     assert "under 12 px dropped, holes filled (as in the training labels; to keep all: --min_size 0" in said
     assert np.array_equal(trained, filtered(raw, 12, True)) and not np.array_equal(trained, raw)
-    assert f"objects: {sum(section.max() for section in trained)} of cell" in said
+    assert f"objects: {sum(section.max() for section in trained)} cell in 5 images\n" in said
     given = segment("given.npy", "--min_size", "30", "--fill_holes", "off")
     assert np.array_equal(given, filtered(raw, 30, False)) and 0 < given.max() < trained.max()
     assert "filter of the objects: under 30 px dropped\n" in capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_linked_objects_have_one_number_through_the_stack(stack, capsys, flags):
     result = segment("linked.npy", "--link", "0.3", "--tile", "64", *flags)
     expected = linked(cells, 0.3)
     assert np.array_equal(result, expected)
-    assert f"objects: {expected.max()} of cell, linked in 1 stack(s)" in capsys.readouterr().out
+    assert f"objects: {expected.max()} cell in 5 images, linked in 1 stack(s)" in capsys.readouterr().out
     assert np.array_equal(result[0], result[1]) and np.array_equal(result[2], result[3])  # and the others are new:
     assert cells[0].max() < result.max() < sum(section.max() for section in cells)
     given = {} if not flags else {"min_size": 0, "fill_holes": False}
@@ -132,7 +132,7 @@ def test_stacks_are_not_linked_with_each_other_and_processes_share_them(stack, t
     found = np.load("tz.npy")
     assert np.array_equal(segment("zt.npy", "--link", "0.3", source="zt.ome.tif"), found.swapaxes(0, 1))
     assert np.array_equal(segment("one.npy", "--link", "0.3"), found[0])
-    assert f"objects: {found[0].max() + found[1].max()} of cell, linked in 2 stack(s)" in text
+    assert f"objects: {found[0].max() + found[1].max()} cell in 10 images, linked in 2 stack(s)" in text
     assert "a whole stack: 1 of 3 have nothing to do" in text
 
 
@@ -217,7 +217,7 @@ def test_test_mode_scores_the_objects_that_predict_writes(stack, database, capsy
     np.save("section.npy", stack[0])
     capsys.readouterr()
     cells, raw = (segment("cells.npy", *more, source="section.npy") for more in (flags, ALL))
-    num = int(re.search(r"objects: (\d+) of cell", capsys.readouterr().out)[1])
+    num = int(re.search(r"objects: (\d+) cell", capsys.readouterr().out)[1])
     for file in (database / "test").iterdir():
         file.unlink()
     label = np.uint8(raw > 0)

@@ -56,7 +56,9 @@ def test_table_has_no_cells_that_a_spreadsheet_computes(stack, work):
     (work / "in.tif").rename("=1+1.tif")
     assert segment("=1+1.tif", "out.csv", "--what", "table", "--section", "0") == 0
     rows = rows_of(work / "out.csv")
-    assert {row["image"] for row in rows} == {"'=1+1.tif"} and float(rows[0]["centre_y_px"]) >= 0
+    assert {row["image"] for row in rows} == {row["path"] for row in rows} == {"'=1+1.tif"} and float(
+        rows[0]["centre_y_px"]
+    ) >= 0
     assert segment("./=1+1.tif", "out.csv", "--what", "table", "--section", "0") == 0  # replaces its own table
 
 
@@ -143,7 +145,7 @@ def test_sections_chosen_count_in_what_fiji_can_open(trained, work):
 
 
 def test_overlay_is_the_image_with_the_outlines_of_the_cells(stack, work):
-    assert segment("in.tif", "out.tif", "--what", "cells,overlay", "--compression", "zlib") == 0
+    assert segment("in.tif", "out.tif", "--what", "cells,overlay", "--compression", "zlib", "--numbers", "off") == 0
     with tifffile.TiffFile("out-overlay.tif") as tif:
         assert tif.series[0].axes == "ZYXS" and tif.pages[0].photometric == 2 and tif.pages[0].compression == 8
         picture = tif.asarray()
@@ -166,24 +168,25 @@ def test_folder_has_pictures_by_section_one_table_and_outlines_by_file(stack, wo
     Image.fromarray(stack[0, :100]).save("raw/b.png")
     assert segment("raw", "out/", "--what", "overlay,table,rois") == 0
     names = ["a-0000-overlay.png", "a-0001-overlay.png", "a-0002-overlay.png", "a-rois.zip", "b-overlay.png"]
-    assert sorted(path.name for path in (work / "out").iterdir()) == [*names, "b-rois.zip", "table.csv"]
+    others = ["b-rois.zip", "index.html", "summary.csv", "table.csv"]
+    assert sorted(path.name for path in (work / "out").iterdir()) == [*names, *others]
     assert np.asarray(Image.open("out/b-overlay.png")).shape == (100, 40, 3)
     assert {position for _, position in roi_names(work / "out" / "a-rois.zip")} == {1, 2, 3}
     assert {position for _, position in roi_names(work / "out" / "b-rois.zip")} == {0}
     rows = rows_of(work / "out" / "table.csv")
-    assert {(row["image"], row["section"]) for row in rows} == {("raw/a.tif", n) for n in "123"} | {("raw/b.png", "1")}
-    assert all((row["area_um2"] == "") == (row["image"] == "raw/b.png") for row in rows)
+    assert {(row["image"], row["section"]) for row in rows} == {("a.tif", n) for n in "123"} | {("b.png", "1")}
+    assert all((row["area_um2"] == "") == (row["path"] == "raw/b.png") for row in rows)
 
 
 def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack, work, capsys):
     tifffile.imwrite("bare.tif", stack[:1, :64])
     for target, what, files in (
-        ("t.csv", "table", {"t.csv"}),
-        ("u.tif", "table", {"u.csv"}),
-        ("v.npy", "mask,overlay,table", {"v-mask.npy", "v-overlay.tif", "v-table.csv"}),
-        ("w.png", "overlay,table", {"w.png", "w.csv"}),
-        ("x.ome.tif", "mask,table", {"x-mask.ome.tif", "x-table.csv"}),
-        ("y.ome.tif", "table", {"y.csv"}),
+        ("t.csv", "table", {"t.csv", "t-summary.csv"}),
+        ("u.tif", "table", {"u.csv", "u-summary.csv"}),
+        ("v.npy", "mask,overlay,table", {"v-mask.npy", "v-overlay.tif", "v-table.csv", "v-summary.csv"}),
+        ("w.png", "overlay,table", {"w.png", "w.csv", "w-summary.csv"}),
+        ("x.ome.tif", "mask,table", {"x-mask.ome.tif", "x-table.csv", "x-summary.csv"}),
+        ("y.ome.tif", "table", {"y.csv", "y-summary.csv"}),
     ):
         before = set(work.iterdir())
         assert segment("bare.tif", target, "--what", what) == 0
@@ -208,12 +211,13 @@ def test_files_are_named_after_the_output_and_lack_of_a_pixel_size_is_said(stack
         ("x.npy", "overlay", "--output x.npy can't hold overlay"),
         ("in.tif", "overlay", "--output in.tif would replace the input"),
         ("in-kept.tif", "overlay,table", "--output in-kept-table.csv would replace the input"),
+        ("notes-table.csv", "table", "notes-summary.csv: not a table of objects, and not replaced"),
     ],
 )
 def test_output_that_can_not_be_written_is_one_line(trained, work, fails, target, what, words):
     for name in ("in.tif", "in.png"):
         Image.fromarray(np.zeros((40, 50), np.uint8)).save(name)
-    for name in ("notes.csv", "notes.zip"):
+    for name in ("notes.csv", "notes.zip", "notes-summary.csv"):
         (work / name).write_text("mine")
     with zipfile.ZipFile("drawn.zip", "w") as file:
         file.writestr("0234-0567.roi", b"Iout")  # as Fiji names them
@@ -270,7 +274,7 @@ def test_processes_write_together_what_one_writes(stack, work, together):
     pytest.importorskip("roifile")
     assert segment("in.tif", "out.tif", "--what", ALL, "--tile", "64") == 0
     finish(together(2, *predict("in.tif", "two.tif", "--what", ALL, "--tile", "64")))
-    for name in ("mask.tif", "overlay.tif", "table.csv"):
+    for name in ("mask.tif", "overlay.tif", "table.csv", "summary.csv"):
         assert (work / f"out-{name}").read_bytes() == (work / f"two-{name}").read_bytes(), name
     assert np.array_equal(tifffile.imread("out-cells.tif"), tifffile.imread("two-cells.tif"))
     assert (work / "out-rois.zip").read_bytes() == (work / "two-rois.zip").read_bytes()
@@ -295,7 +299,7 @@ def test_stopped_run_leaves_no_part_of_a_file(stack, work, monkeypatch):
     flags = ["--what", ALL, "--link", "0.1", "--min_size", "2", "--fill_holes", "on"]
     assert segment("small.tif", "out.tif", *flags, "--section", "0:2") == 0
     old = {path: path.read_bytes() for path in work.glob("*out*")}
-    assert len(old) == 5
+    assert len(old) == 7
     for (stage, is_late), signum in zip(STAGES.items(), itertools.cycle([signal.SIGTERM, signal.SIGINT]), strict=False):
         with monkeypatch.context() as patch:
             _stop_at(patch, stage, signum)
@@ -324,7 +328,8 @@ def _check_whole(path):
     elif path.suffix == ".zip":
         assert {position for _, position in roi_names(path)} in ({1, 2}, {1, 2, 3})
     else:
-        assert {row["section"] for row in rows_of(path)} in ({"1", "2"}, {"1", "2", "3"})
+        column = "last_section" if path.stem.endswith("linked") else "section"
+        assert {row[column] for row in rows_of(path)} | {"1"} in ({"1", "2"}, {"1", "2", "3"})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
@@ -341,7 +346,7 @@ def test_output_that_another_run_writes_is_refused(stack, work, fails, name):
 def test_older_table_and_outlines_are_replaced_and_counted(stack, work, capsys):
     pytest.importorskip("roifile")
     (work / "out-table.csv").write_text("image,object,class,area_px\n")  # of an earlier version
-    for replaced in (1, 2):
+    for replaced in (1, 3):  # with a summary
         assert segment("in.tif", "out.tif", "--what", "table,rois", "--section", "0") == 0
         assert capsys.readouterr().out.count("(replaced 1 older file(s))") == replaced
 

@@ -344,3 +344,10 @@ def test_pixel_size_is_stored_where_the_image_has_one(work, options, expected):
     tifffile.imwrite(folder / "train-volume.tif", noise(5, 32, 32), photometric="minisblack", **options)
     assert make([]) == 0
     assert info(work)["samples"]["test"][0].get("pixel_size") == expected
+
+
+def test_grey_images_among_rgb_become_rgb_also_in_the_profile(work):
+    images = [noise(), noise(32, 40, 3), noise(), noise()]  # two for the training
+    write_pairs(work, images, [halves()] * 4, ["1.png", "2.png", "3.png", "4.png"])
+    assert make(FOLDERS) == 0
+    assert info(work)["nch_in"] == 3 and len(info(work)["profile"]["mean"]) == 3

@@ -62,6 +62,7 @@ class Recorder:
             setattr(os, name, partial(self._one, getattr(os, name), name))
         for name in ("rename", "replace"):
             setattr(os, name, partial(self._two, getattr(os, name), "rename"))
+        os.link = partial(self._link, os.link)
         os.open = partial(self._open, os.open, lambda flags, *_: bool(flags & os.O_CREAT))
         builtins.open = io.open = partial(self._open, io.open, _may_create)
         os.fsync = partial(self._fsync, os.fsync)
@@ -94,6 +95,12 @@ class Recorder:
             if None not in names and done is not False:
                 self._add(kind, *names)
             return done
+
+    def _link(self, function: Callable, source: Any, target: Any, **kwargs: Any) -> None:
+        with self.lock:
+            function(source, target, **kwargs)
+            if (inside := self._inside(target)) is not None:
+                self._add("create", inside)  # its content lasts from the next fsync on, at the latest
 
     def _open(self, function: Callable, may_create: Callable[..., bool], path: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(path, int) or not may_create(*args, *kwargs.values()):

@@ -104,6 +104,14 @@ TARGETS = {
         old=["--overwrite"],
         reader=("main", PROBE),
     ),
+    "add": Goal(
+        "datasets/em",
+        "run_make_database",
+        ["--add", "datasets/new/train-volume.tif", "--label", "datasets/new/train-labels.tif", "--replace"],
+        ("datasets",),
+        old=["--name_data", "new", "--synthetic", "4", "--size", "64", "--seed", "9"],
+        reader=("main", PROBE),
+    ),
     "test": Goal(
         "results/unet/em",
         "main",

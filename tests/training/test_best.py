@@ -231,14 +231,15 @@ def test_choose_threshold_is_done_by_the_resumed_run_if_it_was_left_out(database
     assert (checkpoint_of(work, "best").epoch, checkpoint_of(work, "best").threshold) == (1, chosen)
 
 
-def test_best_score_v_info_of_a_blank_validation_image_is_none(database, work, capsys):
+@pytest.mark.parametrize("score", ["dice", "v_info"])
+def test_best_score_of_foreground_of_a_blank_validation_image_is_none(score, database, work, capsys):
     (sample,) = (database / "val").glob("*.npy")
     pixels = np.load(sample)["input"]
     write_sample(sample, pixels, np.zeros(pixels.shape[:2], np.uint8))
-    flags = [*STILL, "--num_epoch", "4", "--best_score", "v_info", "--num_freq_score", "1", "--patience", "2"]
+    flags = [*STILL, "--num_epoch", "4", "--best_score", score, "--num_freq_score", "1", "--patience", "2"]
     assert main.main(flags) == 0
     printed = capsys.readouterr()
-    assert "warning: no validation sample has foreground, so no epoch has a V_Info" in printed.err
+    assert f"no validation sample has foreground, so no epoch can be the best by --best_score {score}" in printed.err
     assert "trained to epoch 4, saved" in printed.out and not (work / CHECKPOINTS / "model_best.pth").exists()
     assert checkpoint_of(work, 0).best_epoch == 0 and "max/v_info" not in curves(work, every_epoch=False)
     flags = ["--background", "cell", "--train_continue", "off", *flags]  # and then membrane is foreground everywhere
