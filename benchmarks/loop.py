@@ -165,12 +165,12 @@ def draw(rows: list[dict], target: Path) -> None:
         if not len(curves):
             continue
         num, middle = ADDED * np.arange(1, NUM_ROUND + 2), curves.mean(0)
-        axes.plot(num, middle, label=f"{order} ({len(curves)})", lw=2.5 if order == "random" else 1.2)
+        (line,) = axes.plot(num, middle, label=f"{order} ({len(curves)})", lw=2.5 if order == "random" else 1.2)
         means = [mean(curve[1:]) for curve in curves.tolist()]
         print(order, len(curves), " ".join(f"{value:.3f}" for value in middle), f"mean {mean(means):.3f}", end=" ")
         print(f"sd {stdev(means):.3f}" if len(means) > 1 else "")
         if len(curves) > 1:
-            axes.fill_between(num, curves.min(0), curves.max(0), alpha=0.15)
+            axes.fill_between(num, curves.min(0), curves.max(0), alpha=0.15, color=line.get_color())
     axes.legend(title="order (seeds)")
     figure.savefig(target, dpi=110)
 
