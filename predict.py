@@ -106,14 +106,19 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         job.run()
         _write_page(job, trained)
     if world.is_main:
-        for written, num in replaced.items():
-            older = f" (replaced {num} older file(s))" if num else ""
-            echo(f"segmented {len(frames)} image(s) with {', '.join(map(str, trained))}: {written}{older}")
-        if files.has_objects:
-            job.report_objects()
-        if files.label_files:
-            echo(_next_step(config, files.label_files[0].parent))
+        _report(job, trained, replaced)
     return 0
+
+
+def _report(job: PredictionJob, trained: dict[Path, Checkpoint], replaced: dict[Path, int]) -> None:
+    """Print what was written, the number of objects, and the next command if there are labels."""
+    for written, num in replaced.items():
+        older = f" (replaced {num} older file(s))" if num else ""
+        echo(f"segmented {len(job.images)} image(s) with {', '.join(map(str, trained))}: {written}{older}")
+    if job.files.has_objects:
+        job.report_objects()
+    if job.files.label_files:
+        echo(_next_step(job.config, job.files.label_files[0].parent))
 
 
 def _next_step(config: Config, labels: Path) -> str:

@@ -189,15 +189,15 @@ class PredictionJob:
         for frame, path in enumerate(files):
             frames.setdefault(path, []).append(frame)
         make = NumberTiffWriter if output.of_objects else ZlibTiffWriter
-        tiffs = {
-            path: make(path, self._layout(output, numbers, ORDER[".tif"]), self.world.is_main)
-            for path, numbers in frames.items()
-            if path.suffix in TIFF
-        }
-        writers = [(tiffs.get(path, pngs), frames[path]) for path in files]
-        return FilesWriter(
-            [(of, frame if of is pngs else numbers.index(frame)) for frame, (of, numbers) in enumerate(writers)]
-        )
+        writers: list[tuple[Writer, int]] = [(pngs, frame) for frame in range(len(files))]
+        with ExitStack() as made:
+            for path, numbers in frames.items():
+                if path.suffix in TIFF:
+                    tiff = make(path, self._layout(output, numbers, ORDER[path.suffix]), self.world.is_main)
+                    made.enter_context(tiff.discard_on_error())  # if the next one can't be made
+                    for index, frame in enumerate(numbers):
+                        writers[frame] = tiff, index
+        return FilesWriter(writers)
 
     def _layout(self, output: Output, numbers: list[int], order: str) -> Layout:
         """Layout of the file of some frames of one output; they must have the same size."""
@@ -205,7 +205,8 @@ class PredictionJob:
         sizes = {self.images[number].shape[:2]: str(self.files.frames[number]) for number in numbers}
         if len(sizes) > 1:
             (one, first), (other, second), *_ = sizes.items()
-            raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, name a folder")
+            advice = "choose by --series" if self.files.to_folder else "name a folder"
+            raise UserError(f"{first} has {one} px, {second} {other}: one file can't hold both, {advice}")
         shape = (len(frames), output.num_channel, *self.images[numbers[0]].shape[:2])
         geometry = read_geometry(frames)
         return Layout(shape, np.dtype(output.dtype), geometry, output.is_labels, order, output.is_rgb)

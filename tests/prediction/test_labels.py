@@ -176,6 +176,13 @@ def test_labels_of_two_images_of_one_name_are_refused(loop, fails):
     tifffile.imwrite("images/0.tif", np.zeros((2, SIZE, SIZE), np.uint8))
     again = ["--mode", "predict", "--gpu_ids", "-1", "--input", "images", "--output", "out", "--what", "labels"]
     assert "the labels of two images would become out/labels/0: rename one" in fails(main.main, again)
+    tifffile.imwrite("images/3.tif", np.zeros((2, SIZE, SIZE), np.uint8))
+    with tifffile.TiffWriter("images/4.tif") as tif:
+        for size in (16, 32):
+            tif.write(np.zeros((size, size), np.uint8))
+    Path("images/0.tif").unlink()
+    assert "one file can't hold both, choose by --series" in fails(main.main, again)
+    assert not [*Path("out").rglob("*.*")]
     assert "applies to objects, which these labels don't number" in fails(main.main, [*again, "--min_size", "5"], 2)
 
 
