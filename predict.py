@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 import checkpoint
 from checkpoint import Checkpoint
-from config import OF_THRESHOLD, Config
+from config import OF_THRESHOLD, Config, DatabaseFlags
 from description import differences
 from device import pick_precision
 from distributed import World
@@ -118,13 +117,7 @@ def _report(job: PredictionJob, trained: dict[Path, Checkpoint], replaced: dict[
     if job.files.has_objects:
         job.report_objects()
     if job.files.label_files:
-        echo(_next_step(job.config, job.files.label_files[0].parent))
-
-
-def _next_step(config: Config, labels: Path) -> str:
-    """The next command of a round: add the corrected labels to the database."""
-    kept = [name for name in ("dir_data", "channel", "series", "section") if config.given(name)]
-    flags = [part for name in kept for part in (f"--{name}", str(getattr(config, name)))]
-    command = ["run_make_database.py", "--name_data", config.name_data, *flags]
-    command += ["--add", *_sources(config), "--label", str(labels)]
-    return f"next: correct {labels}/..., then python {shlex.join(command)}"
+        config, labels = job.config, job.files.label_files[0].parent
+        echo(f"correct label images in {labels}, and remove those that you don't: the next command takes all of them")
+        frames = {name: getattr(config, name) for name in ("channel", "series", "section") if config.given(name)}
+        echo(config.next_step(DatabaseFlags, add=config.input, label=str(labels), labelled_only=True, **frames))

@@ -35,14 +35,14 @@ class ObjectNumbers:
     def __init__(self) -> None:
         self._drawn: set[int] = set()
 
-    def draw(self, picture: np.ndarray, objects: np.ndarray) -> None:
-        """Draw into the next band of the picture (h, W, 3) of these objects (h, W)."""
+    def draw(self, picture: np.ndarray, objects: np.ndarray, black: int = 0, white: int = 255) -> None:
+        """Draw into the next band of the picture (h, W, 3), or (h, W) with a palette, of these objects (h, W)."""
         ink = np.zeros(objects.shape, bool)
         for number, box in enumerate(ndimage.find_objects(objects), 1):
             if box is not None and number not in self._drawn and _draw(ink, objects[box] == number, box, number):
                 self._drawn.add(number)
-        picture[ndimage.binary_dilation(ink, np.ones((3, 3)))] = 0
-        picture[ink] = 255
+        picture[ndimage.binary_dilation(ink, np.ones((3, 3)))] = black
+        picture[ink] = white
 
 
 def _draw(ink: np.ndarray, inside: np.ndarray, box: tuple[slice, slice], number: int) -> bool:

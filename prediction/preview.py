@@ -7,17 +7,16 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from images.drawing import input_picture, outlines, picture_range
 from images.readers import Frame, drop_cached_pages
+from prediction.digits import ObjectNumbers
 from prediction.outputs import ObjectBand, outline_colours
 from prediction.predictor import Predictor
 from prediction.tiling import Band
 
 NUM = 100  # images on the page, the most uncertain ones
 SIDE, SIDE_OF_ALL = 1024, 4096  # [px] at most of a picture, and of the square that all of them would fill
-LETTER = 10  # [px] height of the numbers; an object that is narrower than its number has none
 WHITE, BLACK = 254, 255  # colours of numbers and their rims in the palette of a map; 0 is transparent
 
 
@@ -90,27 +89,9 @@ class PreviewMaker:
         named = outline_colours(self.predictor.info.num_class, self.predictor.background)
         palette[1 : len(named) + 1], palette[WHITE] = named, 255
         if last is not None:
-            drawn = _with_numbers(drawn, objects)
+            ObjectNumbers().draw(drawn, objects, BLACK, WHITE)
         of_map = _png(drawn, palette)
         return Preview(self.number, self.shape, float(rows["uncertainty"].mean()), _png(picture), of_map, classes, area)
-
-
-def _with_numbers(drawn: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """Map (h, W) with the number of each object that is wide enough for it."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    numbers, position = np.unique(objects, return_inverse=True)
-    image, font = Image.fromarray(drawn), ImageFont.load_default(LETTER)
-    draw = ImageDraw.Draw(image)
-    draw.fontmode = "1"  # a palette has no shades
-    first = int(numbers[0] == 0)  # the background has no box
-    boxes = ndimage.find_objects(position.reshape(objects.shape) + 1 - first)
-    for number, box in zip(numbers[first:], boxes, strict=True):
-        (top, bottom), (left, right) = ((side.start, side.stop) for side in box)
-        if right - left > draw.textlength(str(number), font) and bottom - top >= LETTER:
-            middle = ((left + right) / 2, (top + bottom) / 2)
-            draw.text(middle, str(number), WHITE, font, "mm", stroke_width=1, stroke_fill=BLACK)
-    return np.asarray(image)
 
 
 def _png(picture: np.ndarray, palette: np.ndarray | None = None) -> bytes:

@@ -136,19 +136,28 @@ def _reading(known: Known, background: str, labels: list[Label]) -> Reading:
     }
     if isinstance(entry, dict) and entry.keys() == rules.keys() and all(rules[name](entry[name]) for name in rules):
         reading = Reading(**entry)
-        if background and numbers_in(background) != [reading.background]:
-            what = f"it is {reading.background:g}" if reading.objects else "the classes stay"
-            raise UserError(f"--background {background}: in the database {what}: leave it out")
-        return reading
-    texts = [value for value in values if isinstance(value, str)]
-    if sorted(texts) == ["background", "object"]:
-        number = border_number(label.read()[..., 0] for label in labels if isinstance(label, Frame))
-        if number and not background:
-            what = f"the labels have {number:g} at the borders of the images"
-            raise UserError(f"{what}: is that the background? if so, add --background {number:g}, else --background 0")
-        return Reading(objects=True, background=(numbers_in(background) or [0])[0])
-    above = [text.removeprefix("> ") for text in texts if text.startswith("> ")]
-    return Reading(float(above[0])) if above else Reading()
+    else:
+        texts = [value for value in values if isinstance(value, str)]
+        above = [text.removeprefix("> ") for text in texts if text.startswith("> ")]
+        reading = Reading(float(above[0]) if above else None, objects=sorted(texts) == ["background", "object"])
+    if reading.objects:
+        return reading._replace(background=_background_number(reading.background, background, labels))
+    if background:
+        raise UserError(f"--background {background}: the classes of the database stay: leave it out")
+    return reading
+
+
+def _background_number(expected: float, typed_number: str, labels: list[Label]) -> float:
+    """Number of the background of labels that number their objects, which predict writes as 0; asks if unsure."""
+    if typed_number:
+        return (numbers_in(typed_number) or [0])[0]
+    numbered = [label for label in labels if isinstance(label, Frame)]  # others are masks of one object each
+    number = border_number(label.read()[..., 0] for label in numbered) if numbered else None
+    if number not in (None, expected):
+        what = f"the labels have {number:g} at the borders of the images, the background of the database is"
+        ways = f"say which it is in these with --background {number:g} or --background {expected:g}"
+        raise UserError(f"{what} {expected:g}: {ways}")
+    return expected
 
 
 def _sort(pairs: list[Pair], known: Known, flags: DatabaseFlags) -> Addition:

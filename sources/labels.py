@@ -179,7 +179,8 @@ def _classes_of_objects(labels: list[Label], ignore: str, background: str) -> Cl
     if ground not in (0, ignored) and not low <= ground <= high:
         raise UserError(f"--background {background}: the numbers go from {low:g} to {high:g}: choose one of them")
     if not background and isinstance(labels[0], Frame):
-        ground = border_number(np.where(valid, pixels[..., 0], 0) for pixels, valid in _read_some(labels, ignored))
+        read = _read_some(labels, ignored)
+        ground = border_number(np.where(valid, pixels[..., 0], 0) for pixels, valid in read) or 0.0
         if ground:
             what = f"the number {ground:g} is background, since most pixels at the borders of the images have it"
             echo(f"note: {what}; if it is an object: --background 0")

@@ -37,11 +37,11 @@ def part_objects(numbers: np.ndarray) -> np.ndarray:
     return foreground
 
 
-def border_number(images: Iterable[np.ndarray]) -> float:
-    """Number of the background: 0, or the one of more than half of the pixels at the borders of images (H, W)."""
+def border_number(images: Iterable[np.ndarray]) -> float | None:
+    """Number of more than half of the pixels at the borders of images (H, W), which is the background's, if any."""
     counts: Counter[float] = Counter()
     for numbers in images:
         border = np.concatenate([numbers[0], numbers[-1], numbers[1:-1, 0], numbers[1:-1, -1]])
         counts.update(dict(zip(*(each.tolist() for each in np.unique(border, return_counts=True)), strict=True)))
     number, count = counts.most_common(1)[0]
-    return float(number) if 2 * count > counts.total() else 0.0
+    return float(number) if 2 * count > counts.total() else None

@@ -12,7 +12,8 @@ from test_ensemble import INFO, write_network
 
 import main
 from images.drawing import outlines
-from prediction.preview import PreviewMaker, _with_numbers, uncertainty
+from prediction.digits import ObjectNumbers
+from prediction.preview import BLACK, WHITE, PreviewMaker, uncertainty
 
 PREDICT = ["--mode", "predict", "--gpu_ids", "-1", "--tta", "off", "--amp", "off", "--input", "raw", "--output"]
 
@@ -79,13 +80,13 @@ def test_prediction_page_shows_a_large_image_small(monkeypatch, raw):
         assert Image.open(io.BytesIO(preview.outlines)).size == (14, 27) and preview.shape == (160, 80)
 
 
-def test_numbers_of_objects_stand_in_those_that_are_wide_enough():
+def test_numbers_of_objects_are_drawn_in_the_colours_of_a_palette():
     objects = np.zeros((40, 60), np.uint32)
-    objects[5:25, 5:30], objects[30:36, 40:46] = 7, 8
+    objects[5:25, 5:30] = 7
     drawn = outlines(objects).astype(np.uint8)
-    shown = _with_numbers(drawn, objects)
-    changed = np.argwhere(shown != drawn)
-    assert len(changed) > 20 and changed.min(0).tolist() >= [8, 10] and changed.max(0)[1] < 30
+    ObjectNumbers().draw(drawn, objects, BLACK, WHITE)
+    inside = drawn[8:22, 8:27]
+    assert {*np.unique(inside)} == {0, BLACK, WHITE} and {*np.unique(drawn[26:])} == {0}
 
 
 def test_uncertainty_is_one_where_all_classes_are_as_likely():

@@ -148,8 +148,10 @@ def test_labels_of_stacks_are_stacks_that_imagej_reads_next_to_pngs(loop, capsys
             assert page.max() == 3
             assert np.array_equal(page, np.asarray(Image.open(f"out/labels/{number}.png")))
             assert np.array_equal(page, np.asarray(Image.open(f"out/stack-{number:04d}-cells.png")))
-    command = "python run_make_database.py --name_data em --add images --label out/labels"
-    assert capsys.readouterr().out.splitlines()[-1] == f"next: correct out/labels/..., then {command}"
+    *_, advice, command = capsys.readouterr().out.splitlines()
+    assert advice.startswith("correct label images in out/labels, and remove those that you don't")
+    flags = "--gpu_ids -1 --add images --label out/labels --labelled_only on"
+    assert command == f"next: python run_make_database.py {flags}".replace("--gpu_ids -1 ", "")
 
 
 def test_labels_as_one_file_are_that_file(loop):

@@ -179,9 +179,19 @@ def test_older_database_tells_how_its_labels_were_read_or_asks(work, fails):
     (work / "datasets/em/dataset.json").write_text(json.dumps(older))
     new = np.pad(np.full((20, 20), 9, np.uint8), ((6, 6), (10, 10)), constant_values=1)
     write(work / "new_masks", [new] * 2, 4)
-    assert "add --background 1, else --background 0" in fails(make, ADD)
+    assert "with --background 1 or --background 0" in fails(make, ADD)
     assert make([*ADD, "--background", "1"]) == 0
     assert np.array_equal(sample(work, "train", 3)["label"], new == 9) and info(work)["labels"]["background"] == 1
+
+
+def test_labels_of_predict_are_asked_for_their_background_if_the_database_has_another(work, fails):
+    write_pairs(work, halves(1, 9))
+    assert make([*MADE, "--objects", "on", "--background", "1"]) == 0
+    predicted = np.pad(np.ones((20, 20), np.uint8), ((6, 6), (10, 10)))  # 0 is the background there, 1 an object
+    write(work / "new_masks", [predicted] * 2, 4)
+    assert "with --background 0 or --background 1" in fails(make, ADD)
+    assert make([*ADD, "--background", "0"]) == 0
+    assert np.array_equal(sample(work, "train", 3)["label"], predicted)
 
 
 def test_images_of_another_type_or_channels_or_scale_are_refused(work, fails, capfd):
