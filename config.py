@@ -57,7 +57,9 @@ SPLIT = ("auto", "contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
 LAPTOP = {"nch_ker": 16, "max_minutes": 10}  # a training that a laptop does while you wait
-PREDICT = {"mode": "predict", "input": "IMAGES", "output": "segmented", "what": "labels,overlay"}  # after a test
+# after a test, to correct the labels of new images and add them
+PREDICT: dict[str, Any] = {"mode": "predict", "input": "IMAGES", "output": "segmented"}
+PREDICT |= {"what": "labels,overlay", "unlabelled_only": True}
 CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
 SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
 SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"
@@ -165,6 +167,7 @@ class Config(Flags):
     )
     what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", WHAT_LIST)
     page: bool = flag(True, "write a page, index.html, into a folder", "predict")
+    unlabelled_only: bool = flag(False, "leave out files whose images are all in the database", "predict")
     channel: str = flag("", CHANNEL, "predict")
     series: str = flag("", SERIES, "predict")
     section: str = flag("", SECTION, "predict")

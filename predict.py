@@ -11,7 +11,7 @@ import torch
 import checkpoint
 from checkpoint import Checkpoint
 from config import OF_THRESHOLD, Config, DatabaseFlags
-from description import differences
+from description import DataInfo, differences
 from device import pick_precision
 from distributed import World
 from images.notes import say_notes
@@ -23,6 +23,7 @@ from prediction.output_files import OutputFiles
 from prediction.outputs import make_outputs
 from prediction.predictor import Predictor, load, predict_array, predictor_of
 from prediction.scaling import Scale, scale_line, scales_of
+from progress import tracked
 from training.log import command_line
 from utils import FlagError, UserError, echo
 
@@ -74,6 +75,24 @@ def _check_objects(config: Config, files: OutputFiles) -> None:
         raise FlagError(f"{given}: applies to objects, which these labels don't number: leave it out")
 
 
+def _frames(config: Config, info: DataInfo) -> tuple[list[Frame], list[tuple[Path, str]]]:
+    """Images to segment with the channels of the training, and notes on them."""
+    frames = list_frames(config.input, Choice(config.channel, config.series, config.section))
+    frames, notes = by_name(frames, info.profile)
+    if not config.unlabelled_only:
+        return frames, notes
+    from sources.known import Known
+
+    folder = config.folder("data")
+    known = Known.load(folder)
+    new = {frame.path for frame in tracked(frames, "compare") if not known.find(frame.read())}
+    if not new:
+        raise UserError(f"--unlabelled_only on: {folder} has all of these images: name others, or leave it out")
+    others = {frame.path for frame in frames} - new
+    notes += [(folder, f"left out: {len(others)} file(s), whose images are in the database")] if others else []
+    return [frame for frame in frames if frame.path in new], notes
+
+
 def predict_files(config: Config, device: torch.device, world: World) -> int:
     """Segment what `--input` names and write `--output`: `main.py --mode predict`.
 
@@ -86,8 +105,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
         raise UserError("--mode predict needs --input IMAGES and --output FILE or FOLDER")
     trained = checkpoint.load_trained(config.checkpoint_folders, config.epoch, is_main=world.is_main)
     predictor = predictor_of(trained, device, pick_precision(config.amp, device), config.background, config.threshold)
-    frames = list_frames(config.input, Choice(config.channel, config.series, config.section))
-    frames, notes = by_name(frames, predictor.info.profile)
+    frames, notes = _frames(config, predictor.info)
     if world.is_main:
         say_notes(notes)
     images = [FrameRows(around, predictor.info) for around in with_neighbours(frames, predictor.info.context)]

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import SHARED, SMALL, needs_golden, write_stacks
 from PIL import Image
@@ -403,6 +404,10 @@ def test_disk_that_fills_up_leaves_the_old_results(trained, work, fails):
 
 def test_next_steps_lead_from_images_to_a_segmentation(work, capsys):
     write_stacks(work / "raw", num=4)
+    volume = tifffile.imread("raw/train-volume.tif")
+    (work / "more").mkdir()
+    for name, pixels in (("known", volume[0]), ("new", 255 - volume[0])):
+        tifffile.imwrite(f"more/{name}.tif", pixels)
     raw = ["--input", "raw/train-volume.tif", "--label", "raw/train-labels.tif"]
     assert run_make_database.main(["--name_data", "my cells", "--dir_data", "data", *raw]) == 0
     more = {"train": [*SMALL, "--max_minutes", "0", "--num_epoch", "1", "--scope", "a"], "test": [], "predict": []}
@@ -415,6 +420,11 @@ def test_next_steps_lead_from_images_to_a_segmentation(work, capsys):
             mode != "train",
             mode != "train",
         )
-        words = ["raw/train-volume.tif" if word == "IMAGES" else word for word in words]
+        words = ["more" if word == "IMAGES" else word for word in words]
         assert main.main([*words, *flags]) == 0
-    assert len(list((work / "segmented").glob("*.png"))) == 4
+    printed = capsys.readouterr().out.splitlines()
+    assert "note: data/my cells: left out: 1 file(s), whose images are in the database" in printed
+    assert [path.name for path in (work / "segmented").glob("*.png")] == ["new-overlay.png"]
+    words = shlex.split(printed[-1].removeprefix("next: python run_make_database.py "))
+    assert run_make_database.main(words) == 0
+    assert "3 train (1 more), 1 val, 1 test" in capsys.readouterr().out
