@@ -73,8 +73,9 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "fill_holes": ("predict", "test"),
     "threshold": ("test", "predict", "export"),
 }
+OF_FILTER = ("min_size", "fill_holes", "link")
 # flags that change some outputs of predict only
-NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(("min_size", "fill_holes", "link"), (*OF_OBJECTS, "labels"))
+NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(OF_FILTER, (*OF_OBJECTS, "labels"))
 NEEDED_BY |= {"threshold": OF_THRESHOLD, "numbers": ("overlay",)}
 
 
@@ -236,7 +237,7 @@ class Config(Flags):
         what = {*self.what.split(",")} if self.mode == "predict" else {*WHAT}
         for name, outputs in NEEDED_BY.items():
             if (given := self.given(name)) and not what & {*outputs}:
-                applies = f"applies to {'objects' if 'cells' in outputs else ', '.join(outputs)}"
+                applies = f"applies to {'objects' if name in OF_FILTER else ', '.join(outputs)}"
                 raise FlagError(f"{given}: {applies}: add {outputs[0]} to --what {self.what}")
 
     @property

@@ -10,7 +10,7 @@ import torch
 
 import checkpoint
 from checkpoint import Checkpoint
-from config import OF_THRESHOLD, Config, DatabaseFlags
+from config import OF_FILTER, OF_THRESHOLD, Config, DatabaseFlags
 from description import DataInfo, differences
 from device import pick_precision
 from distributed import World
@@ -70,7 +70,7 @@ def _sources(config: Config) -> list[str]:
 
 def _check_objects(config: Config, files: OutputFiles) -> None:
     """Refuse flags of objects where no output has them, which of labels only the checkpoint tells."""
-    given = config.given("min_size", "fill_holes", "link")
+    given = config.given(*OF_FILTER)
     if given and not files.has_objects:
         raise FlagError(f"{given}: applies to objects, which these labels don't number: leave it out")
 
@@ -138,4 +138,8 @@ def _report(job: PredictionJob, trained: dict[Path, Checkpoint], replaced: dict[
         config, labels = job.config, job.files.label_files[0].parent
         echo(f"correct label images in {labels}, and remove those that you don't: the next command takes all of them")
         frames = {name: getattr(config, name) for name in ("channel", "series", "section") if config.given(name)}
-        echo(config.next_step(DatabaseFlags, add=config.input, label=str(labels), labelled_only=True, **frames))
+        echo(
+            config.next_step(
+                DatabaseFlags, add=config.input, label=str(labels), labelled_only=True, replace=True, **frames
+            )
+        )

@@ -19,7 +19,7 @@ from images.drawing import Range, grey_range, input_picture, outlines, overlay_p
 from images.readers import Frame
 from images.rows import Rows
 from prediction.digits import ObjectNumbers
-from prediction.labels import label_values
+from prediction.label_values import label_values
 from prediction.measure import Measures, ObjectMeasurer
 from prediction.objects import ObjectList
 from prediction.predictor import Predictor

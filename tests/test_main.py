@@ -35,7 +35,7 @@ def test_commands_run_end_to_end(trained, work, capsys):
     assert display_result.main(["--num", "5"]) == 0
     folder = work / "results" / "unet" / "em"
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    pictures = [f"images/0000-{kind}.png" for kind in ("input", "label", "output")]
+    pictures = [f"images/0000-{kind}.png" for kind in ("input", "label", "objects", "output")]
     assert names == ["figure.png", *pictures, "index.html", "metrics.csv", "metrics.json"]
     sample = np.load(trained / "test" / "00000.npy")
     with Image.open(folder / "images" / "0000-input.png") as picture:

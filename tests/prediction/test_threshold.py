@@ -52,7 +52,7 @@ def test_threshold_out_of_place_is_refused(net, work, fails):
     for argv, words in (
         (
             [*PREDICT, "o.npy", "--threshold", "0.5"],
-            "--threshold 0.5: applies to mask, cells, table, overlay, rois: add mask",
+            "--threshold 0.5: applies to mask, labels, cells, table, overlay, rois: add mask",
         ),
         ([*PREDICT, "o.npy", "--what", "mask", "--threshold", "1.5"], "--threshold 1.5: must lie in [0, 1]"),
         (

@@ -194,7 +194,7 @@ def test_foreground_is_what_weight_map_and_cells_are_of(work, capsys):
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
     predict = ["--mode", "predict", "--gpu_ids", "-1", "--input", "raw/0.png", "--output", "out", "--tta", "off"]
     assert main.main([*predict, "--what", "cells"]) == 0
-    assert " of object; background is ground" in capsys.readouterr().out
+    assert " object in 1 image" in capsys.readouterr().out
 
 
 # --- objects that touch, and a background that has a number
