@@ -48,7 +48,7 @@ def test_commands_run_end_to_end(trained, work, capsys):
     assert scores["majority"]["dice_cell"] == pytest.approx(2 * share / (1 + share))
     assert scores["mean"]["dice_cell"] == scores["images"][0]["dice_cell"]
     assert (scores["images"][0]["sample"], scores["images"][0]["source"]) == ("00000.npy", "train-volume.tif, page 8")
-    assert "<h3>train-volume.tif, page 8</h3>" in (folder / "index.html").read_text()
+    assert ">train-volume.tif, page 8</h3>" in (folder / "index.html").read_text()
     out = capsys.readouterr().out
     otsu = next(line for line in out.splitlines() if line.startswith("otsu"))
     assert f" {scores['baseline_otsu']['pixel_error']:.4f} " in otsu and "percentage" not in out
