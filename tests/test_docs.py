@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import subprocess
 from dataclasses import fields
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL
 from test_words import PYTORCH_UNET
 
+import main
+import run_make_database
 from config import OF_PYTORCH_UNET, Config, DatabaseFlags, DisplayFlags, parse
 from evaluation.hints import HINTS
 from flags import SWITCH
@@ -61,6 +64,23 @@ def test_the_commands_of_a_page_parse(page):
         if found:
             arguments = re.sub(r"\s[#(|>&].*", "", found[2])
             parse(TABLES[found[1]], shlex.split(arguments), None)
+
+
+def test_the_commands_of_the_loop_run(work):
+    """In the order of the page, with small networks and images."""
+    text = (ROOT / "docs/loop.md").read_text("utf-8").partition("## Where to annotate next")[0]
+    programs = {"main.py": main.main, "run_make_database.py": run_make_database.main}
+    train = [*SMALL, "--max_minutes", "0", "--num_epoch", "1"]
+    for line in re.findall(r"^    (.+)", text, re.MULTILINE):
+        words = shlex.split(line)
+        if words[0] != "python":
+            subprocess.run(line, shell=True, check=True)
+            continue
+        more = train if "train" in words else ["--size", "96"] if "--synthetic" in words else []
+        assert programs[words[1]]([*words[2:], *more, *(["--gpu_ids", "-1"] if words[1] == "main.py" else [])]) == 0
+    sets = {split: len(list((work / f"datasets/loop/{split}").glob("0000?.npy"))) for split in ("train", "val", "test")}
+    assert sets == {"train": 7, "val": 1, "test": 1}
+    assert len(list((work / "segmented/labels").glob("*.png"))) == 7 and (work / "segmented/index.html").exists()
 
 
 @each_page
