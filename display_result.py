@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import PREDICT, Config, DisplayFlags, parse
+from arguments import parse
+from config import PREDICT, Config, DisplayFlags
 from evaluation.pictures import (
     COLOURS,
     COLOURS_OF_SEVERAL,

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from config import Config, parse
+from arguments import parse
+from config import Config
 from device import is_worker, pick_device
 from utils import UserError, is_out_of_memory, program
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sys
 
-from config import DatabaseFlags, parse
+from arguments import parse
+from config import DatabaseFlags
 from utils import program
 
 

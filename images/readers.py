@@ -315,8 +315,7 @@ def files_of(frames: list[Frame]) -> list[Path]:
 def read_file(path: Path) -> Frames:
     """All frames of one file in its own type, also those that are left out by default; one bit becomes 0 and 255.
 
-    Pixels are not loaded but mapped, or read when rows are requested. The format is recognised by the first bytes, not
-    by the name.
+    Pixels are mapped, or read when rows are requested. The format is known by the first bytes, not by the name.
     """
     _check_kind(path)
     status = path.stat()

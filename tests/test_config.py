@@ -10,7 +10,8 @@ import description
 import main
 import model
 import samples
-from config import OF_OBJECTS, PHANTOM, PROGRAMS, WHAT, Config, DatabaseFlags, DisplayFlags, parse
+from arguments import PROGRAMS, parse
+from config import OF_OBJECTS, PHANTOM, WHAT, Config, DatabaseFlags, DisplayFlags
 from images import writers
 from prediction import export, outputs
 from sources import database, phantom

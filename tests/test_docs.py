@@ -11,7 +11,8 @@ from test_words import PYTORCH_UNET
 
 import main
 import run_make_database
-from config import OF_PYTORCH_UNET, Config, DatabaseFlags, DisplayFlags, parse
+from arguments import OF_PYTORCH_UNET, parse
+from config import Config, DatabaseFlags, DisplayFlags
 from evaluation.hints import HINTS
 from flags import SWITCH
 

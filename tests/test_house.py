@@ -16,7 +16,7 @@ ROWS = [  # of files at the door and of folders; what stands in a row imports wh
     ["exchange"],
     ["flags", "distributed", "images", "legacy"],
     ["config"],
-    ["samples"],
+    ["samples", "arguments"],
     ["description"],
     ["dataset"],
     ["checkpoint"],
@@ -53,6 +53,11 @@ def test_imports_point_down(file):
 def test_folder_says_in_one_sentence_what_it_holds(folder):
     text = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
     assert text.endswith(".") and "\n" not in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_files_have_at_most_420_lines(file):
+    assert len(file.read_text().splitlines()) <= 420
 
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)

@@ -16,7 +16,8 @@ from PIL import Image
 import display_result
 import main
 import run_make_database
-from config import Config, parse
+from arguments import parse
+from config import Config
 from model import UNet
 from predict import load, predict_array
 from samples import IGNORE, write_sample

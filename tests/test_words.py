@@ -10,7 +10,8 @@ from conftest import SMALL
 import display_result
 import main
 import run_make_database
-from config import OF_PYTORCH_UNET, OTHER_WORDS, PATHS, PROGRAMS, Config, DatabaseFlags, DisplayFlags, parse
+from arguments import OF_PYTORCH_UNET, OTHER_WORDS, PATHS, PROGRAMS, parse
+from config import Config, DatabaseFlags, DisplayFlags
 
 # all flags of pytorch-UNET, as its main.py lists them
 PYTORCH_UNET = [

@@ -12,7 +12,8 @@ import checkpoint
 import main
 import predict
 import run_make_database
-from config import DatabaseFlags, parse
+from arguments import parse
+from config import DatabaseFlags
 from description import load_info
 from images.layout import Layout
 from images.readers import list_frames
