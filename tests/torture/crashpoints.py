@@ -19,7 +19,7 @@ from .cases import Case, Fault, Part, Start, check_end
 from .processes import Ended, run
 from .targets import Reference, Training, measure
 
-NAMES = ("database", "test", "tif", "npy", "zarr", "pyramid", "png", "objects")
+NAMES = ("database", "add", "test", "tif", "npy", "zarr", "pyramid", "png", "objects")
 EPOCHS = 2
 FAILURES = ("kill", "full")
 OPERATIONS = ("rename", "replace", "unlink", "mkdir", "rmdir", "truncate", "ftruncate", "link", "symlink", "fsync")
