@@ -207,7 +207,7 @@ class Flags:
         typed = as_typed({name: flags[name] for name in ("mode", *FOLLOW, *values) if name in names})
         script = Path(sys.argv[0])
         program = str(script.with_name(table.program)) if script.name == self.program else table.program
-        words = [(name, *(value if isinstance(value, list) else [value])) for name, value in typed.items()]
+        words = [(name, *(value if isinstance(value, list | tuple) else [value])) for name, value in typed.items()]
         return f"next: {shlex.join(['python', program, *(str(word) for of_flag in words for word in of_flag)])}"
 
 

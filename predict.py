@@ -11,9 +11,10 @@ import torch
 import checkpoint
 from checkpoint import Checkpoint
 from config import OF_FILTER, OF_THRESHOLD, Config, DatabaseFlags
-from description import DataInfo, differences
+from description import DataInfo, differences, find_description
 from device import pick_precision
 from distributed import World
+from exchange import reading
 from images.notes import say_notes
 from images.profile import by_name, profile_of
 from images.readers import Frame, list_frames, with_neighbours
@@ -24,6 +25,7 @@ from prediction.outputs import make_outputs
 from prediction.predictor import Predictor, load, predict_array, predictor_of
 from prediction.scaling import Scale, scale_line, scales_of
 from progress import tracked
+from samples import ENTRIES
 from training.log import command_line
 from utils import FlagError, UserError, echo
 
@@ -68,8 +70,10 @@ def _sources(config: Config) -> list[str]:
     return [config.input] if isinstance(config.input, str) else list(config.input)
 
 
-def _check_objects(config: Config, files: OutputFiles) -> None:
-    """Refuse flags of objects where no output has them, which of labels only the checkpoint tells."""
+def _check_flags(config: Config, files: OutputFiles) -> None:
+    """Refuse a page next to a file, and flags of objects where no output has them: of labels the checkpoint tells."""
+    if (given := config.given("page")) and not files.to_folder:
+        raise FlagError(f"{given}: applies to a folder: name one with --output, or leave --page out")
     given = config.given(*OF_FILTER)
     if given and not files.has_objects:
         raise FlagError(f"{given}: applies to objects, which these labels don't number: leave it out")
@@ -84,7 +88,8 @@ def _frames(config: Config, info: DataInfo) -> tuple[list[Frame], list[tuple[Pat
     from sources.known import Known
 
     folder = config.folder("data")
-    known = Known.load(folder)
+    with reading(folder, ENTRIES, "choose another --name_data"):
+        known = Known.load(folder)
     new = {frame.path for frame in tracked(frames, "compare") if not known.find(frame.read())}
     if not new:
         raise UserError(f"--unlabelled_only on: {folder} has all of these images: name others, or leave it out")
@@ -116,7 +121,7 @@ def predict_files(config: Config, device: torch.device, world: World) -> int:
     outputs = make_outputs(config, predictor, frames)
     folders = [Path(name) for name in _sources(config) if Path(name).is_dir()]
     files = OutputFiles(config.output, outputs, frames, config.page, folders)
-    _check_objects(config, files)
+    _check_flags(config, files)
     job = PredictionJob(config, predictor, [*images], scales, files, world)
     locks: AbstractContextManager[dict[Path, int]] = nullcontext({})  # and the number of older files at each path
     with files.reserved(config.compression) if world.is_main else locks as replaced:
@@ -134,7 +139,7 @@ def _report(job: PredictionJob, trained: dict[Path, Checkpoint], replaced: dict[
         echo(f"segmented {len(job.images)} image(s) with {', '.join(map(str, trained))}: {written}{older}")
     if job.files.has_objects:
         job.report_objects()
-    if job.files.label_files:
+    if job.files.label_files and find_description(job.config.folder("data")):
         config, labels = job.config, job.files.label_files[0].parent
         echo(f"correct label images in {labels}, and remove those that you don't: the next command takes all of them")
         frames = {name: getattr(config, name) for name in ("channel", "series", "section") if config.given(name)}

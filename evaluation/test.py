@@ -13,8 +13,8 @@ import torch
 
 import checkpoint
 from checkpoint import Checkpoint
-from config import PREDICT, Config
-from description import sample_origins
+from config import AS_TESTED, PREDICT, Config
+from description import find_description, sample_origins
 from device import pick_precision
 from distributed import World
 from evaluation import tables
@@ -58,7 +58,9 @@ def run_test(config: Config, device: torch.device, world: World) -> int:
                 write_index(folder, target, run, summary, report.cards)
     if world.is_main:
         _print_scores(report, [saved.epoch for saved in tested.values()], target)
-        echo(config.next_step(Config, **PREDICT))
+        given = {name: getattr(config, name) for name in AS_TESTED if config.given(name)}
+        known = {"unlabelled_only": True} if find_description(database) else {}
+        echo(config.next_step(Config, **PREDICT, **known, **given))
     return 0
 
 

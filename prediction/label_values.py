@@ -19,7 +19,7 @@ def label_values(info: DataInfo) -> np.ndarray | None:
     --------
     >>> from types import SimpleNamespace
     >>> for values in ([0, 255], [0, 1000], [-1, 2], [[0, 0, 0], [255, 0, 0]], ["> 300", "<= 300"], ["a", "b"]):
-    ...     array = label_values(SimpleNamespace(class_values=values))
+    ...     array = label_values(SimpleNamespace(class_values=values, ignore=255))
     ...     print(array is not None and (array.dtype.name, array.tolist()))
     ('uint8', [0, 255])
     ('uint16', [0, 1000])
@@ -28,20 +28,27 @@ def label_values(info: DataInfo) -> np.ndarray | None:
     ('uint16', [302, 0])
     False
     """
-    values = [_by_threshold(value) if isinstance(value, str) else value for value in info.class_values]
+    values = [_by_threshold(value, info.ignore) if isinstance(value, str) else value for value in info.class_values]
     if None in values:
         return None
     return next(np.array(values, dtype) for dtype in TYPES if _holds(dtype, values) or dtype is TYPES[-1])
 
 
-def _by_threshold(name: str) -> int | None:
-    """Value on its side of the threshold that a class of `--threshold` is named after; None for other names."""
+def _by_threshold(name: str, ignore: object) -> int | None:
+    """Value on its side of the threshold that a class of `--threshold` is named after; None for other names.
+
+    It is not that of pixels that are not annotated.
+    """
     side, _, text = name.partition(" ")
     if side not in ("<=", ">"):
         return None
     threshold = float(text)
     margin = abs(threshold) * MARGIN
-    return min(0, floor(threshold - margin)) if side == "<=" else max(255, ceil(threshold + margin) + 1)
+    if side == "<=":
+        value = min(0, floor(threshold - margin))
+        return value - (value == ignore)
+    value = max(255, ceil(threshold + margin) + 1)
+    return value + (value == ignore)
 
 
 def _holds(dtype: type, values: list) -> bool:

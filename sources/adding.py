@@ -17,6 +17,7 @@ from images.notes import say_notes
 from images.profile import NUM_SAMPLED, by_name, common_names, compare, have_palette, make_profile
 from images.readers import Frame, forget_files, geometries_of
 from images.selection import Choice
+from images.writers import is_predicted
 from locks import locked
 from rules import is_number
 from samples import DISTANCE, ENTRIES, IGNORE, SAMPLES, SPLIT_NAMES, SPLITS, digest_of, is_database
@@ -36,6 +37,7 @@ from sources.writing import (
     source_entries,
     sources_of,
     write_sample_of,
+    write_samples,
 )
 from utils import MOST_NAMED, UserError, echo, folder_hint, spread
 
@@ -61,6 +63,8 @@ def add_images(flags: DatabaseFlags, show: Show) -> None:
         if not known.info.class_values:
             raise UserError(f"{folder}: made with --label none, it has no classes: make it again with --label LABELS")
         pairs, notes = _read_pairs(flags, known)
+        pairs, unedited = _without_predictions(pairs, known)
+        notes += unedited
         classes = _fit_labels(flags, known, [pair.label for pair in pairs if pair.label])
         if classes.ignore is not None:
             annotated = [pair for pair in pairs if (classes.indices(pair.label) != IGNORE).any()]
@@ -90,6 +94,19 @@ def _read_pairs(flags: DatabaseFlags, known: Known) -> tuple[list[Pair], list[st
         notes.append(f"the new images are converted to {'RGB' if num == 3 else 'grey'}, as the database has them")
     _check_images(pairs, known)
     return pairs, notes
+
+
+def _without_predictions(pairs: list[Pair], known: Known) -> tuple[list[Pair], list[str]]:
+    """Pairs but for labels that predict wrote, nobody edited, and would replace one; and lines about such labels."""
+    unedited = [pair for pair in pairs if isinstance(pair.label, Frame) and is_predicted(pair.label.path)]
+    there = [pair for pair in unedited if known.find(pair.image())]
+    if len(there) == len(pairs):
+        what = f"{there[0].label} and all others: labels of predict as it wrote them, of images that the database has"
+        raise UserError(f"{what}: correct some, or name other images")
+    notes = [f"left out: {len(there)} label(s) of predict as it wrote them, of images that are there"] if there else []
+    if num := len(unedited) - len(there):
+        notes.append(f"{num} of the labels are as predict wrote them: were they right?")
+    return [pair for pair in pairs if pair not in there], notes
 
 
 def _check_images(pairs: list[Pair], known: Known) -> None:
@@ -133,7 +150,9 @@ def _reading(known: Known, background: str, labels: list[Label]) -> Reading:
         "threshold": lambda value: value is None or is_number(value),
         "objects": lambda value: isinstance(value, bool),
         "background": is_number,
+        "indices": lambda value: isinstance(value, bool),
     }
+    entry = {"indices": False} | entry if isinstance(entry, dict) else entry
     if isinstance(entry, dict) and entry.keys() == rules.keys() and all(rules[name](entry[name]) for name in rules):
         reading = Reading(**entry)
     else:
@@ -151,12 +170,13 @@ def _background_number(expected: float, typed_number: str, labels: list[Label]) 
     """Number of the background of labels that number their objects, which predict writes as 0; asks if unsure."""
     if typed_number:
         return (numbers_in(typed_number) or [0])[0]
-    numbered = [label for label in labels if isinstance(label, Frame)]  # others are masks of one object each
-    number = border_number(label.read()[..., 0] for label in numbered) if numbered else None
-    if number not in (None, expected):
-        what = f"the labels have {number:g} at the borders of the images, the background of the database is"
-        ways = f"say which it is in these with --background {number:g} or --background {expected:g}"
-        raise UserError(f"{what} {expected:g}: {ways}")
+    numbers = [label.read()[..., 0] for label in labels if isinstance(label, Frame)]  # others are masks of one object
+    number = border_number(numbers) if numbers else expected
+    if number is None:  # cells without a gap: 0 is the background if it is there, as in labels of predict
+        number = 0.0 if expected and any((image == 0).any() for image in numbers) else expected
+    if number != expected:
+        what = f"the background of the labels seems to be {number:g}, that of the database is {expected:g}"
+        raise UserError(f"{what}: say which it is in these, with --background {number:g} or --background {expected:g}")
     return expected
 
 
@@ -193,8 +213,7 @@ def _write(new_folder: Path, known: Known, addition: Addition, classes: Classes,
         write_sample_of(pair, path, place.file.open()[0], classes)
     first = 1 + max((int(path.stem) for path in files[to]), default=-1)
     jobs = [(new_folder / to / f"{first + n:05d}.npy", pair) for n, pair in enumerate(addition.added)]
-    for path, pair in jobs:
-        write_sample_of(pair, path, pair.read(), classes)
+    write_samples(jobs, classes)
     files[to] += [path for path, _ in jobs]
     old, entries = known.info.profile, _entries(known, addition, jobs)
     channels, indexed = (old.channels, old.is_indexed) if old else ([], False)
@@ -252,4 +271,4 @@ def _last_training(name: str) -> dict[str, Any]:
         usual = {flag.removeprefix("--"): str(value) for flag, value in default.as_typed().items()}
         fixed = {"mode", "name_data", "dir_data", "train_continue", "epoch", "init_from"}
         values = {k: v for k, v in typed.items() if k not in fixed and v != usual.get(k, v)}
-    return values | {"train_continue": False, "init_from": newest.as_posix()}
+    return values and values | {"train_continue": False, "init_from": newest.as_posix()}

@@ -105,6 +105,8 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     classes = _classes(pairs, flags)
     splits, notes = split_pairs(pairs, classes, flags, known)
     contents = _write_contents(new_folder, flags, pairs, splits, classes)
+    if known and "split" in known.entries:  # whose sets stay
+        contents.entries["split"] = known.entries["split"]
     notes += left_out(listed) if flags.labelled_only else []
     numbers = ", ".join(f"{len(of)} {split}" for split, of in splits.items())
     return contents.complete([numbers, *notes], _touching(pairs, classes, flags), show)

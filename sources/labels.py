@@ -62,6 +62,7 @@ class Reading(NamedTuple):
     threshold: float | None = None  # values above it are class 1
     objects: bool = False  # the labels number the objects
     background: float = 0  # number of the background, which is no object
+    indices: bool = False  # of a palette
 
 
 class Classes(NamedTuple):
@@ -90,7 +91,8 @@ def find_classes(labels: list[Label], threshold: float | None, objects: bool, ig
     values = [value_of(key, scanned.colour) for key in scanned.keys]
     names = ["#" + bytes(value).hex() if scanned.colour else str(value) for value in values]  # as in HTML
     indices = make_indices(scanned.read, scanned.keys, scanned.ignored)
-    return Classes(values, names, indices, value_of(scanned.ignored, scanned.colour))
+    ignored = value_of(scanned.ignored, scanned.colour)
+    return Classes(values, names, indices, ignored, reading=Reading(indices=scanned.indices))
 
 
 def check(scanned: Scan, ignore: str) -> None:
@@ -301,13 +303,17 @@ def fit_classes(labels: list[Label], info: DataInfo, reading: Reading, ignore: s
     elif reading.threshold is not None:
         classes = _read_by_threshold(reading.threshold, ignored)
     else:
-        classes = _fit_values([label for label in labels if isinstance(label, Frame)], info.class_values, ignore)
+        frames = [label for label in labels if isinstance(label, Frame)]
+        classes = _fit_values(frames, info.class_values, ignore, reading)
     order = [classes.values.index(value) for value in info.class_values]
     return _ordered(classes, order)._replace(names=info.class_names)
 
 
-def _fit_values(labels: list[Frame], values: list, ignore: str) -> Classes:
-    """Classes with these values, in ascending order; refuses labels with others, but masks of one kind."""
+def _fit_values(labels: list[Frame], values: list, ignore: str, reading: Reading) -> Classes:
+    """Classes with these values, in ascending order; refuses labels with others, but masks of one kind.
+
+    Masks are not known by their values where the database has indices of a palette, of which 0 may be any class.
+    """
     scanned = in_alpha(scan(labels, ignore, colour=any(isinstance(value, list) for value in values)))
     keys = sorted(key_of(value, scanned.colour) for value in values)
     if np.isnan(keys).any():
@@ -316,11 +322,9 @@ def _fit_values(labels: list[Frame], values: list, ignore: str) -> Classes:
             f"{labels[0]}: {kind}; the classes of the database are {'; '.join(map(typed, values))}: save it so"
         )
     # as if a label of the database were among them
-    scanned = as_one_kind(
-        scanned._replace(
-            counts=scanned.counts + Counter(dict.fromkeys(keys, 1)), keys_of_labels=[*scanned.keys_of_labels, {*keys}]
-        )
-    )
+    counts = scanned.counts + Counter(dict.fromkeys(keys, 1))
+    scanned = scanned._replace(counts=counts, keys_of_labels=[*scanned.keys_of_labels, {*keys}])
+    scanned = scanned if reading.indices else as_one_kind(scanned)
     if len(scanned.keys) != len(keys):
         for label, keys_of_label in zip(labels, scanned.keys_of_labels, strict=False):
             others = [typed(value_of(key, scanned.colour)) for key in sorted(keys_of_label - {*keys, scanned.ignored})]
@@ -329,7 +333,8 @@ def _fit_values(labels: list[Frame], values: list, ignore: str) -> Classes:
                 raise UserError(f"{what}: the classes of the database are {'; '.join(map(typed, values))}: repair it")
     ascending = sorted(values, key=lambda value: key_of(value, scanned.colour))
     indices = make_indices(scanned.read, scanned.keys, scanned.ignored)
-    return Classes(ascending, [*map(str, ascending)], indices, value_of(scanned.ignored, scanned.colour))
+    ignored = value_of(scanned.ignored, scanned.colour)
+    return Classes(ascending, [*map(str, ascending)], indices, ignored, reading=reading)
 
 
 def _index_of(classes: Classes, flag: str, text: str) -> int:

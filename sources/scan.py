@@ -27,6 +27,7 @@ class Scan(NamedTuple):
     read: Reader  # of keys
     counts: Counter[float]  # number of pixels of each key, in all labels up to the first with which they are too many
     keys_of_labels: list[set[float]]  # keys in each of these labels
+    indices: bool = False  # the keys are indices of a palette
 
     @property
     def keys(self) -> list[float]:
@@ -43,7 +44,7 @@ def scan(labels: list[Frame], ignore: str, *, colour: bool = False) -> Scan:
     def read(label: Frame) -> np.ndarray:
         return label_keys(_read_pixels(label, as_indices), colour)
 
-    scanned = Scan(labels, ignored_key(ignore, colour), colour, read, Counter(), [])
+    scanned = Scan(labels, ignored_key(ignore, colour), colour, read, Counter(), [], as_indices)
     for label in tracked(labels, "labels"):
         counts = count_keys(read(label))
         scanned.counts.update(counts)

@@ -45,7 +45,10 @@ def split_pairs(
         return splits, [note, *left_out, *(_cut_elsewhere(splits, known) if known else [])]
     if known:
         splits, note = _as_before(annotated, known)
-        if note and splits["train"]:
+        if note and not splits["train"]:
+            what = f"all {len(annotated)} image(s) were in the validation or test of the database"
+            raise UserError(f"{what}: add others for the training, or name --split contiguous to split them again")
+        if note:
             return splits, [note, *left_out]
     numbers = split_numbers(len(annotated), flags, "".join(f"; {line}" for line in left_out))
     splits = {split: [annotated[i] for i in members] for split, members in numbers.items()}

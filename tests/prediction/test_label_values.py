@@ -65,6 +65,12 @@ DRESSES = {
     "threshold": (TWO * np.uint8(90), ["--threshold", "40.5"], save_picture, "uint8"),
     "high threshold": (TWO * np.uint16(900), ["--threshold", "600"], tifffile.imwrite, "uint16"),
     "threshold below 0": (TWO * np.float32(9) - 8, ["--threshold", "-3"], tifffile.imwrite, "float32"),
+    "threshold and ignored": (
+        np.where(PART == 128, 255, TWO * 90).astype(np.uint8),
+        ["--threshold", "40.5", "--ignore", "255"],
+        save_picture,
+        "uint16",
+    ),
     "ignored": (PART, ["--ignore", "128"], save_picture, "uint8"),
     "objects": (NUMBERS, ["--objects", "on"], tifffile.imwrite, "uint16"),
     "objects and ignored": (
@@ -135,6 +141,8 @@ def test_labels_come_back_as_the_classes_of_the_database(loop, name):
     again = indices_of("out/labels", replace(made, ignore=""))  # every pixel is predicted
     for old, new in zip(indices_of("labels", made), again, strict=True):
         assert np.array_equal(new[old != IGNORE], old[old != IGNORE])
+    values = {value for path in written for value in np.unique(list_frames(str(path))[0].read()).tolist()}
+    assert not made.ignore or float(made.ignore) not in values
 
 
 def test_labels_of_stacks_are_stacks_that_imagej_reads_next_to_pngs(loop, capsys):

@@ -10,8 +10,10 @@ import pytest
 import tifffile
 from conftest import SMALL
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import main
+from images.writers import PREDICTED
 from run_make_database import main as make
 
 RNG = np.random.default_rng(0)
@@ -148,6 +150,43 @@ def test_labels_with_a_palette_have_its_indices(work):
             path.unlink()
     assert make(MADE) == make(ADD) == 0
     assert np.array_equal(sample(work, "train", 3)["label"], halves(0, 1)) and info(work)["class_values"] == [0, 1]
+
+
+def test_masks_do_not_fit_indices_of_a_palette_whose_first_is_foreground(work, fails):
+    write_pairs(work, halves(0, 1))
+    for number in range(4):
+        image = Image.fromarray(halves(0, 1))
+        image.putpalette([255, 0, 0, 0, 0, 0])  # index 0 is a red cell
+        image.save(work / f"masks/{number}.png")
+        (work / f"masks/{number}.tif").unlink()
+    assert make(MADE) == 0
+    write(work / "new_masks", [halves(0, 255)] * 2, 4)
+    assert "label value 255: the classes of the database are 0; 1" in fails(make, ADD)
+
+
+def test_labels_of_predict_that_nobody_edited_replace_none(work, fails, capfd):
+    write_pairs(work, halves())
+    assert make(MADE) == 0
+    for folder, number in (("raw", 0), ("raw", 1), ("new", 4)):
+        predicted = Image.fromarray(np.full((32, 40), 255, np.uint8))
+        text = PngInfo()
+        text.add_text("Software", PREDICTED)
+        (work / "seg").mkdir(exist_ok=True)
+        predicted.save(work / f"seg/{number}.png", pnginfo=text)
+        if folder == "raw":
+            shutil.copy(work / folder / f"{number}.tif", work / "new")
+    predicted.save(work / "seg/1.png")  # as an editor does
+    (work / "new/5.tif").unlink()
+    assert make(["--add", "new", "--label", "seg", "--replace"]) == 0
+    out = capfd.readouterr().out
+    assert "3 train (1 more, 1 with a new label)" in out
+    assert "left out: 1 label(s) of predict as it wrote them, of images that are there" in out
+    assert "1 of the labels are as predict wrote them: were they right?" in out
+    assert np.array_equal(sample(work, "train")["label"] * 255, halves()) and sample(work, "train", 1)["label"].all()
+    (work / "seg/1.png").unlink()
+    (work / "seg/4.png").unlink()
+    flags = ["--add", "new", "--label", "seg", "--labelled_only", "--replace"]
+    assert "labels of predict as it wrote them, of images that the database has" in fails(make, flags)
 
 
 def test_one_mask_per_object_is_added_to_a_database_of_such(work):
@@ -329,6 +368,18 @@ def test_overwrite_with_more_images_keeps_each_in_its_set(work, capsys):
     write(work / "masks", [halves() for _ in range(7)])
     assert make([*MADE, "--overwrite"]) == 0  # other images
     assert numbers(work) == [5, 1, 1]
+
+
+def test_overwrite_with_images_of_validation_and_test_alone_is_refused(work, fails):
+    write_pairs(work, halves())
+    assert make([*MADE, "--split", "random", "--seed", "3"]) == 0
+    kind = info(work)["split"]
+    assert make([*MADE, "--overwrite"]) == 0 and info(work)["split"] == kind
+    for number in range(4):
+        if not np.array_equal(tifffile.imread(work / f"raw/{number}.tif"), sample(work, "test")["input"][..., 0]):
+            (work / f"raw/{number}.tif").unlink()
+            (work / f"masks/{number}.tif").unlink()
+    assert "1 image(s) were in the validation or test of the database" in fails(make, [*MADE, "--overwrite"])
 
 
 def test_overwrite_of_regions_cuts_at_the_same_position_or_says_so(work, capsys):
