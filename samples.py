@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from config import SETS
 from exchange import finish_exchange
 from images.statistics import LARGEST
 from utils import UserError, folder_hint, natural_key
 
-SPLITS = ("train", "val", "test")
+SPLITS = SETS
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 # names in the folder of a split that this program or pytorch-UNET gives: samples, their distances and partial files
 SAMPLES = r"((input|label)_?)?\d+(\.distance)?\.npy|\..*\.partial"
