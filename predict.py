@@ -141,7 +141,7 @@ def _report(job: PredictionJob, trained: dict[Path, Checkpoint], replaced: dict[
         job.report_objects()
     if job.files.label_files and find_description(job.config.folder("data")):
         config, labels = job.config, job.files.label_files[0].parent
-        echo(f"correct label images in {labels}, and remove those that you don't: the next command takes all of them")
+        echo(f"correct label images in {labels}, and save them: the next command takes those that were saved")
         frames = {name: getattr(config, name) for name in ("channel", "series", "section") if config.given(name)}
         echo(
             config.next_step(

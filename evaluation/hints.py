@@ -9,6 +9,10 @@ HINTS = {
         "all pixels are predicted as one class",
         "see in the database's `index.html` whether labels and images belong together; train longer, or `--balance on`",
     ),
+    "small test": (
+        "fewer than three images are tested",
+        "the scores are those of these images alone: add some by `--add IMAGES --label LABELS --to test`",
+    ),
     "otsu": (
         "the test is no better than Otsu's threshold",
         "train longer; where brightness alone tells the classes apart, no network will do much better",
@@ -27,6 +31,7 @@ HINTS = {
     ),
 }
 FEW = 20  # objects
+FEW_IMAGES = 3  # of a test
 APART = 2.0  # factor between the losses
 NO_BETTER = 0.95  # of Otsu's pixel error
 RIGHT, MERGED = 0.8, 0.3  # least Dice of right pixels, and how far the F1 of their objects is below it
@@ -41,9 +46,11 @@ def score_hints(summary: dict[str, Any], *, one_class: bool) -> list[str]:
     """Lines about what the summary of a test shows; `one_class`: nothing else was predicted."""
     mean, otsu = summary["mean"], summary["baseline_otsu"] or {}
     dice = mean.get(f"dice_{summary['foreground']}", 0)
+    is_no_better = mean.get("pixel_error", 0) > NO_BETTER * otsu.get("pixel_error", 1)
     seen = {
         "one class": one_class,
-        "otsu": mean.get("pixel_error", 0) > NO_BETTER * otsu.get("pixel_error", 1),
+        "small test": 0 < summary["num_labelled"] < FEW_IMAGES,
+        "otsu": is_no_better and not mean.get("object_f1", 0) > otsu.get("object_f1", 0),
         "merged": dice >= RIGHT and mean.get("object_f1", 1) <= dice - MERGED,
     }
     return [hint(symptom) for symptom, is_seen in seen.items() if is_seen]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from config import LAPTOP, Config, DatabaseFlags
 from exchange import atomic_folder, finish_exchange
 from images.notes import say_notes
@@ -25,7 +27,7 @@ from sources.database import OTHER_NAME
 from sources.known import Known, Place
 from sources.labels import Classes, Label, Reading, fit_classes
 from sources.numbered import border_number
-from sources.pairing import Pair, check_pairs, left_out, list_pairs, with_context
+from sources.pairing import Pair, check_pairs, list_pairs, with_context
 from sources.scan import is_colour, numbers_in, typed
 from sources.writing import (
     Contents,
@@ -63,14 +65,12 @@ def add_images(flags: DatabaseFlags, show: Show) -> None:
         if not known.info.class_values:
             raise UserError(f"{folder}: made with --label none, it has no classes: make it again with --label LABELS")
         pairs, notes = _read_pairs(flags, known)
-        pairs, unedited = _without_predictions(pairs, known)
-        notes += unedited
         classes = _fit_labels(flags, known, [pair.label for pair in pairs if pair.label])
         if classes.ignore is not None:
             annotated = [pair for pair in pairs if (classes.indices(pair.label) != IGNORE).any()]
             num, pairs = len(pairs) - len(annotated), annotated
             notes += [f"left out: {num} image(s) without an annotated pixel"] if num else []
-        addition = _sort(pairs, known, flags)
+        addition = _sort(pairs, known, classes, flags)
         with atomic_folder(folder, ENTRIES, OTHER_NAME) as new_folder:
             lines = _write(new_folder, known, addition, classes, notes, show)
             forget_files()  # Windows can't rename a memory-mapped file
@@ -86,8 +86,8 @@ def _read_pairs(flags: DatabaseFlags, known: Known) -> tuple[list[Pair], list[st
     frames, channel_notes = by_name([pair.input for pair in pairs], info.profile)
     say_notes(channel_notes)
     pairs = [replace(pair, input=frame) for pair, frame in zip(pairs, frames, strict=True)]
-    notes = left_out(pairs)
-    pairs = check_pairs([pair for pair in with_context(pairs, info.context) if pair.label])
+    pairs, notes = _corrected([pair for pair in with_context(pairs, info.context) if pair.label])
+    pairs = check_pairs(pairs)
     num = pairs[0].image().shape[2]
     if {num, info.num_own} == {1, 3} and (num == 1 or not any(is_colour(pair.image()) for pair in pairs)):
         pairs, num = [replace(pair, channels=info.num_own) for pair in pairs], info.num_own
@@ -96,17 +96,14 @@ def _read_pairs(flags: DatabaseFlags, known: Known) -> tuple[list[Pair], list[st
     return pairs, notes
 
 
-def _without_predictions(pairs: list[Pair], known: Known) -> tuple[list[Pair], list[str]]:
-    """Pairs but for labels that predict wrote, nobody edited, and would replace one; and lines about such labels."""
-    unedited = [pair for pair in pairs if isinstance(pair.label, Frame) and is_predicted(pair.label.path)]
-    there = [pair for pair in unedited if known.find(pair.image())]
-    if len(there) == len(pairs):
-        what = f"{there[0].label} and all others: labels of predict as it wrote them, of images that the database has"
-        raise UserError(f"{what}: correct some, or name other images")
-    notes = [f"left out: {len(there)} label(s) of predict as it wrote them, of images that are there"] if there else []
-    if num := len(unedited) - len(there):
-        notes.append(f"{num} of the labels are as predict wrote them: were they right?")
-    return [pair for pair in pairs if pair not in there], notes
+def _corrected(pairs: list[Pair]) -> tuple[list[Pair], list[str]]:
+    """Pairs but for labels that are as predict wrote them, and a line about these."""
+    edited = [pair for pair in pairs if not (isinstance(pair.label, Frame) and is_predicted(pair.label.path))]
+    num = len(pairs) - len(edited)
+    ways = "save in an editor those that you corrected or found right"
+    if not edited:
+        raise UserError(f"{pairs[0].label} and all others: labels as predict wrote them: {ways}")
+    return edited, [f"left out: {num} label(s) as predict wrote them: {ways}"] if num else []
 
 
 def _check_images(pairs: list[Pair], known: Known) -> None:
@@ -180,25 +177,34 @@ def _background_number(expected: float, typed_number: str, labels: list[Label]) 
     return expected
 
 
-def _sort(pairs: list[Pair], known: Known, flags: DatabaseFlags) -> Addition:
+def _sort(pairs: list[Pair], known: Known, classes: Classes, flags: DatabaseFlags) -> Addition:
     """Tell images that the database has from others; refuses the former without `--replace`, and copies."""
     addition = Addition([], [], flags.to)
     first: dict[bytes, Pair] = {}
+    there: list[str] = []
     for pair in pairs:
         image = pair.image()
         copy = first.setdefault(digest_of(image), pair)
         if copy is not pair:
             raise UserError(f"{pair.input} has the pixels of {copy.input}: leave one of them out")
         if places := known.find(image):
-            addition.replaced.extend((place, replace(pair, window=place.window)) for place in places)
+            label = classes.indices(pair.label)
+            others = [place for place in places if not _is_label_of(place, label[place.window])]
+            addition.replaced.extend((place, replace(pair, window=place.window)) for place in others)
+            there += [f"{pair.input} ({place})" for place in places]
         else:
             addition.added.append(pair)
-    if addition.replaced and not flags.replace:
-        there = [f"{pair.input} ({place})" for place, pair in addition.replaced]
+    if there and not flags.replace:
         more = f" and {len(there) - MOST_NAMED} more" if len(there) > MOST_NAMED else ""
         what = f"in the database already: {', '.join(there[:MOST_NAMED])}{more}"
         raise UserError(f"{what}: leave them out, or add --replace, which gives them their new labels")
     return addition
+
+
+def _is_label_of(place: Place, label: np.ndarray) -> bool:
+    """Whether a sample has this label (H, W) already."""
+    old = place.file.open()[1]
+    return old is not None and np.array_equal(old, label)
 
 
 def _write(new_folder: Path, known: Known, addition: Addition, classes: Classes, notes: list[str], show: Show) -> str:

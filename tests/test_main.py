@@ -426,6 +426,8 @@ def test_next_steps_lead_from_images_to_a_segmentation(work, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert "note: data/my cells: left out: 1 file(s), whose images are in the database" in printed
     assert [path.name for path in (work / "segmented").glob("*.png")] == ["new-overlay.png"]
+    label = work / "segmented/labels/new.png"
+    Image.fromarray(np.asarray(Image.open(label))).save(label)  # as an editor does
     words = shlex.split(printed[-1].removeprefix("next: python run_make_database.py "))
     assert run_make_database.main(words) == 0
     assert "3 train (1 more), 1 val, 1 test" in capsys.readouterr().out

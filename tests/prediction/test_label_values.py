@@ -158,7 +158,7 @@ def test_labels_of_stacks_are_stacks_that_imagej_reads_next_to_pngs(loop, capsys
             assert np.array_equal(page, np.asarray(Image.open(f"out/labels/{number}.png")))
             assert np.array_equal(page, np.asarray(Image.open(f"out/stack-{number:04d}-cells.png")))
     *_, advice, command = capsys.readouterr().out.splitlines()
-    assert advice.startswith("correct label images in out/labels, and remove those that you don't")
+    assert advice.startswith("correct label images in out/labels, and save them")
     flags = "--gpu_ids -1 --add images --label out/labels --labelled_only on --replace on"
     assert command == f"next: python run_make_database.py {flags}".replace("--gpu_ids -1 ", "")
 

@@ -164,29 +164,26 @@ def test_masks_do_not_fit_indices_of_a_palette_whose_first_is_foreground(work, f
     assert "label value 255: the classes of the database are 0; 1" in fails(make, ADD)
 
 
-def test_labels_of_predict_that_nobody_edited_replace_none(work, fails, capfd):
-    write_pairs(work, halves())
+def test_labels_as_predict_wrote_them_are_left_out(work, fails, capfd):
+    write_pairs(work, halves(), num_new=3)
     assert make(MADE) == 0
-    for folder, number in (("raw", 0), ("raw", 1), ("new", 4)):
-        predicted = Image.fromarray(np.full((32, 40), 255, np.uint8))
-        text = PngInfo()
-        text.add_text("Software", PREDICTED)
-        (work / "seg").mkdir(exist_ok=True)
-        predicted.save(work / f"seg/{number}.png", pnginfo=text)
-        if folder == "raw":
-            shutil.copy(work / folder / f"{number}.tif", work / "new")
-    predicted.save(work / "seg/1.png")  # as an editor does
-    (work / "new/5.tif").unlink()
-    assert make(["--add", "new", "--label", "seg", "--replace"]) == 0
-    out = capfd.readouterr().out
-    assert "3 train (1 more, 1 with a new label)" in out
-    assert "left out: 1 label(s) of predict as it wrote them, of images that are there" in out
-    assert "1 of the labels are as predict wrote them: were they right?" in out
-    assert np.array_equal(sample(work, "train")["label"] * 255, halves()) and sample(work, "train", 1)["label"].all()
-    (work / "seg/1.png").unlink()
-    (work / "seg/4.png").unlink()
+    for number in (0, 1):
+        shutil.copy(work / f"raw/{number}.tif", work / "new")
+    text = PngInfo()
+    text.add_text("Software", PREDICTED)
+    (work / "seg").mkdir()
+    for number in (0, 4, 5):
+        Image.fromarray(np.full((32, 40), 255, np.uint8)).save(work / f"seg/{number}.png", pnginfo=text)
     flags = ["--add", "new", "--label", "seg", "--labelled_only", "--replace"]
-    assert "labels of predict as it wrote them, of images that the database has" in fails(make, flags)
+    assert "and all others: labels as predict wrote them: save in an editor" in fails(make, flags)
+    for number, label in ((1, np.full((32, 40), 255)), (6, halves())):
+        Image.fromarray(label.astype(np.uint8)).save(work / f"seg/{number}.png")  # as an editor does
+    for again in (False, True):
+        assert make(flags) == 0
+        out = capfd.readouterr().out
+        assert "left out: 3 label(s) as predict wrote them" in out
+        assert ("3 train (1 more, 1 with a new label)" in out, "3 train, 1 val, 1 test" in out) == (not again, again)
+    assert np.array_equal(sample(work, "train")["label"] * 255, halves()) and sample(work, "train", 1)["label"].all()
 
 
 def test_one_mask_per_object_is_added_to_a_database_of_such(work):
