@@ -168,13 +168,17 @@ def test_log_on_a_full_disk_ends_the_curves_and_not_the_training(tmp_path, capsy
 
 
 def test_log_has_flags_both_losses_and_precision_recall(database, work):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     flags = [*SMALL, "--num_freq_score", "1"]
     assert main.main([*flags, "--num_epoch", "1"]) == 0
     assert main.main([*flags, "--num_epoch", "2", "--train_continue", "on"]) == 0
     log = events(work)
     assert b"| --num_freq_score | `1` |" in log.Tensors("flags/text_summary")[-1].tensor_proto.string_val[0]
-    layout = log.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
-    assert b"loss/train" in layout and b"loss/val" in layout
+    validation = EventAccumulator(str(work / "log/unet/em/validation")).Reload()  # a run with a colour of its own
+    for run, name in ((log, "loss/train"), (validation, "loss/val")):
+        assert [(event.step, event.value) for event in run.Scalars("loss")] == curves(work)[name]
+    assert validation.Tags()["scalars"] == ["loss"]
     points = log.Tensors("foreground")
     assert [event.step for event in points] == [1, 2]
     tp, fp, tn, fn, precision, recall = np.reshape(points[-1].tensor_proto.float_val, (6, 127))
@@ -325,7 +329,8 @@ def test_train_off_moves_the_earlier_training_aside(trained, work):
     assert sorted(path.name for path in (folder / "earlier-1").iterdir()) == ["model_best.pth", "model_epoch0001.pth"]
     assert (folder / "earlier-1" / "model_epoch0001.pth").read_bytes() == before
     kept = sorted(path.name.split(".")[0] for path in (work / "log" / "unet" / "em" / "earlier-1").iterdir())
-    assert kept == ["arg", "events"]
+    assert kept == ["arg", "events", "validation"]
+    assert len([*(work / "log/unet/em/validation").iterdir()]) == 1
     assert [epoch for epoch, _ in curves(work)["loss/train"]] == [1, 2]
 
 

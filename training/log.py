@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # imported where they are used: a test needs none of them
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event
 
-CHARTS = {"loss": {"train and validation": ["Multiline", ["loss/train", "loss/val"]]}}  # of custom scalars
+# folder of its events below that of the log, which TensorBoard draws in a colour of its own -> what it has of `loss`
+RUNS = {"": "loss/train", "validation": "loss/val"}
 NO_SCORES = ("learning_rate", "images_per_second")  # curves that are none
 WIDTH, EACH = 79, 1.0  # columns of the progress on a terminal, and time [s] until it is shown again
 PROGRESS = ("loss", "dice", "pixel_error", "images_per_second")  # scores next to the progress
@@ -45,9 +46,9 @@ class TrainingLog:
         from tqdm import tqdm
 
         self.folder, self.first = folder, first  # TensorBoard hides what an interrupted run wrote from `first` on
-        self.writer: EventsWriter | None = None
-        self._waiting: list[Event] | None = []  # events until `open`; None: none can be written any more
-        self._flags: tuple[Event, ...] = ()  # which each file begins with
+        self.writers: dict[str, EventsWriter] = {}  # of each run
+        self._waiting: list[tuple[str, Event]] | None = []  # until `open`, with their run; None: none can be written
+        self._flags: Event | None = None  # which each file begins with
         self._table: dict[str, Any] = {}  # of arg.txt
         self.bar = tqdm(bar_format="{desc}", disable=None)
         self.texts: dict[str, str] = {}  # scores of the last epoch
@@ -59,52 +60,61 @@ class TrainingLog:
     def open(self) -> None:
         """Write arg.txt and the events until now; called when the files of an earlier training are out of the way."""
         waiting, self._waiting = self._waiting or [], []
-        self._begin_file(self.first)
-        self._put(*waiting)
+        self._begin_files(self.first)
+        for run, event in waiting:
+            self._put(run, event)
 
-    def _begin_file(self, epoch: int) -> None:
-        """Write arg.txt, and begin a file of events."""
+    def _begin_files(self, epoch: int) -> None:
+        """Write arg.txt, and begin the files of events."""
         from tensorboardX.event_file_writer import EventsWriter
 
         width = max(map(len, self._table))
         with atomic_write(self.folder / "arg.txt", "w") as file:
             file.writelines(printable(f"{name.ljust(width)}  {value}") + "\n" for name, value in self._table.items())
         self._name = f".{time.time_ns()}"  # two runs may start in one second
-        self.writer = EventsWriter(str(self.folder / "events"), self._name)
-        self._put(_event(epoch, session_log={"status": "START"}), *self._flags)
+        for run in RUNS:
+            (self.folder / run).mkdir(exist_ok=True)
+            self.writers[run] = EventsWriter(str(self.folder / run / "events"), self._name)
+        for run in RUNS:
+            self._put(run, _event(epoch, session_log={"status": "START"}))
+        if self._flags:
+            self._put("", self._flags)
 
-    def _write(self, epoch: int, **event: Any) -> None:
+    def _write(self, epoch: int, run: str = "", **event: Any) -> None:
         """Write an event, or keep it until `open`."""
-        if self.writer is not None:
-            self._put(_event(epoch, **event))
+        if self.writers:
+            self._put(run, _event(epoch, **event))
         elif self._waiting is not None:
-            self._waiting.append(_event(epoch, **event))
+            self._waiting.append((run, _event(epoch, **event)))
 
-    def _put(self, *events: Event) -> None:
-        """Write events to the disk."""
-        writer = self.writer
-        if writer is None:
+    def _put(self, run: str, event: Event) -> None:
+        """Write an event to the disk."""
+        if not self.writers:
             return
         try:
-            for event in events:
-                writer.write_event(event)
-                writer.flush()
+            self.writers[run].write_event(event)
+            self.writers[run].flush()
         except OSError as error:
-            with suppress(OSError):  # closing flushes again
-                writer._py_recordio_writer.close()
-            self.writer = self._waiting = None
+            self._abandon()
+            self._waiting = None
             reason = f"cannot write {self.folder}: {error.strerror or error}"
             echo(f"warning: {reason}: the training continues, but its curves end at epoch {event.step - 1}", sys.stderr)
 
+    def _abandon(self) -> None:
+        """Close the files without writing what their writers still hold."""
+        for writer in self.writers.values():
+            with suppress(OSError):  # closing flushes again
+                writer._py_recordio_writer.close()
+        self.writers = {}
+
     def _mend(self, epoch: int) -> None:
-        """Begin another file of events if somebody has removed that of this run."""
-        if self.writer is None or any(self.folder.glob(f"events*{self._name}")):
+        """Begin other files of events if somebody has removed one of this run."""
+        if all(any((self.folder / run).glob(f"events*{self._name}")) for run in self.writers):
             return
         what = f"the log in {self.folder} was removed while the training runs"
-        self.writer._py_recordio_writer.close()
-        self.writer = None
+        self._abandon()
         try:
-            self._begin_file(epoch)
+            self._begin_files(epoch)
             echo(f"warning: {what}: its curves begin again at epoch {epoch}", sys.stderr)
         except (OSError, UserError) as error:
             self._waiting = None
@@ -114,6 +124,9 @@ class TrainingLog:
         """Add one point to each curve, and show the progress, the fraction of the run that is done."""
         self._mend(epoch)
         self._write(epoch, summary={"value": [{"tag": name, "simple_value": value} for name, value in scores.items()]})
+        for run, name in RUNS.items():
+            if name in scores:
+                self._write(epoch, run, summary={"value": [{"tag": "loss", "simple_value": scores[name]}]})
         self.texts = {name: f"{value:.4g}" for name, value in scores.items() if name.split("/")[0] in PROGRESS}
         self.last_shown = 0.0
         self.show(epoch, progress)
@@ -142,13 +155,13 @@ class TrainingLog:
         self.bar.refresh()
 
     def arguments(self, epoch: int, values: dict[str, Any], network: Mapping[str, Any]) -> None:
-        """Add the flags as a table of text, and the layout of the chart of both losses; called before `open`."""
-        from tensorboardX.summary import custom_scalars, text
+        """Add the flags as a table of text; called before `open`."""
+        from tensorboardX.summary import text
 
         self._table = values | {"network": dict(network)}
         rows = "".join(f"| {name} | `{printable(str(value))}` |\n" for name, value in values.items())
         table = text("flags", "| flag | value |\n|---|---|\n" + rows)
-        self._flags = _event(epoch, summary=table), _event(epoch, summary=custom_scalars(CHARTS))
+        self._flags = _event(epoch, summary=table)
 
     def hparams(self, epoch: int, values: dict[str, Any], scores: dict[str, float]) -> None:
         """Add the flags and which curves are the scores of the run; TensorBoard shows the last value of each."""
@@ -183,8 +196,8 @@ class TrainingLog:
     def close(self) -> None:
         """Close the bar and the event file."""
         self.bar.close()
-        if self.writer is not None:
-            self.writer.close()
+        for writer in self.writers.values():
+            writer.close()
 
 
 def _event(step: int, **content: Any) -> Event:

@@ -15,6 +15,7 @@ from distributed import World
 from files import discard, move_aside
 from training.best import BestEpoch
 from training.budget import Budget
+from training.log import RUNS
 from training.state import TrainState
 from utils import DivergenceError, UserError, echo
 
@@ -37,6 +38,7 @@ class Saver:
         best = self.best.path
         stale += [best] if best.is_file() and not self.best.is_written and best != resumed else []
         logs = [] if state.saved_epoch else [*dir_log.glob("events.out.tfevents*"), *dir_log.glob("arg.txt")]
+        logs += [dir_log / run for run in RUNS if run and logs and any((dir_log / run).glob("events.out.tfevents*"))]
         self.stale = {folder: files for folder, files in ((self.folder, stale), (dir_log, logs)) if files}
         return bool(self.stale)
 
