@@ -1,7 +1,6 @@
 """What `--add` makes of a database that is there, and which images stay in which set."""
 
 import json
-import os
 import shutil
 from functools import partial
 
@@ -11,6 +10,7 @@ import tifffile
 from conftest import SMALL
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from test_database import make_killed
 
 import main
 from images.writers import PREDICTED
@@ -300,27 +300,11 @@ def test_regions_stay_and_an_image_that_was_cut_is_found(work, fails):
     assert np.array_equal(sample(work, "test")["label"] * 255, 255 - label[:, first : stop + 1])
 
 
-def _killed(point, argv):
-    """Add images, and end the process at a rename."""
-    from pathlib import Path
-
-    rename, names = Path.rename, []
-
-    def cut(path, target):
-        names.append(path.name)
-        if len(names) == point:
-            os._exit(9)
-        return rename(path, target)
-
-    Path.rename = cut
-    return make(argv)
-
-
 @pytest.mark.parametrize("point", [1, 4, 8])
 def test_add_that_is_killed_leaves_the_old_database_or_the_new(work, start, point):
     write_pairs(work, halves())
     assert make(MADE) == 0
-    process = start(partial(_killed, point), *ADD)
+    process = start(partial(make_killed, point), *ADD)
     process.communicate()
     assert process.returncode == 9
     assert main.main([*SMALL, "--num_epoch", "1"]) == 0
