@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -58,6 +58,11 @@ class DataInfo:
     def is_partial(self) -> bool:
         """Whether labels may contain pixels that are not annotated."""
         return self.ignore is not None
+
+    @property
+    def numbers_objects(self) -> bool:
+        """Whether the labels number the objects, which two classes were made of."""
+        return sorted(map(str, self.class_values)) == ["background", "object"]
 
     @property
     def own_channels(self) -> slice:
@@ -274,7 +279,7 @@ def _origin(entry: dict[str, Any], *, paged: bool) -> Origin:
     return Origin(printable(", ".join(parts)), (size[0], size[1]) if is_size else None)
 
 
-def check_samples(files: list[SampleFile], info: DataInfo, *, labelled: bool) -> list[tuple[int, int]]:
+def check_samples(files: Sequence[SampleFile], info: DataInfo, *, labelled: bool) -> list[tuple[int, int]]:
     """Height and width of each sample [px]; each is opened once, and its channels are checked."""
     shapes = []
     for file in files:

@@ -38,7 +38,7 @@ Gather = Callable[[list], list]  # lists of all processes, joined
 F1, UNFILTERED = "object_f1", "object_f1_unfiltered"  # of the objects after and before their filter
 LEVEL = 1e-3  # of V_Info: a smaller difference is none
 PAIR_SCORES = ("v_rand", "v_info")
-TOLERANCE = 1e-2  # of V_Info: single mergers in three images make such a difference (benchmarks/README.md)
+TOLERANCE = 1e-2  # of V_Info or average precision: single mergers make such a difference (benchmarks/README.md)
 SHARED = 2**23  # [px] that threads score at once: each needs up to 80 bytes for a pixel
 
 
@@ -85,11 +85,13 @@ class Challenge:
         """Threshold to segment at: the middle of those whose V_Info is as good as the best, up to single mergers.
 
         V_Info finds the threshold where cells touch. Where objects lie apart, it is level over many thresholds, since
-        it depends only on the segment of each pixel, not on the size of objects; there the pixel error decides. 0.5 if
-        no image has foreground.
+        it depends only on the segment of each pixel, not on the size of objects; there the pixel error decides. Where
+        the labels number the objects, the average precision of these decides instead. 0.5 if no image has foreground.
         """
         if not self.decisive:
             return 0.5
+        if "object_counts" in self.decisive[0]:
+            return self._best_for_objects
         v_info, error = Challenge(self.decisive).means("v_info"), np.round(self.means("pixel_error"), 12)
         good = np.flatnonzero(v_info >= v_info.max() - TOLERANCE)
         middles = good[(len(good) - 1) // 2 : len(good) // 2 + 1]  # one, or two of an even number
@@ -98,6 +100,15 @@ class Challenge:
         levels = ndimage.label(np.abs(v_info - v_info[middle]) <= LEVEL)[0]
         plateau = np.flatnonzero(levels == levels[middle])
         return metrics.THRESHOLDS[min(plateau, key=lambda k: (error[k], abs(k - middle)))]
+
+    @property
+    def _best_for_objects(self) -> float:
+        """The middle of the thresholds at which the average precision of all objects is as good as the best."""
+        counts = np.sum([scores["object_counts"] for scores in self.decisive], axis=0)
+        num_match, num_object = counts[..., 0], counts[..., 1]
+        precision = (num_match / np.maximum(num_object - num_match, 1)).mean(1)
+        good = np.flatnonzero(precision >= precision.max() - TOLERANCE)
+        return metrics.THRESHOLDS[good[len(good) // 2]]
 
     @property
     def chosen_on(self) -> list[int]:
@@ -133,6 +144,22 @@ def segment_scores(image: Segmented, background: int) -> dict[str, np.ndarray]:
         scores = metrics.challenge_scores(inside, foreground, valid=valid, mapped=threads.map)
     num_object = metrics.number_segments(inside, valid).max()
     return scores | {"counts": metrics.threshold_counts(inside, foreground, valid), "num_object": num_object}
+
+
+def object_counts(image: Segmented, predictor: Predictor) -> dict[str, np.ndarray]:
+    """Matches and objects (T, L, 2) as predict finds them at each threshold, as `Overlaps.counts`, by `LIMITS`."""
+    assert image.label is not None
+    grow = grown if predictor.has_gaps else np.asarray
+    foreground, inside = image.foreground(predictor.background), image.label != predictor.background
+    truth = grow(metrics.number_segments(inside, image.valid))
+
+    def counts_at(threshold: float) -> list[tuple[int, int]]:
+        objects = join_bands(separate_bands(foreground, threshold), foreground.shape)
+        pairs = metrics.overlaps(truth, grow(filter_objects(objects, predictor.object_filter)))
+        return [pairs.counts(limit) for limit in metrics.LIMITS]
+
+    with scoring_threads(foreground.size) as threads:
+        return {"object_counts": np.array([*threads.map(counts_at, metrics.THRESHOLDS)])}
 
 
 @dataclass

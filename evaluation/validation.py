@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distributed import World
-from evaluation.scorers import Challenge, PixelScores, segment_scores
+from evaluation.scorers import Challenge, PixelScores, object_counts, segment_scores
 from evaluation.segment import Segmented, segment
 from prediction.predictor import Member, Predictor, find_background, fold_norm
 from prediction.threshold import of_foreground, origin_of
@@ -54,7 +54,9 @@ class Validation:
             return None
         predictor, images = self._predictor(state), []
         for image in self._segment(predictor, tta=self.tta, stoppable=stoppable):
-            images.append((image.index, segment_scores(image, predictor.background)))
+            scores = segment_scores(image, predictor.background)
+            scores |= object_counts(image, predictor) if state.info.numbers_objects else {}
+            images.append((image.index, scores))
         self.budget.sync(state.epoch)
         if stoppable and self.budget.is_stopping():
             return None

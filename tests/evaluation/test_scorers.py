@@ -14,7 +14,7 @@ from description import DataInfo, describe
 from distributed import World
 from evaluation import metrics, tables
 from evaluation.report import Report
-from evaluation.scorers import Challenge, PixelScores, TestScorer, scoring_threads, segment_scores
+from evaluation.scorers import Challenge, PixelScores, TestScorer, object_counts, scoring_threads, segment_scores
 from evaluation.segment import Segmented, checked_samples, segment
 from model import UNet
 from prediction.objects import KEEP_ALL, ObjectFilter
@@ -443,3 +443,17 @@ def test_pictures_and_pixel_scores_of_a_partial_label():
     assert np.array_equal(image.pictures(PARTIAL)["label"], np.where(UNKNOWN, 128, np.eye(24) * 255))
     scores = PixelScores(PARTIAL, [image.loss], [image.matrix], None).scores()
     assert scores["pixel_error"] == pytest.approx(10 / 240)
+
+
+def test_threshold_of_numbered_objects_is_that_of_their_average_precision():
+    """Two discs that the network draws too large below 0.7; V_Info and pixels alone would not see the objects."""
+    y, x = np.mgrid[:60, :120]
+    distance = np.minimum(np.hypot(y - 30, x - 30), np.hypot(y - 30, x - 90))
+    label, probability = (distance < 10).astype(int), np.interp(distance, [0, 10, 11, 28, 29], [1, 0.71, 0.64, 0.55, 0])
+    info = DataInfo(1, ["background", "object"], ["a", "b"], [0.9, 0.1], [0.0], [1.0], [0.0, 1.0])
+    image = segmented(label, probability.astype(np.float32))
+    scores = segment_scores(image, 0) | object_counts(image, predictor(info))
+    assert info.numbers_objects and scores["object_counts"].shape == (9, 10, 2)
+    assert scores["object_counts"][6, :9].tolist() == [[2, 4]] * 9  # at 0.7 all match, up to IoU 0.9
+    assert Challenge([scores]).best_threshold == 0.7
+    assert Challenge([scores, scores]).chosen_on == [2, 4]
