@@ -236,8 +236,10 @@ def load_epoch(
     load: Callable[[Path], Checkpoint] = Checkpoint.load,
     note: Callable[[str], None] = echo,
 ) -> tuple[Path, Checkpoint]:
-    """Load the checkpoint of an epoch, of the best one (`best`), or the newest that can be read (0)."""
+    """Load the checkpoint of an epoch, of the best one (`best`), or the newest that can be read (0); or a file."""
     # `note` is called with a line if a damaged file is passed over, or the training still runs
+    if folder.is_file():
+        return folder, load(folder)
     if epoch == 0:
         path, saved = _load_newest(folder, load, note)
     else:

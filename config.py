@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ SETS = ("train", "val", "test")
 SPLIT = ("auto", "contiguous", "random", "region")
 MAX_SHOWN = 40  # images in a figure, which is then 14460 px wide; WebP allows 16383
 NO_LABEL = "none"
+PRETRAINED = ("nuclei", "em")  # trained networks that come along, see docs/pretrained.md
 LAPTOP = {"nch_ker": 16, "max_minutes": 10}  # a training that a laptop does while you wait
 # after a test, to correct the labels of new images and add them
 PREDICT: dict[str, Any] = {"mode": "predict", "input": "IMAGES", "output": "segmented"}
@@ -66,11 +68,20 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "min_size": ("predict", "test"),
     "fill_holes": ("predict", "test"),
     "threshold": ("test", "predict", "export"),
+    "pretrained": ("predict", "export"),
 }
 OF_FILTER = ("min_size", "fill_holes", "link")
 # flags that change some outputs of predict only
 NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(OF_FILTER, (*OF_OBJECTS, "labels"))
 NEEDED_BY |= {"threshold": OF_THRESHOLD, "numbers": ("overlay",)}
+
+
+def find_network(path: str | PathLike) -> Path:
+    """Path of a checkpoint, or of a folder of some; of a network that comes along its name, if nothing else has it."""
+    path = Path(path)
+    if str(path) in PRETRAINED and not path.exists():
+        return Path(__file__).parent / "pretrained" / f"{path}.pth"
+    return path
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,11 @@ class Config(Flags):
     pool: str = flag("avg", "pooling between the levels", "model", choices=("avg", "max"))
     dropout: float = flag(0.0, "dropout probability at the bottom of the network", "model", FRACTION)
     init: str = flag("kaiming", "initialisation of the weights", "model", choices=INIT)
-    init_from: str = flag("", "checkpoint, or folder of some, whose weights to begin with where they fit", "model")
+    init_from: str = flag(
+        "",
+        f"checkpoint, or folder of some, or {' or '.join(PRETRAINED)}, whose weights to begin with where they fit",
+        "model",
+    )
 
     num_epoch: int = flag(300, "number of epochs, each with --num_crop crops", "training", between(1, COUNT))
     num_crop: int = flag(
@@ -127,6 +142,12 @@ class Config(Flags):
     balance: bool = flag(False, "wbce: weight each class by the inverse of its frequency", "training")
     w0: float = flag(3.0, "wbce: additional weight between two touching objects", "training", up_to(1e6))
     sigma: float = flag(5.0, "wbce: width of the region with additional weight [px]", "training", between(0.1, 10))
+    consistency: float = flag(
+        10.0,
+        "where nothing is annotated, weight of the difference from the averaged network (0 = off)",
+        "training",
+        up_to(1e6),
+    )
     optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
     warmup: float = flag(0.0, "fraction of the training with rising learning rate", "training", FRACTION)
@@ -147,6 +168,8 @@ class Config(Flags):
 
     flip: bool = flag(True, "random flips", "augmentation")
     turn: bool = flag(True, "random quarter turns; half turns if the crop is not square", "augmentation")
+    rotate: float = flag(0.0, "largest angle of a random rotation [degrees] (0 = off)", "augmentation", up_to(180))
+    zoom: float = flag(1.0, "largest factor of a random zoom, in and out (1 = off)", "augmentation", between(1, 4))
     elastic: float = flag(10.0, "standard deviation of the displacement [px] (0 = off)", "augmentation", up_to(100))
     elastic_share: float = flag(0.5, "fraction of the crops with elastic displacement", "augmentation", up_to(1))
     elastic_grid: int = flag(3, "number of nodes per side of the elastic grid", "augmentation", between(2, 256))
@@ -159,6 +182,9 @@ class Config(Flags):
     input: str = flag("", "images, stacks, folders, patterns or Zarr, in natural order", "predict", nargs="+")
     output: str = flag(
         "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict", OUTPUT_NAME
+    )
+    pretrained: str = flag(
+        "", "network that comes along, instead of a checkpoint", "predict", choices=("", *PRETRAINED)
     )
     what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", WHAT_LIST)
     page: bool = flag(True, "write a page, index.html, into a folder", "predict")
@@ -226,6 +252,9 @@ class Config(Flags):
         if self.mode == MODES[0] and not self.train_continue and (given := self.given("epoch")):
             raise FlagError(f"{given}: applies to --train_continue on: add it, or leave --epoch out")
 
+        if self.pretrained and (given := self.given("scope", "epoch")):
+            raise FlagError(f"--pretrained {self.pretrained} {given}: each names a network: leave one out")
+
     def _check_what(self) -> None:
         """Refuse flags of outputs that predict does not write."""
         what = {*self.what.split(",")} if self.mode == "predict" else {*WHAT}
@@ -247,7 +276,9 @@ class Config(Flags):
 
     @property
     def checkpoint_folders(self) -> list[Path]:
-        """Folder of the checkpoints of each scope."""
+        """Folder of the checkpoints of each scope, or the file of a pretrained network."""
+        if self.pretrained:
+            return [find_network(self.pretrained)]
         return [replace(self, scope=scope).folder("checkpoint") for scope in self.scopes]
 
     def folder(self, name: str) -> Path:
@@ -256,10 +287,10 @@ class Config(Flags):
         return Path(getattr(self, f"dir_{name}"), *scope, self.name_data)
 
 
-OF_LABELS = ("threshold", "objects", "background", "foreground", "ignore", "class_names", "fold")
+OF_LABELS = ("unlabelled", "threshold", "objects", "background", "foreground", "ignore", "class_names", "fold")
 # flags without effect on another source
 OF_SOURCE = {"phantom": "synthetic", "size": "synthetic", "url": "download", "to": "add", "replace": "add"}
-KEPT_BY_ADD = ("overwrite", "threshold", "objects", "foreground", "class_names", "context")
+KEPT_BY_ADD = ("overwrite", "unlabelled", "threshold", "objects", "foreground", "class_names", "context")
 OF_SPLIT = ("num_val", "num_test", "split", "fold", "seed")
 
 
@@ -279,6 +310,7 @@ class DatabaseFlags(Flags):
     add: str = flag("", "annotated images to add to the database; --label names their labels", "source", nargs="+")
     to: str = flag("train", "--add: set that the images are added to", "source", choices=SETS)
     replace: bool = flag(False, "--add: images that are in the database get their new labels", "source")
+    unlabelled: str = flag("", "images without labels that the training learns from, too", "source", nargs="+")
     labelled_only: bool = flag(False, "leave out images without a label", "source")
     channel: str = flag("", CHANNEL, "source")
     series: str = flag("", SERIES, "source")

@@ -7,6 +7,7 @@ elastically and changed in contrast, on the device that trains (training/augment
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
@@ -19,7 +20,7 @@ from description import DataInfo, check_samples
 from images.rows import Rows
 from images.statistics import image_statistics, is_wide
 from progress import tracked
-from samples import SampleFile, check_values, to_indices
+from samples import IGNORE, SampleFile, check_values, to_indices
 from utils import UserError
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -42,6 +43,7 @@ class Batch(Patch, total=False):
     """Patches for one step, with a first axis of N patches; once augmented, the label is int64, or 0 for `IGNORE`."""
 
     weight: Tensor  # (N, H, W) float32 weight of each pixel in the loss; 0 where not annotated
+    unchanged: Tensor  # (N, C, H, W) the input before its intensities are changed, for a teacher
     loss_scale: float  # factor of the loss, with which the mean over the processes is that over the images
     seed: int  # of the dropout
 
@@ -79,14 +81,15 @@ class PatchDataset(Dataset[Patch]):
         memory: torch.device | None = None,
         distances: bool = False,  # also read the border distances
         margin: int = 0,  # how far windows extend beyond the image [px]
+        unlabelled: Sequence[SampleFile] = (),  # further samples, whose label is `IGNORE` everywhere
     ) -> None:
-        self.files, self.info, self.distances = files, info, distances
-        self.memory, self.margin = memory, margin
-        self.shapes = check_samples(files, info, labelled=labelled)
+        self.files, self.info, self.distances = [*files, *unlabelled], info, distances
+        self.memory, self.margin, self.num_unlabelled = memory, margin, len(unlabelled)
+        self.shapes = check_samples(files, info, labelled=labelled) + check_samples(unlabelled, info, labelled=False)
         self._cached: list[CachedSample] = []
         self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
         if memory is not None:
-            self._cached = [self._cache(index) for index in tracked(range(len(files)), "read")]
+            self._cached = [self._cache(index) for index in tracked(range(len(self.files)), "read")]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -135,6 +138,11 @@ class PatchDataset(Dataset[Patch]):
         file = self.files[window.index]
         image, label = file.open()
         arrays = {"input": np.array(_cut(image, window))}
+        if window.index >= len(self.files) - self.num_unlabelled:
+            check_values(file.input, arrays["input"], None, 0)
+            size = arrays["input"].shape[:2]
+            distance = {"distance": np.zeros(size, np.float16)} if self.distances else {}
+            return arrays | {"label": np.full(size, IGNORE, np.uint8)} | distance
         if label is not None:
             arrays["label"] = np.array(_cut(label, window))
             if file.label is not None:

@@ -16,11 +16,12 @@ from images.statistics import LARGEST
 from utils import UserError, folder_hint, natural_key
 
 SPLITS = SETS
+UNLABELLED = "unlabelled"  # folder of samples without labels, which a training learns from, too
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 # names in the folder of a split that this program or pytorch-UNET gives: samples, their distances and partial files
 SAMPLES = r"((input|label)_?)?\d+(\.distance)?\.npy|\..*\.partial"
 # of a database's folder, replaced together, each with the names of what may be removed in it
-ENTRIES = dict.fromkeys(SPLITS, SAMPLES) | {"dataset.json": "", "index.html": ""}
+ENTRIES = dict.fromkeys((*SPLITS, UNLABELLED), SAMPLES) | {"dataset.json": "", "index.html": ""}
 DISTANCE = ".distance.npy"  # suffix of the file with `weight_map.border_distance` of a sample
 OF_PAIR = "of_"  # prefix of that file in pytorch-UNET's layout, where names with `input` and `label` first are samples
 NUM_ROW = 512  # rows of a sample that are read at once
@@ -156,6 +157,12 @@ def write_sample(path: Path, image: np.ndarray, label: np.ndarray | None) -> Non
 def is_database(folder: Path) -> bool:
     """Whether a folder holds a database, or a part of one."""
     return any((folder / name).exists() for name in (*SPLITS, "dataset.json"))
+
+
+def list_unlabelled(database: Path) -> list[SampleFile]:
+    """Samples without labels that a training learns from, too."""
+    folder = database / UNLABELLED
+    return list_samples(folder) if any(folder.glob("*.npy")) else []
 
 
 def list_samples(folder: Path) -> list[SampleFile]:

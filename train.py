@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import checkpoint
 import distributed
 from checkpoint import Checkpoint, MismatchError
-from config import Config
+from config import Config, find_network
 from dataset import Batch, PatchDataset
 from description import DataInfo, identity, load_info
 from device import pick_precision
@@ -29,11 +30,12 @@ from evaluation.validation import Validation
 from files import check_writable
 from locks import locked
 from prediction.predictor import find_background
-from samples import ENTRIES, SampleFile, list_samples
+from samples import ENTRIES, SampleFile, list_samples, list_unlabelled
 from training.augment import Augmentation
 from training.best import OF_FOREGROUND, BestEpoch
 from training.budget import Budget
 from training.compiled import maybe_compile
+from training.consistency import consistency, ramped
 from training.forecast import Forecast
 from training.loader import TrainingBatches, fit_crop, memory_for
 from training.log import Log, NoLog, TrainingLog, command_line
@@ -56,8 +58,9 @@ def train_step(
     clip: float = 0.0,
     precision: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    also: Callable[[Tensor, Batch], Tensor] | None = None,
 ) -> Tensor:
-    """Update the weights of a network with a batch, and return its mean loss.
+    """Update the weights of a network with a batch, and return its mean loss, without what is lost `also`.
 
     The loss stays on the device, so that nothing here waits for a GPU. The gradient norm is clipped to `clip`, unless
     that is 0; in mixed precision logits and loss are float32, and for float16 a scaler multiplies the loss.
@@ -65,11 +68,15 @@ def train_step(
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     if "seed" in batch:
         torch.manual_seed(batch["seed"])  # for dropout
-    with torch.autocast(batch["input"].device.type, precision, enabled=precision is not None):
+    mixed = torch.autocast(batch["input"].device.type, precision, enabled=precision is not None)
+    with mixed:
         logits = net(batch["input"])
-    loss = criterion(logits.float(), batch["label"], batch.get("weight")) * batch.get("loss_scale", 1)
+    loss = total = criterion(logits.float(), batch["label"], batch.get("weight")) * batch.get("loss_scale", 1)
+    if also is not None:
+        with mixed:
+            total = loss + also(logits.float(), batch) * batch.get("loss_scale", 1)
     optimizer.zero_grad()
-    scaler.scale(loss).backward()
+    scaler.scale(total).backward()
     if clip:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], clip)
@@ -142,6 +149,9 @@ class Trainer:
                     self.saver.save_meanwhile(state, epoch_complete=False)
                 for group in state.optimizer.param_groups:
                     group["lr"] = learning_rate(fraction, config.lr, config.schedule, config.warmup)
+                if "unchanged" in batch:
+                    weight = ramped(config.consistency, fraction)
+                    recipe["also"] = partial(consistency, teacher=state.averaged_net, weight=weight)
                 state.steps.append(train_step(net, batch, state.optimizer, **recipe))
                 forecast.note(state.steps[-1])
                 self.log.show(state.epoch, fraction)
@@ -245,7 +255,7 @@ class Trainer:
             raise UserError(f"{self.dir_data}: {what}: nothing to learn: make it with other labels")
         state = TrainState.begin(self.config, info, self.device, self.precision)
         if self.config.init_from:
-            self._echo(start_from(state, Path(self.config.init_from)))
+            self._echo(start_from(state, find_network(self.config.init_from)))
         return state
 
     def _resume(self, epoch: int | str) -> TrainState:
@@ -277,11 +287,13 @@ class Trainer:
         if is_weighted and self.world.is_main:
             cache_border_distances(files, info)
         self.world.barrier()
-        crop = (config.ny_load, config.nx_load)
-        augment = Augmentation(crop, info.num_class, info.is_partial, **config.group("augmentation"))
-        memory = memory_for(sum(file.num_byte for file in [*files, *val]), config.cache_gb, self.device)
-        data = PatchDataset(files, info, labelled=True, memory=memory, distances=is_weighted, margin=augment.margin)
-        crop = fit_crop(crop, data.shapes, state.net.stride, verbose=self.world.is_main)
+        unlabelled = list_unlabelled(self.dir_data)
+        augment = self._augmentation(state, is_partial=info.is_partial or bool(unlabelled))
+        num_byte = sum(file.num_byte for file in [*files, *unlabelled, *val])
+        memory, margin = memory_for(num_byte, config.cache_gb, self.device), augment.margin
+        wanted: Any = {"labelled": True, "unlabelled": unlabelled, "distances": is_weighted}
+        data = PatchDataset(files, info, memory=memory, margin=margin, **wanted)
+        crop = fit_crop(augment.crop, data.shapes, state.net.stride, verbose=self.world.is_main)
         share = info.class_share if config.balance else None
         return TrainingBatches(
             data,
@@ -292,6 +304,15 @@ class Trainer:
             num_workers=config.num_workers,
             weigh=partial(pixel_weight, class_share=share, w0=config.w0, sigma=config.sigma) if is_weighted else None,
         )
+
+    def _augmentation(self, state: TrainState, *, is_partial: bool) -> Augmentation:
+        """Augmentation of crops that may have pixels without annotation, which a teacher then sees unchanged."""
+        config = self.config
+        if config.consistency and not config.average and (given := config.given("consistency")):
+            raise FlagError(f"--average 0 {given}: the average teaches where nothing is annotated: leave one out")
+        has_teacher = is_partial and bool(config.consistency and state.average)
+        crop = (config.ny_load, config.nx_load)
+        return Augmentation(crop, state.info.num_class, is_partial, has_teacher, **config.group("augmentation"))
 
     def _validation(self, info: DataInfo, files: list[SampleFile]) -> Validation | None:
         """What scores the validation set, if there is one."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from checkpoint import Checkpoint
+from config import find_network
 from dataset import as_tensor, normalise, statistics_of
 from description import DataInfo
 from device import abilities, pick_device, pick_precision, to_device
@@ -228,13 +229,13 @@ def load(
     Parameters
     ----------
     path : path-like, or list of them
-        A `.pth` of `main.py --mode train`, or of pytorch-UNET. Of several the mean probability is predicted; they may
-        differ in architecture and normalisation, but not in channels and classes.
+        A `.pth` of `main.py --mode train` or of pytorch-UNET, or `nuclei` or `em`, which come along. Of several the
+        mean probability is predicted; they may differ in architecture and normalisation, not in channels and classes.
     gpu_ids : str
         GPU number, or `"-1"` for the CPU.
     amp : {"off", "auto", "bf16", "fp16"}
-        Mixed precision. `auto`, main.py's default, is bfloat16 if the device supports it: about twice as fast, with the
-        same scores. The default here is float32, so that results are the same on every machine.
+        Mixed precision. `auto`, main.py's default, is bfloat16 if supported: about twice as fast, with the same scores.
+        The default here is float32, so that results are the same on every machine.
     background : str
         Name or value of the class whose pixels belong to no object; default: as in the training, else the first.
 
@@ -248,10 +249,9 @@ def load(
     A probability for each pixel of an image::
 
         from predict import load, predict_array
-        predictor = load("checkpoints/unet/em/model_epoch0300.pth")
-        probability = predict_array(predictor, tifffile.imread("new.tif"))
+        probability = predict_array(load("nuclei"), tifffile.imread("new.tif"))
     """
-    paths = [Path(each) for each in ([path] if isinstance(path, str | os.PathLike) else path)]
+    paths = [find_network(each) for each in ([path] if isinstance(path, str | os.PathLike) else path)]
     for each in paths:
         if not each.is_file():
             raise UserError(f"{each}: no such file: name a checkpoint that main.py --mode train wrote")

@@ -22,7 +22,18 @@ from images.selection import Choice
 from images.writers import is_predicted
 from locks import locked
 from rules import is_number
-from samples import DISTANCE, ENTRIES, IGNORE, SAMPLES, SPLIT_NAMES, SPLITS, digest_of, is_database
+from samples import (
+    DISTANCE,
+    ENTRIES,
+    IGNORE,
+    SAMPLES,
+    SPLIT_NAMES,
+    SPLITS,
+    UNLABELLED,
+    digest_of,
+    is_database,
+    list_unlabelled,
+)
 from sources.database import OTHER_NAME
 from sources.known import Known, Place
 from sources.labels import Classes, Label, Reading, fit_classes
@@ -221,10 +232,30 @@ def _write(new_folder: Path, known: Known, addition: Addition, classes: Classes,
     jobs = [(new_folder / to / f"{first + n:05d}.npy", pair) for n, pair in enumerate(addition.added)]
     write_samples(jobs, classes)
     files[to] += [path for path, _ in jobs]
+    notes = [_numbers(files, addition), *notes]
+    annotated = _annotated_now(folder, known, addition)
+    if unlabelled := [file.input for file in list_unlabelled(folder) if file.input not in annotated]:
+        _link_samples(folder / UNLABELLED, new_folder / UNLABELLED, annotated)
+        files[UNLABELLED] = [new_folder / UNLABELLED / path.name for path in unlabelled]
+    notes += [f"{len(annotated)} unlabelled image(s) have a label now"] if annotated else []
     old, entries = known.info.profile, _entries(known, addition, jobs)
+    entries["samples"] |= {UNLABELLED: _of_files(known, unlabelled)} if unlabelled else {}
     channels, indexed = (old.channels, old.is_indexed) if old else ([], False)
     contents = Contents(new_folder, files, classes, known.info.context, channels, indexed, entries)
-    return contents.complete([_numbers(files, addition), *notes], [], show)
+    return contents.complete(notes, [], show)
+
+
+def _annotated_now(folder: Path, known: Known, addition: Addition) -> set[Path]:
+    """Unlabelled samples whose images are added, by their pixels: to whichever set, a training must not see them so."""
+    files, added = list_unlabelled(folder), {digest_of(pair.image()) for pair in addition.added}
+    images = ((file.input, file.open()[0][..., known.info.own_channels]) for file in files)
+    return {path for path, image in images if digest_of(image) in added}
+
+
+def _of_files(known: Known, paths: list[Path]) -> list[Entries]:
+    """Entries of the description of some unlabelled samples."""
+    names = {path.name for path in paths}
+    return [entry for entry in known.entries.get("samples", {}).get(UNLABELLED, []) if entry.get("file") in names]
 
 
 def _link_samples(source: Path, target: Path, replaced: set[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from images.profile import common_names, have_palette
 from images.readers import forget_files
 from images.selection import Choice
 from locks import locked
-from samples import DISTANCE, ENTRIES, SPLITS
+from samples import DISTANCE, ENTRIES, SPLITS, UNLABELLED, digest_of
 from sources import isbi, phantom
 from sources.labels import Classes, Masks, choose_background, find_classes, numbers_in
 from sources.pairing import Pair, check_pairs, colour_hint, left_out, list_pairs, with_context
@@ -101,15 +102,31 @@ def _write_database(new_folder: Path, flags: DatabaseFlags, choice: Choice, defa
     pairs = [pair for pair in with_context(listed, flags.context) if pair.label or not flags.labelled_only]
     if flags.split != "region" and not known:  # at once, not after all pixels are read
         split_numbers(len(pairs), flags, colour_hint([pair.input for pair in pairs]))
-    pairs = check_pairs(pairs)
+    unlabelled = with_context(list_pairs(flags.unlabelled, None, choice), flags.context) if flags.unlabelled else []
+    checked = check_pairs([*pairs, *unlabelled])
+    pairs, unlabelled = checked[: len(pairs)], checked[len(pairs) :]
     classes = _classes(pairs, flags)
     splits, notes = split_pairs(pairs, classes, flags, known)
-    contents = _write_contents(new_folder, flags, pairs, splits, classes)
+    if unlabelled:
+        splits[UNLABELLED], more = _not_in(splits, unlabelled)
+        notes += more
+    contents = _write_contents(new_folder, flags, checked, splits, classes)
     if known and "split" in known.entries:  # whose sets stay
         contents.entries["split"] = known.entries["split"]
     notes += left_out(listed) if flags.labelled_only else []
     numbers = ", ".join(f"{len(of)} {split}" for split, of in splits.items())
     return contents.complete([numbers, *notes], _touching(pairs, classes, flags), show)
+
+
+def _not_in(splits: Splits, pairs: list[Pair]) -> tuple[list[Pair], list[str]]:
+    """Images that are in no split, by their pixels, and a line for the report on the others."""
+    whole = (replace(pair, window=(slice(None), slice(None))) for of in splits.values() for pair in of)
+    known = {digest_of(pair.image()) for pair in whole}
+    others = [pair for pair in pairs if digest_of(pair.image()) not in known]
+    if not others:
+        raise UserError(f"--unlabelled: all {len(pairs)} image(s) are in the sets of the database: name others")
+    num = len(pairs) - len(others)
+    return others, [f"not among the unlabelled: {num} image(s) of the sets"] if num else []
 
 
 def _write_contents(

@@ -209,7 +209,8 @@ def with_context(pairs: list[Pair], context: int) -> list[Pair]:
 def left_out(pairs: list[Pair]) -> list[str]:
     """Line for the report on the images that `--labelled_only` leaves out."""
     num = sum(pair.label is None for pair in pairs)
-    return [f"left out: {num} image(s) without a label, which predict can segment"] if num else []
+    what = f"left out: {num} image(s) without a label, which predict can segment, and --unlabelled learns from"
+    return [what] if num else []
 
 
 def check_pairs(pairs: list[Pair]) -> list[Pair]:

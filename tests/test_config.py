@@ -82,12 +82,13 @@ def test_choices_of_a_flag_are_those_that_are_implemented():
 
 def test_augmentation_flags_are_its_fields():
     flags = {item.name for item in fields(Config) if item.metadata["group"] == "augmentation"}
-    assert flags == {item.name for item in fields(Augmentation)} - {"crop", "num_class", "is_partial"}
+    others = {"crop", "num_class", "is_partial", "keeps_unchanged"}
+    assert flags == {item.name for item in fields(Augmentation)} - others
 
 
 def test_augmentation_is_off_without_flags():
     on = [name for name, value in vars(Augmentation((32, 32), 2)).items() if value]
-    assert on == ["crop", "num_class", "elastic_share", "elastic_grid"]
+    assert on == ["crop", "num_class", "zoom", "elastic_share", "elastic_grid"]
 
 
 @pytest.mark.parametrize("argv", [["--no_such_flag"], ["--lr", "fast"], ["--mode", "dance"], ["--nch_k", "4"]])

@@ -17,7 +17,7 @@ from samples import IGNORE
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random flips, quarter turns, elastic displacement, blur, noise and intensity changes of a whole batch.
+    """Random flips, turns, zoom, elastic displacement, blur, noise and intensity changes of a whole batch.
 
     Each is off by default; `config.py` has the defaults for training.
 
@@ -28,8 +28,11 @@ class Augmentation:
     crop: tuple[int, int]  # height and width of the result [px]
     num_class: int
     is_partial: bool = False  # the label may hold `IGNORE`; a crop is not displaced if no annotated pixel would be left
+    keeps_unchanged: bool = False  # also return the image before its intensities are changed
     flip: bool = False  # of both axes
     turn: bool = False  # by quarters, or by halves if the crop is not square
+    rotate: float = 0.0  # largest angle of a further rotation [degrees]
+    zoom: float = 1.0  # largest factor that a crop is enlarged or shrunk by
     elastic: float = 0.0  # standard deviation of the displacement at the nodes [px], clipped at three times that
     elastic_share: float = 1.0  # of the crops; the others stay as sharp as test images: interpolation blurs
     elastic_grid: int = 3  # nodes per side; bicubic interpolation in between
@@ -41,7 +44,15 @@ class Augmentation:
 
     @property
     def margin(self) -> int:
-        """Largest displacement, for which a batch has this many pixels around the crop."""
+        """Pixels that a batch has around the crop: the largest displacement, and what a shrunk crop shows in addition.
+
+        What a rotation turns in from farther away is reflected.
+        """
+        return self._largest_shift + math.ceil((self.zoom - 1) / 2 * max(self.crop))
+
+    @property
+    def _largest_shift(self) -> int:
+        """Largest elastic displacement [px]."""
         return math.ceil(3 * self.elastic)
 
     def __call__(self, batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
@@ -55,13 +66,17 @@ class Augmentation:
         planes = [classes, *([batch["distance"][:, None]] if "distance" in batch else [])]
         straight, displacement = self._positions(image, rngs)
         if self.is_partial:
-            label = self._label_of(_sample(classes, straight + displacement))
-            displacement = displacement * (label != IGNORE).any(dim=(1, 2))[:, None, None, None]
+            is_annotated = self._label_of(_sample(classes, straight + displacement)) != IGNORE
+            is_lost = (batch["label"] != IGNORE).any(dim=(1, 2)) & ~is_annotated.any(dim=(1, 2))
+            displacement = displacement * ~is_lost[:, None, None, None]
         positions = displacement + straight
         stack = _sample(torch.cat(planes, dim=1), positions)
         classes, *distance = stack.split([plane.shape[1] for plane in planes], dim=1)
         result = batch.copy()
-        result["input"] = self._change_intensity(_sample(image, positions, mode="bicubic"), rngs)
+        moved = _sample(image, positions, mode="bicubic")
+        result["input"] = self._change_intensity(moved, rngs)
+        if self.keeps_unchanged:
+            result["unchanged"] = moved
         result["label"] = self._label_of(classes)
         if distance:
             result["distance"] = distance[0][:, 0]
@@ -100,7 +115,10 @@ class Augmentation:
         return image * (1 + draw(self.contrast)) + draw(self.brightness)
 
     def _positions(self, image: Tensor, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
-        """Where each pixel is sampled, flipped and turned, and its displacement: (y, x), (N, 2, H, W) [px]."""
+        """Where each pixel is sampled, flipped and turned, and its displacement: (y, x), (N, 2, H, W) [px].
+
+        The displacement is that of zoom and rotation, too.
+        """
         device = image.device
         scales = [self.elastic * (rng.random() < self.elastic_share) for rng in rngs]
         size = (2, self.elastic_grid, self.elastic_grid)
@@ -109,9 +127,25 @@ class Augmentation:
         turns = self._turns(rngs).to(device, non_blocking=True)
         rows, columns = (_bicubic(self.elastic_grid, side).to(device, non_blocking=True) for side in self.crop)
         nodes = torch.einsum("nij,njab->niab", turns, nodes)  # cheaper than turning the whole field
-        displacement = (rows @ nodes @ columns.T).clamp_(-self.margin, self.margin)
+        displacement = (rows @ nodes @ columns.T).clamp_(-self._largest_shift, self._largest_shift)
         y, x = (torch.arange(side, device=device) - (side - 1) / 2 for side in self.crop)  # from the centre
-        return turns[:, :, 0, None, None] * y[:, None] + turns[:, :, 1, None, None] * x, displacement
+
+        def turned(matrices: Tensor) -> Tensor:
+            return matrices[:, :, 0, None, None] * y[:, None] + matrices[:, :, 1, None, None] * x
+
+        straight = turned(turns)
+        if self.zoom > 1 or self.rotate:
+            more = self._zooms(rngs).to(device, non_blocking=True) @ turns
+            displacement = displacement + (turned(more) - straight)
+        return straight, displacement
+
+    def _zooms(self, rngs: Sequence[np.random.Generator]) -> Tensor:
+        """Random rotations and zooms as matrices (N, 2, 2)."""
+        drawn = np.array([rng.uniform(-1, 1, 2) for rng in rngs])
+        size, angle = self.zoom ** drawn[:, 0], np.radians(self.rotate) * drawn[:, 1]
+        cos, sin = size * np.cos(angle), size * np.sin(angle)
+        matrices = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=1)
+        return torch.from_numpy(matrices.astype(np.float32))
 
     def _turns(self, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Random flips and quarter turns as matrices (N, 2, 2) with entries 0, 1 and -1."""

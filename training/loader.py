@@ -114,7 +114,7 @@ class TrainingBatches:
         """Weights with which the mean over the pixels of the whole batch is the mean over its annotated pixels."""
         # mean of loss * weight * valid * num_pixel / num_valid = sum over valid of loss * weight / num_valid
         num_pixel, num_valid = size * valid[0].numel(), self.world.sum(valid.sum() * (num_own > 0))
-        return batch.get("weight", 1) * valid * (num_pixel / num_valid)
+        return batch.get("weight", 1) * valid * (num_pixel / num_valid.clamp_min(1))
 
 
 def memory_for(num_byte: int, cache_gb: float, device: torch.device) -> torch.device | None:
@@ -148,10 +148,10 @@ def patch_loader(
     """Loader of random patches with the margin of `data`, before augmentation; samples in memory need no workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = 0 if data.memory is not None else min(num_workers, cores)
-    annotated = find_annotated(data.files, data.info)
+    annotated = find_annotated(data.files[: len(data.files) - data.num_unlabelled], data.info)
     return DataLoader(
         data,
-        batch_sampler=PatchSampler(data.shapes, data.margin, settings, annotated, world),
+        batch_sampler=PatchSampler(data.shapes, data.margin, settings, annotated, world, data.num_unlabelled),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,

@@ -85,8 +85,9 @@ class PatchSampler(Sampler[list[Window]]):
     """Batches of random windows of samples; they depend on (seed, epoch) only.
 
     Windows have a margin [px] around the crop, for the elastic displacement. Crops are drawn where the samples are
-    annotated; None: everywhere. Each process of the world gets every n-th window of a batch, or the first window, whose
-    loss is then scaled by 0, if the batch has too few.
+    annotated; None: everywhere. The last `num_unlabelled` samples have no label; every other crop is one of theirs, so
+    that an epoch has no more crops than without them. Each process of the world gets every n-th window of a batch, or
+    the first window, whose loss is then scaled by 0, if the batch has too few.
     """
 
     def __init__(
@@ -96,15 +97,20 @@ class PatchSampler(Sampler[list[Window]]):
         settings: BatchSettings,
         annotated: list[AnnotatedBlocks] | None = None,
         world: World | None = None,
+        num_unlabelled: int = 0,
     ) -> None:
         self.shapes, self.margin = np.array(shapes), margin
+        self.num_labelled = len(shapes) - num_unlabelled
         self.settings, self.annotated, self.world = settings, annotated, world or World()
         self.epoch, self.first_step = 1, 0
-        sizes = _relative_sizes(self.shapes)
+        sizes, unlabelled = np.split(_relative_sizes(self.shapes), [self.num_labelled])
         if annotated is not None:
             sizes = sizes * [len(blocks) > 0 for blocks in annotated]
         self.num_crop = settings.num_crop or max(MIN_CROP, round(sizes.sum()))
-        self.expected = sizes * (self.num_crop / sizes.sum())  # crops of each sample, on average over the epochs
+        num = self.num_crop // 2 if num_unlabelled else 0  # of unlabelled samples
+        # crops of each sample, on average over the epochs: labelled ones and others
+        self.expected = [sizes * ((self.num_crop - num) / sizes.sum())]
+        self.expected += [unlabelled * (num / unlabelled.sum())] if num else []
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Choose the next epoch, and the step at which a resumed run continues."""
@@ -126,10 +132,10 @@ class PatchSampler(Sampler[list[Window]]):
         size, crop = self.settings.batch_size, self.settings.crop
         rng = np.random.default_rng((self.settings.seed, epoch))
         rounding, anchoring = rng.spawn(2)  # leaves the numbers of `rng` as they are
-        counts = self._draw_counts(rounding)
+        counts = np.concatenate([_draw_counts(expected, rounding) for expected in self.expected])
         samples = np.repeat(np.arange(len(counts)), counts)
         numbers = np.arange(len(samples)) - np.repeat(counts.cumsum() - counts, counts)  # 0, 1, ... of each sample
-        order = rng.permutation(len(samples))
+        order = self._mixed(rng.permutation(len(samples)), samples)
         low, high = self._corner_range(counts, anchoring)
         corners = low + (rng.random(low.shape) * (high - low + 1)).astype(int) - self.margin
         height, width = (side + 2 * self.margin for side in crop)
@@ -137,14 +143,13 @@ class PatchSampler(Sampler[list[Window]]):
         windows = [Window(index, top, left, height, width, number) for index, (top, left), number in drawn]
         return [[windows[i] for i in order[k : k + size]] for k in range(0, len(order), size)]
 
-    def _draw_counts(self, rng: np.random.Generator) -> np.ndarray:
-        """Crops of each sample (N,) in an epoch: its expected number, rounded up or down at random; the sum is fixed.
-
-        Systematic sampling: one random offset for all. So over the epochs no sample is left out or preferred.
-        """
-        offset = rng.integers(2**20) / 2**20  # so few bits that adding a whole number is exact
-        ends = np.floor(self.expected.cumsum().round(6) + offset)
-        return np.diff(ends, prepend=0).astype(int)
+    def _mixed(self, order: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Order of the crops, given the sample of each; every other one is of an unlabelled sample, if any are."""
+        if len(self.expected) == 1:
+            return order
+        is_labelled, mixed = samples[order] < self.num_labelled, np.empty_like(order)
+        mixed[::2], mixed[1::2] = order[is_labelled], order[~is_labelled]
+        return mixed
 
     def _corner_range(self, counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """First and last possible top left corner (num_crop, 2) of each crop, given the number of each sample."""
@@ -152,11 +157,14 @@ class PatchSampler(Sampler[list[Window]]):
         high = np.maximum(np.repeat(self.shapes, counts, axis=0) - crop, 0)
         if self.annotated is None:
             return np.zeros_like(high), high
-        drawn = zip(self.annotated, counts, strict=True)
+        drawn = zip(self.annotated, counts[: self.num_labelled], strict=True)
         anchors = np.concatenate([blocks.draw(rng, num) for blocks, num in drawn if num])
         # at least a margin inside the crop, if the image has room: no displacement moves the anchor out of it
         inside = np.minimum(self.margin, (crop - 1) // 2)
-        return np.clip(anchors + inside + 1 - crop, 0, high), np.clip(anchors - inside, 0, high)
+        of_labelled, others = np.split(high, [len(anchors)])
+        low = np.clip(anchors + inside + 1 - crop, 0, of_labelled)
+        high = np.clip(anchors - inside, 0, of_labelled)
+        return np.concatenate([low, np.zeros_like(others)]), np.concatenate([high, others])
 
     def __iter__(self) -> Iterator[list[Window]]:
         for batch in self.batches(self.epoch)[self.first_step :]:
@@ -164,6 +172,16 @@ class PatchSampler(Sampler[list[Window]]):
 
     def __len__(self) -> int:
         return math.ceil(self.num_crop / self.settings.batch_size)
+
+
+def _draw_counts(expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Crops of each sample (N,) in an epoch: its expected number, rounded up or down at random; the sum is fixed.
+
+    Systematic sampling: one random offset for all. So over the epochs no sample is left out or preferred.
+    """
+    offset = rng.integers(2**20) / 2**20  # so few bits that adding a whole number is exact
+    ends = np.floor(expected.cumsum().round(6) + offset)
+    return np.diff(ends, prepend=0).astype(int)
 
 
 def _relative_sizes(shapes: np.ndarray) -> np.ndarray:

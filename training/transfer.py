@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import checkpoint
-from checkpoint import Checkpoint
 from description import compare_databases
 from model import UNet
 from training.state import TrainState, num_weight
@@ -21,7 +20,7 @@ def start_from(state: TrainState, path: Path) -> str:
     what = "no checkpoint there" if path.is_dir() else "no such file or folder"
     if not path.exists() or (path.is_dir() and not checkpoint.list_newest(path)):
         raise UserError(f"--init_from {path}: {what}: name a .pth, or the folder that it lies in")
-    path, saved = checkpoint.load_epoch(path) if path.is_dir() else (path, Checkpoint.load(path))
+    path, saved = checkpoint.load_epoch(path)
     for line in compare_databases(saved.info, state.info, f"--init_from {path}"):
         echo(f"note: {line}")
     source = saved.network(path)

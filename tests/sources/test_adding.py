@@ -404,3 +404,63 @@ def test_labelled_only_does_not_guess_between_images_of_one_number(work, fails):
     if (work / "datasets").exists():
         names = [each["source"] for of in info(work)["samples"].values() for each in of]
         assert names == ["c1.tif", "d2.tif"]
+
+
+# --- images that a training learns from without a label
+
+
+def write_unlabelled(work, num=3):
+    """Four labelled images, and a folder of them and some others."""
+    write_pairs(work, halves(), num_new=num)
+    shutil.copytree(work / "raw", work / "all")
+    shutil.copytree(work / "new", work / "all", dirs_exist_ok=True)
+
+
+def unlabelled(work):
+    return [each["source"] for each in info(work)["samples"].get("unlabelled", [])], numbers_of_unlabelled(work)
+
+
+def numbers_of_unlabelled(work):
+    return len(list((work / "datasets/em/unlabelled").glob("*.npy")))
+
+
+def test_unlabelled_images_are_those_of_no_set(work, capfd):
+    write_unlabelled(work)
+    assert make([*MADE, "--unlabelled", "all"]) == 0
+    out = capfd.readouterr().out
+    assert "2 train, 1 val, 1 test, 3 unlabelled" in out and "not among the unlabelled: 4 image(s) of the sets" in out
+    assert unlabelled(work) == (["all/4.tif", "all/5.tif", "all/6.tif"], 3)
+    first = np.load(work / "datasets/em/unlabelled/00000.npy")
+    assert first.dtype.names == ("input",) and (first["input"][..., 0] == tifffile.imread(work / "new/4.tif")).all()
+    assert make([*MADE, "--overwrite"]) == 0
+    assert unlabelled(work) == ([], 0)
+
+
+def test_no_image_is_left_unlabelled(work, fails):
+    write_unlabelled(work)
+    assert "--unlabelled: all 4 image(s) are in the sets of the database" in fails(make, [*MADE, "--unlabelled", "raw"])
+    assert not (work / "datasets/em/dataset.json").exists()
+
+
+def test_unlabelled_images_must_fit_the_others(work, fails):
+    write_unlabelled(work)
+    write(work / "deep", [noise(dtype=np.uint16)])
+    assert "deep/0.tif is uint16" in fails(make, [*MADE, "--unlabelled", "deep"])
+
+
+def test_image_that_is_annotated_is_no_longer_unlabelled(work, capfd):
+    write_unlabelled(work)
+    assert make([*MADE, "--unlabelled", "all"]) == 0
+    write(work / "one", [tifffile.imread(work / "new/5.tif")])
+    write(work / "its", [halves()])
+    assert make(["--add", "one", "--label", "its", "--to", "test"]) == 0
+    assert "1 unlabelled image(s) have a label now" in capfd.readouterr().out
+    assert unlabelled(work) == (["all/4.tif", "all/6.tif"], 2) and numbers(work) == [2, 1, 2]
+
+
+@pytest.mark.parametrize("argv", [["--label", "none", "--input", "raw"], [*ADD]])
+def test_unlabelled_needs_a_new_database_with_labels(work, fails, argv):
+    write_unlabelled(work)
+    assert make(MADE) == 0
+    line = fails(make, [*argv, "--unlabelled", "new"], 2)
+    assert "--unlabelled new" in line

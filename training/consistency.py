@@ -1,0 +1,37 @@
+"""Learning from pixels that are not annotated: the network agrees with the moving average of its weights there."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dataset import Batch
+from model import UNet, class_probability
+
+RAMP = 0.3  # fraction of the training in which the weight rises
+SHARPNESS = 2  # exponent of the teacher's probabilities; without, those of far background stay near the threshold
+
+
+def ramped(weight: float, fraction: float) -> float:
+    """Weight of the consistency after a fraction of the training: a teacher that knows nothing yet has none.
+
+    Source: Laine and Aila 2017, arXiv 1610.02242.
+
+    >>> [round(ramped(10, fraction), 2) for fraction in (0, 0.15, 0.3, 1)]
+    [0.07, 2.87, 10.0, 10.0]
+    """
+    return weight * math.exp(-5 * max(1 - fraction / RAMP, 0) ** 2)
+
+
+def consistency(logits: Tensor, batch: Batch, *, teacher: UNet, weight: float) -> Tensor:
+    """Mean squared difference of the probabilities from those of a teacher, the moving average, times a weight.
+
+    The teacher sees the batch before its intensities are changed, and its probabilities are sharpened.
+    Sources: Tarvainen and Valpola 2017, arXiv 1703.01780; Berthelot et al. 2019, arXiv 1905.02249, section 3.2.
+    """
+    with torch.no_grad():
+        taught = class_probability(teacher(batch["unchanged"]).float()) ** SHARPNESS
+        taught = taught / taught.sum(1, keepdim=True)
+    return weight * (class_probability(logits) - taught).square().mean()
