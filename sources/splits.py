@@ -52,7 +52,10 @@ def split_pairs(
             return splits, [note, *left_out]
     numbers = split_numbers(len(annotated), flags, "".join(f"; {line}" for line in left_out))
     splits = {split: [annotated[i] for i in members] for split, members in numbers.items()}
-    return splits, ([f"fold {flags.fold}"] if flags.fold else []) + left_out
+    num, num_train = len(annotated), len(splits["train"])
+    few = f"of {num} images {num_train} train: to train on all add --num_val 0 --num_test 0, or --split region"
+    is_few = 2 * num_train < num and not flags.given(*OF_SPLIT) and flags.label != NO_LABEL
+    return splits, ([f"fold {flags.fold}"] if flags.fold else []) + left_out + ([few] if is_few else [])
 
 
 def known_splits(folder: Path, flags: DatabaseFlags) -> tuple[Known | None, DatabaseFlags]:

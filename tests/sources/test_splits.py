@@ -193,3 +193,11 @@ def test_folds_are_of_what_is_annotated(work):
             Image.fromarray(pixels).save(work / folder / f"{number}.png")
     assert main(["--input", "raw", "--label", "masks", "--ignore", "9", "--fold", "1/3"]) == 0
     assert [info(work)["samples"][split][0]["source"] for split in ALL] == ["3.png", "5.png", "1.png"]
+
+
+@pytest.mark.parametrize(("num", "argv", "advised"), [(3, (), True), (4, (), False), (3, ("--num_test", "0"), False)])
+def test_few_images_of_which_most_do_not_train_are_said(work, capfd, num, argv, advised):
+    write_stacks(work / "datasets" / "em", num)
+    assert main([*argv]) == 0
+    line = "of 3 images 1 train: to train on all add --num_val 0 --num_test 0, or --split region"
+    assert (line in capfd.readouterr().out) == advised
