@@ -144,7 +144,7 @@ class Config(Flags):
     sigma: float = flag(5.0, "wbce: width of the region with additional weight [px]", "training", between(0.1, 10))
     consistency: float = flag(
         10.0,
-        "where nothing is annotated, weight of the difference from the averaged network (0 = off)",
+        "if pixels are not annotated, weight of the difference from the averaged network (0 = off)",
         "training",
         up_to(1e6),
     )
@@ -188,10 +188,10 @@ class Config(Flags):
     output: str = flag(
         "", "file (.tif, .npy, .zarr, .png, .csv, .zip) or folder to write; file of an export", "predict", OUTPUT_NAME
     )
+    what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", WHAT_LIST)
     pretrained: str = flag(
         "", "network that comes along, instead of a checkpoint", "predict", choices=("", *PRETRAINED)
     )
-    what: str = flag("probability", f"outputs, comma-separated: {', '.join(WHAT)}", "predict", WHAT_LIST)
     page: bool = flag(True, "write a page, index.html, into a folder", "predict")
     unlabelled_only: bool = flag(False, "leave out files whose images are all in the database", "predict")
     channel: str = flag("", CHANNEL, "predict")

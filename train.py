@@ -296,7 +296,7 @@ class Trainer:
         memory, margin = memory_for(num_byte, config.cache_gb, self.device), augment.margin
         wanted: Any = {"labelled": True, "unlabelled": unlabelled, "distances": is_weighted}
         data = PatchDataset(files, info, memory=memory, margin=margin, **wanted)
-        crop = fit_crop(augment.crop, data.shapes, state.net.stride, verbose=self.world.is_main)
+        crop = fit_crop(augment.crop, data.shapes[: len(files)], state.net.stride, verbose=self.world.is_main)
         share = info.class_share if config.balance else None
         return TrainingBatches(
             data,

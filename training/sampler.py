@@ -110,7 +110,7 @@ class PatchSampler(Sampler[list[Window]]):
         num = self.num_crop // 2 if num_unlabelled else 0  # of unlabelled samples
         # crops of each sample, on average over the epochs: labelled ones and others
         self.expected = [sizes * ((self.num_crop - num) / sizes.sum())]
-        self.expected += [unlabelled * (num / unlabelled.sum())] if num else []
+        self.expected += [unlabelled * (num / unlabelled.sum())] if num_unlabelled else []
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Choose the next epoch, and the step at which a resumed run continues."""

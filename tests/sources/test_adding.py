@@ -445,7 +445,7 @@ def test_no_image_is_left_unlabelled(work, fails):
 def test_unlabelled_images_must_fit_the_others(work, fails):
     write_unlabelled(work)
     write(work / "deep", [noise(dtype=np.uint16)])
-    assert "deep/0.tif is uint16" in fails(make, [*MADE, "--unlabelled", "deep"])
+    assert "deep/0.tif, page 1 is uint16" in fails(make, [*MADE, "--unlabelled", "deep"])
 
 
 def test_image_that_is_annotated_is_no_longer_unlabelled(work, capfd):

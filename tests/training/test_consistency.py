@@ -84,7 +84,7 @@ def test_unlabelled_sample_is_not_annotated_anywhere(tmp_path, memory):
     assert (data[0]["label"] == 1).all() and (data[1]["label"] == IGNORE).all() and (data[1]["input"] == 7).all()
 
 
-@pytest.mark.parametrize("num_crop", [0, 7])
+@pytest.mark.parametrize("num_crop", [0, 7, 1])
 def test_every_other_crop_is_of_an_unlabelled_sample(num_crop):
     settings = BatchSettings((16, 16), 4, 0, num_crop)
     sampler = PatchSampler([(32, 32)] * 5, 2, settings, num_unlabelled=2)
@@ -95,7 +95,7 @@ def test_every_other_crop_is_of_an_unlabelled_sample(num_crop):
             assert [window.index >= 3 for window in batch] == [False, True, False, True][: len(batch)]
             seen |= {window.index for window in batch}
         assert sum(map(len, batches)) == (num_crop or 24)
-    assert seen == {*range(5)}
+    assert seen == {*range(5)} if num_crop != 1 else {*range(3)}
     assert sampler.batches(3) == PatchSampler([(32, 32)] * 5, 2, settings, num_unlabelled=2).batches(3)
 
 
