@@ -143,7 +143,7 @@ class Config(Flags):
     w0: float = flag(3.0, "wbce: additional weight between two touching objects", "training", up_to(1e6))
     sigma: float = flag(5.0, "wbce: width of the region with additional weight [px]", "training", between(0.1, 10))
     consistency: float = flag(
-        10.0,
+        0.0,
         "if pixels are not annotated, weight of the difference from the averaged network (0 = off)",
         "training",
         up_to(1e6),

@@ -311,9 +311,10 @@ class Trainer:
     def _augmentation(self, state: TrainState, *, is_partial: bool) -> Augmentation:
         """Augmentation of crops that may have pixels without annotation, which a teacher then sees unchanged."""
         config = self.config
-        if config.consistency and not config.average and (given := config.given("consistency")):
-            raise FlagError(f"--average 0 {given}: the average teaches where nothing is annotated: leave one out")
-        has_teacher = is_partial and bool(config.consistency and state.average)
+        given, has_teacher = config.given("consistency"), bool(config.consistency)
+        if has_teacher and not (is_partial and state.average):
+            why = "the average of --average teaches" if is_partial else "all pixels are annotated"
+            raise FlagError(f"{given}: {why}: leave {'one' if is_partial else 'it'} out")
         crop = (config.ny_load, config.nx_load)
         return Augmentation(crop, state.info.num_class, is_partial, has_teacher, **config.group("augmentation"))
 

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from training.sampler import BatchSettings, PatchSampler
 
 CPU = torch.device("cpu")
 TRAIN = ["--mode", "train", *SMALL, "--num_epoch", "2"]
+TAUGHT = [*TRAIN, "--consistency", "10"]
 
 
 @pytest.fixture
@@ -114,24 +117,21 @@ def test_batches_keep_the_input_for_the_teacher_before_intensities_change(with_u
 
 
 def test_training_with_unlabelled_images_differs_and_resumes_to_the_same_bits(with_unlabelled, work):
-    main_module.main([*TRAIN, "--scope", "a", "--num_freq_save", "1"])
-    main_module.main([*TRAIN, "--scope", "off", "--consistency", "0"])
+    main_module.main([*TAUGHT, "--scope", "a", "--num_freq_save", "1"])
+    main_module.main([*TRAIN, "--scope", "off"])
     first = work / "checkpoints" / "a" / "em" / "model_epoch0001.pth"
     resumed = work / "checkpoints" / "b" / "em"
     resumed.mkdir(parents=True)
     (resumed / first.name).write_bytes(first.read_bytes())
-    main_module.main([*TRAIN, "--scope", "b", "--num_freq_save", "1"])
+    main_module.main([*TAUGHT, "--scope", "b", "--num_freq_save", "1"])
     unbroken = checkpoint_of(work, 2, "a").net
     assert same(unbroken, checkpoint_of(work, 2, "b").net)
     assert not same(unbroken, checkpoint_of(work, 2, "off").net)
 
 
-def test_all_annotated_is_trained_as_without_consistency(database, work):
-    for scope, weight in (("a", "10"), ("b", "0")):
-        main_module.main([*TRAIN, "--scope", scope, "--consistency", weight])
-    assert same(checkpoint_of(work, 2, "a").net, checkpoint_of(work, 2, "b").net)
-
-
-def test_consistency_needs_an_average(database, fails):
-    line = fails(main_module.main, [*TRAIN, "--average", "0", "--consistency", "5"], 2)
-    assert "--average 0 --consistency 5.0: the average teaches" in line
+def test_consistency_needs_an_average_and_pixels_that_are_not_annotated(with_unlabelled, fails):
+    assert "--consistency 10.0: the average of --average teaches" in fails(
+        main_module.main, [*TAUGHT, "--average", "0"], 2
+    )
+    shutil.rmtree(with_unlabelled / "unlabelled")
+    assert "--consistency 10.0: all pixels are annotated: leave it out" in fails(main_module.main, TAUGHT, 2)
