@@ -150,12 +150,7 @@ class Config(Flags):
     )
     optim: str = flag("adamw", "optimiser", "training", choices=("adam", "adamw", "sgd", "rmsprop"))
     schedule: str = flag("cosine", "learning rate over the run", "training", choices=("constant", "cosine"))
-    warmup: float = flag(
-        0.0,
-        "fraction of the training with rising learning rate (0 = none; a tenth with --init_from)",
-        "training",
-        FRACTION,
-    )
+    warmup: float = flag(0.0, "fraction of the training with rising learning rate", "training", FRACTION)
     clip: float = flag(0.0, "clip the gradient norm (0 = off)", "training", up_to(1e9))
     amp: str = flag("auto", "mixed precision, not of exports (auto = bfloat16 if supported)", "training", choices=AMP)
     compile: str = flag("auto", "torch.compile (auto = in long trainings on a GPU)", "training", choices=AUTO_SWITCH)

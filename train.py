@@ -40,7 +40,7 @@ from training.forecast import Forecast
 from training.loader import TrainingBatches, fit_crop, memory_for
 from training.log import Log, NoLog, TrainingLog, command_line
 from training.losses import LOSSES, Loss, check_finite, cross_entropy
-from training.optim import learning_rate, warmup_of
+from training.optim import learning_rate
 from training.sampler import BatchSettings
 from training.saver import Saver
 from training.state import NEW_TRAINING, TrainState, changed_flags, hyperparameters, num_weight
@@ -132,10 +132,7 @@ class Trainer:
         net = self.world.wrap(state.net)
         num_step = epoch_steps * (config.num_epoch - state.epoch + 1)
         net = maybe_compile(net, config.compile, self.device, num_step, config.max_minutes)
-        warmup, criterion = (
-            warmup_of(config.warmup, config.init_from),
-            LOSSES[loss_of(config.loss, state.info.num_class)],
-        )
+        criterion = LOSSES[loss_of(config.loss, state.info.num_class)]
         recipe: Any = {"criterion": criterion, "clip": config.clip, "precision": self.precision, "scaler": state.scaler}
         forecast = Forecast(num_step - len(state.losses), config, self.log.note)
         last = False
@@ -151,7 +148,7 @@ class Trainer:
                     self._read_losses(state, batches)
                     self.saver.save_meanwhile(state, epoch_complete=False)
                 for group in state.optimizer.param_groups:
-                    group["lr"] = learning_rate(fraction, config.lr, config.schedule, warmup)
+                    group["lr"] = learning_rate(fraction, config.lr, config.schedule, config.warmup)
                 if "unchanged" in batch:
                     weight = ramped(config.consistency, fraction)
                     recipe["also"] = partial(consistency, teacher=state.averaged_net, weight=weight)

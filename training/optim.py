@@ -36,14 +36,6 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # factor of the rate, given 
 }
 
 
-START_WARMUP = 0.1  # of a training that begins with trained weights, which Adam's first steps would undo
-
-
-def warmup_of(warmup: float, init_from: str) -> float:
-    """Fraction of a run with rising learning rate, given `--warmup`, and `--init_from` where that is none."""
-    return warmup or START_WARMUP * bool(init_from)
-
-
 def learning_rate(progress: float, lr: float, schedule: str, warmup: float) -> float:
     """Learning rate of one step, given the fraction of the run that is done: resuming changes nothing.
 

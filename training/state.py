@@ -88,8 +88,7 @@ class TrainState:
                 what = f"{path} was trained with --{name} {value}"
                 raise UserError(f"{flag}: {what}: leave it out to resume that, or {NEW_TRAINING}")
         net = saved.network(path, averaged=False, dropout=config.dropout)
-        config = replace(config, **architecture, init_from=saved.config.get("init_from", ""))
-        state = cls._around(net, config, saved.info, device, precision)
+        state = cls._around(net, replace(config, **architecture), saved.info, device, precision)
         with explain_mismatch(path):
             if state.average and saved.average:
                 state.average.load_state_dict(saved.average)
