@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from description import DataInfo, describe
-from images.profile import NUM_SAMPLED, make_profile
+from images.profile import NUM_SAMPLED, compare, make_profile
 from images.readers import read_geometry, sha256
 from images.statistics import Moments
 from progress import tracked
-from samples import IGNORE, SampleFile, write_sample
+from samples import IGNORE, UNLABELLED, SampleFile, write_sample
 from sources.labels import Classes
 from sources.pairing import Pair
 from training.weight_map import loss_of, save_distance
@@ -66,10 +66,20 @@ class Contents:
         if self.classes.left:
             num, left = np.sum([*self.classes.left.values()], axis=0)
             notes = [*notes, f"objects: {num} numbered, {left} left after a gap between those that touch"]
-        warnings = show(self.folder, info, self.files, warnings)
+        warnings = show(self.folder, info, self.files, [*warnings, *self._unlike(info)])
         lines = report(self.files, info, [*notes, *(f"warning: {line}" for line in warnings)])
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (info.mean, moments.std.tolist()))
         return f"{lines}\nmean {mean}, standard deviation {std}"
+
+    def _unlike(self, info: DataInfo) -> list[str]:
+        """Lines on how the unlabelled images differ from those of the training."""
+        files = self.files.get(UNLABELLED, [])
+        if not files or info.profile is None:
+            return []
+        some = (SampleFile(files[n]).open()[0][..., info.own_channels] for n in spread(len(files), NUM_SAMPLED))
+        sizes = [entry["pixel_size"] for entry in self.entries["samples"][UNLABELLED] if "pixel_size" in entry]
+        profile = make_profile(some, self.channels, sizes, self.indexed)
+        return compare(info.profile, profile, info.std[info.own_channels], "the unlabelled images", by_data=False)
 
     def _describe(self, moments: Moments) -> DataInfo:
         """Description of the samples of the training, or of the test if there are no others."""

@@ -448,6 +448,19 @@ def test_unlabelled_images_must_fit_the_others(work, fails):
     assert "deep/0.tif, page 1 is uint16" in fails(make, [*MADE, "--unlabelled", "deep"])
 
 
+def test_unlabelled_images_of_another_pixel_size_are_said(work, capfd):
+    for name, size in (("raw.tif", 0.5), ("others.tif", 0.1)):
+        metadata = {"axes": "ZYX", "unit": "um"}
+        tifffile.imwrite(name, noise(4, 32, 40), imagej=True, resolution=(1 / size, 1 / size), metadata=metadata)
+    tifffile.imwrite("masks.tif", np.stack([halves()] * 4), photometric="minisblack")
+    source = ["--input", "raw.tif", "--label", "masks.tif"]
+    assert make([*source, "--unlabelled", "others.tif"]) == 0
+    line = "warning: the unlabelled images: a pixel has 0.1 µm, in the training 0.5 µm"
+    assert line in capfd.readouterr().out
+    assert make([*source, "--overwrite"]) == 0
+    assert "a pixel has" not in capfd.readouterr().out
+
+
 def test_image_that_is_annotated_is_no_longer_unlabelled(work, capfd):
     write_unlabelled(work)
     assert make([*MADE, "--unlabelled", "all"]) == 0
