@@ -35,7 +35,7 @@ from training.augment import Augmentation
 from training.best import OF_FOREGROUND, BestEpoch
 from training.budget import Budget
 from training.compiled import maybe_compile
-from training.consistency import consistency, ramped
+from training.consistency import consistency, has_teacher, ramped
 from training.forecast import Forecast
 from training.loader import TrainingBatches, fit_crop, memory_for
 from training.log import Log, NoLog, TrainingLog, command_line
@@ -287,8 +287,10 @@ class Trainer:
         if is_weighted and self.world.is_main:
             cache_border_distances(files, info)
         self.world.barrier()
-        unlabelled = list_unlabelled(self.dir_data)
-        augment = self._augmentation(state, is_partial=info.is_partial or bool(unlabelled))
+        unlabelled = self._unlabelled(state)
+        is_partial, crop = info.is_partial or bool(unlabelled), (config.ny_load, config.nx_load)
+        taught = has_teacher(config, is_partial=is_partial)
+        augment = Augmentation(crop, info.num_class, is_partial, taught, **config.group("augmentation"))
         num_byte = sum(file.num_byte for file in [*files, *unlabelled, *val])
         memory, margin = memory_for(num_byte, config.cache_gb, self.device), augment.margin
         wanted: Any = {"labelled": True, "unlabelled": unlabelled, "distances": is_weighted}
@@ -305,15 +307,17 @@ class Trainer:
             weigh=partial(pixel_weight, class_share=share, w0=config.w0, sigma=config.sigma) if is_weighted else None,
         )
 
-    def _augmentation(self, state: TrainState, *, is_partial: bool) -> Augmentation:
-        """Augmentation of crops that may have pixels without annotation, which a teacher then sees unchanged."""
-        config = self.config
-        given, has_teacher = config.given("consistency"), bool(config.consistency)
-        if has_teacher and not (is_partial and state.average):
-            why = "the average of --average teaches" if is_partial else "all pixels are annotated"
-            raise FlagError(f"{given}: {why}: leave {'one' if is_partial else 'it'} out")
-        crop = (config.ny_load, config.nx_load)
-        return Augmentation(crop, state.info.num_class, is_partial, has_teacher, **config.group("augmentation"))
+    def _unlabelled(self, state: TrainState) -> list[SampleFile]:
+        """Samples without a label, if anything learns from them: batch normalisation, or the teacher."""
+        files = list_unlabelled(self.dir_data)
+        if not files:
+            return []
+        num, norm = f"{len(files)} unlabelled image(s)", state.net.arguments["norm"]
+        if norm != "bnorm" and not self.config.consistency:
+            self._echo(f"note: {num} are not used: with --norm {norm} only --consistency learns from them")
+            return []
+        self._echo(f"{num}: every other crop is of one of them")
+        return files
 
     def _validation(self, info: DataInfo, files: list[SampleFile]) -> Validation | None:
         """What scores the validation set, if there is one."""

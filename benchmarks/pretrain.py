@@ -15,7 +15,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from quality import ROOT, program
 
 sys.path.insert(0, str(ROOT))
@@ -56,16 +55,12 @@ def main() -> None:
 def write_small(path: Path, output: Path) -> None:
     """Write a checkpoint with the averaged weights alone; those of convolutions in 16 bits."""
     saved = Checkpoint.load(path)
-    net = saved.network(path).state_dict()
-    net = {name: value.half() if value.dim() > 1 else value for name, value in net.items()}
+    averaged = saved.network(path).state_dict()
+    net = {name: value.half() if value.dim() > 1 else value for name, value in averaged.items()}
     small = replace(saved, net=net, average=None, optim={}, scaler={}, losses=[], batch_settings={}, best_epoch=0)
     small.save(output)
-    worst = max(float((value - net[name].float()).abs().max()) for name, value in _weights(saved, path).items())
+    worst = max(float((value - net[name]).abs().max()) for name, value in averaged.items())
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, weights rounded by at most {worst:.1e}")
-
-
-def _weights(saved: Checkpoint, path: Path) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in saved.network(path).state_dict().items() if value.dim() > 1}
 
 
 if __name__ == "__main__":

@@ -7,11 +7,23 @@ import math
 import torch
 from torch import Tensor
 
+from config import Config
 from dataset import Batch
 from model import UNet, class_probability
+from utils import FlagError
 
 RAMP = 0.3  # fraction of the training in which the weight rises
 SHARPNESS = 2  # exponent of the teacher's probabilities; without, those of far background stay near the threshold
+
+
+def has_teacher(config: Config, *, is_partial: bool) -> bool:
+    """Whether a teacher helps, where pixels may not be annotated; refuses one that there is not."""
+    if not config.consistency:
+        return False
+    if not (is_partial and config.average):
+        why = "the average of --average teaches" if is_partial else "all pixels are annotated"
+        raise FlagError(f"{config.given('consistency')}: {why}: leave {'one' if is_partial else 'it'} out")
+    return True
 
 
 def ramped(weight: float, fraction: float) -> float:

@@ -177,3 +177,31 @@ def test_augmentation_does_not_displace_the_last_annotated_pixel_out():
     straight = torch.isclose(out, image[:, :, 30:63, 30:63], atol=1e-3).flatten(1).all(1)
     assert (out_label == 1).any(dim=(1, 2)).all()
     assert straight.any() and not straight.all() and (out_label[straight, 16, 16] == 1).all()
+
+
+@pytest.mark.parametrize(("flags", "sizes", "angles"), [({"zoom": 2.0}, (0.5, 2), 0), ({"rotate": 30.0}, (1, 1), 30)])
+def test_zoom_and_rotation_are_of_any_size_and_angle_within_their_limits(flags, sizes, angles):
+    """The channels say where each pixel was read, so that two of them tell the map."""
+    augment, found = Augmentation((32, 32), 2, **flags), []
+    y, x = torch.meshgrid(*(torch.arange(32.0 + 2 * augment.margin),) * 2, indexing="ij")
+    label = (x > x.mean()).long()
+    for seed in range(40):
+        out, out_label = of(augment({"input": torch.stack([y, x])[None], "label": label[None]}, generators(1, seed)))
+        down, right = ((out[0, :, 26, 16] - out[0, :, 6, 16]) / 20, (out[0, :, 16, 26] - out[0, :, 16, 6]) / 20)
+        assert abs(float(down @ right)) < 0.03 and float(down.norm()) == pytest.approx(float(right.norm()), abs=0.03)
+        found.append((float(right.norm()), np.degrees(np.arctan2(float(right[0]), float(right[1])))))
+        inside = (out[0, 1] - x.mean()).abs() > 1
+        assert out_label[0][inside].equal((out[0, 1] > x.mean()).long()[inside])
+    size, angle = np.transpose(found)
+    assert sizes[0] - 0.03 <= size.min() and size.max() <= sizes[1] + 0.03
+    assert np.abs(angle).max() <= angles + 1
+    assert size.max() / size.min() > 0.8 * sizes[1] / sizes[0] and np.ptp(angle) >= 1.5 * angles
+
+
+def test_zoom_does_not_lose_the_only_annotated_pixel():
+    augment = Augmentation((32, 32), 2, is_partial=True, zoom=1.5)
+    assert augment.margin == 8
+    inner = torch.full((1, 48, 48), IGNORE)
+    inner[0, 10, 10] = 1
+    kept = [of(augment({"input": torch.rand(1, 1, 48, 48), "label": inner}, generators(1, s)))[1] for s in range(20)]
+    assert all((out == 1).any() for out in kept)

@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, checkpoint_of, same, write_stacks
+from conftest import SMALL, checkpoint_of, finish, same, write_stacks
 
 import main as main_module
 import run_make_database
@@ -135,3 +135,21 @@ def test_consistency_needs_an_average_and_pixels_that_are_not_annotated(with_unl
     )
     shutil.rmtree(with_unlabelled / "unlabelled")
     assert "--consistency 10.0: all pixels are annotated: leave it out" in fails(main_module.main, TAUGHT, 2)
+
+
+def test_unlabelled_images_are_said_to_be_used_or_not(with_unlabelled, capfd):
+    main_module.main([*TRAIN, "--scope", "a"])
+    assert "4 unlabelled image(s): every other crop is of one of them" in capfd.readouterr().out
+    main_module.main([*TRAIN, "--scope", "b", "--norm", "inorm"])
+    assert "note: 4 unlabelled image(s) are not used: with --norm inorm only --consistency" in capfd.readouterr().out
+
+
+def test_two_processes_learn_from_unlabelled_images(with_unlabelled, together, work):
+    finish(together(2, *TAUGHT, "--scope", "two"))
+    assert np.isfinite(checkpoint_of(work, 2, "two").losses).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batch_without_annotation_changes_nothing_but_statistics(with_unlabelled, work, batch_size):
+    main_module.main([*TRAIN, "--batch_size", str(batch_size), "--cache_gb", "0"])
+    assert np.isfinite(checkpoint_of(work, 2).losses).all()
