@@ -294,8 +294,10 @@ def challenge_scores(
             "rand_counts": [joint + single, in_truth, in_proposal + single],
         }
 
-    rows = list(mapped(scores_at, thresholds))
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    # one mask lies within the other, so those of as many pixels are the same and scored once
+    _, first, number = np.unique([np.count_nonzero(probability > threshold) for threshold in thresholds], True, True)
+    rows = list(mapped(scores_at, [thresholds[k] for k in first]))
+    return {name: np.array([rows[k][name] for k in number]) for name in rows[0]}
 
 
 def rand_error(counts: np.ndarray) -> float:

@@ -21,7 +21,6 @@ from evaluation.otsu import otsu_mask
 from evaluation.pictures import OBJECTS, Pictures, probability_picture, row_bands, save_images, wrong_pixels
 from evaluation.segment import Segmented
 from evaluation.tables import Scores, columns
-from evaluation.thinning import LARGE
 from prediction.gaps import grown
 from prediction.objects import (
     KEEP_ALL,
@@ -39,6 +38,7 @@ F1, UNFILTERED = "object_f1", "object_f1_unfiltered"  # of the objects after and
 LEVEL = 1e-3  # of V_Info: a smaller difference is none
 PAIR_SCORES = ("v_rand", "v_info")
 TOLERANCE = 1e-2  # of V_Info or average precision: single mergers make such a difference (benchmarks/README.md)
+LARGE = 2**22  # [px] of an image whose scores begin with memory given back
 SHARED = 2**23  # [px] that threads score at once: each needs up to 80 bytes for a pixel
 
 

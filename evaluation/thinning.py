@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-LARGE = 2**22  # [px] larger images are flooded with less memory; a line may be off by one pixel
 PIECE = 2**18  # [px] of the front computed at a time
 EMPTY, LINE, CLOSED = 0, -1, -2  # states of a pixel in no segment: not reached yet, a border, never to be flooded
 
@@ -18,32 +17,19 @@ def thin_borders(mask: np.ndarray, valid: np.ndarray | None = None) -> np.ndarra
     Components and growth are 4-connected as in the code of the challenge, which floods a plateau in another order. They
     keep to the annotated pixels, `valid` (H, W): a segment that leaves them and comes back is two, as in the label.
 
-    >>> thin_borders(np.array([[1, 0, 0, 0, 0, 1]]) > 0).tolist()
-    [[1, 1, 1, 0, 2, 2]]
-    """
-    from skimage.segmentation import watershed
-
-    mask = mask if valid is None else mask & valid
-    if mask.size > LARGE:
-        return _flood(mask, valid)
-    segments = ndimage.label(mask)[0]
-    if not mask.any() or (mask if valid is None else mask | ~valid).all():  # nothing to grow
-        return segments
-    return watershed(~mask, segments, connectivity=1, mask=valid, watershed_line=True)
-
-
-def _flood(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    """The same as a watershed with lines, in 8 bytes per pixel instead of 80.
-
     In each step the front, all empty pixels next to a segment, joins the segments; a pixel between two becomes a line.
     If pixels that meet (second row) were flooded at once, two segments would touch: so first those of even index are,
-    then those of odd index, which see what the even ones became.
+    then those of odd index, which see what the even ones became. It takes 8 bytes per pixel.
 
         1 * . . * 2    segments 1 and 2, and the front *
         1 1 * * 2 2    the next front
         1 1 1 * 2 2    its even half is flooded
         1 1 1 | 2 2    its odd half, too: a line
+
+    >>> thin_borders(np.array([[1, 0, 0, 0, 0, 1]]) > 0).tolist()
+    [[1, 1, 1, 0, 2, 2]]
     """
+    mask = mask if valid is None else mask & valid
     height, width = mask.shape
     inner = np.s_[1:-1, 1 : width + 1]
     # A closed margin, so that no neighbour needs a bounds check. Its right side makes the width odd: then even and odd

@@ -117,10 +117,7 @@ def test_scores_of_nothing_are_absent_and_of_something_predicted_0():
     assert mask_scores(empty, speck) == wrong | {"warping_error": 1 / 48, "num_split": 0, "num_merger": 0}
     assert mask_scores(empty, speck, objects=0 * speck) == nothing | {"v_rand": 0, "v_info": 0, "warping_error": 1 / 48}
     half = np.arange(48).reshape(6, 8) % 2 == 1  # every second pixel
-    for large in (0, 2**22):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("evaluation.thinning.LARGE", large)
-            assert mask_scores(empty, half)["v_rand"] == mask_scores(empty, half)["v_info"] == 0
+    assert mask_scores(empty, half)["v_rand"] == mask_scores(empty, half)["v_info"] == 0
     outside = np.ones((6, 8), bool)
     outside[2] = False  # the speck is not annotated
     assert mask_scores(empty, speck, valid=outside) == nothing
@@ -225,11 +222,9 @@ def test_contingency_counts_unassigned_among_annotated_pixels():
     assert v_rand(table) == pytest.approx(2 * (4 + 1 / 4) / (9 + 4 + 1 / 4))
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_challenge_scores_of_a_window_are_those_of_the_crop(monkeypatch, large):
-    monkeypatch.setattr("evaluation.thinning.LARGE", 0 if large else 2**22)
+def test_challenge_scores_of_a_window_are_those_of_the_crop():
     labels, probabilities = load_case(GOLDEN / "voronoi_a_blurred.npz")
-    window = np.s_[12:76, 20:90]  # of even offset: the large way floods by the fields of a chessboard
+    window = np.s_[12:76, 20:90]  # of even offset: borders are flooded by the fields of a chessboard
     valid = np.zeros(labels[0].shape, bool)
     valid[window] = True
     for label, probability in zip(labels, probabilities, strict=True):

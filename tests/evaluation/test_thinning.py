@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from golden_cases import GOLDEN, load_case
 
 from evaluation.metrics import challenge_scores
@@ -16,13 +15,8 @@ def test_thin_borders_are_one_pixel_wide_and_part_the_segments():
     assert len(left) == len(right) == 1 and left != right
 
 
-def test_thin_borders_of_large_images_are_lines_too(monkeypatch):
-    label, probability = (stack[0] for stack in load_case(GOLDEN / "voronoi_a_blurred.npz"))
-    usual = challenge_scores(label, probability)
-    monkeypatch.setattr("evaluation.thinning.LARGE", 0)
-    large = challenge_scores(label, probability)
-    for name in ("v_rand", "v_info"):
-        np.testing.assert_allclose(large[name], usual[name], atol=2e-3)
+def test_thin_borders_are_lines_between_all_segments():
+    _, probability = (stack[0] for stack in load_case(GOLDEN / "voronoi_a_blurred.npz"))
     segments = thin_borders(probability > 0.5)
     for axis in (0, 1):  # no two segments touch
         first, second = np.moveaxis(segments, axis, 0)[:-1], np.moveaxis(segments, axis, 0)[1:]
@@ -30,9 +24,7 @@ def test_thin_borders_of_large_images_are_lines_too(monkeypatch):
     assert thin_borders(np.zeros((5, 5), bool)).max() == 0 and thin_borders(np.ones((5, 5), bool)).min() == 1
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_thin_borders_keep_segments_within_the_annotation(monkeypatch, large):
-    monkeypatch.setattr("evaluation.thinning.LARGE", 0 if large else 2**22)
+def test_thin_borders_keep_segments_within_the_annotation():
     valid = np.ones((6, 6), bool)
     valid[:, 3] = False  # through a cell that fills the image
     segments = thin_borders(np.ones((6, 6), bool), valid)
@@ -46,8 +38,7 @@ def test_thin_borders_keep_segments_within_the_annotation(monkeypatch, large):
     assert challenge_scores(ring, ring * 1.0, (0.5,), valid)["v_rand"] == 1
 
 
-def test_thin_borders_of_pixels_that_meet_in_one_step(monkeypatch):
-    monkeypatch.setattr("evaluation.thinning.LARGE", 0)
+def test_thin_borders_of_pixels_that_meet_in_one_step():
     for width, line in ((5, 2), (6, 3), (7, 3), (8, 3)):  # of even width two pixels meet, the even one joins first
         row = np.zeros((1, width), bool)
         row[0, [0, -1]] = True
