@@ -40,7 +40,7 @@ LANDSCAPE = np.dtype(
         ("height", np.uint8),  # low pixels are flooded first: 0 where the probability is 1, 255 where it is 0
         ("marker", np.uint32),  # object that floods from this pixel, or 0
         ("region", np.uint32),  # object of this pixel if no marker floods it, or 0
-        ("class_id", np.uint8),  # class + 1, or 0 for background; flooding stays within a class
+        ("class_id", np.uint8),  # class + 1 where several markers flood a region, or 0; flooding stays within a class
     ]
 )
 
@@ -250,6 +250,9 @@ class _Landscape:
         of_marker, of_region = _assign_objects(np.bincount(marker_of, size), home, component_of.max() + 1)
         self.object_of_marker = of_marker[marker_of]  # object of each piece
         self.object_of_region = of_region[component_of]
+        num_marker = np.bincount(home[of_marker > 0], minlength=len(of_region))
+        self.is_shared = np.zeros(of_region.max() + 1, bool)  # whether the region of an object has several markers
+        self.is_shared[of_region] = num_marker > 1
 
     def _masks(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Markers and regions of a band, (h, W) each: class + 1, or 0 outside."""
@@ -263,11 +266,9 @@ class _Landscape:
             marker_mask, region_mask = self._masks(rows)
             band = np.empty(region_mask.shape, LANDSCAPE)
             band["height"] = np.round((1 - self.probability[rows]) * 255)
-            band["class_id"] = region_mask
             band["region"] = self.object_of_region[_label(region_mask, self.regions.starts[number])]
-            marker = self.object_of_marker[_label(marker_mask, self.markers.starts[number])]
-            is_alone = band["region"] > self.object_of_marker.max()  # a region without a marker, which is one itself
-            band["marker"] = np.where(is_alone, band["region"], marker)
+            band["marker"] = self.object_of_marker[_label(marker_mask, self.markers.starts[number])]
+            band["class_id"] = region_mask * self.is_shared[band["region"]]
             yield band
 
 
@@ -290,17 +291,17 @@ def _assign_objects(size: np.ndarray, region: np.ndarray, num_region: int) -> tu
 
 def _flood(landscape: np.ndarray, tile_width: int, halo: int) -> np.ndarray:
     """Watershed (h, W) of some rows, tile by tile and class by class."""
-    from skimage.segmentation import watershed
-
-    flooded = np.zeros(landscape.shape, np.uint32)
+    flooded = landscape["region"].copy()
     for left in range(0, landscape.shape[1], tile_width):
         start = max(left - halo, 0)
         tile = landscape[:, start : left + tile_width + halo]
-        basins = np.zeros(tile.shape, np.uint32)
+        basins = tile["region"].copy()
         for class_id in _classes_in(tile["class_id"]):
+            from skimage.segmentation import watershed
+
             mask = tile["class_id"] == class_id
             basin = watershed(tile["height"], tile["marker"] * mask, mask=mask)
-            basins[mask] = np.where(basin > 0, basin, tile["region"])[mask]
+            basins[basin > 0] = basin[basin > 0]
         flooded[:, left : left + tile_width] = basins[:, left - start : left - start + tile_width]
     return flooded
 
