@@ -62,11 +62,9 @@ def _open(path: Path, page: int | None = None) -> Any:
             Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF = limit, by_libtiff
 
 
-def picture_palette(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Indices (H, W) and colours (256, 3) uint8 of a picture with a palette; None for others."""
+def picture_palette(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (H, W) and colours (256, 3) uint8 of a picture with a palette."""
     with captured_warnings(), _open(path) as image:
-        if image.mode != "P":
-            return None
         indices, colours = turn(np.asarray(image), orientation_of(image)), np.array(image.getpalette("RGB"))
         return indices, np.pad(colours, (0, 768 - len(colours))).reshape(256, 3).astype(np.uint8)
 
@@ -87,6 +85,7 @@ class Picture(LazyImage):
             if number > 1 and image.format != "MPO":  # that is a JPEG with a preview inside
                 raise UserError(f"{path}: {number} images in one file: save them as a TIFF stack")
             self.kind, size, mode = image.format, image.size, image.mode
+            self.has_palette = mode == "P" and page is None
             self.orientation = orientation_of(image) if page is None else 1
         self._deep = _deep_channels(path, self.kind)
         pixel = np.zeros((1, 1, self._deep), np.uint16) if self._deep else _pixels(Image.new(mode, (1, 1)))

@@ -23,7 +23,7 @@ from images.hdf5 import HDF5, read_hdf5
 from images.hdf5 import SIGNATURE as HDF5_SIGNATURE
 from images.memory import check_size
 from images.notes import say_notes
-from images.pillow import picture_palette, read_picture
+from images.pillow import Picture, picture_palette, read_picture
 from images.rows import (
     Frames,
     Rows,
@@ -49,6 +49,8 @@ NUMPY = b"\x93NUMPY"  # first bytes
 
 Source = str | Path | Sequence[str | Path]
 ALL = Choice()
+NUM_PICTURES = 2**13  # pictures, which hold no file open, whose headers are remembered
+_pictures: dict[tuple, Frames] = {}  # by path, modification time and size
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +321,15 @@ def read_file(path: Path) -> Frames:
     """
     _check_kind(path)
     status = path.stat()
-    return _read_version(path, status.st_mtime_ns, status.st_size)
+    version = path, status.st_mtime_ns, status.st_size
+    if version in _pictures:
+        return _pictures[version]
+    contents = _read_version(*version)
+    if isinstance(contents.images[0], Picture):
+        if len(_pictures) >= NUM_PICTURES:
+            _pictures.clear()
+        _pictures[version] = contents
+    return contents
 
 
 @lru_cache(maxsize=4)  # the frames of one stack are requested one after another
@@ -393,9 +403,8 @@ def read_palette(frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
     contents = read_file(frame.path)
     if contents.palette is not None:
         return frame.read()[..., 0], contents.palette
-    with suppress(Exception):  # it is no picture
-        return picture_palette(frame.path)
-    return None
+    image = contents.images[frame.index]
+    return picture_palette(frame.path) if isinstance(image, Picture) and image.has_palette else None
 
 
 def is_indexed(frame: Frame) -> bool:
@@ -407,6 +416,7 @@ def is_indexed(frame: Frame) -> bool:
 def forget_files() -> None:
     """Close the files read last, which otherwise stay memory-mapped."""
     _read_version.cache_clear()
+    _pictures.clear()
 
 
 def sha256(path: Path) -> str:
