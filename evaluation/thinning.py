@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 PIECE = 2**18  # [px] of the front computed at a time
+LAST = np.iinfo(np.int32).max  # above all numbers of segments
 EMPTY, LINE, CLOSED = 0, -1, -2  # states of a pixel in no segment: not reached yet, a border, never to be flooded
 
 
@@ -48,7 +49,7 @@ def thin_borders(mask: np.ndarray, valid: np.ndarray | None = None) -> np.ndarra
             for pixels in _pieces(front):
                 pixels = pixels[pixels % 2 == half]
                 around = flat[pixels[:, None] + offsets]  # (P, 4) states, at least one is a segment
-                lowest = np.where(around > 0, around, np.iinfo(around.dtype).max).min(1)
+                lowest = np.where(around > 0, around, LAST).min(1)
                 flat[pixels] = np.where(lowest == around.max(1), lowest, LINE)
         for pixels in _pieces(front):
             around = pixels[flat[pixels] > 0][:, None] + offsets

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from prediction.halo import Sides, crop_sides
-from prediction.tiling import Tile, tiles_along
+from prediction.tiling import Tile, Window, tiles_along
 
 
 class View(NamedTuple):
@@ -20,11 +19,12 @@ class View(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """Image (N, C, H, W) as it is seen."""
-        return torch.rot90(x.flip(-1) if self.is_flipped else x, self.quarters, (-2, -1))
+        x = x.flip(-1) if self.is_flipped else x
+        return torch.rot90(x, self.quarters, (-2, -1)) if self.quarters else x
 
     def back(self, x: Tensor) -> Tensor:
         """Image (N, C, H, W) turned back; reverses `of`."""
-        x = torch.rot90(x, -self.quarters, (-2, -1))
+        x = torch.rot90(x, -self.quarters, (-2, -1)) if self.quarters else x
         return x.flip(-1) if self.is_flipped else x
 
     def of_sides(self, sides: Sides) -> Sides:
@@ -41,6 +41,7 @@ class View(NamedTuple):
         return self.quarters in (2, 3), (self.quarters in (1, 2)) != self.is_flipped
 
 
+UNTURNED = View()
 VIEWS = [View(is_flipped, quarters) for is_flipped in (False, True) for quarters in range(4)]
 
 
@@ -56,14 +57,26 @@ class TilePlace(NamedTuple):
         """An image that is a single tile [px]."""
         return cls(tiles_along(height, height, halo=height)[0], tiles_along(width, width, halo=width)[0])
 
-    def forward(self, run: Callable[[Tensor, Sides], Tensor], x: Tensor, view: View | None = None) -> Tensor:
-        """Result of a network for the output of the tile (N, C, H, W); with a view, computed in it and turned back.
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tile is the image, so that all views of the same height and width read alike."""
+        return not any((*self.rows.from_start.has_halo, *self.columns.from_start.has_halo))
 
-        A network pools from the top left of what it sees on, so each corner of the image has a window of its own.
+    def seen(self, x: Tensor, view: View = UNTURNED) -> tuple[Tensor, Sides]:
+        """What a network sees of the tile (N, C, H, W) in a view, and on which of its sides there is a halo.
+
+        It pools from the top left of what it sees on, so each corner of the image has a window of its own.
         """
-        bottom, right = view.corner if view else (False, False)
-        rows, columns = self.rows.window(bottom), self.columns.window(right)
+        rows, columns = self._windows(view)
         sides = Sides(rows.has_halo[0], columns.has_halo[0], rows.has_halo[1], columns.has_halo[1])
         part = crop_sides(x[..., rows.input, columns.input], sides, self.unused)
-        result = view.back(run(view.of(part), view.of_sides(sides))) if view else run(part, sides)
-        return result[..., rows.crop, columns.crop]
+        return view.of(part), view.of_sides(sides)
+
+    def output(self, result: Tensor, view: View = UNTURNED) -> Tensor:
+        """Result for the output of the tile, turned back."""
+        rows, columns = self._windows(view)
+        return view.back(result)[..., rows.crop, columns.crop]
+
+    def _windows(self, view: View) -> tuple[Window, Window]:
+        bottom, right = view.corner
+        return self.rows.window(bottom), self.columns.window(right)

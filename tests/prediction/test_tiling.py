@@ -1,5 +1,3 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -32,7 +30,7 @@ def tiled(net, image, tile, overlap=0, tta=False):
 
     def logits(part, rows, columns):
         x, place = torch.from_numpy(part).movedim(-1, 0)[None], TilePlace(rows, columns)
-        return (augmented_logits(net, x, place) if tta else place.forward(partial(forward_tile, net), x))[0]
+        return (augmented_logits(net, x, place) if tta else place.output(forward_tile(net, *place.seen(x))))[0]
 
     bands = Bands(logits, lambda rows: pixels[rows], grid)
     return np.concatenate([band.values for band in bands.compute()], axis=1), bands
