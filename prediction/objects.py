@@ -22,8 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from images.statistics import neighbours
 from images.writers import RowFile
@@ -225,6 +223,11 @@ class _Pieces:
     def components(self) -> np.ndarray:
         """Component (N + 1,) of each piece, numbered in the order of their first pieces; 0 is the background."""
         pairs = np.concatenate(self._touching, axis=1)
+        if not pairs.size:  # one band
+            return np.arange(self.starts[-1])
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components  # takes 0.1 s
+
         graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(self.starts[-1],) * 2)
         return connected_components(graph, directed=False)[1]
 
