@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -289,3 +290,14 @@ def move_aside(folder: Path, files: list[Path]) -> Path | None:
         raise
     flush_folders(folder, earlier)
     return earlier
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, or of the names and contents of all files in a Zarr folder."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for inner in sorted(inner for inner in path.rglob("*") if inner.is_file()):
+        digest.update(f"{inner.relative_to(path).as_posix()} {sha256(inner)}\n".encode())
+    return digest.hexdigest()

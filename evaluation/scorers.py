@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from evaluation.otsu import otsu_mask
 from evaluation.pictures import OBJECTS, Pictures, probability_picture, row_bands, save_images, wrong_pixels
 from evaluation.segment import Segmented
 from evaluation.tables import Scores, columns
+from images.memory import release_memory
 from prediction.gaps import grown
 from prediction.objects import (
     KEEP_ALL,
@@ -40,12 +39,6 @@ PAIR_SCORES = ("v_rand", "v_info")
 TOLERANCE = 1e-2  # of V_Info or average precision: single mergers make such a difference (benchmarks/README.md)
 LARGE = 2**22  # [px] of an image whose scores begin with memory given back
 SHARED = 2**23  # [px] that threads score at once: each needs up to 80 bytes for a pixel
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, which glibc does not do by itself for pieces below some megabytes."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
-        trim(0)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""Free memory, a check that pixels fit in it, and a cache of decoded pixels."""
+"""Free memory, a check that pixels fit in it, when it is given back, and a cache of decoded pixels."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 
 from utils import UserError
 
+KEPT = {-4: 0, -1: 2**31 - 1, -2: 2**27}  # M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD [bytes] of glibc's malloc.h
 HARMLESS = 2**28  # [bytes] smaller images are never refused
 
 
@@ -33,6 +36,19 @@ def check_size(what: object, num_byte: int, copies: int = 1) -> None:
     if needed > free:
         sizes = f"{needed / 1e9:.3g} GB of memory are needed, {free / 1e9:.3g} are free"
         raise UserError(f"{what}: {sizes}: save it in tiles or strips, or use a machine with more")
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, which glibc does not do by itself for pieces below some megabytes."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
+        trim(0)
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next step of a training, instead of giving it back and having it cleared again."""
+    if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for option, value in KEPT.items():
+            set_option(option, value)
 
 
 class ByteCache:

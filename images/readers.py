@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import math
 import mmap
 import re
@@ -416,14 +415,3 @@ def forget_files() -> None:
     """Close the files read last, which otherwise stay memory-mapped."""
     _read_version.cache_clear()
     _pictures.clear()
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, or of the names and contents of all files in a Zarr folder."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for inner in sorted(inner for inner in path.rglob("*") if inner.is_file()):
-        digest.update(f"{inner.relative_to(path).as_posix()} {sha256(inner)}\n".encode())
-    return digest.hexdigest()

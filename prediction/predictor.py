@@ -25,42 +25,20 @@ from images.readers import Rows
 from images.resample import resampled
 from model import CNR2d, UNet, class_probability
 from prediction.gaps import grown
-from prediction.halo import Sides, forward_tile, halo
+from prediction.halo import forward_tile, halo
 from prediction.linking import SectionLinker
 from prediction.objects import ObjectFilter, filter_objects, foreground_class_ids, join_bands, separate_bands
 from prediction.scaling import Scale, restored
 from prediction.threshold import at_threshold, of_foreground, origin_of
 from prediction.tiling import Bands, Tile, TileGrid, tile_shape, tiles_along
-from prediction.views import VIEWS, TilePlace
+from prediction.views import TilePlace, augmented_logits
 from utils import DivergenceError, UserError, name_hint
 
 TILE_PIXELS = 2**20  # largest tile on a CPU
 TILE_BYTES = 40  # memory per pixel of a tile and channel of the first level, at most
-SMALL = 10_000  # [px] of images whose views are computed several at a time: calls take longer than sums there
 BAND_BYTES = 8  # additional memory per pixel of a band of tiles and channel of the result
 OVERLAP = 32  # [px] width of the blend between tiles that were normalised differently
 ALIKE = ("nch_in", "context", "class_values", "class_names")  # what the networks of an ensemble must share
-
-
-def augmented_logits(net: UNet, x: Tensor, tile: TilePlace) -> Tensor:
-    """Float32 logits (N, K, H, W) of a tile with the mean probability of its eight flips and quarter turns.
-
-    Each view is padded to multiples of the stride at its own bottom and right, so that a flipped or turned image has
-    the same mean.
-    """
-
-    def probability(part: Tensor, sides: Sides) -> Tensor:
-        return class_probability(forward_tile(net, part, sides).float())  # 16 bits would round the mean
-
-    total = torch.zeros(())
-    is_small = tile.is_whole and x[0, 0].numel() <= SMALL
-    for views in (VIEWS[::2], VIEWS[1::2]) if is_small else ([view] for view in VIEWS):  # of one height and width
-        parts, sides = zip(*(tile.seen(x, view) for view in views), strict=True)
-        found = probability(torch.cat(parts), sides[0]).chunk(len(views))
-        for view, result in zip(views, found, strict=True):
-            total = total + tile.output(result, view)
-    logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))
-    return logits if net.fc.out_channels > 1 else logits[:, 1:] - logits[:, :1]
 
 
 def fold_norm(net: UNet) -> UNet:

@@ -1,4 +1,4 @@
-"""The eight flips and quarter turns of a tile, and the pixels of it that a network reads in each."""
+"""The eight flips and quarter turns of a tile, the pixels of it that a network reads in each, and their mean."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prediction.halo import Sides, crop_sides
+from model import UNet, class_probability
+from prediction.halo import Sides, crop_sides, forward_tile
 from prediction.tiling import Tile, Window, tiles_along
+
+SMALL = 10_000  # [px] of images whose views are computed several at a time: calls take longer than sums there
 
 
 class View(NamedTuple):
@@ -80,3 +83,24 @@ class TilePlace(NamedTuple):
     def _windows(self, view: View) -> tuple[Window, Window]:
         bottom, right = view.corner
         return self.rows.window(bottom), self.columns.window(right)
+
+
+def augmented_logits(net: UNet, x: Tensor, tile: TilePlace) -> Tensor:
+    """Float32 logits (N, K, H, W) of a tile with the mean probability of its eight flips and quarter turns.
+
+    Each view is padded to multiples of the stride at its own bottom and right, so that a flipped or turned image has
+    the same mean.
+    """
+
+    def probability(part: Tensor, sides: Sides) -> Tensor:
+        return class_probability(forward_tile(net, part, sides).float())  # 16 bits would round the mean
+
+    total = torch.zeros(())
+    is_small = tile.is_whole and x[0, 0].numel() <= SMALL
+    for views in (VIEWS[::2], VIEWS[1::2]) if is_small else ([view] for view in VIEWS):  # of one height and width
+        parts, sides = zip(*(tile.seen(x, view) for view in views), strict=True)
+        found = probability(torch.cat(parts), sides[0]).chunk(len(views))
+        for view, result in zip(views, found, strict=True):
+            total = total + tile.output(result, view)
+    logits = torch.log((total / 8).clamp_min(torch.finfo(total.dtype).tiny))
+    return logits if net.fc.out_channels > 1 else logits[:, 1:] - logits[:, :1]

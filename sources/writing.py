@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from description import DataInfo, describe
+from files import sha256
 from images.profile import NUM_SAMPLED, compare, make_profile
-from images.readers import read_geometry, sha256
+from images.readers import read_geometry
 from images.statistics import Moments
 from progress import tracked
 from samples import IGNORE, UNLABELLED, SampleFile, write_sample

@@ -4,8 +4,8 @@ import torch
 
 from description import DataInfo
 from model import NORMS, UNet, class_probability
-from prediction.predictor import Member, Predictor, augmented_logits, fold_norm, predict_array
-from prediction.views import TilePlace
+from prediction.predictor import Member, Predictor, fold_norm, predict_array
+from prediction.views import TilePlace, augmented_logits
 
 
 def augmented(net, x):

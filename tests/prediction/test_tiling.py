@@ -5,9 +5,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import NORMS, UNet
 from prediction.halo import WHOLE, Sides, forward_tile, halo, receptive_radius
-from prediction.predictor import augmented_logits
 from prediction.tiling import Bands, TileGrid, prefetch, tile_shape, tiles_along, write_in_background
-from prediction.views import TilePlace
+from prediction.views import TilePlace, augmented_logits
 
 HALO = halo(4)
 LEVELS = pytest.mark.parametrize("num_level", [1, 3, 4, 5])
