@@ -13,7 +13,6 @@ from model import UNet, class_probability
 from utils import FlagError
 
 RAMP = 0.3  # fraction of the training in which the weight rises
-SHARPNESS = 2  # exponent of the teacher's probabilities; without, those of far background stay near the threshold
 
 
 def has_teacher(config: Config, *, is_partial: bool) -> bool:
@@ -40,10 +39,8 @@ def ramped(weight: float, fraction: float) -> float:
 def consistency(logits: Tensor, batch: Batch, *, teacher: UNet, weight: float) -> Tensor:
     """Mean squared difference of the probabilities from those of a teacher, the moving average, times a weight.
 
-    The teacher sees the batch before its intensities are changed, and its probabilities are sharpened.
-    Sources: Tarvainen and Valpola 2017, arXiv 1703.01780; Berthelot et al. 2019, arXiv 1905.02249, section 3.2.
+    The teacher sees the batch before its intensities are changed. Source: Tarvainen and Valpola 2017, arXiv 1703.01780.
     """
     with torch.no_grad():
-        taught = class_probability(teacher(batch["unchanged"]).float()) ** SHARPNESS
-        taught = taught / taught.sum(1, keepdim=True)
+        taught = class_probability(teacher(batch["unchanged"]).float())
     return weight * (class_probability(logits) - taught).square().mean()

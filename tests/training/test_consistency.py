@@ -44,11 +44,10 @@ def test_consistency_is_the_weighted_squared_difference_of_probabilities():
     batch = {"unchanged": torch.randn(2, 1, 8, 8)}
     with torch.no_grad():
         probability = teacher(batch["unchanged"]).sigmoid()
-    sharpened = probability**2 / (probability**2 + (1 - probability) ** 2)
-    agreeing = sharpened.logit()
+    agreeing = probability.logit()
     assert float(consistency(agreeing, batch, teacher=teacher, weight=10)) < 1e-9
     certain = torch.full_like(probability, 50)
-    expected = 3 * (1 - sharpened).square().mean()
+    expected = 3 * (1 - probability).square().mean()
     torch.testing.assert_close(consistency(certain, batch, teacher=teacher, weight=3), expected)
 
 
