@@ -35,10 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     config = parse(Config, argv, __doc__)
     import distributed  # here, so that --help needs no torch
+    from images.memory import keep_memory
 
     if not is_worker() and (num_gpu := distributed.num_gpu(config.gpu_ids)) > 1:
         return distributed.launch(num_gpu, [__file__, *(sys.argv[1:] if argv is None else argv)])
     device = pick_device("-1" if config.mode == "export" else config.gpu_ids)  # exports run on the CPU
+    if device.type == "cpu":
+        keep_memory()
     run, advice = MODES[config.mode]
     with memory_advice(advice), distributed.joined(device, config.dist_timeout) as world:
         return run(config, device, world)

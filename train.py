@@ -28,7 +28,6 @@ from evaluation.segment import checked_samples, have_foreground
 from evaluation.tables import Scores
 from evaluation.validation import Validation
 from files import check_writable
-from images.memory import keep_memory
 from locks import locked
 from prediction.predictor import find_background
 from samples import ENTRIES, SampleFile, list_samples, list_unlabelled
@@ -117,8 +116,6 @@ class Trainer:
             val = list_samples(self.dir_data / "val") if any((self.dir_data / "val").glob("*.npy")) else []
             batches, validation = self._batches(state, train, val), self._validation(state.info, val)
             self._lock(stack)
-            if self.device.type == "cpu":
-                keep_memory()
             if why := state.note_batch_settings(batches.sampler.batch_settings, len(batches)):
                 self._echo(f"note: epoch {state.epoch} starts again: {why}")
             self.log = stack.enter_context(self._log(state))

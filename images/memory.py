@@ -45,7 +45,7 @@ def release_memory() -> None:
 
 
 def keep_memory() -> None:
-    """Keep freed memory for the next step of a training, instead of giving it back and having it cleared again."""
+    """Keep freed memory for the next step or tile, instead of giving it back and having it cleared again."""
     if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
         for option, value in KEPT.items():
             set_option(option, value)
