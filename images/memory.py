@@ -15,7 +15,10 @@ import numpy as np
 
 from utils import UserError
 
-KEPT = {-4: 0, -1: 2**31 - 1, -2: 2**27}  # M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD [bytes] of glibc's malloc.h
+# M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD [bytes] of glibc's malloc.h; those of RELEASED are where
+# its own adjustment ends
+KEPT = {-4: 0, -1: 2**31 - 1, -2: 2**27}
+RELEASED = {-4: 2**16, -3: 2**25, -1: 2**26, -2: 2**17}
 HARMLESS = 2**28  # [bytes] smaller images are never refused
 
 
@@ -38,16 +41,21 @@ def check_size(what: object, num_byte: int, copies: int = 1) -> None:
         raise UserError(f"{what}: {sizes}: save it in tiles or strips, or use a machine with more")
 
 
+def keep_memory() -> None:
+    """Keep freed memory for the next step or image, instead of giving it back and having it cleared again."""
+    _set_options(KEPT)
+
+
 def release_memory() -> None:
-    """Give freed memory back to the system, which glibc does not do by itself for pieces below some megabytes."""
+    """Give freed memory back to the system, and from now on, since that of large images would grow with their size."""
+    _set_options(RELEASED)
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
         trim(0)
 
 
-def keep_memory() -> None:
-    """Keep freed memory for the next step or tile, instead of giving it back and having it cleared again."""
+def _set_options(options: dict[int, int]) -> None:
     if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
-        for option, value in KEPT.items():
+        for option, value in options.items():
             set_option(option, value)
 
 

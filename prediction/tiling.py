@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from images.memory import release_memory
+
 Item = TypeVar("Item")
 Network = Callable[[np.ndarray, "Tile", "Tile"], Tensor]  # input (h, w, C), its tile along y and x -> (K, h', w')
 Read = Callable[[slice], np.ndarray]  # rows -> (h, W, C)
@@ -162,6 +164,8 @@ class Bands:
     def compute(self, numbers: Iterable[int] | None = None) -> Generator[Band, None, None]:
         """Bands (K, h, W) float32 with these numbers, or all bands, from top to bottom."""
         numbers = range(len(self.rows)) if numbers is None else sorted(numbers)
+        if len(self.rows) > 1:
+            release_memory()
         has_overlap = any(tile.output != tile.interior for tile in (*self.rows, *self.columns))
         if has_overlap:
             yield from self._blended(numbers)
