@@ -566,7 +566,7 @@ def threshold_chosen_by_hand(work, epoch, split="val"):
 
 def test_threshold_of_every_checkpoint_is_chosen_for_its_weights(database, work, stop_at_forward):
     flags = [*SMALL, "--num_freq_save", "1", "--batch_size", "2", "--lr", "1e-2"]
-    stop_at_forward(signal.SIGINT, 2 * (3 + 1 + 8) + 2)  # in epoch 3; each save is scored by eight views
+    stop_at_forward(signal.SIGINT, 2 * (3 + 1 + 2) + 2)  # in epoch 3; a save is scored by eight views, four at once
     assert main.main([*flags, "--num_epoch", "4"]) == 130
     epochs = sorted(checkpoint.list_epochs(work / "checkpoints" / "unet" / "em"))
     assert epochs == [1, 2, 3] and not checkpoint_of(work, 3).epoch_complete
