@@ -295,7 +295,8 @@ def challenge_scores(
         }
 
     # one mask lies within the other, so those of as many pixels are the same and scored once
-    _, first, number = np.unique([np.count_nonzero(probability > threshold) for threshold in thresholds], True, True)
+    areas = [np.count_nonzero(probability > threshold) for threshold in thresholds]
+    _, first, number = np.unique(areas, return_index=True, return_inverse=True)
     rows = list(mapped(scores_at, [thresholds[k] for k in first]))
     return {name: np.array([rows[k][name] for k in number]) for name in rows[0]}
 

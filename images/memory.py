@@ -9,7 +9,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from utils import UserError
 # its own adjustment ends
 KEPT = {-4: 0, -1: 2**31 - 1, -2: 2**27}
 RELEASED = {-4: 2**16, -3: 2**25, -1: 2**26, -2: 2**17}
+_is_kept = Event()  # a program that only imports this package keeps its own settings
 HARMLESS = 2**28  # [bytes] smaller images are never refused
 
 
@@ -44,11 +45,14 @@ def check_size(what: object, num_byte: int, copies: int = 1) -> None:
 def keep_memory() -> None:
     """Keep freed memory for the next step or image, instead of giving it back and having it cleared again."""
     _set_options(KEPT)
+    _is_kept.set()
 
 
 def release_memory() -> None:
     """Give freed memory back to the system, and from now on, since that of large images would grow with their size."""
-    _set_options(RELEASED)
+    if _is_kept.is_set():
+        _set_options(RELEASED)
+        _is_kept.clear()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
         trim(0)
 

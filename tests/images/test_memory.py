@@ -1,9 +1,11 @@
 import struct
+from threading import Event
 
 import pytest
 import tifffile
 from examples import stack
 
+from images import memory
 from images.readers import list_frames
 from utils import UserError
 
@@ -18,3 +20,15 @@ def test_check_size_refuses_a_strip_that_does_not_fit_in_memory(tmp_path):
     whole.write_bytes(data)
     with pytest.raises(UserError, match="GB"):
         list_frames(whole)[0].read()
+
+
+def test_release_memory_sets_only_what_keep_memory_set(monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "_set_options", calls.append)
+    monkeypatch.setattr(memory, "_is_kept", Event())
+    memory.release_memory()
+    assert calls == []  # the settings of a program that imports this one are its own
+    memory.keep_memory()
+    memory.release_memory()
+    memory.release_memory()
+    assert calls == [memory.KEPT, memory.RELEASED]
