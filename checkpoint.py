@@ -62,6 +62,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "whole": lambda value: isinstance(value, bool),
     "losses": lambda value: is_list(value, is_number),
     "threshold": lambda value: is_number(value, 0, 1),
+    "certainty": lambda value: is_number(value, 0, 1),
     "chosen_on": lambda value: value is None or is_list(value, is_integer, 2),
     "seconds": lambda value: is_number(value, 0),
     "database": lambda value: isinstance(value, str),
@@ -92,6 +93,7 @@ class Checkpoint:
     scaler: dict[str, Any] = field(default_factory=dict)  # state of the scaler of the loss
     batch_settings: dict[str, Any] = field(default_factory=dict)  # what the batches of that epoch depend on
     threshold: float = 0.5  # for the probability of class 1, that scored best on the validation set
+    certainty: float = 0.0  # that the probability of an object exceeds somewhere, chosen with the threshold
     chosen_on: list[int] | None = None  # validation images with foreground, and their objects; None: an older file
     seconds: float = 0.0  # trained
     database: str = ""  # see `description.identity`; empty in older files

@@ -55,7 +55,14 @@ LAPTOP = {"nch_ker": 16, "max_minutes": 10}  # a training that a laptop does whi
 # after a test, to correct the labels of new images and add them
 PREDICT: dict[str, Any] = {"mode": "predict", "input": "IMAGES", "output": "segmented"}
 PREDICT |= {"what": "labels,overlay"}
-AS_TESTED = ("epoch", "threshold", "background", "min_size", "fill_holes")  # flags of a test that predict needs, too
+AS_TESTED = (
+    "epoch",
+    "threshold",
+    "background",
+    "min_size",
+    "fill_holes",
+    "certainty",
+)  # of a test that predict needs, too
 CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
 SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
 SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"
@@ -67,10 +74,11 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "split": ("test",),
     "min_size": ("predict", "test"),
     "fill_holes": ("predict", "test"),
+    "certainty": ("predict", "test"),
     "threshold": ("test", "predict", "export"),
     "pretrained": ("predict", "export"),
 }
-OF_FILTER = ("min_size", "fill_holes", "link")
+OF_FILTER = ("min_size", "fill_holes", "certainty", "link")
 # flags that change some outputs of predict only
 NEEDED_BY: dict[str, tuple[str, ...]] = dict.fromkeys(OF_FILTER, (*OF_OBJECTS, "labels"))
 NEEDED_BY |= {"threshold": OF_THRESHOLD, "numbers": ("overlay",)}
@@ -224,6 +232,9 @@ class Config(Flags):
     )
     min_size: int = flag(-1, "drop smaller objects [px] (-1 = by the training labels)", "test", between(-1, 10**12))
     fill_holes: str = flag("auto", "fill holes (auto = by the training labels)", "test", choices=AUTO_SWITCH)
+    certainty: float | None = flag(
+        None, "drop objects whose probability is nowhere above this (default: as trained)", "test", UNIT, **NUMBER
+    )
 
     num_freq_disp: int = flag(10, "number of epochs between two pictures in TensorBoard", "log", between(1, COUNT))
     num_freq_score: int = flag(50, "number of epochs between two scorings of segments", "log", between(1, COUNT))
@@ -265,9 +276,10 @@ class Config(Flags):
 
     @property
     def given_filter(self) -> dict[str, Any]:
-        """`--min_size` and `--fill_holes`, where they are not left out."""
-        size = {} if self.min_size < 0 else {"min_size": self.min_size}
-        return size | ({} if self.fill_holes == "auto" else {"fill_holes": self.fill_holes == SWITCH[0]})
+        """`--min_size`, `--fill_holes` and `--certainty`, where they are not left out."""
+        given: dict[str, Any] = {} if self.min_size < 0 else {"min_size": self.min_size}
+        given |= {} if self.fill_holes == "auto" else {"fill_holes": self.fill_holes == SWITCH[0]}
+        return given | ({} if self.certainty is None else {"certainty": self.certainty})
 
     @property
     def scopes(self) -> list[str]:

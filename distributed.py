@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,15 @@ class World:
     rank: int = 0  # number of this process, from 0
     size: int = 1  # number of processes
     launcher: int = 0  # process id of the torchrun that started this process; 0: without torchrun
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Consecutive items that are this process's; the numbers of two processes differ by one at most.
+
+        >>> [World(rank, 2).share([5, 6, 7]) for rank in (0, 1)]
+        [[5], [6, 7]]
+        """
+        first, last = (rank * len(items) // self.size for rank in (self.rank, self.rank + 1))
+        return items[first:last]
 
     @property
     def is_main(self) -> bool:

@@ -363,6 +363,12 @@ class Overlaps(NamedTuple):
             pairs = pairs[np.unique(numbers[pairs], return_index=True)[1]]
         return pairs
 
+    def keeping(self, kept: np.ndarray) -> Overlaps:
+        """The same without some proposed objects; `kept` is a bool for each number, (N + 1,)."""
+        pairs = kept[self.proposal]
+        chosen = {name: getattr(self, name)[pairs] for name in ("joint", "truth", "proposal")}
+        return self._replace(**chosen, counts_alone=self.counts_alone & kept)
+
     def counts(self, limit: float) -> tuple[int, int]:
         """Number of matches at a limit, TP, and of the objects of both images, 2 TP + FP + FN."""
         matched = self.proposal[self.matches(limit)]

@@ -34,10 +34,11 @@ from prediction.predictor import Predictor
 
 Gather = Callable[[list], list]  # lists of all processes, joined
 F1, UNFILTERED = "object_f1", "object_f1_unfiltered"  # of the objects after and before their filter
-LEVEL = 1e-3  # of V_Info: a smaller difference is none
+LEVEL = 1e-3  # of V_Info or average precision: a smaller difference is none
 PAIR_SCORES = ("v_rand", "v_info")
 TOLERANCE = 1e-2  # of V_Info or average precision: single mergers make such a difference (benchmarks/README.md)
 LARGE = 2**22  # [px] of an image whose scores begin with memory given back
+CERTAINTIES = (0.0, 0.7, 0.8, 0.9, 0.95)  # that the probability of an object may have to exceed somewhere
 SHARED = 2**23  # [px] that threads score at once: each needs up to 80 bytes for a pixel
 
 
@@ -84,7 +85,7 @@ class Challenge:
         if not self.decisive:
             return 0.5
         if "object_counts" in self.decisive[0]:
-            return self._best_for_objects
+            return metrics.THRESHOLDS[self._best_for_objects[0]]
         v_info, error = Challenge(self.decisive).means("v_info"), np.round(self.means("pixel_error"), 12)
         good = np.flatnonzero(v_info >= v_info.max() - TOLERANCE)
         middles = good[(len(good) - 1) // 2 : len(good) // 2 + 1]  # one, or two of an even number
@@ -95,13 +96,24 @@ class Challenge:
         return metrics.THRESHOLDS[min(plateau, key=lambda k: (error[k], abs(k - middle)))]
 
     @property
-    def _best_for_objects(self) -> float:
-        """The middle of the thresholds at which the average precision of all objects is as good as the best."""
+    def best_certainty(self) -> float:
+        """Probability that an object must exceed somewhere to be one; 0 where the labels number no objects."""
+        if not self.decisive or "object_counts" not in self.decisive[0]:
+            return 0.0
+        return CERTAINTIES[self._best_for_objects[1]]
+
+    @property
+    def _best_for_objects(self) -> tuple[int, int]:
+        """Indices of threshold and certainty by the average precision of all objects.
+
+        The threshold is the middle of those that are as good as the best; of the certainties there, the least.
+        """
         counts = np.sum([scores["object_counts"] for scores in self.decisive], axis=0)
         num_match, num_object = counts[..., 0], counts[..., 1]
-        precision = (num_match / np.maximum(num_object - num_match, 1)).mean(1)
-        good = np.flatnonzero(precision >= precision.max() - TOLERANCE)
-        return metrics.THRESHOLDS[good[len(good) // 2]]
+        precision = (num_match / np.maximum(num_object - num_match, 1)).mean(2)
+        good = np.flatnonzero(precision.max(1) >= precision.max() - TOLERANCE)
+        at_threshold = precision[middle := good[len(good) // 2]]
+        return middle, int(np.argmax(at_threshold >= at_threshold.max() - LEVEL))
 
     @property
     def chosen_on(self) -> list[int]:
@@ -140,16 +152,22 @@ def segment_scores(image: Segmented, background: int) -> dict[str, np.ndarray]:
 
 
 def object_counts(image: Segmented, predictor: Predictor) -> dict[str, np.ndarray]:
-    """Matches and objects (T, L, 2) as predict finds them at each threshold, as `Overlaps.counts`, by `LIMITS`."""
+    """Matches and objects (T, C, L, 2) as predict finds them, as `Overlaps.counts`.
+
+    T thresholds, C certainties, L `LIMITS`. Neighbours of a dropped object are here as beside it.
+    """
     assert image.label is not None
-    grow = grown if predictor.has_gaps else np.asarray
+    grow, object_filter = grown if predictor.has_gaps else np.asarray, predictor.object_filter._replace(certainty=0)
     foreground, inside = image.foreground(predictor.background), image.label != predictor.background
     truth = grow(metrics.number_segments(inside, image.valid))
 
-    def counts_at(threshold: float) -> list[tuple[int, int]]:
+    def counts_at(threshold: float) -> list[list[tuple[int, int]]]:
         objects = join_bands(separate_bands(foreground, threshold), foreground.shape)
-        pairs = metrics.overlaps(truth, grow(filter_objects(objects, predictor.object_filter)))
-        return [pairs.counts(limit) for limit in metrics.LIMITS]
+        objects = grow(filter_objects(objects, foreground, object_filter))
+        pairs, peak = metrics.overlaps(truth, objects), np.zeros(objects.max(initial=0) + 1)
+        np.maximum.at(peak, objects, foreground)
+        of_certain = [pairs.keeping(peak > certainty) for certainty in CERTAINTIES]
+        return [[pairs.counts(limit) for limit in metrics.LIMITS] for pairs in of_certain]
 
     with scoring_threads(foreground.size) as threads:
         return {"object_counts": np.array([*threads.map(counts_at, metrics.THRESHOLDS)])}
@@ -262,7 +280,7 @@ class TestScorer:
             objects, truth = join_bands(bands, label.shape), grow(metrics.number_segments(inside, image.valid))
             if self.object_filter.is_active:
                 scores |= _unfiltered(metrics.object_scores(truth, grow(objects)))
-                objects = filter_objects(objects, self.object_filter)
+                objects = filter_objects(objects, probability, self.object_filter)
             object_map.add(truth, objects := grow(objects))
             return scores | metrics.mask_scores(inside, mask, objects, image.valid, truth)
         class_ids = foreground_class_ids(image.classes, self.background)
@@ -270,7 +288,7 @@ class TestScorer:
         objects, classes = join_bands(bands, label.shape), image.classes
         if self.object_filter.is_active:
             scores |= _unfiltered(self._object_scores(image, label, objects, classes))
-            objects, object_list = filter_objects(objects, self.object_filter), ObjectList()
+            objects, object_list = filter_objects(objects, image.probability, self.object_filter), ObjectList()
             object_list.add(objects, class_ids)
             classes = object_list.class_id[objects] - np.uint8(1)  # also of filled holes
         return scores | self._object_scores(image, label, objects, classes, object_map)

@@ -62,13 +62,15 @@ class Validation:
             return None
         challenge = Challenge(self._gather(images))
         state.threshold = of_foreground(challenge.best_threshold, predictor.background)
-        state.chosen_on = challenge.chosen_on
+        state.certainty, state.chosen_on = challenge.best_certainty, challenge.chosen_on
         return challenge
 
     def threshold_text(self, state: TrainState) -> str:
         """The threshold of the foreground, and where it comes from; empty for more than two classes."""
         threshold = of_foreground(state.threshold, find_background(state.info, self.background))
-        return f"threshold {threshold:g}, {origin_of(state.chosen_on)}" if state.info.num_class == 2 else ""
+        certain = f"; an object exceeds {state.certainty:g} somewhere" if state.certainty else ""
+        origin = origin_of(state.chosen_on)
+        return f"threshold {threshold:g}{certain}, {origin}" if state.info.num_class == 2 else ""
 
     def _gather(self, images: list[tuple[int, Any]]) -> list[Any]:
         """Scores of the images of all processes, sorted by the numbers of the images."""

@@ -227,7 +227,7 @@ def _readme(predictor: Predictor, sources: list[Path]) -> str:
     if predictor.is_tile_dependent:
         lines += ["The network normalises each feature map by the tile: the larger the tiles, the better."]
     if objects.is_active:
-        lines += [f"The command line filters objects by the training labels: {objects}."]
+        lines += [f"The command line filters objects: {objects}."]
     quality = "for the quality of the network see the scores of its training."
     lines += [f"## Validation\n\nThe package holds a test image and its output; {quality}"]
     return "\n\n".join(lines) + "\n"

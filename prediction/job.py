@@ -43,6 +43,8 @@ from prediction.tiling import Band, TileGrid, write_in_background
 from progress import Progress
 from utils import UserError, echo
 
+KEEP = "--min_size 0 --fill_holes off --certainty 0"
+
 
 class FrameRows:
     """A section with its neighbours as additional channels; the files are opened only while rows are read."""
@@ -221,9 +223,8 @@ class PredictionJob:
         for frame, grid in enumerate(self.grids):
             for band in range(len(grid.rows)):
                 units.setdefault(self._unit_of(frame, band), []).append((frame, band))
-        first, last = (rank * len(units) // self.world.size for rank in (self.world.rank, self.world.rank + 1))
         tasks: dict[int, list[int]] = {}
-        for frame, band in chain(*(units[unit] for unit in sorted(units)[first:last])):
+        for frame, band in chain(*(units[unit] for unit in self.world.share(sorted(units)))):
             tasks.setdefault(frame, []).append(band)
         return tasks
 
@@ -300,7 +301,7 @@ class PredictionJob:
             unfiltered = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
             for band in bands:
                 unfiltered.append(band.values)
-            bands = filter_bands(unfiltered, self.filters[frame])
+            bands = filter_bands(unfiltered, probability, self.filters[frame])
         if self.predictor.has_gaps:
             parted = stack.enter_context(RowFile(Path(self.files.target), np.uint32))
             for band in bands:
@@ -339,5 +340,5 @@ class PredictionJob:
         filters = list(dict.fromkeys(self.filters))  # several: of images at several scales
         if any(each.is_active for each in filters):
             is_given = len(self.config.given_filter) == len(filters[0])
-            origin = "" if is_given else " (as in the training labels; to keep all: --min_size 0 --fill_holes off)"
+            origin = "" if is_given else f" (to keep all: {KEEP})"
             echo(f"filter of the objects: {listed(filters, most=5)}{origin}")

@@ -48,16 +48,18 @@ class ObjectFilter(NamedTuple):
 
     min_size: int = 0  # [px] smaller objects are dropped; 0 drops none
     fill_holes: bool = False  # 4-connected regions of background enclosed by one object, not at the image's border
+    certainty: float = 0.0  # objects whose probability is nowhere above it are dropped
 
     @property
     def is_active(self) -> bool:
         """Whether anything may change."""
-        return self.min_size > 1 or self.fill_holes
+        return self.min_size > 1 or self.fill_holes or self.certainty > 0
 
     def __str__(self) -> str:
         """What happens to the objects, in words."""
-        small = [f"under {self.min_size} px dropped"] if self.min_size > 1 else []
-        return ", ".join(small + (["holes filled"] if self.fill_holes else [])) or "all kept"
+        parts = [f"under {self.min_size} px dropped"] if self.min_size > 1 else []
+        parts += [f"nowhere above {self.certainty:g} dropped"] if self.certainty > 0 else []
+        return ", ".join(parts + (["holes filled"] if self.fill_holes else [])) or "all kept"
 
 
 KEEP_ALL = ObjectFilter()
@@ -70,6 +72,7 @@ def separate_objects(
     *,
     min_size: int = 0,
     fill_holes: bool = False,
+    certainty: float = 0.0,
 ) -> np.ndarray:
     """Split the foreground into objects where the probability between two certain parts is lowest.
 
@@ -89,6 +92,8 @@ def separate_objects(
     fill_holes : bool
         Fill the holes of the remaining objects: 4-connected regions of background that are enclosed by one object and
         do not touch the border of the image.
+    certainty : float
+        Objects whose probability is nowhere above it are dropped; 0 drops none.
 
     Returns
     -------
@@ -105,18 +110,19 @@ def separate_objects(
     if probability.ndim == 3:
         probability, class_ids = probability.max(0), foreground_class_ids(probability.argmax(0), background)
     objects = join_bands(separate_bands(probability, threshold, class_ids=class_ids), probability.shape)
-    return filter_objects(objects, ObjectFilter(min_size, fill_holes))
+    return filter_objects(objects, probability, ObjectFilter(min_size, fill_holes, certainty))
 
 
-def filter_objects(objects: np.ndarray, object_filter: ObjectFilter) -> np.ndarray:
+def filter_objects(objects: np.ndarray, probability: np.ndarray, object_filter: ObjectFilter) -> np.ndarray:
     """Image of objects (H, W) uint32 after a filter, in place; its numbers keep their order, without a gap.
 
     >>> ring = np.array([[3, 0, 0, 0], [0, 4, 4, 4], [0, 4, 0, 4], [0, 4, 4, 4]], np.uint32)
-    >>> filter_objects(np.pad(ring, 1), ObjectFilter(2, True))[1:-1, 1:-1].tolist()
+    >>> ring = np.pad(ring, 1)
+    >>> filter_objects(ring, np.full(ring.shape, 0.8), ObjectFilter(2, True))[1:-1, 1:-1].tolist()
     [[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
     if object_filter.is_active:
-        for band in filter_bands(objects, object_filter):
+        for band in filter_bands(objects, probability, object_filter):
             objects[band.rows] = band.values
     return objects
 
@@ -161,13 +167,19 @@ def separate_bands(
         above, top = with_halo[max(end - halo, 0) : end], top + len(band)
 
 
-def filter_bands(objects: Plane, object_filter: ObjectFilter, band_height: int = TILE_HEIGHT) -> Iterator[Band]:
+def filter_bands(
+    objects: Plane, probability: Plane, object_filter: ObjectFilter, band_height: int = TILE_HEIGHT
+) -> Iterator[Band]:
     """Objects (h, W) uint32 of `filter_objects`, band by band; the unfiltered ones are read two or three times."""
     bands = [slice(top, top + band_height) for top in range(0, objects.shape[0], band_height)]
-    sizes = ObjectList()
+    sizes, certain = ObjectList(), []  # numbers of the objects that are certain somewhere
     for rows in bands:
-        sizes.add(objects[rows])
+        sizes.add(values := objects[rows])
+        if object_filter.certainty > 0:
+            certain.append(np.unique(values[probability[rows] > object_filter.certainty]))
     remains = sizes.area >= object_filter.min_size
+    if object_filter.certainty > 0:
+        remains &= np.isin(np.arange(len(remains)), np.concatenate(certain))
     remains[0] = False  # the background
     number_of = np.where(remains, np.cumsum(remains), 0).astype(np.uint32)
     holes = _Holes()

@@ -73,6 +73,7 @@ class Predictor:
     precision: torch.dtype | None = None  # data type of mixed precision; None for float32
     background: int = 0  # index of the class whose pixels belong to no object
     threshold_origin: str = "as given"  # in words, where it comes from
+    certainty: float = 0.0  # that the probability of an object exceeds somewhere, the least of the members'
 
     @property
     def info(self) -> DataInfo:
@@ -111,12 +112,12 @@ class Predictor:
 
     @property
     def object_filter(self) -> ObjectFilter:
-        """Filter of the objects by the labels of the training, the mildest of all members and classes with objects."""
+        """Filter of the objects by the training, the mildest of all members and classes with objects."""
         foreground = [k for k in range(self.info.num_class) if k != self.background]
         infos = [member.info for member in self.members]
         sizes = [(info.min_size or [0] * info.num_class)[k] for info in infos for k in foreground]
         fill = [(info.fill_holes or [False] * info.num_class)[k] for info in infos for k in foreground]
-        return ObjectFilter(min(sizes), all(fill))
+        return ObjectFilter(min(sizes), all(fill), self.certainty)
 
     @property
     def num_channel(self) -> int:
@@ -254,15 +255,7 @@ def predictor_of(
     members, backgrounds = [], []
     first, one = next(iter(trained.items()))
     for path, saved in trained.items():
-        for entry in ALIKE:
-            ours, theirs = getattr(one.info, entry), getattr(saved.info, entry)
-            if ours != theirs:
-                rule = "the networks of an ensemble must have the same channels and classes"
-                raise UserError(f"{first} was trained with {entry} {ours}, {path} with {theirs}: {rule}")
-        names = {tuple(info.profile.channels) for info in (one.info, saved.info) if info.profile} - {()}
-        if len(names) > 1:
-            what = " and ".join(", ".join(each) for each in sorted(names))
-            raise UserError(f"{first} and {path}: their channels are {what}: an ensemble must agree")
+        _check_alike(first, one.info, path, saved.info)
         net = fold_norm(saved.network(path))
         net = to_device(net, net.arguments["norm"], device, precision)  # a damaged file may leave the norm out
         members.append(Member(net, saved.info))
@@ -271,7 +264,22 @@ def predictor_of(
             raise UserError(f"{first} and {path} were trained with different backgrounds: choose one by --background")
     mean = fmean(saved.threshold for saved in trained.values())
     origin = origin_of(*(saved.chosen_on for saved in trained.values()))
-    return at_threshold(Predictor(tuple(members), mean, device, precision, backgrounds[0], origin), threshold)
+    certainty = min(saved.certainty for saved in trained.values())
+    predictor = Predictor(tuple(members), mean, device, precision, backgrounds[0], origin, certainty)
+    return at_threshold(predictor, threshold)
+
+
+def _check_alike(first: Path, one: DataInfo, path: Path, info: DataInfo) -> None:
+    """Raise a `UserError` if two networks cannot be of one ensemble."""
+    for entry in ALIKE:
+        ours, theirs = getattr(one, entry), getattr(info, entry)
+        if ours != theirs:
+            rule = "the networks of an ensemble must have the same channels and classes"
+            raise UserError(f"{first} was trained with {entry} {ours}, {path} with {theirs}: {rule}")
+    names = {tuple(each.profile.channels) for each in (one, info) if each.profile} - {()}
+    if len(names) > 1:
+        what = " and ".join(", ".join(each) for each in sorted(names))
+        raise UserError(f"{first} and {path}: their channels are {what}: an ensemble must agree")
 
 
 def find_background(info: DataInfo, name: str) -> int:
@@ -294,6 +302,7 @@ def predict_array(
     what: str = "probability",
     min_size: int | None = None,
     fill_holes: bool | None = None,
+    certainty: float | None = None,
     link: float = 0.0,
     scale: float | tuple[float, float] = 1.0,
     threshold: float | None = None,
@@ -314,8 +323,8 @@ def predict_array(
         Height of a tile [px], rounded up to a multiple of the network's stride; 0: as memory allows.
     what : {"probability", "cells"}
         What to return.
-    min_size, fill_holes
-        Filter of the cells, as in `separate_objects`; None: as in the training labels, `predictor.object_filter`, whose
+    min_size, fill_holes, certainty
+        Filter of the cells, as in `separate_objects`; None: as chosen in the training, `predictor.object_filter`, whose
         size is converted to pixels of the image.
     link : float
         Give the cells of neighbouring sections of a stack (N, H, W) one number if their intersection over union is at
@@ -344,7 +353,7 @@ def predict_array(
     if link and (what != "cells" or image.ndim != 4 or len(image) < 2):
         raise UserError(f"link={link:g} of an image of shape {image.shape}: links the cells of a stack (N, H, W)")
     predictor = at_threshold(predictor, threshold, "threshold")
-    given: dict[str, Any] = {"min_size": min_size, "fill_holes": fill_holes}
+    given: dict[str, Any] = {"min_size": min_size, "fill_holes": fill_holes, "certainty": certainty}
     given_filter = {name: value for name, value in given.items() if value is not None}
     object_filter = (factors := _scale_from(scale)).filter(predictor.object_filter)._replace(**given_filter)
     result, linker = [], SectionLinker(link) if link else None
@@ -388,7 +397,7 @@ def _cells(
     """Objects (H, W) of a probability (K, H, W), numbered in their stack if they are linked."""
     foreground, *class_ids = predictor.object_planes(probability)
     bands = separate_bands(foreground, predictor.object_threshold, class_ids=class_ids[0] if class_ids else None)
-    objects = filter_objects(join_bands(bands, foreground.shape), object_filter)
+    objects = filter_objects(join_bands(bands, foreground.shape), foreground, object_filter)
     objects = grown(objects) if predictor.has_gaps else objects
     return linker.link(objects, *class_ids)[objects] if linker else objects
 

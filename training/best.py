@@ -15,7 +15,7 @@ import torch
 
 from checkpoint import Checkpoint, list_epochs
 from device import abilities
-from training.state import TrainState
+from training.state import CHOSEN, TrainState
 from utils import FlagError, UserError
 
 Scores = Mapping[str, float]  # of a validation, under the names of their curves
@@ -102,7 +102,8 @@ class BestEpoch:
         net.load_state_dict(self.checkpoint.average["net"] if self.checkpoint.average else self.checkpoint.net)
         best = replace(state, net=net, average=None)
         if score_segments(best) is not None:
-            self.checkpoint.threshold, self.checkpoint.chosen_on = best.threshold, best.chosen_on
+            for name in CHOSEN:
+                setattr(self.checkpoint, name, getattr(best, name))
             self.has_threshold, self.is_written = True, False
 
     def save(self, before_rename: Callable[[], None]) -> None:

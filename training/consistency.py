@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config
 from dataset import Batch
@@ -39,8 +41,22 @@ def ramped(weight: float, fraction: float) -> float:
 def consistency(logits: Tensor, batch: Batch, *, teacher: UNet, weight: float) -> Tensor:
     """Mean squared difference of the probabilities from those of a teacher, the moving average, times a weight.
 
-    The teacher sees the batch before its intensities are changed. Source: Tarvainen and Valpola 2017, arXiv 1703.01780.
+    The teacher sees the batch before its intensities are changed, and normalises by its statistics, as the network
+    does. Source: Tarvainen and Valpola 2017, arXiv 1703.01780.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _batch_statistics(teacher):
         taught = class_probability(teacher(batch["unchanged"]).float())
     return weight * (class_probability(logits) - taught).square().mean()
+
+
+@contextmanager
+def _batch_statistics(net: UNet) -> Iterator[None]:
+    """Batch normalisation by the statistics of each batch, which leaves the running ones as they are."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True

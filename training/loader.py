@@ -84,7 +84,7 @@ class TrainingBatches:
         crops = zip(batch["index"].tolist(), batch["crop"].tolist(), strict=True)
         # crop 0 of a sample has the random numbers of earlier versions, which had no others
         rngs = [np.random.default_rng((self.seed, epoch, i, *([k] if k else []))) for i, k in crops]
-        num_own = len(range(self.world.rank, size, self.world.size))  # crops of this process; 0: it repeats another's
+        num_own = len(self.world.share(range(size)))  # crops of this process; 0: it repeats another's
         batch = self._augmented(batch, rngs)
         if self.augment.is_partial:
             valid = batch["label"] != IGNORE

@@ -86,8 +86,8 @@ class PatchSampler(Sampler[list[Window]]):
 
     Windows have a margin [px] around the crop, for the elastic displacement. Crops are drawn where the samples are
     annotated; None: everywhere. The last `num_unlabelled` samples have no label; every other crop is one of theirs, so
-    that an epoch has no more crops than without them. Each process of the world gets every n-th window of a batch, or
-    the first window, whose loss is then scaled by 0, if the batch has too few.
+    that an epoch has no more crops than without them. Each process of the world gets consecutive windows of a batch, of
+    both kinds where they are two or more, or the first window, whose loss is then scaled by 0, if there are too few.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class PatchSampler(Sampler[list[Window]]):
 
     def __iter__(self) -> Iterator[list[Window]]:
         for batch in self.batches(self.epoch)[self.first_step :]:
-            yield batch[self.world.rank :: self.world.size] or batch[:1]
+            yield list(self.world.share(batch)) or batch[:1]
 
     def __len__(self) -> int:
         return math.ceil(self.num_crop / self.settings.batch_size)

@@ -22,8 +22,9 @@ from utils import UserError
 # flags that may change when resuming
 PER_RUN = {"mode", "normalize", "train_continue", "epoch", "num_epoch", "max_minutes", "gpu_ids"}
 PER_RUN |= {"init_from", "patience"}
+CHOSEN = ("threshold", "certainty", "chosen_on")  # on the validation set, for the weights
 # of a state, and of a checkpoint as well
-SAVED = ("batch_settings", "threshold", "chosen_on", "best_epoch", "best_score")
+SAVED = ("batch_settings", *CHOSEN, "best_epoch", "best_score")
 NEW_TRAINING = "add --train_continue off for a new one"
 HPARAM_GROUPS = ("model", "training", "data", "augmentation")  # groups of flags that results depend on
 
@@ -54,6 +55,7 @@ class TrainState:
     saved_epoch: int = 0  # epoch of the checkpoint it was loaded from; 0: none
     average: MovingAverage | None = None  # of the weights
     threshold: float = 0.5  # for the probability of class 1, which scored best on the validation set
+    certainty: float = 0.0  # that the probability of an object exceeds somewhere, chosen with the threshold
     chosen_on: list[int] | None = field(default_factory=lambda: [0, 0])  # as in a checkpoint
     seconds: float = 0.0  # time trained before this process
     best_epoch: int = 0  # with the best validation score until now; 0: none

@@ -17,7 +17,7 @@ from evaluation.report import Report
 from evaluation.scorers import Challenge, PixelScores, TestScorer, object_counts, scoring_threads, segment_scores
 from evaluation.segment import Segmented, checked_samples, segment
 from model import UNet
-from prediction.objects import KEEP_ALL, ObjectFilter
+from prediction.objects import KEEP_ALL, ObjectFilter, separate_objects
 from prediction.predictor import Member, Predictor
 from samples import IGNORE, SampleFile, write_sample
 from utils import UserError
@@ -453,7 +453,34 @@ def test_threshold_of_numbered_objects_is_that_of_their_average_precision():
     info = DataInfo(1, ["background", "object"], ["a", "b"], [0.9, 0.1], [0.0], [1.0], [0.0, 1.0])
     image = segmented(label, probability.astype(np.float32))
     scores = segment_scores(image, 0) | object_counts(image, predictor(info))
-    assert info.numbers_objects and scores["object_counts"].shape == (9, 10, 2)
-    assert scores["object_counts"][6, :9].tolist() == [[2, 4]] * 9  # at 0.7 all match, up to IoU 0.9
+    assert info.numbers_objects and scores["object_counts"].shape == (9, 5, 10, 2)
+    assert scores["object_counts"][6, 0, :9].tolist() == [[2, 4]] * 9  # at 0.7 all match, up to IoU 0.9
     assert Challenge([scores]).best_threshold == 0.7
     assert Challenge([scores, scores]).chosen_on == [2, 4]
+
+
+def test_certainty_of_numbered_objects_is_that_of_their_average_precision(tmp_path):
+    """Two discs, and two faint ones that are none: only how certain they are tells them apart."""
+    y, x = np.mgrid[:60, :120]
+    inside = [np.hypot(y - 15 - 30 * (k > 1), x - 30 - 60 * (k % 2)) < 10 for k in range(4)]
+    label = (inside[0] | inside[3]).astype(int)
+    probability = np.select(inside, [0.97, 0.78, 0.78, 0.97], 0).astype(np.float32)
+    info = DataInfo(1, ["background", "object"], ["a", "b"], [0.9, 0.1], [0.0], [1.0], [0.0, 1.0])
+    image = segmented(label, probability)
+    scores = segment_scores(image, 0) | object_counts(image, predictor(info))
+    assert scores["object_counts"][3, :, 0].tolist() == [[2, 6], [2, 6], [2, 4], [2, 4], [2, 4]]  # at 0.4
+    assert Challenge([scores]).best_certainty == 0.8
+    certain = replace(predictor(info), certainty=0.8)
+    assert certain.object_filter.certainty == 0.8
+    found = separate_objects(probability, 0.4, certainty=0.8)
+    assert np.array_equal(found > 0, label)
+    means = [
+        report_on(tmp_path, predictor(info), image, object_filter=each.object_filter).summary()["mean"]
+        for each in (predictor(info), certain)
+    ]
+    assert [each["object_f1"] for each in means] == [pytest.approx(2 / 3), 1] and "object_f1_unfiltered" in means[1]
+
+
+def test_certainty_of_masks_is_none():
+    image = segmented(np.eye(24, dtype=int), np.eye(24, dtype=np.float32))
+    assert Challenge([segment_scores(image, 0)]).best_certainty == 0

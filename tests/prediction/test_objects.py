@@ -4,6 +4,8 @@ from scipy import ndimage
 
 from prediction.objects import ObjectFilter, ObjectList, filter_bands, filter_objects, separate_bands, separate_objects
 
+EVEN = np.broadcast_to(np.float32(0.8), (10**4, 10**4))  # a probability that drops nothing
+
 
 def test_separate_objects_parts_touching_discs():
     y, x = np.mgrid[:40, :80]
@@ -119,10 +121,10 @@ def test_filter_bands_gives_what_scikit_image_makes_of_the_whole_image(fill, min
     objects = scattered(threshold=threshold)
     expected = filtered_by_scikit_image(objects, min_size, fill)
     for band_height in (1, 7, 64, 150, 512):
-        bands = list(filter_bands(objects, ObjectFilter(min_size, fill), band_height))
+        bands = list(filter_bands(objects, EVEN, ObjectFilter(min_size, fill), band_height))
         assert [row for band in bands for row in range(150)[band.rows]] == list(range(150))
         assert np.array_equal(np.concatenate([band.values for band in bands]), expected)
-    assert np.array_equal(filter_objects(objects.copy(), ObjectFilter(min_size, fill)), expected)
+    assert np.array_equal(filter_objects(objects.copy(), EVEN, ObjectFilter(min_size, fill)), expected)
     changed = not np.array_equal(expected, objects)
     assert changed == (fill or min_size > 0) and (expected.max() > 1) == (min_size < 10**6)
 
@@ -134,18 +136,32 @@ def test_filter_objects_fills_the_holes_that_binary_fill_holes_fills():
         distance = np.hypot(y - top, x - left)
         objects[(distance < 12) & (distance > 3 * number)] = number
     expected = sum(number * ndimage.binary_fill_holes(objects == number) for number in range(1, 5))
-    filled = filter_objects(objects.copy(), ObjectFilter(fill_holes=True))
+    filled = filter_objects(objects.copy(), EVEN, ObjectFilter(fill_holes=True))
     assert np.array_equal(filled, expected) and 0 < np.sum(filled != objects) < np.sum(objects == 0)
 
 
 def test_filter_objects_drops_small_objects_before_it_fills_holes():
     cells = np.ones((9, 9), np.uint32)
     cells[2:7, 2:7], cells[4, 4] = 0, 2  # a speck in a hole
-    assert np.array_equal(filter_objects(cells.copy(), ObjectFilter(0, True)), cells)  # the hole lies between two
-    assert (filter_objects(cells.copy(), ObjectFilter(2, True)) == 1).all()
+    assert np.array_equal(filter_objects(cells.copy(), EVEN, ObjectFilter(0, True)), cells)  # the hole lies between two
+    assert (filter_objects(cells.copy(), EVEN, ObjectFilter(2, True)) == 1).all()
     cells[3:6, 3:6] = 0
     cells[0, 4] = cells[1, 4] = 0  # open to the border
-    assert np.array_equal(filter_objects(cells.copy(), ObjectFilter(0, True)), cells)
+    assert np.array_equal(filter_objects(cells.copy(), EVEN, ObjectFilter(0, True)), cells)
+
+
+@pytest.mark.parametrize("band_height", [1, 7, 512])
+def test_objects_that_are_certain_nowhere_are_dropped(band_height):
+    probability = np.zeros((30, 20), np.float32)
+    probability[2:9, 2:9], probability[20:29, 2:9], probability[2:29, 12:18] = 0.6, 0.6, 0.8
+    probability[28, 8] = 0.95  # of the second one, in its last row
+    objects = separate_objects(probability)
+    assert objects.max() == 3 and separate_objects(probability, certainty=0.99).max() == 0
+    expected = np.where(objects == objects[20, 2], 1, 0)
+    assert np.array_equal(separate_objects(probability, certainty=0.9), expected)
+    bands = filter_bands(objects, probability, ObjectFilter(certainty=0.9), band_height)
+    assert np.array_equal(np.concatenate([band.values for band in bands]), expected)
+    assert np.array_equal(separate_objects(probability, certainty=0.7) > 0, (objects > 0) & (objects != objects[2, 2]))
 
 
 def test_separate_objects_filters_also_several_classes():
@@ -161,6 +177,7 @@ def test_separate_objects_filters_also_several_classes():
 def test_object_filter_says_what_it_does():
     assert not ObjectFilter(1).is_active and str(ObjectFilter()) == "all kept"
     assert str(ObjectFilter(20, True)) == "under 20 px dropped, holes filled"
+    assert str(ObjectFilter(certainty=0.9)) == "nowhere above 0.9 dropped" and ObjectFilter(certainty=0.9).is_active
 
 
 def test_object_list_has_the_class_of_the_pixels_not_of_a_filled_hole():

@@ -46,7 +46,7 @@ def segment(target, *flags, source="in.tif"):
 
 
 def filtered(stack, *chosen):
-    return np.stack([filter_objects(section.copy(), ObjectFilter(*chosen)) for section in stack])
+    return np.stack([filter_objects(section.copy(), section, ObjectFilter(*chosen)) for section in stack])
 
 
 def linked(stack, min_iou):
@@ -59,10 +59,10 @@ def test_predict_filters_by_the_training_labels_unless_flags_say_otherwise(stack
     assert "filter of the objects" not in capsys.readouterr().out
     trained = segment("trained.npy", "--tile", "64")
     said = capsys.readouterr().out
-    assert "under 12 px dropped, holes filled (as in the training labels; to keep all: --min_size 0" in said
+    assert "under 12 px dropped, holes filled (to keep all: --min_size 0 --fill_holes off --certainty 0)" in said
     assert np.array_equal(trained, filtered(raw, 12, True)) and not np.array_equal(trained, raw)
     assert f"objects: {sum(section.max() for section in trained)} cell in 5 images\n" in said
-    given = segment("given.npy", "--min_size", "30", "--fill_holes", "off")
+    given = segment("given.npy", "--min_size", "30", "--fill_holes", "off", "--certainty", "0")
     assert np.array_equal(given, filtered(raw, 30, False)) and 0 < given.max() < trained.max()
     assert "filter of the objects: under 30 px dropped\n" in capsys.readouterr().out
     predictor = load("checkpoints/unet/em/model_epoch0001.pth")

@@ -1,4 +1,6 @@
+import copy
 import shutil
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import main as main_module
 import run_make_database
 from dataset import PatchDataset
 from description import DataInfo, load_info
+from distributed import World
 from model import UNet, init_weights
 from samples import IGNORE, list_samples, list_unlabelled, write_sample
 from train import train_step
@@ -39,16 +42,19 @@ def nets():
     return made[0], made[1].eval().requires_grad_(False)
 
 
-def test_consistency_is_the_weighted_squared_difference_of_probabilities():
+def test_consistency_is_the_weighted_squared_difference_of_probabilities_by_the_batch():
     _, teacher = nets()
     batch = {"unchanged": torch.randn(2, 1, 8, 8)}
     with torch.no_grad():
-        probability = teacher(batch["unchanged"]).sigmoid()
+        probability = teacher.train()(batch["unchanged"]).sigmoid()
+    before = copy.deepcopy(teacher.eval().state_dict())
     agreeing = probability.logit()
     assert float(consistency(agreeing, batch, teacher=teacher, weight=10)) < 1e-9
     certain = torch.full_like(probability, 50)
     expected = 3 * (1 - probability).square().mean()
     torch.testing.assert_close(consistency(certain, batch, teacher=teacher, weight=3), expected)
+    assert same(teacher.state_dict(), before) and not any(module.training for module in teacher.modules())
+    assert all(module.track_running_stats for module in teacher.modules() if isinstance(module, torch.nn.BatchNorm2d))
 
 
 def test_weight_rises_to_its_end():
@@ -99,6 +105,17 @@ def test_every_other_crop_is_of_an_unlabelled_sample(num_crop):
         assert sum(map(len, batches)) == (num_crop or 24)
     assert seen == {*range(5)} if num_crop != 1 else {*range(3)}
     assert sampler.batches(3) == PatchSampler([(32, 32)] * 5, 2, settings, num_unlabelled=2).batches(3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_process_sees_labelled_and_unlabelled_crops(size):
+    """Batch normalisation on a CPU has the statistics of its own process alone."""
+    settings, shapes = BatchSettings((16, 16), 2 * size, 0), [(32, 32)] * 5
+    shares = [list(PatchSampler(shapes, 2, settings, None, World(rank, size), 2)) for rank in range(size)]
+    for parts in zip(*shares, strict=True):
+        assert all({window.index >= 3 for window in part} == {False, True} for part in parts)
+    whole = PatchSampler(shapes, 2, settings, num_unlabelled=2).batches(1)
+    assert [[*chain(*parts)] for parts in zip(*shares, strict=True)] == whole
 
 
 def test_batches_keep_the_input_for_the_teacher_before_intensities_change(with_unlabelled):
