@@ -34,11 +34,11 @@ from prediction.predictor import Predictor
 
 Gather = Callable[[list], list]  # lists of all processes, joined
 F1, UNFILTERED = "object_f1", "object_f1_unfiltered"  # of the objects after and before their filter
-LEVEL = 1e-3  # of V_Info or average precision: a smaller difference is none
+LEVEL = 1e-3  # of V_Info: a smaller difference is none
 PAIR_SCORES = ("v_rand", "v_info")
 TOLERANCE = 1e-2  # of V_Info or average precision: single mergers make such a difference (benchmarks/README.md)
 LARGE = 2**22  # [px] of an image whose scores begin with memory given back
-CERTAINTIES = (0.0, 0.7, 0.8, 0.9, 0.95)  # that the probability of an object may have to exceed somewhere
+CERTAINTIES = (0.0, 0.7, 0.8, 0.9)  # that the probability of an object may have to exceed somewhere
 SHARED = 2**23  # [px] that threads score at once: each needs up to 80 bytes for a pixel
 
 
@@ -106,14 +106,14 @@ class Challenge:
     def _best_for_objects(self) -> tuple[int, int]:
         """Indices of threshold and certainty by the average precision of all objects.
 
-        The threshold is the middle of those that are as good as the best; of the certainties there, the least.
+        The threshold is the middle of those that are as good as the best, the certainty the least of them there.
         """
         counts = np.sum([scores["object_counts"] for scores in self.decisive], axis=0)
         num_match, num_object = counts[..., 0], counts[..., 1]
         precision = (num_match / np.maximum(num_object - num_match, 1)).mean(2)
         good = np.flatnonzero(precision.max(1) >= precision.max() - TOLERANCE)
         at_threshold = precision[middle := good[len(good) // 2]]
-        return middle, int(np.argmax(at_threshold >= at_threshold.max() - LEVEL))
+        return middle, int(np.argmax(at_threshold >= at_threshold.max() - TOLERANCE))
 
     @property
     def chosen_on(self) -> list[int]:

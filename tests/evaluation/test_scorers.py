@@ -453,7 +453,7 @@ def test_threshold_of_numbered_objects_is_that_of_their_average_precision():
     info = DataInfo(1, ["background", "object"], ["a", "b"], [0.9, 0.1], [0.0], [1.0], [0.0, 1.0])
     image = segmented(label, probability.astype(np.float32))
     scores = segment_scores(image, 0) | object_counts(image, predictor(info))
-    assert info.numbers_objects and scores["object_counts"].shape == (9, 5, 10, 2)
+    assert info.numbers_objects and scores["object_counts"].shape == (9, 4, 10, 2)
     assert scores["object_counts"][6, 0, :9].tolist() == [[2, 4]] * 9  # at 0.7 all match, up to IoU 0.9
     assert Challenge([scores]).best_threshold == 0.7
     assert Challenge([scores, scores]).chosen_on == [2, 4]
@@ -468,7 +468,7 @@ def test_certainty_of_numbered_objects_is_that_of_their_average_precision(tmp_pa
     info = DataInfo(1, ["background", "object"], ["a", "b"], [0.9, 0.1], [0.0], [1.0], [0.0, 1.0])
     image = segmented(label, probability)
     scores = segment_scores(image, 0) | object_counts(image, predictor(info))
-    assert scores["object_counts"][3, :, 0].tolist() == [[2, 6], [2, 6], [2, 4], [2, 4], [2, 4]]  # at 0.4
+    assert scores["object_counts"][3, :, 0].tolist() == [[2, 6], [2, 6], [2, 4], [2, 4]]  # at 0.4
     assert Challenge([scores]).best_certainty == 0.8
     certain = replace(predictor(info), certainty=0.8)
     assert certain.object_filter.certainty == 0.8
