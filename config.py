@@ -55,14 +55,8 @@ LAPTOP = {"nch_ker": 16, "max_minutes": 10}  # a training that a laptop does whi
 # after a test, to correct the labels of new images and add them
 PREDICT: dict[str, Any] = {"mode": "predict", "input": "IMAGES", "output": "segmented"}
 PREDICT |= {"what": "labels,overlay"}
-AS_TESTED = (
-    "epoch",
-    "threshold",
-    "background",
-    "min_size",
-    "fill_holes",
-    "certainty",
-)  # of a test that predict needs, too
+# flags of a test that predict needs, too
+AS_TESTED = ("epoch", "threshold", "background", "min_size", "fill_holes", "certainty")
 CHANNEL = "numbers or names of the channels to read, comma-separated, from 0 (default: all)"
 SERIES = "numbers or names of the series, scenes or wells to read, comma-separated, from 0 (default: all)"
 SECTION = "sections of each stack to read: numbers and ranges from 0, such as 3 or 0,2,5 or 0-9 or 0:10 (default: all)"

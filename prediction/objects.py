@@ -172,14 +172,15 @@ def filter_bands(
 ) -> Iterator[Band]:
     """Objects (h, W) uint32 of `filter_objects`, band by band; the unfiltered ones are read two or three times."""
     bands = [slice(top, top + band_height) for top in range(0, objects.shape[0], band_height)]
-    sizes, certain = ObjectList(), []  # numbers of the objects that are certain somewhere
+    sizes, certain = ObjectList(), ObjectList()
     for rows in bands:
         sizes.add(values := objects[rows])
         if object_filter.certainty > 0:
-            certain.append(np.unique(values[probability[rows] > object_filter.certainty]))
+            certain.add(values * (probability[rows] > object_filter.certainty))
     remains = sizes.area >= object_filter.min_size
     if object_filter.certainty > 0:
-        remains &= np.isin(np.arange(len(remains)), np.concatenate(certain))
+        remains[len(certain.area) :] = False
+        remains[: len(certain.area)] &= certain.area > 0
     remains[0] = False  # the background
     number_of = np.where(remains, np.cumsum(remains), 0).astype(np.uint32)
     holes = _Holes()
