@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--max_minutes", type=float, help="train so long instead")
     parser.add_argument("--nch_ker", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="seeds")
+    parser.add_argument("--ensemble", action="store_true", help="score the seeds together, too")
     parser.add_argument("--flags", default="", help="additional flags of main.py")
     parser.add_argument("--split", choices=SPLITS, default="val", help="split to score")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "nuclei2018")
@@ -57,6 +58,9 @@ def main() -> None:
     if not (args.work / "datasets" / name).is_dir():
         make_database(args, name)
     print(table([run(args, name, seed) for seed in args.seeds]))
+    if args.ensemble:
+        paths = [list_newest(args.work / "checkpoints" / scope_of(args, seed) / name)[0] for seed in args.seeds]
+        print("ensemble:", scores(paths, args.data, split_of(args)))
 
 
 def make_database(args: argparse.Namespace, name: str) -> None:
@@ -99,20 +103,30 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict:
     what["split"] = args.split
     if found := find_row(args.work / "runs.jsonl", what):
         return found
-    number = "-".join(map(str, [*length.values(), args.nch_ker, seed]))
-    scope = number + args.flags.replace("--", "-").replace(" ", "")
+    scope = scope_of(args, seed)
     place = ["--name_data", name, "--scope", scope, "--gpu_ids", -1]
     flags = ["--nch_ker", args.nch_ker, "--num_freq_save", 100000, "--seed", seed, *args.flags.split()]
     flags += [part for flag, value in length.items() for part in (f"--{flag}", value)]
     cpu = program("main.py", args.work, "--mode", "train", *place, *flags)
     path = list_newest(args.work / "checkpoints" / scope / name)[0]
     row = what | {"cpu_seconds": round(cpu), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    row |= scores(path, args.data, sorted((args.data / "images").glob("*.png"))[SPLITS[args.split]])
+    row |= scores(path, args.data, split_of(args))
     write_row(args.work / "runs.jsonl", row)
     return row
 
 
-def scores(path: Path | str, data: Path, files: list[Path]) -> dict:
+def scope_of(args: argparse.Namespace, seed: int) -> str:
+    """Name of a training."""
+    number = "-".join(map(str, [args.max_minutes or args.num_epoch, args.nch_ker, seed]))
+    return number + args.flags.replace("--", "-").replace(" ", "")
+
+
+def split_of(args: argparse.Namespace) -> list[Path]:
+    """Images of the split to score."""
+    return sorted((args.data / "images").glob("*.png"))[SPLITS[args.split]]
+
+
+def scores(path: Path | str | list[Path], data: Path, files: list[Path]) -> dict:
     """F1 at IoU 0.5, average precision at 0.5 and 0.75, and false objects, pooled over the images, as of predict."""
     predictor, counts = load(path), np.zeros((len(LIMITS), 2))
     false = 0
