@@ -340,5 +340,5 @@ class PredictionJob:
         filters = list(dict.fromkeys(self.filters))  # several: of images at several scales
         if any(each.is_active for each in filters):
             is_given = len(self.config.given_filter) == len(filters[0])
-            origin = "" if is_given else f" (to keep all: {KEEP})"
+            origin = "" if is_given else f" (as in the training; to keep all: {KEEP})"
             echo(f"filter of the objects: {listed(filters, most=5)}{origin}")

@@ -252,20 +252,22 @@ def predictor_of(
     """Network of a checkpoint, or the ensemble of several, ready to segment; their own threshold, or another one."""
     if not trained:
         raise UserError("no checkpoint named: give the path of at least one")
-    members, backgrounds = [], []
+    members, backgrounds, certainties = [], [], []
     first, one = next(iter(trained.items()))
     for path, saved in trained.items():
         _check_alike(first, one.info, path, saved.info)
         net = fold_norm(saved.network(path))
         net = to_device(net, net.arguments["norm"], device, precision)  # a damaged file may leave the norm out
         members.append(Member(net, saved.info))
-        backgrounds.append(find_background(saved.info, background or saved.config.get("background", "")))
+        own = saved.config.get("background", "")
+        backgrounds.append(find_background(saved.info, background or own))
+        is_own = backgrounds[-1] == find_background(saved.info, own)  # whose objects the certainty was chosen on
+        certainties.append(saved.certainty if is_own else 0.0)
         if backgrounds[-1] != backgrounds[0]:
             raise UserError(f"{first} and {path} were trained with different backgrounds: choose one by --background")
     mean = fmean(saved.threshold for saved in trained.values())
     origin = origin_of(*(saved.chosen_on for saved in trained.values()))
-    certainty = min(saved.certainty for saved in trained.values())
-    predictor = Predictor(tuple(members), mean, device, precision, backgrounds[0], origin, certainty)
+    predictor = Predictor(tuple(members), mean, device, precision, backgrounds[0], origin, min(certainties))
     return at_threshold(predictor, threshold)
 
 

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from test_ensemble import INFO, write_network
 
 import main
+from checkpoint import Checkpoint
 from description import DataInfo, load_info
 from evaluation.metrics import object_scores
 from predict import load, predict_array
@@ -45,8 +46,9 @@ def segment(target, *flags, source="in.tif"):
     return np.load(target) if Path(target).suffix == ".npy" and Path(target).exists() else None
 
 
-def filtered(stack, *chosen):
-    return np.stack([filter_objects(section.copy(), section, ObjectFilter(*chosen)) for section in stack])
+def filtered(stack, probability, *chosen):
+    both = zip(stack, probability, strict=True)
+    return np.stack([filter_objects(cells.copy(), values, ObjectFilter(*chosen)) for cells, values in both])
 
 
 def linked(stack, min_iou):
@@ -59,16 +61,37 @@ def test_predict_filters_by_the_training_labels_unless_flags_say_otherwise(stack
     assert "filter of the objects" not in capsys.readouterr().out
     trained = segment("trained.npy", "--tile", "64")
     said = capsys.readouterr().out
-    assert "under 12 px dropped, holes filled (to keep all: --min_size 0 --fill_holes off --certainty 0)" in said
-    assert np.array_equal(trained, filtered(raw, 12, True)) and not np.array_equal(trained, raw)
+    assert (
+        "under 12 px dropped, holes filled (as in the training; to keep all: --min_size 0 --fill_holes off --certainty 0)"
+        in said
+    )
+    assert np.array_equal(trained, filtered(raw, raw, 12, True)) and not np.array_equal(trained, raw)
     assert f"objects: {sum(section.max() for section in trained)} cell in 5 images\n" in said
     given = segment("given.npy", "--min_size", "30", "--fill_holes", "off", "--certainty", "0")
-    assert np.array_equal(given, filtered(raw, 30, False)) and 0 < given.max() < trained.max()
+    assert np.array_equal(given, filtered(raw, raw, 30, False)) and 0 < given.max() < trained.max()
     assert "filter of the objects: under 30 px dropped\n" in capsys.readouterr().out
     predictor = load("checkpoints/unet/em/model_epoch0001.pth")
     options = {"tta": False, "what": "cells"}
     assert np.array_equal(predict_array(predictor, stack, **options), trained)
     assert np.array_equal(predict_array(predictor, stack[0], **options, min_size=30, fill_holes=False), given[0])
+
+
+def test_predict_drops_objects_as_certain_as_the_checkpoint_says(stack, capsys):
+    path = Path("checkpoints/unet/em/model_epoch0001.pth")
+    options = {"tta": False, "min_size": 0, "fill_holes": False}
+    raw = predict_array(load(path), stack, what="cells", **options)
+    probability = predict_array(load(path), stack, tta=False)
+    peaks = [ndimage.maximum(p, cells, range(1, cells.max() + 1)) for p, cells in zip(probability, raw, strict=True)]
+    certainty = float(np.median(np.concatenate(peaks)))
+    replace(Checkpoint.load(path), certainty=certainty).save(path)
+    found = segment("out.npy", *ALL, "--tile", "64")
+    assert [section.max() for section in found] == [np.sum(peak > certainty) for peak in peaks]
+    assert np.array_equal(found, filtered(raw, probability, 0, False, certainty)) and 0 < found.max() < raw.max()
+    assert np.array_equal(found, predict_array(load(path), stack, what="cells", **options))
+    assert f"nowhere above {certainty:g} dropped (as in the training" in capsys.readouterr().out
+    assert np.array_equal(segment("all.npy", *ALL, "--certainty", "0"), raw)
+    assert load(path).certainty == certainty
+    assert load(path, background="cell").certainty == 0  # it was chosen for the objects of the other class
 
 
 def test_filter_of_an_older_checkpoint_and_of_an_ensemble_is_the_mildest(stack, work):
@@ -183,7 +206,7 @@ def test_table_of_several_classes_lists_the_objects_that_were_written(stack, lin
         rows = list(csv.DictReader(file))
     table = {(int(row["section"]) - 1, int(row["object"])): int(row["area_px"]) for row in rows}
     assert table == {(z, n): np.sum(cells[z] == n) for z in range(5) for n in np.unique(cells[z])[1:]}
-    assert {row["class"] for row in rows} == {"b", "c"} and raw.max() > filtered(raw, 6, True).max()
+    assert {row["class"] for row in rows} == {"b", "c"} and raw.max() > filtered(raw, raw, 6, True).max()
     predictor = load("checkpoints/three/em/model_epoch0001.pth")
     options = {"tta": False, "min_size": 6, "fill_holes": True, "link": float(link)}
     assert np.array_equal(predict_array(predictor, stack, what="cells", **options), cells)
